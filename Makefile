@@ -1,0 +1,39 @@
+# make lab    install into .venv, run the three labs, write results.json and results.html
+# make test   what CI runs: lint, types, tests
+# make proof  slow proofs: A/A statistics, fresh clone, kill loops
+# make gpu    tests and benchmarks that need CUDA
+
+PYTHON ?= python3
+BIN := .venv/bin
+# A GPU machine may bring its own torch, numba and JAX: `make gpu BIN=$(dirname $(which python3))`.
+
+.PHONY: lab test proof gpu lint format
+
+# The stamp is newer than what decides the installation, so that a second call costs nothing.
+.venv: .venv/installed
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+lab: .venv/installed
+	$(BIN)/perflab run --quick --output results.json
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint
+	$(BIN)/python -m pytest -m 'not proof and not gpu' --durations 15
+
+proof: .venv/installed
+	$(BIN)/python -m pytest -m proof -s
+
+gpu:
+	$(BIN)/python -m pytest -m gpu -rs
+	$(BIN)/python -m bench.cli run roofline --quick --device cuda --output results-gpu.json

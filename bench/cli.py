@@ -1,0 +1,243 @@
+"""The command ``perflab``: thin, and quick to start (no torch, JAX, numba or Ray in this process)."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="The lab bench for the performance of training and serving: predict, measure, prove, report.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+
+
+def _overrides(pairs: list[str]) -> dict[str, str]:
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--set takes key=value, not {pair!r}")
+        found[key] = value
+    return found
+
+
+@app.command("list")
+def list_labs(as_json: Json = False) -> None:
+    """The labs and the question each answers."""
+    from dataclasses import fields
+
+    from labs import NAMES, load
+
+    labs = {name: load(name) for name in NAMES}
+    if as_json:
+        rows: dict[str, Any] = {}
+        for name, lab in labs.items():
+            known = {f.name: {"default": f.default, **f.metadata} for f in fields(lab.config)}
+            rows[name] = {"question": lab.question, "answer": lab.answer, "settings": known}
+        print(json.dumps(rows, indent=1, default=str))
+        return
+    for name, lab in labs.items():
+        print(f"{name:14}{lab.question}")
+        settings = [
+            f"{f.name}={f.default}" + (f" {f.metadata['unit']}" if f.metadata["unit"] else "")
+            for f in fields(lab.config)
+        ]
+        print(f"{'':14}--set {', '.join(settings)}")
+
+
+@app.command()
+def calibrate(
+    force: Annotated[
+        bool, typer.Option("--force", help="measure anew even if the kept constants still hold")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure this machine's constants (kept per machine; checked again at each run)."""
+    from bench.progress import Progress
+    from bench.runner import calibrated
+    from labs.machine import cache_path
+
+    progress = Progress(not as_json)
+    try:
+        machine, _ = calibrated(progress, force)
+    finally:
+        progress.close()
+    if as_json:
+        print(json.dumps(machine.to_json(), indent=1))
+        return
+    from bench.report.terminal import print_machine
+
+    print_machine(machine)
+    print(f"kept in {cache_path()}")
+
+
+@app.command()
+def run(
+    labs: Annotated[list[str] | None, typer.Argument(help="labs to run (default: all)")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="small sizes, about a minute a lab")] = False,
+    full: Annotated[bool, typer.Option("--full", help="large sizes and many rounds")] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a lab's setting")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda (default: what is there)")] = "",
+    machine: Annotated[
+        list[str] | None, typer.Option(help="also predict for this machine, not measured")
+    ] = None,
+    nproc: Annotated[int, typer.Option(min=0, help="ranks of multi-process variants")] = 0,
+    output: Annotated[Path, typer.Option(help="results file; the page is written beside it")] = Path(
+        "results.json"
+    ),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with the interrupted run of this output")
+    ] = False,
+) -> None:
+    """Predict, measure, prove and report."""
+    from bench.runner import Request
+    from bench.runner import run as run_request
+
+    if quick and full:
+        raise ValueError("--quick and --full exclude each other")
+    if device not in ("", "cpu", "cuda"):
+        raise ValueError(f"--device takes cpu or cuda, not {device!r}")
+    request = Request(
+        labs=tuple(labs or ()),
+        scale="quick" if quick else "full" if full else "normal",
+        overrides=_overrides(settings or []),
+        device=device,
+        sheets=tuple(machine or ()),
+        processes=nproc,
+        output=output,
+        resume=resume,
+    )
+    raise typer.Exit(run_request(request))
+
+
+@app.command()
+def report(
+    results: Annotated[Path, typer.Argument(help="a results file")],
+    output: Annotated[Path | None, typer.Option(help="the page (default: beside the results)")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="print Markdown instead")] = False,
+) -> None:
+    """Turn results into one self-contained HTML page."""
+    from bench.results import load
+
+    data = load(results)
+    if markdown:
+        from bench.report import to_markdown
+
+        print(to_markdown(data))
+        return
+    from bench.report import write_page
+
+    print(write_page(data, output or results.with_suffix(".html")))
+
+
+@app.command()
+def compare(
+    files: Annotated[list[str] | None, typer.Argument(metavar="BASE NEW", help="two results files")] = None,
+    fail_above: Annotated[str, typer.Option(help="exit 1 when something is slower by more, e.g. 5%")] = "",
+    last: Annotated[int, typer.Option(help="compare the last N results of LAB on this machine")] = 0,
+    markdown: Annotated[bool, typer.Option("--markdown", help="a table for a pull request")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare two results files, also plain pytest-benchmark JSON."""
+    from bench import compare as comparing
+    from bench.results import load
+
+    limit = comparing.parse_share(fail_above) if fail_above else None
+    words = files or []
+    if last:
+        from bench.history import last as newest
+
+        if last < 2 or len(words) != 1:
+            raise ValueError(
+                "compare --last takes a number from 2 on and one lab: perflab compare --last 2 roofline"
+            )
+        found = newest(last, words[0])
+        paths = [found[0], found[-1]]
+    elif len(words) == 2:
+        paths = [Path(word) for word in words]
+    else:
+        raise ValueError(f"compare takes two results files, BASE and NEW, not {len(words)}")
+    comparison = comparing.compare_files(load(paths[0]), load(paths[1]))
+    if as_json:
+        print(json.dumps(comparing.to_json(comparison), indent=1))
+    elif markdown:
+        print(comparing.to_markdown(comparison))
+    else:
+        comparing.print_comparison(comparison)
+    if limit is not None:
+        slower = comparison.above(limit)
+        if slower:
+            print(f"{len(slower)} slower by more than {limit * 100:g} %", file=sys.stderr)
+            raise typer.Exit(1)
+        if not comparison.rows:
+            raise ValueError("no benchmark is in both files: nothing that --fail-above could hold")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """May a measurement taken here be trusted? Load, threads, imports, and an A/A test."""
+    from bench import doctor as examination
+
+    findings = examination.examine()
+    test = examination.self_test()
+    if as_json:
+        print(json.dumps(examination.to_json(findings, test), indent=1))
+    else:
+        examination.print_examination(findings, test)
+    if any(f.level == examination.BAD for f in findings) or test.comparison.verdict in ("faster", "slower"):
+        raise typer.Exit(1)
+
+
+@app.command()
+def inspect(
+    function: Annotated[str, typer.Argument(help="package.module:name or file.py:name of a numba function")],
+    target: Annotated[str, typer.Option(help="cpu")] = "cpu",
+    signature: Annotated[str, typer.Option(help="e.g. 'float32[::1],float32[::1]'")] = "",
+    as_json: Json = False,
+) -> None:
+    """What the compiler made of a function: SIMD width, packed or scalar, calls to libm."""
+    if target != "cpu":
+        raise ValueError(f"--target takes cpu, not {target!r}")
+    from kernels.inspect import report as inspect_report
+
+    sys.path.insert(0, os.getcwd())
+    instructions = inspect_report(function, signature or None)
+    print(json.dumps(instructions.to_json(), indent=1) if as_json else instructions)
+
+
+def main() -> None:
+    """Entry point: a wrong input is one line and exit status 2."""
+    try:
+        status = app(standalone_mode=False)  # click hands back what a command raised as typer.Exit
+        raise SystemExit(status if isinstance(status, int) else 0)
+    except (ValueError, TypeError) as error:
+        _stop(" ".join(str(error).split()))
+    except (KeyboardInterrupt, typer.Abort):
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
+    except Exception as error:
+        # typer brings its own copy of click in some versions: known by what its exceptions can do.
+        if hasattr(error, "format_message"):
+            _stop(error.format_message())
+        raise
+
+
+def _stop(message: str) -> None:
+    print(f"perflab: {message}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,16 @@
+"""Options of the suites: ``pytest bench --quick``. They live here and not in the plugin, so that an
+installed perflab claims no option names in other projects' tests."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("perflab suites")
+    size = "sizes and time of the labs' suites"
+    group.addoption(
+        "--quick", action="store_const", const="quick", dest="perflab_scale", help=f"small {size}"
+    )
+    group.addoption("--full", action="store_const", const="full", dest="perflab_scale", help=f"large {size}")
+    group.addoption("--perflab-plan", default=None, help="run the plan in this file (used by perflab run)")

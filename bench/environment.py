@@ -1,0 +1,130 @@
+"""Facts about where a measurement is taken, and what may spoil it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the doctor looks for foreign packages called labs: importing it here would find them
+    from labs.lab import Allocator
+
+GIB = 1 << 30
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+)
+PACKAGES = ("torch", "numpy", "numba", "jax", "jaxlib", "triton", "ray", "pytest", "pytest-benchmark")
+OURS = ("kernels", "parallel", "labs", "bench")
+
+
+def allocator_environment(column: str) -> dict[str, str]:
+    """Environment that fixes glibc malloc's mode for a child process.
+
+    ``tuned`` keeps freed memory inside the process, so that a large output is not page-faulted anew at
+    every call (glibc manual, "Memory Allocation Tunables"). The mode is fixed when a process starts.
+    """
+    if column == "default":
+        return {"GLIBC_TUNABLES": ""}
+    if column == "tuned":
+        return {
+            "GLIBC_TUNABLES": f"glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold={64 * GIB}"
+            f":glibc.malloc.top_pad={256 << 20}"
+        }
+    raise ValueError(f"there is no allocator mode {column!r}; there is default, tuned")
+
+
+def allocator_mode() -> Allocator:
+    """The mode of this process."""
+    return "tuned" if "glibc.malloc.mmap_max=0" in os.environ.get("GLIBC_TUNABLES", "") else "default"
+
+
+def read_text(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def governor() -> str:
+    return read_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+
+
+def load_average() -> float:
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine_facts() -> dict[str, Any]:
+    """What goes into ``machine_info`` beside pytest-benchmark's own entries."""
+    from labs.machine import fingerprint, usable_cores
+
+    return {
+        "fingerprint": fingerprint(),
+        "usable_cores": usable_cores(),
+        "governor": governor() or "unknown",
+        "transparent_huge_pages": read_text("/sys/kernel/mm/transparent_hugepage/enabled") or "unknown",
+        "allocator": allocator_mode(),
+        "load_average_1_min": load_average(),
+        "thread_environment": {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
+        "versions": versions(),
+    }
+
+
+def reset_peak_memory() -> bool:
+    """Start counting peak memory anew (Linux); False where that is not possible."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return True
+    except OSError:
+        return False
+
+
+def peak_memory_bytes() -> int:
+    """The highest resident size since ``reset_peak_memory``, or since start."""
+    for line in read_text("/proc/self/status").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    import resource
+
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def foreign_packages() -> list[str]:
+    """Other installed distributions that own a package named like one of ours, one line each."""
+    lines = []
+    for name, owners in metadata.packages_distributions().items():
+        foreign = sorted(set(owners) - {"perflab"})
+        if name in OURS and foreign:
+            lines.append(f"the distribution {', '.join(foreign)} also owns a package named {name!r}")
+    return lines
+
+
+def shadowed_packages() -> list[str]:
+    """Packages of ours that Python would import from somewhere else, one line each."""
+    import importlib.util
+
+    here = Path(__file__).resolve().parent.parent
+    lines = []
+    for name in OURS:
+        spec = importlib.util.find_spec(name)
+        origin = Path(spec.origin).resolve().parent.parent if spec and spec.origin else None
+        if origin != here:
+            lines.append(f"'import {name}' finds {origin or 'nothing'}, not perflab's own")
+    return lines

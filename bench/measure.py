@@ -1,0 +1,205 @@
+"""Measure one group of a lab: set up, cold calls, proof, warm-up, interleaved rounds.
+
+This is the only place that times variants. It returns plain dictionaries (``extra_info``) beside the
+samples, so that the plugin can hand them to pytest-benchmark and the journal can keep them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench import environment, stats
+from bench.clocks import clock
+from bench.rounds import CpuMeter, Timed, call_cold, pairs, run_rounds, warm_up
+from bench.world import WorldClock, Worlds
+from labs.lab import Check, Lab, Prediction, Variant
+from labs.machine import Machine
+
+
+class RoundRecorder:
+    """The Recorder handed to a variant: keeps what setup recorded, and the last round's values."""
+
+    def __init__(self) -> None:
+        from time import perf_counter
+
+        self.now = perf_counter
+        self._setup: dict[str, list[float]] = {}
+        self._round: dict[str, list[float]] = {}
+        self._target = self._setup
+
+    def record(self, name: str, value: float, unit: str) -> None:
+        key = f"{name}_{unit}" if unit else name
+        self._target.setdefault(key, []).append(float(value))
+
+    def begin_round(self) -> None:
+        self._round = self._target = {}
+
+    @property
+    def values(self) -> dict[str, list[float]]:
+        return {**self._setup, **self._round}
+
+
+@dataclass
+class Measured:
+    """One variant's samples and facts."""
+
+    variant: Variant
+    timed: Timed
+    extra_info: dict[str, Any]
+
+
+@dataclass
+class GroupResult:
+    measured: list[Measured] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    unavailable: dict[str, str] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+
+
+def explain(error: BaseException) -> str:
+    """One line: what went wrong, and where in our code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno})" if frames else ""
+    text = " ".join(str(error).split()) or "no message"
+    return f"{type(error).__name__}: {text[:300]}{where}"
+
+
+def measure_group(
+    lab: Lab,
+    config: Any,
+    group: str,
+    *,
+    budget_seconds: float,
+    machine: Machine | None = None,
+    predictions: Mapping[str, list[Prediction]] | None = None,
+    worlds: Worlds | None = None,
+    on_phase: Callable[[str], None] = lambda phase: None,
+) -> GroupResult:
+    """Everything measured about ``lab``'s variants of ``group``. A variant that raises is reported in
+    ``errors`` and the others go on."""
+    result = GroupResult()
+    worlds = worlds or Worlds()
+    steps: dict[str, Timed] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    recorders: dict[str, RoundRecorder] = {}
+    variants = {v.address: v for v in lab.variants(config) if v.group == group}
+    try:
+        for address, variant in variants.items():
+            if variant.unavailable:
+                result.unavailable[address] = variant.unavailable
+                continue
+            on_phase(f"{variant.name}: first call")
+            recorder = recorders[address] = RoundRecorder()
+            meter = CpuMeter()
+            environment.reset_peak_memory()
+            try:
+                timed = _set_up(lab, config, variant, recorder, worlds)
+                steps[address] = timed
+                recorder.begin_round()
+                meter.watch_children()
+                cpu = meter.read()
+                call_cold(timed)
+                facts[address] = {
+                    "cold_s": timed.cold_seconds,
+                    "cold_cpu_s": meter.read() - cpu,
+                    "peak_memory_B": environment.peak_memory_bytes(),
+                }
+            except Exception as error:
+                result.errors[address] = explain(error)
+                _close(steps.pop(address, None))
+        on_phase("proof")
+        _prove(lab, config, steps, result)
+        on_phase("warm-up")
+        for address, timed in list(steps.items()):
+            try:
+                warm_up(timed, budget_seconds / len(steps))
+            except Exception as error:
+                result.errors[address] = explain(error)
+                _close(steps.pop(address))
+        on_phase("rounds")
+        if steps:
+            run_rounds(steps, budget_seconds)
+    finally:
+        for timed in steps.values():
+            _close(timed)
+    first = next(iter(steps), None)
+    for address, timed in steps.items():
+        extra = facts[address] | _extra_info(lab, variants[address], timed, recorders[address], machine)
+        wanted = (predictions or {}).get(address, [])
+        extra["predicted"] = {item.key: item.value for item in wanted}
+        extra["measured"] = {"time_s": stats.median_interval(timed.seconds)[0]}
+        for item in wanted:
+            if item.key in extra["recorded"]:
+                extra["measured"][item.key] = extra["recorded"][item.key][-1]
+        if first is not None and address != first:
+            base, new = pairs(steps[first], timed)
+            if base:
+                extra["against"] = {"base": first, **vars(stats.compare_pairs(base, new))}
+        result.measured.append(Measured(variants[address], timed, extra))
+    return result
+
+
+def _set_up(lab: Lab, config: Any, variant: Variant, recorder: RoundRecorder, worlds: Worlds) -> Timed:
+    if variant.processes > 1:
+        return Timed(worlds.step(lab.name, config, variant), WorldClock(), variant.max_rounds)
+    step = variant.setup(config, recorder)
+    return Timed(step, clock(variant.clock), variant.max_rounds, recorder.begin_round)
+
+
+def _close(timed: Timed | None) -> None:
+    close = getattr(timed.step, "close", None) if timed is not None else None
+    if close is not None:
+        with contextlib.suppress(Exception):
+            close()
+
+
+def _prove(lab: Lab, config: Any, steps: Mapping[str, Timed], result: GroupResult) -> None:
+    """Hold every output against the lab's reference; then let go of the outputs."""
+    try:
+        result.checks = list(lab.check(config, {address: timed.output for address, timed in steps.items()}))
+    except Exception as error:
+        result.errors["check"] = explain(error)
+    for timed in steps.values():
+        timed.output = None
+
+
+def _extra_info(
+    lab: Lab, variant: Variant, timed: Timed, recorder: RoundRecorder, machine: Machine | None
+) -> dict[str, Any]:
+    median, low, high = stats.median_interval(timed.seconds)
+    cpu = sorted(timed.cpu_seconds)
+    extra: dict[str, Any] = {
+        "lab": lab.name,
+        "variant": variant.address,
+        "allocator": environment.allocator_mode(),
+        "interval_s": [low, high],
+        "cpu_s": cpu[len(cpu) // 2] if cpu else None,
+        "load_average_1_min": environment.load_average(),
+        "rounds_index": timed.rounds,
+        "recorded": recorder.values,
+        "threads": variant.threads,
+        "processes": variant.processes,
+    }
+    rates: list[float] = []
+    if variant.flops:
+        extra["flops_per_s"] = variant.flops / median
+        with contextlib.suppress(ValueError):
+            if machine is not None:
+                peaks = [
+                    machine.peak(variant.dtype, unit=unit, threads=variant.threads)
+                    for unit in ("vector", "matrix")
+                ]
+                rates.append(variant.flops / max(peaks))
+    if variant.bytes_moved:
+        extra["bytes_per_s"] = variant.bytes_moved / median
+        with contextlib.suppress(ValueError):
+            if machine is not None:
+                limit = machine.bandwidth(variant.working_set or variant.bytes_moved, threads=variant.threads)
+                rates.append(variant.bytes_moved / limit)
+    if rates and variant.clock != "cuda":
+        extra["fraction_of_roof"] = max(rates) / median
+    return extra

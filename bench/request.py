@@ -1,0 +1,82 @@
+"""What the user asked for, and whether it can be done: labs, settings, sizes, where results go."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from labs import NAMES, load
+from labs.lab import Scale, configure, nearest
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, not yet checked."""
+
+    labs: Sequence[str] = ()
+    scale: Scale = "normal"
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    device: str = ""
+    sheets: Sequence[str] = ()
+    processes: int = 0
+    output: Path = Path("results.json")
+    resume: bool = False
+
+
+def settings_of(request: Request) -> dict[str, dict[str, Any]]:
+    """Each lab's settings; ValueError for unknown labs, settings and sizes the machine cannot hold."""
+    names = list(dict.fromkeys(request.labs)) or list(NAMES)
+    labs = {name: load(name) for name in names}
+    known = {name: {item.name for item in fields(lab.config)} for name, lab in labs.items()}
+    overrides: dict[str, dict[str, Any]] = {name: {} for name in names}
+    if request.processes:
+        for name in names:
+            if "ranks" in known[name]:
+                overrides[name]["ranks"] = request.processes
+        if not any("ranks" in keys for keys in known.values()):
+            raise ValueError(f"--nproc: none of {', '.join(names)} runs a world of processes")
+    for key, value in request.overrides.items():
+        chosen, _, setting = key.rpartition(".")
+        if chosen and chosen not in labs:
+            raise ValueError(f"--set {key}: there is no lab {chosen!r} in this run{nearest(chosen, names)}")
+        takers = [name for name in names if setting in known[name] and chosen in ("", name)]
+        if not takers:
+            every = sorted(set().union(*known.values()))
+            raise ValueError(f"--set {key}: there is no setting {setting!r}{nearest(setting, every)}")
+        for name in takers:
+            overrides[name][setting] = value
+    settings = {}
+    for name, lab in labs.items():
+        config = configure(lab, request.scale, overrides[name])
+        _refuse_too_large(name, lab.memory_bytes(config))
+        settings[name] = asdict(config)
+    return settings
+
+
+def _refuse_too_large(name: str, needed: float) -> None:
+    import psutil
+
+    available = psutil.virtual_memory().available
+    if needed > 0.8 * available:
+        raise ValueError(
+            f"{name} would need {needed / 2**30:.1f} GiB of memory at these settings, and "
+            f"{available / 2**30:.1f} GiB are free; use smaller sizes, see perflab list"
+        )
+
+
+def check_output(path: Path) -> None:
+    folder = path.parent if str(path.parent) else Path()
+    if path.is_dir():
+        raise ValueError(f"--output {path} is a folder; name a file")
+    if not folder.is_dir():
+        raise ValueError(f"--output {path}: there is no folder {folder}")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"--output {path}: the folder {folder.resolve()} cannot be written ({error.strerror})"
+        ) from None

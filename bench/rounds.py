@@ -1,0 +1,179 @@
+"""Interleaved, shuffled rounds: how every variant is timed.
+
+1. Each step is called once: the cold call, a result of its own (compilation, page faults, first touch).
+2. It is then called until a call is no longer much faster than the one before, and only such warm calls
+   decide how many calls make a sample. pytest-benchmark calibrates on the cold call instead; a compiled
+   function of 0.12 ms then gets 5 rounds with the compilation among them.
+3. In each round every variant is sampled once, in random order. A slow variant sits out some rounds, so
+   that all get a similar share of the time; pairs are formed from the rounds both took part in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from bench.clocks import Clock, HostClock, Step
+
+MIN_SAMPLE_SECONDS = 100e-6  # thousand times the timer's own cost
+MIN_ROUNDS, MAX_ROUNDS = 3, 1000
+WARM_CALLS = 5
+
+
+@dataclass
+class Timed:
+    """A step with its clock, and what was measured of it."""
+
+    step: Step
+    clock: Clock = field(default_factory=HostClock)
+    max_rounds: int = 0
+    before_sample: Callable[[], None] | None = None
+    cold_seconds: float = math.nan
+    output: object = None
+    iterations: int = 1
+    rounds: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
+    warm_seconds: float = math.nan
+
+
+class CpuMeter:
+    """CPU seconds of this process and, where it has any, of its child processes."""
+
+    def __init__(self) -> None:
+        self._process = None
+
+    def watch_children(self) -> None:
+        """Count children from now on, if there are any (reading them costs some 50 us each)."""
+        import psutil
+
+        process = psutil.Process()
+        self._process = process if process.children() else None
+
+    def read(self) -> float:
+        total = time.process_time()
+        if self._process is not None:
+            import psutil
+
+            for child in self._process.children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    times = child.cpu_times()
+                    total += times.user + times.system
+        return total
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No garbage collection inside a sample; what accumulated is collected before."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def call_cold(timed: Timed) -> None:
+    """The first call: its time and its output."""
+    start = time.perf_counter()
+    timed.output = timed.step()
+    timed.clock.wait(timed.output)
+    timed.cold_seconds = time.perf_counter() - start
+
+
+def warm_up(timed: Timed, limit_seconds: float) -> None:
+    """Call until the time has settled; sets ``warm_seconds`` and ``iterations``."""
+    if timed.max_rounds == 1:  # too costly or too destructive to repeat: the cold call is the result
+        timed.warm_seconds = timed.cold_seconds
+        timed.rounds, timed.seconds = [0], [timed.cold_seconds]
+        return
+    start = time.perf_counter()
+    best = math.inf
+    for _ in range(WARM_CALLS):
+        seconds = timed.clock.sample(timed.step, 1)
+        settled = seconds > 0.8 * best
+        best = min(best, seconds)
+        if settled or time.perf_counter() - start > limit_seconds:
+            break
+    while best * timed.iterations < MIN_SAMPLE_SECONDS:
+        timed.iterations = max(timed.iterations * 2, math.ceil(MIN_SAMPLE_SECONDS / max(best, 1e-9) / 2))
+        best = timed.clock.sample(timed.step, timed.iterations)
+    timed.warm_seconds = best
+
+
+def plan_strides(
+    sample_seconds: Sequence[float], budget_seconds: float, limits: Sequence[int]
+) -> tuple[int, list[int]]:
+    """(rounds, stride of each variant): a variant takes part in every stride-th round.
+
+    Each gets about an equal share of the budget and at least 3 rounds. Strides are powers of two, so that
+    the rounds of a slow variant are a subset of those of a faster one and every pair of variants meets.
+    """
+    share = budget_seconds / len(sample_seconds)
+    counts = []
+    for seconds, limit in zip(sample_seconds, limits, strict=True):
+        count = min(MAX_ROUNDS, max(MIN_ROUNDS, int(share / max(seconds, 1e-9))))
+        counts.append(min(count, limit) if limit else count)
+    total = max(counts)
+    strides = []
+    for count in counts:
+        stride = 1
+        while -(-total // (2 * stride)) >= count:
+            stride *= 2
+        strides.append(stride)
+    return total, strides
+
+
+def run_rounds(variants: Mapping[str, Timed], budget_seconds: float) -> None:
+    """Time all variants, warm already, for about ``budget_seconds``, filling in their samples."""
+    names = [name for name, timed in variants.items() if timed.max_rounds != 1]
+    if not names:
+        return
+    total, strides = plan_strides(
+        [variants[name].warm_seconds * variants[name].iterations for name in names],
+        budget_seconds,
+        [variants[name].max_rounds for name in names],
+    )
+    meter = CpuMeter()
+    meter.watch_children()
+    shuffle = random.Random(total)
+    deadline = time.perf_counter() + 1.5 * budget_seconds
+    with _collector_paused():
+        for index in range(total):
+            taking_part = [name for name, stride in zip(names, strides, strict=True) if index % stride == 0]
+            shuffle.shuffle(taking_part)
+            for name in taking_part:
+                _sample(variants[name], index, meter)
+            enough = all(
+                len(variants[name].seconds) >= MIN_ROUNDS or variants[name].max_rounds for name in names
+            )
+            if enough and time.perf_counter() > deadline:
+                break  # the machine is slower than the warm calls said: stop at a whole round
+
+
+def _sample(timed: Timed, index: int, meter: CpuMeter) -> None:
+    if timed.before_sample is not None:
+        timed.before_sample()
+    cpu = meter.read()
+    seconds = timed.clock.sample(timed.step, timed.iterations)
+    timed.cpu_seconds.append((meter.read() - cpu) / timed.iterations)
+    timed.seconds.append(seconds)
+    timed.rounds.append(index)
+
+
+def pairs(base: Timed, new: Timed) -> tuple[list[float], list[float]]:
+    """Seconds of base and new from the rounds that both took part in."""
+    base_at = dict(zip(base.rounds, base.seconds, strict=True))
+    both = [
+        (base_at[index], seconds)
+        for index, seconds in zip(new.rounds, new.seconds, strict=True)
+        if index in base_at
+    ]
+    return [pair[0] for pair in both], [pair[1] for pair in both]

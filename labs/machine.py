@@ -1,0 +1,213 @@
+"""A machine as numbers: the constants that formulas need, measured here or taken from a spec sheet.
+
+``Machine`` is only data; ``labs/calibration.py`` measures it. Constants have the unit at the end of
+their name. Bandwidth is a curve over the working set, because a server's last-level cache may hold
+hundreds of megabytes and "the" memory bandwidth is a different figure at each size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1  # of the cached file; another number is measured anew
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Bytes per second over working-set bytes, interpolated linearly in the logarithm of the size."""
+
+    working_set_bytes: Sequence[float]
+    bytes_per_second: Sequence[float]
+
+    def at(self, working_set: float) -> float:
+        sizes, rates = self.working_set_bytes, self.bytes_per_second
+        if working_set <= sizes[0]:
+            return rates[0]
+        for left in range(len(sizes) - 1):
+            if working_set <= sizes[left + 1]:
+                width = math.log(sizes[left + 1] / sizes[left])
+                part = math.log(working_set / sizes[left]) / width
+                return rates[left] * (1 - part) + rates[left + 1] * part
+        return rates[-1]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Constants and curves of one machine.
+
+    measured: False for a spec sheet; everything predicted from it is marked *not measured*.
+    constants: name with unit -> value. See ``labs/calibration.py`` for what each means and how it
+        is measured, and ``labs/machines/*.json`` for sheets.
+    sources: name -> where the figure comes from.
+    curves: ``copy`` and ``read`` with ``_1`` (one thread) or ``_all`` (all cores) behind.
+    gpu: the same kind of data for the first accelerator, or None.
+    allocator: the mode the next prediction is for. Under ``default``, glibc hands large blocks
+        (32 MiB and more) back to the system at each free, so every call pays page faults again.
+    """
+
+    name: str
+    measured: bool
+    constants: Mapping[str, float]
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
+    gpu: Machine | None = None
+    allocator: str = "default"
+    measured_at: str = ""
+
+    def __getitem__(self, name: str) -> float:
+        if name not in self.constants:
+            raise ValueError(
+                f"{self.name} has no constant {name!r}; it has {', '.join(sorted(self.constants))}"
+            )
+        return self.constants[name]
+
+    def get(self, name: str, default: float | None = None) -> float | None:
+        return self.constants.get(name, default)
+
+    @property
+    def cores(self) -> int:
+        return int(self.constants.get("cores", 1))
+
+    def peak(self, dtype: str, *, unit: str = "vector", threads: int = 1) -> float:
+        """FLOP/s of ``vector`` FMA or ``matrix`` units; threads=1, or 0 for all cores.
+
+        A machine without matrix units for the dtype computes matrices with its vector units.
+        """
+        suffix = "1" if threads == 1 else "all"
+        for kind in (unit, "vector"):
+            value = self.constants.get(f"{kind}_{dtype}_{suffix}_flops")
+            if value is not None:
+                return value
+        raise ValueError(f"{self.name} has no peak for {dtype} ({unit}, threads={threads})")
+
+    def bandwidth(self, working_set: float, *, kind: str = "copy", threads: int = 1) -> float:
+        """Bytes per second, read plus written, of a ``copy`` or a ``read`` over this working set."""
+        suffix = "1" if threads == 1 else "all"
+        name = f"{kind}_{suffix}"
+        if name not in self.curves:
+            raise ValueError(f"{self.name} has no bandwidth curve {name!r}; it has {', '.join(self.curves)}")
+        return self.curves[name].at(working_set)
+
+    def with_allocator(self, allocator: str) -> Machine:
+        return replace(self, allocator=allocator)
+
+    def to_json(self) -> dict[str, Any]:
+        data = {name: getattr(self, name) for name in ("name", "measured", "allocator", "measured_at")}
+        for name in ("constants", "facts", "sources"):
+            data[name] = dict(getattr(self, name))
+        data["curves"] = {
+            name: {
+                "working_set_bytes": list(c.working_set_bytes),
+                "bytes_per_second": list(c.bytes_per_second),
+            }
+            for name, c in self.curves.items()
+        }
+        data["gpu"] = self.gpu.to_json() if self.gpu else None
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Machine:
+        content = {key: value for key, value in data.items() if key in cls.__dataclass_fields__}
+        content["curves"] = {name: Curve(**curve) for name, curve in data.get("curves", {}).items()}
+        content["gpu"] = cls.from_json(data["gpu"]) if data.get("gpu") else None
+        return cls(**content)
+
+
+# --- where machines are kept ---------------------------------------------------------------------
+
+
+def home() -> Path:
+    """Where perflab keeps what it learned about this machine (``PERFLAB_HOME`` overrides)."""
+    chosen = os.environ.get("PERFLAB_HOME")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perflab"
+
+
+def fingerprint() -> str:
+    """A name for this machine and software: a cached calibration is only good for the same one."""
+    model = platform.processor()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("model name", "flags")):
+                model += line
+            if line.startswith("flags"):
+                break
+    except OSError:
+        pass
+    parts = (
+        model,
+        str(os.cpu_count()),
+        str(len(affinity())),
+        platform.machine(),
+        platform.python_version(),
+        str(FORMAT),
+    )
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]
+
+
+def affinity() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def usable_cores() -> int:
+    """Cores this process may run on (a container's or taskset's share, not the host's count)."""
+    return len(affinity())
+
+
+def cache_path() -> Path:
+    return home() / f"machine-{fingerprint()}.json"
+
+
+def load_cached() -> Machine | None:
+    """The calibration of this machine, or None when there is none that can be used."""
+    try:
+        data = json.loads(cache_path().read_text())
+        return Machine.from_json(data) if data.get("format") == FORMAT else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def save(machine: Machine) -> Path:
+    path = cache_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps({"format": FORMAT, **machine.to_json()}, indent=1))
+    temporary.replace(path)
+    return path
+
+
+def sheet_names() -> list[str]:
+    return sorted(path.stem for path in (Path(__file__).parent / "machines").glob("*.json"))
+
+
+def load_sheet(name: str) -> Machine:
+    """A machine that is not at hand, from ``labs/machines/NAME.json``, each figure with its source.
+
+    Every sheet is a GPU's: its constants are the GPU's own and ``gpu`` is None. The curves ``copy_all``
+    and ``read_all`` are flat at ``memory_bytes_per_second``, since vendors publish no rate for caches.
+    """
+    from labs.lab import nearest
+
+    names = sheet_names()
+    if name.lower() not in names:
+        raise ValueError(f"there is no machine {name!r}{nearest(name.lower(), names)}")
+    data = json.loads((Path(__file__).parent / "machines" / f"{name.lower()}.json").read_text())
+    figures = data.pop("figures")
+    constants = {key: entry["value"] for key, entry in figures.items()}
+    sources = {key: entry["source"] for key, entry in figures.items()}
+    rate = constants["memory_bytes_per_second"]
+    flat = {"working_set_bytes": [1.0], "bytes_per_second": [rate]}
+    curves = {"copy_all": flat, "read_all": flat}
+    return Machine.from_json(
+        {**data, "constants": constants, "sources": sources, "curves": curves, "measured": False}
+    )

@@ -1,0 +1,69 @@
+"""The command starts in under half a second and loads nothing heavy; the plugin loads nothing at all."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+HEAVY = ("torch", "jax", "numba", "ray", "triton")
+PROBE = """
+import sys
+from bench import cli
+sys.argv = ["perflab", *{arguments!r}]
+try:
+    cli.main()
+except SystemExit as stopped:
+    assert stopped.code in (0, None), stopped.code
+loaded = [name for name in {heavy!r} if name in sys.modules]
+assert not loaded, loaded
+"""
+
+
+@pytest.mark.parametrize("command", ["--help", "list", "report", "compare"])
+def test_starts_fast_and_light(command, finished_run):
+    folder, _ = finished_run
+    arguments = {
+        "report": ["report", "results.json", "--output", "again.html"],
+        "compare": ["compare", "results.json", "results.json"],
+    }.get(command, [command])
+    probe = PROBE.format(arguments=arguments, heavy=HEAVY)
+    done = subprocess.run(
+        [sys.executable, "-c", probe], cwd=folder, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    if command == "report":
+        arguments = ["report", "--help"]  # drawing takes its time; starting does not
+    best = min(_seconds(arguments, folder) for _ in range(5))
+    assert best < 0.5
+
+
+def _python(*arguments, folder):
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+
+
+def _seconds(arguments, folder):
+    start = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "bench.cli", *arguments], cwd=folder, capture_output=True, timeout=60
+    )
+    return time.perf_counter() - start
+
+
+def test_the_plugin_imports_nothing_until_it_is_used(tmp_path):
+    (tmp_path / "test_plain.py").write_text(
+        "import sys\n"
+        "def test_plain():\n"
+        "    heavy = ('numpy', 'torch', 'jax', 'numba', 'psutil', 'bench.stats', 'labs')\n"
+        "    assert 'bench.plugin' in sys.modules\n"
+        "    assert not [name for name in heavy if name in sys.modules]\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout

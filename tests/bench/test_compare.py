@@ -1,0 +1,149 @@
+"""``perflab compare``: same, slower, faster, or cannot be told, for our files and for plain ones."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+from command import perflab
+
+from bench.compare import compare_files, parse_share
+from bench.results import load
+
+
+def slowed(results, factor):
+    """A copy whose samples are all slower by a factor."""
+    made = copy.deepcopy(results)
+    for entry in made["benchmarks"]:
+        data = [value * factor for value in entry["stats"]["data"]]
+        entry["stats"].update(data=data, median=float(np.median(data)))
+    return made
+
+
+def plain(medians, data=None):
+    """What pytest-benchmark saves; without samples unless --benchmark-save-data was given."""
+    entries = []
+    for name, median in medians.items():
+        stats = {"median": median, "mean": median, "rounds": 7}
+        if data is not None:
+            stats["data"] = [median * part for part in data]
+        entries.append({"fullname": name, "name": name, "stats": stats})
+    return {"benchmarks": entries, "machine_info": {}}
+
+
+def write(path, data):
+    path.write_text(json.dumps(data))
+    return path
+
+
+def test_a_file_with_itself_is_the_same(finished_run):
+    folder, _ = finished_run
+    status, out, _ = perflab("compare", "results.json", "results.json", "--fail-above", "5%", folder=folder)
+    assert status == 0
+    assert out.startswith("3 compared: all 3 same")
+
+
+def test_a_copy_slowed_by_20_percent_is_slower_and_fails_the_gate(finished_run, results, tmp_path):
+    folder, _ = finished_run
+    new = write(tmp_path / "new.json", slowed(results, 1.2))
+    status, out, err = perflab("compare", "results.json", new, "--fail-above", "5%", folder=folder)
+    assert status == 1
+    assert "slower by more than 5 %" in err
+    assert "slower" in out.splitlines()[0]
+    status, out, _ = perflab("compare", new, "results.json", "--fail-above", "5%", "--json", folder=folder)
+    assert status == 0
+    verdicts = {row["verdict"] for row in json.loads(out)["rows"]}
+    assert "slower" not in verdicts
+    assert "faster" in verdicts
+
+
+def test_markdown_is_a_table(finished_run, results, tmp_path):
+    folder, _ = finished_run
+    new = write(tmp_path / "new.json", slowed(results, 1.5))
+    status, out, _ = perflab("compare", "results.json", new, "--markdown", folder=folder)
+    assert status == 0
+    assert out.count("| slower |") == 3
+    assert "1.500" in out
+
+
+def test_the_history_compares_the_last_two_runs(finished_run, results, home):
+    from bench.history import folder as history_folder
+    from bench.history import last
+
+    folder, _ = finished_run
+    status, _, err = perflab("compare", "--last", "2", "rooflin", folder=folder)
+    assert status == 2
+    assert "did you mean 'roofline'" in err
+    stored = history_folder()
+    stored.mkdir(parents=True, exist_ok=True)
+    for stamp, factor in (("29990101T000000", 1.0), ("29990101T000001", 1.3)):
+        write(stored / f"{stamp}_roofline.json", slowed(results, factor))
+    try:
+        assert [path.name[:15] for path in last(2, "roofline")] == ["29990101T000000", "29990101T000001"]
+        status, out, _ = perflab("compare", "--last", "2", "roofline", folder=folder)
+        assert status == 0
+        assert "3 slower" in out.splitlines()[0]
+    finally:
+        for path in stored.glob("2999*"):
+            path.unlink()
+
+
+def test_plain_files_without_samples_are_undecidable_and_say_why():
+    comparison = compare_files(plain({"a": 1.0, "b": 1.0}), plain({"a": 1.5, "c": 1.0}))
+    (row,) = comparison.rows
+    assert (row.verdict, row.ratio) == ("undecidable", 1.5)
+    assert "--benchmark-save-data" in row.note
+    assert (comparison.added, comparison.removed) == (["c"], ["b"])
+
+
+def test_plain_files_with_samples_are_compared():
+    samples = np.exp(0.01 * np.random.default_rng(0).standard_normal(50)).tolist()
+    comparison = compare_files(plain({"a": 1.0}, samples), plain({"a": 1.1}, samples))
+    assert comparison.rows[0].verdict == "slower"
+    assert comparison.rows[0].ratio == pytest.approx(1.1)
+
+
+def test_different_machines_settings_and_versions_are_warned_of(results):
+    other = copy.deepcopy(results)
+    other["machine_info"]["perflab"]["fingerprint"] = "another"
+    other["machine_info"]["perflab"]["versions"]["numpy"] = "1.0"
+    other["perflab"]["labs"]["tiny_lab"]["settings"][0]["value"] = 7
+    warnings = compare_files(results, other).warnings
+    assert any("machines" in line for line in warnings)
+    assert any("numpy" in line for line in warnings)
+    assert any("settings of tiny_lab: items 1000 and 7" in line for line in warnings)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no file"),
+        ("", "is not complete JSON"),
+        ('{"benchmarks": [{"fullname": "a", "sta', "is not complete JSON"),
+        ("[1, 2]", "no benchmark results"),
+        ('{"traceEvents": []}', "no benchmark results"),
+        ('{"benchmarks": [{"name": "a"}]}', r"benchmarks\[0\] has no"),
+    ],
+)
+def test_missing_truncated_and_foreign_files_are_refused(tmp_path, content, message):
+    path = tmp_path / "results.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load(path)
+    for command in (["report", path], ["compare", path, path]):
+        status, _, err = perflab(*command, folder=tmp_path)
+        assert status == 2
+        assert err.startswith("perflab: ")
+        assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("text", "share"), [("5%", 0.05), ("0.05", 0.05), ("0%", 0.0)])
+def test_shares(text, share):
+    assert parse_share(text) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("text", ["five", "-1%", "nan", "%"])
+def test_no_shares(text):
+    with pytest.raises(ValueError, match="takes a share"):
+        parse_share(text)

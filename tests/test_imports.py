@@ -1,0 +1,49 @@
+"""Imports go down only: kernels < parallel < labs < bench. Read from the syntax trees, so that nothing hides
+inside a function."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FLOORS = ("kernels", "parallel", "labs", "bench")
+
+
+def imported_packages(source):
+    """Top-level names of everything imported anywhere in the source, by line."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name.split(".")[0]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.lineno, node.module.split(".")[0]
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            if name in ("import_module", "__import__") and isinstance(node.args[0].value, str):
+                yield node.lineno, node.args[0].value.split(".")[0]
+
+
+def upward(source, floor):
+    above = FLOORS[FLOORS.index(floor) + 1 :]
+    return [f"line {line}: {package}" for line, package in imported_packages(source) if package in above]
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_no_import_goes_up(floor):
+    found = {}
+    files = list((ROOT / floor).rglob("*.py"))
+    assert files
+    for path in files:
+        lines = upward(path.read_text(), floor)
+        if lines:
+            found[str(path.relative_to(ROOT))] = lines
+    assert not found
+
+
+def test_the_check_sees_every_form_of_import():
+    source = (
+        "def f():\n import bench.stats\n from labs import x\n import_module('bench.cli')\n from . import y\n"
+    )
+    assert upward(source, "kernels") == ["line 2: bench", "line 3: labs", "line 4: bench"]
+    assert upward(source, "labs") == ["line 2: bench", "line 4: bench"]
