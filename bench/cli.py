@@ -73,9 +73,11 @@ def calibrate(
     if as_json:
         print(json.dumps(machine.to_json(), indent=1))
         return
+    from rich.console import Console
+
     from bench.report.terminal import print_machine
 
-    print_machine(machine)
+    print_machine(machine, Console())
     print(f"kept in {cache_path()}")
 
 

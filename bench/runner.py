@@ -277,7 +277,7 @@ def _run_child(plan: Plan, column: Allocator, journal: Journal, progress: Progre
             "no:cacheprovider",
             "--benchmark-quiet",
         ]
-        command += ["--confcutdir", str(SUITE.parents[1])]
+        command += ["--confcutdir", str(SUITE.parents[1]), "--benchmark-storage", f"file://{folder}/storage"]
         offset, _ = journal.events_from(0)
         child = Supervised(command, _environment(column, plan.device), log)
         heard, current, hung = time.monotonic(), None, False

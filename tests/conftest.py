@@ -5,15 +5,16 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # command.py and tiny_lab.py stand beside the tests
+sys.path.insert(0, str(Path(__file__).parent / "bench"))  # command.py stands there
 
 from command import bring_labs, perflab, read
 
 
 @pytest.fixture(scope="session", autouse=True)
-def home(pytestconfig):
+def home(pytestconfig, tmp_path_factory):
     """Calibration and history of the tests: kept between test runs, away from the user's own."""
-    folder = pytestconfig.cache.mkdir("perflab")
+    cache = getattr(pytestconfig, "cache", None)  # None under -p no:cacheprovider
+    folder = cache.mkdir("perflab") if cache else tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERFLAB_HOME", str(folder))
         yield folder

