@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ class Journal:
         self.path = Path(path)
 
     def write(self, event: str, **content: Any) -> None:
-        line = json.dumps({"event": event, **content}, default=_plain) + "\n"
+        line = json.dumps({"event": event, "at": round(time.time(), 3), **content}, default=_plain) + "\n"
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             data = line.encode()

@@ -110,7 +110,7 @@ def measure_group(
                 }
             except Exception as error:
                 result.errors[address] = explain(error)
-                _close(steps.pop(address, None))
+                _close(address, steps.pop(address, None), result)
         on_phase("proof")
         _prove(lab, config, steps, result)
         on_phase("warm-up")
@@ -119,13 +119,13 @@ def measure_group(
                 warm_up(timed, budget_seconds / len(steps))
             except Exception as error:
                 result.errors[address] = explain(error)
-                _close(steps.pop(address))
+                _close(address, steps.pop(address), result)
         on_phase("rounds")
         if steps:
             run_rounds(steps, budget_seconds)
     finally:
-        for timed in steps.values():
-            _close(timed)
+        for address, timed in steps.items():
+            _close(address, timed, result)
     first = next(iter(steps), None)
     for address, timed in steps.items():
         extra = facts[address] | _extra_info(lab, variants[address], timed, recorders[address], machine)
@@ -150,11 +150,14 @@ def _set_up(lab: Lab, config: Any, variant: Variant, recorder: RoundRecorder, wo
     return Timed(step, clock(variant.clock), variant.max_rounds, recorder.begin_round)
 
 
-def _close(timed: Timed | None) -> None:
+def _close(address: str, timed: Timed | None, result: GroupResult) -> None:
+    """End a step; what goes wrong there is an error of the variant, if it has no earlier one."""
     close = getattr(timed.step, "close", None) if timed is not None else None
-    if close is not None:
-        with contextlib.suppress(Exception):
+    try:
+        if close is not None:
             close()
+    except Exception as error:
+        result.errors.setdefault(address, f"close: {explain(error)}")
 
 
 def _prove(lab: Lab, config: Any, steps: Mapping[str, Timed], result: GroupResult) -> None:

@@ -66,16 +66,14 @@ def numba(config: Any, recorder: Recorder) -> Step:
     from labs.vectorization import floyd_warshall_numba as kernel
 
     start = weights(config)
-    rungs.note_instructions(recorder, kernel.plain, (start,))
-    return lambda: kernel.plain(start)
+    return rungs.Compiled(recorder, kernel.plain, (start,))
 
 
 def numba_simd(config: Any, recorder: Recorder) -> Step:
     from labs.vectorization import floyd_warshall_numba as kernel
 
     start = weights(config)
-    rungs.note_instructions(recorder, kernel.simd, (start,))
-    return lambda: kernel.simd(start)
+    return rungs.Compiled(recorder, kernel.simd, (start,))
 
 
 def numba_parallel(config: Any, recorder: Recorder) -> Step:

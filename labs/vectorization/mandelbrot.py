@@ -125,16 +125,14 @@ def numba(config: Any, recorder: Recorder) -> Step:
     from labs.vectorization import mandelbrot_numba as kernel
 
     arguments = (*plane(config), config.iterations)
-    rungs.note_instructions(recorder, kernel.plain, arguments)
-    return lambda: kernel.plain(*arguments)
+    return rungs.Compiled(recorder, kernel.plain, arguments)
 
 
 def numba_simd(config: Any, recorder: Recorder) -> Step:
     from labs.vectorization import mandelbrot_numba as kernel
 
     arguments = (*plane(config), config.iterations)
-    rungs.note_instructions(recorder, kernel.simd, arguments)
-    return lambda: kernel.simd(*arguments)
+    return rungs.Compiled(recorder, kernel.simd, arguments)
 
 
 def numba_parallel(config: Any, recorder: Recorder) -> Step:

@@ -68,16 +68,14 @@ def numba(config: Any, recorder: Recorder) -> Step:
     from labs.vectorization import pairwise_numba as kernel
 
     x = points(config)
-    rungs.note_instructions(recorder, kernel.plain, (x,))
-    return lambda: kernel.plain(x)
+    return rungs.Compiled(recorder, kernel.plain, (x,))
 
 
 def numba_simd(config: Any, recorder: Recorder) -> Step:
     from labs.vectorization import pairwise_numba as kernel
 
     x = points(config)
-    rungs.note_instructions(recorder, kernel.simd, (x,))
-    return lambda: kernel.simd(x)
+    return rungs.Compiled(recorder, kernel.simd, (x,))
 
 
 def numba_parallel(config: Any, recorder: Recorder) -> Step:

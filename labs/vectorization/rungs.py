@@ -35,21 +35,27 @@ def missing_compiler() -> str:
     return "torch.compile needs a C++ compiler (g++ or clang++, or CXX=...); none is on the path"
 
 
-def note_instructions(recorder: Recorder, function: Any, arguments: tuple[Any, ...]) -> None:
-    """Record what numba makes of a function: the widest SIMD of its deepest loops, and the counts behind it.
+class Compiled:
+    """A step that calls a numba function; when it ends, it records what the compiler had made of it: the
+    widest SIMD of the deepest loops, and the counts behind it. Read from the very code that was timed."""
 
-    A copy is compiled for it, so that the first call of the step is still the cold one.
-    """
-    from kernels.inspect import inspect_function
+    def __init__(self, recorder: Recorder, function: Any, arguments: tuple[Any, ...]) -> None:
+        self._recorder, self._function, self._arguments = recorder, function, arguments
 
-    code = inspect_function(function, arguments)
-    if code.verdict == "unknown":
-        return
-    recorder.record("vector_bits", code.vector_bits, "bit")
-    recorder.record("packed_fma", code.packed_fma, "instructions")
-    recorder.record("packed_arithmetic", code.packed_arithmetic, "instructions")
-    recorder.record("scalar_arithmetic", code.scalar_arithmetic, "instructions")
-    recorder.record("libm_calls", sum(code.libm.values()), "calls")
+    def __call__(self) -> object:
+        return self._function(*self._arguments)
+
+    def close(self) -> None:
+        from kernels.inspect import inspect_function
+
+        code = inspect_function(self._function, self._arguments)
+        if code.verdict == "unknown":
+            return
+        self._recorder.record("vector_bits", code.vector_bits, "bit")
+        self._recorder.record("packed_fma", code.packed_fma, "instructions")
+        self._recorder.record("packed_arithmetic", code.packed_arithmetic, "instructions")
+        self._recorder.record("scalar_arithmetic", code.scalar_arithmetic, "instructions")
+        self._recorder.record("libm_calls", sum(code.libm.values()), "calls")
 
 
 def vector_bits(results: Results, variant: str) -> float | None:

@@ -1,0 +1,212 @@
+"""What one step of software costs: an interpreted operation, a library call, a hand-over between threads.
+
+Used by ``labs.calibration``. Each loop's own cost is measured empty and taken off. The operations timed
+here (``negative``, ``neg``) are in no lab: a constant never comes from the operation it predicts.
+"""
+
+from __future__ import annotations
+
+import pickle
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from labs.calibration_hardware import Figures, best
+
+COUNT = 20_000
+
+
+# --- the interpreter -------------------------------------------------------------------------------
+
+
+def _loop_empty(values: list[float]) -> None:
+    for _ in range(COUNT):
+        pass
+
+
+def _loop_arithmetic(values: list[float]) -> None:
+    x, factor, addend = 1.5, 0.999, 0.001
+    for _ in range(COUNT):
+        x = x * factor + addend
+        x = x * factor + addend
+        x = x * factor + addend
+        x = x * factor + addend
+
+
+def _loop_items(values: list[float]) -> None:
+    place = 3
+    for _ in range(COUNT):
+        values[place]
+        values[place]
+        values[place]
+        values[place]
+
+
+def _nothing() -> None:
+    pass
+
+
+def _loop_calls(values: list[float]) -> None:
+    for _ in range(COUNT):
+        _nothing()
+
+
+def python_operation() -> float:
+    """Seconds of one float multiplication or addition in a plain loop (recheck anchor)."""
+    return (best(lambda: _loop_arithmetic([])) - best(lambda: _loop_empty([]))) / (8 * COUNT)
+
+
+def python() -> Figures:
+    values = [float(place) for place in range(10)]
+    empty = best(lambda: _loop_empty(values))
+    return {
+        "python_operation_s": (
+            python_operation(),
+            "x * a + b on floats in a for loop, loads and stores included",
+        ),
+        "python_call_s": (
+            (best(lambda: _loop_calls(values)) - empty) / COUNT,
+            "calling an empty function of no arguments, loop taken off",
+        ),
+        "python_item_s": (
+            (best(lambda: _loop_items(values)) - empty) / (4 * COUNT),
+            "indexing a list, loop taken off",
+        ),
+    }
+
+
+def _per_call(step: Callable[[], object], count: int = 2_000) -> float:
+    """Seconds of one call from a Python loop; the loop itself (some 20 ns) stays in."""
+
+    def many() -> None:
+        for _ in range(count):
+            step()
+
+    return best(many) / count
+
+
+# --- libraries -------------------------------------------------------------------------------------
+
+
+def compiled() -> Figures:
+    """numpy and numba."""
+    import numpy
+
+    from kernels import peaks as kernel
+    from labs.machine import usable_cores
+
+    one = numpy.ones(1, numpy.float32)
+    block = numpy.random.default_rng(0).random(4096, dtype=numpy.float32)
+    out = numpy.empty_like(block)
+    cores = numpy.ones(usable_cores(), numpy.float32)
+    numpy_call = _per_call(lambda: numpy.negative(one, out=one))
+    numba_call = _per_call(lambda: kernel.call(one))
+    region = best(lambda: kernel.region(cores), 1000)
+    exponential = _per_call(lambda: numpy.exp(block, out=out), 100)
+    kernel.libm_exp(block, 1)
+    libm = best(lambda: kernel.libm_exp(block, 10)) / (10 * block.size)
+    return {
+        "numpy_call_s": (numpy_call, "numpy.negative of one element with out="),
+        "numpy_exp_s": (
+            (exponential - numpy_call) / block.size,
+            "numpy.exp, 4096 float32 in cache, per element",
+        ),
+        "numba_call_s": (numba_call, "njit function of one array that returns its first item"),
+        "numba_parallel_region_s": (
+            max(region - numba_call, 0.0),
+            "njit(parallel=True) with one trivial iteration a core, call taken off",
+        ),
+        "libm_exp_s": (libm, "expf of 4096 float32 in cache from a compiled loop, per element"),
+    }
+
+
+def torch_calls() -> Figures:
+    """Eager dispatch, and what splitting an operation over the intra-op threads adds."""
+    import torch
+
+    threads = torch.get_num_threads()
+    grain = 32768  # at::internal::GRAIN_SIZE: smaller pieces are not split
+    one = torch.ones(1)
+    call = _per_call(lambda: torch.neg(one))
+    figures: Figures = {"torch_call_s": (call, "torch.neg of one element, output allocated")}
+    if threads > 1:
+        large = torch.rand(grain * threads)
+        out = torch.empty_like(large)
+        split = best(lambda: torch.neg(large, out=out), 300)
+        torch.set_num_threads(1)
+        try:
+            serial = best(lambda: torch.neg(large, out=out), 100)
+        finally:
+            torch.set_num_threads(threads)
+        cost = split - call - (serial - call) / threads
+        figures["torch_parallel_region_s"] = (
+            max(cost, 0.0),
+            f"torch.neg of {grain} elements a thread: {threads} threads less a share of one thread's time",
+        )
+    return figures
+
+
+def jax_calls() -> Figures:
+    import jax
+
+    step = jax.jit(lambda x: -x)
+    one: Any = jax.device_put(1.0, jax.devices("cpu")[0])
+    return {
+        "jax_call_s": (
+            _per_call(lambda: step(one).block_until_ready(), 500),
+            "jitted negation of a scalar, dispatch and block_until_ready",
+        )
+    }
+
+
+# --- threads and pickling --------------------------------------------------------------------------
+
+
+def threads() -> Figures:
+    def start_and_join() -> None:
+        thread = threading.Thread(target=_nothing)
+        thread.start()
+        thread.join()
+
+    return {
+        "thread_start_s": (_per_call(start_and_join, 100), "start and join of a thread that does nothing"),
+        "thread_switch_s": (_hand_over(), "one way between two threads through queue.SimpleQueue"),
+    }
+
+
+def _hand_over(count: int = 500) -> float:
+    there: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    back: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+    def echo() -> None:
+        while there.get(timeout=60):
+            back.put(True)
+
+    thread = threading.Thread(target=echo, daemon=True)
+    thread.start()
+
+    def round_trips() -> None:
+        for _ in range(count):
+            there.put(True)
+            back.get(timeout=60)
+
+    try:
+        return best(round_trips, 4) / (2 * count)
+    finally:
+        there.put(False)
+        thread.join(timeout=60)
+
+
+def pickling() -> Figures:
+    import numpy
+
+    array = numpy.random.default_rng(0).random(2**20, dtype=numpy.float32)
+    numbers = [float(place) for place in range(50_000)]
+    protocol = pickle.HIGHEST_PROTOCOL
+    whole = best(lambda: pickle.loads(pickle.dumps(array, protocol)), 5)
+    items = best(lambda: pickle.loads(pickle.dumps(numbers, protocol)), 5)
+    return {
+        "pickle_s_per_byte": (whole / array.nbytes, "dumps and loads of a 4 MiB numpy array, in band"),
+        "pickle_item_s": (items / len(numbers), "dumps and loads of a list of floats, per float"),
+    }

@@ -1,0 +1,137 @@
+"""What the system says about the machine: caches, memory, modes that change measurements, versions.
+
+Used by ``labs.calibration``. Nothing is measured here. What cannot be read is left out.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from labs.machine import affinity, usable_cores
+
+PACKAGES = ("torch", "numpy", "numba", "llvmlite", "jax", "jaxlib", "triton", "ray")
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+
+
+def _text(path: str | Path) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _bytes(text: str) -> int:
+    """``32K`` -> 32768."""
+    return int(text[:-1]) * UNITS[text[-1]] if text[-1:] in UNITS else int(text)
+
+
+def _cpu_list(text: str) -> set[int]:
+    """``0-3,8`` -> {0, 1, 2, 3, 8}."""
+    found: set[int] = set()
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        found.update(range(int(first), int(last or first) + 1))
+    return found
+
+
+def caches() -> dict[str, float]:
+    """``l1d_bytes`` and ``l2_bytes`` of one core; ``l3_bytes`` of all that the usable cores reach."""
+    shared: dict[tuple[int, str], int] = {}
+    for core in affinity():
+        for index in Path(f"/sys/devices/system/cpu/cpu{core}/cache").glob("index*"):
+            kind, size = _text(index / "type"), _text(index / "size")
+            if kind in ("Data", "Unified") and size:
+                shared[int(_text(index / "level")), _text(index / "shared_cpu_list")] = _bytes(size)
+    sizes = {level: [size for (at, _), size in shared.items() if at == level] for level in (1, 2, 3)}
+    found: dict[str, float] = {}
+    if sizes[1]:
+        found["l1d_bytes"] = max(sizes[1])
+    if sizes[2]:
+        found["l2_bytes"] = max(sizes[2])
+    if sizes[3]:
+        found["l3_bytes"] = sum(sizes[3])
+    return found
+
+
+def memory_bytes() -> float:
+    """Memory this process may use: the machine's, or its container's share."""
+    total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        limit = _text(path)
+        if limit.isdigit():
+            total = min(total, float(limit))
+    return total
+
+
+def cpu_quota() -> float | None:
+    """Cores' worth of time the container may use, or None when it is not limited."""
+    quota, _, period = _text("/sys/fs/cgroup/cpu.max").partition(" ")
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
+
+
+def _cpu_lines(key: str) -> Iterator[str]:
+    for line in _text("/proc/cpuinfo").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            yield value.strip()
+
+
+def model_name() -> str:
+    return next(_cpu_lines("model name"), "") or platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def facts() -> dict[str, Any]:
+    """Names and modes to show beside every result; values are text, numbers or lists."""
+    from kernels import peaks as kernel
+    from kernels import peaks_matrix
+
+    interesting = (
+        "avx",
+        "avx2",
+        "fma",
+        "avx512f",
+        "avx512bf16",
+        "avx512vnni",
+        "amx-tile",
+        "amx-bf16",
+        "neon",
+        "sve",
+    )
+    found: dict[str, Any] = {
+        "model": model_name(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "usable_cores": usable_cores(),
+        "host_cores": os.cpu_count(),
+        "features": [name for name in interesting if kernel.FEATURES.get(name)],
+        "amx": peaks_matrix.amx_unavailable() or "usable",
+        "versions": versions(),
+    }
+    modes = {
+        "governor": "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor",
+        "transparent_huge_pages": "/sys/kernel/mm/transparent_hugepage/enabled",
+        "simultaneous_multithreading": "/sys/devices/system/cpu/smt/active",
+    }
+    for name, path in modes.items():
+        if text := _text(path):
+            found[name] = text
+    if quota := cpu_quota():
+        found["cpu_quota_cores"] = quota
+    if hasattr(os, "getloadavg"):
+        found["load_average"] = round(os.getloadavg()[0], 2)
+    return found

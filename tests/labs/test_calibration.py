@@ -1,0 +1,308 @@
+"""Calibration: the micro-kernels compute what they say, at full width; the figures are plausible."""
+
+import platform
+import re
+import time
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import psutil
+import pytest
+
+from kernels import peaks, peaks_matrix
+from labs import calibration, calibration_calls, calibration_facts, calibration_processes
+from labs import calibration_hardware as hardware
+from labs.calibration_gpu import sheet_of
+from labs.machine import Curve, Machine, usable_cores
+
+ON_X86 = platform.machine() == "x86_64"
+GRAIN = peaks.STREAMS * peaks.LANES32
+
+
+def assembly(function) -> str:
+    """Compiled anew: what comes from the cache cannot be inspected."""
+    from numba import njit
+
+    compiled = njit(function.nopython_signatures[:1], nogil=True)(function.py_func)
+    return next(iter(compiled.inspect_asm().values()))
+
+
+def plausible_machine() -> Machine:
+    sizes = (2.0**15, 2.0**26)
+    curves = {name: Curve(sizes, (1e11, 1e10)) for name in ("copy_1", "read_1", "copy_all", "read_all")}
+    constants = {
+        "cores": 2.0,
+        "vector_float32_1_flops": 1e11,
+        "vector_float32_all_flops": 2e11,
+        "scalar_float32_flops": 1e10,
+        "python_operation_s": 1e-8,
+    }
+    return Machine("plausible", True, constants, curves, measured_at="then")
+
+
+# --- kernels ---------------------------------------------------------------------------------------
+
+
+def test_chains_converge_to_their_fixed_point() -> None:
+    # x = 0.999 x + 0.001 tends to 1 in every lane of every chain.
+    assert peaks.fma32(50_000) == pytest.approx(peaks.LANES32 * peaks.CHAINS, rel=1e-3)
+    assert peaks.fma64(50_000) == pytest.approx(peaks.LANES64 * peaks.CHAINS, rel=1e-9)
+    assert peaks.fma_scalar(50_000) == pytest.approx(peaks.CHAINS, rel=1e-3)
+    assert peaks.fma_latency(50_000) == pytest.approx(1, rel=1e-3)
+
+
+@pytest.mark.parametrize("count", [0, GRAIN, 7 * GRAIN])
+def test_copy_and_read_touch_every_element(count) -> None:
+    source = np.random.default_rng(1).random(count, dtype=np.float32)
+    target = np.full(count, np.nan, np.float32)
+    peaks.copy(target, source, 1)
+    np.testing.assert_array_equal(target, source * np.float32(1.0001))
+    assert peaks.read(source, 1) == pytest.approx(float(source.sum(dtype=np.float64)), rel=1e-5)
+
+
+def test_fill_gives_spread_random_numbers_and_touch_writes_each_page() -> None:
+    values = np.zeros(10_000, np.float32)
+    peaks.fill(values, 3)
+    assert 0.5 <= values.min() < 0.51
+    assert 1.49 < values.max() < 1.5
+    assert len(np.unique(values)) > 9_900
+    pages = np.zeros(3 * peaks.PAGE_BYTES, np.uint8)
+    peaks.touch(pages)
+    assert pages.sum() == 3
+    assert pages[:: peaks.PAGE_BYTES].all()
+
+
+@pytest.mark.skipif(not ON_X86, reason="names of x86 features")
+def test_the_width_is_what_the_system_says_of_the_cpu() -> None:
+    flags = next(calibration_facts._cpu_lines("flags"), "").split()
+    if not flags:
+        pytest.skip("no /proc/cpuinfo")
+    assert (512 if "avx512f" in flags else 256 if "avx" in flags else 128) == peaks.BITS
+    assert ("fma" in flags) == peaks.FUSED
+    assert ("avx512_bf16" in flags) == peaks_matrix.HAS_DOT_BF16
+
+
+@pytest.mark.skipif(not ON_X86, reason="names of x86 registers")
+def test_peaks_use_the_widest_registers_and_the_scalar_one_none() -> None:
+    register = {512: "%zmm", 256: "%ymm", 128: "%xmm"}[peaks.BITS]
+    for function in (peaks.fma32, peaks.fma64, peaks.copy, peaks.read):
+        assert register in assembly(function), function
+    if peaks.FUSED:
+        assert len(re.findall(r"vfmadd\w+ps\b", assembly(peaks.fma32))) >= peaks.CHAINS
+        scalar = assembly(peaks.fma_scalar)
+        assert len(re.findall(r"vfmadd\w+ss\b", scalar)) >= peaks.CHAINS
+        assert not re.findall(r"vfmadd\w+ps\b", scalar)
+    assert "memcpy" not in assembly(peaks.copy)
+
+
+@pytest.mark.skipif(not peaks_matrix.HAS_DOT_BF16, reason="this CPU has no AVX-512 BF16")
+def test_the_bfloat16_kernel_uses_the_dot_instruction() -> None:
+    function = peaks_matrix._compile_dot_bf16()
+    assert len(re.findall(r"vdpbf16ps\s+%zmm", assembly(function))) >= peaks.CHAINS
+    few, many = function(0), function(0x10000)
+    assert few == pytest.approx(16 * sum(range(peaks.CHAINS)))
+    assert many > few
+
+
+@pytest.mark.skipif(not ON_X86, reason="needs LLVM's x86 target")
+def test_tiles_compile_to_four_independent_products_between_configuration_and_release() -> None:
+    import llvmlite.binding as llvm
+    from llvmlite import ir
+
+    pointer = ir.IntType(8).as_pointer()
+    module = ir.Module()
+    function = ir.Function(
+        module, ir.FunctionType(ir.VoidType(), [ir.IntType(64), pointer, pointer]), "tiles"
+    )
+    builder = ir.IRBuilder(function.append_basic_block())
+    peaks_matrix.emit_tiles(builder, *function.args)
+    builder.ret_void()
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    target = llvm.Target.from_default_triple().create_target_machine(
+        cpu="sapphirerapids", features="+amx-tile,+amx-bf16", opt=3
+    )
+    text = target.emit_assembly(llvm.parse_assembly(str(module)))
+    products = re.findall(r"tdpbf16ps\s+%tmm(\d), %tmm(\d), %tmm(\d)", text)
+    assert sorted(target for *_, target in products) == ["0", "1", "2", "3"]
+    assert text.index("ldtilecfg") < text.index("tdpbf16ps") < text.index("tilerelease")
+
+
+def test_the_bfloat16_unit_says_why_it_is_missing_or_is_faster_than_scalar_code() -> None:
+    unit = peaks_matrix.matrix_bfloat16()
+    if unit is None:
+        assert peaks_matrix.amx_unavailable()
+        assert not peaks_matrix.HAS_DOT_BF16
+        return
+    work, flops, _ = unit
+    scalar = hardware.rate([peaks.fma_scalar], peaks.FLOPS_SCALAR)
+    assert hardware.rate([work], flops) > 4 * scalar
+
+
+# --- timing ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_rate_counts_the_work_of_all_threads(threads) -> None:
+    def sleep(iterations: int) -> None:
+        time.sleep(0.002 * iterations)
+
+    found = hardware.rate([sleep] * threads, 10.0, seconds=0.02, runs=3)
+    assert 0.5 * 5_000 * threads < found <= 5_000 * threads  # 10 units in 2 ms, never more
+
+
+def test_bandwidth_in_cache_is_above_that_of_memory_and_below_what_registers_allow() -> None:
+    found = hardware.bandwidths(1, [32 * 1024, 128 * 2**20], runs=5)
+    registers = hardware.rate([peaks.fma32], peaks.FLOPS_FMA32) / 2 * 4
+    assert found["read"][0] > 1.5 * found["read"][1]
+    assert found["copy"][0] > 1.5 * found["copy"][1]
+    assert found["read"][0] < 2.5 * registers
+
+
+def test_curves_cover_all_cores_and_start_with_a_share_for_each() -> None:
+    cores = usable_cores()
+    curves = hardware.curves(cores, largest=2**20)
+    assert set(curves) == {"copy_1", "copy_all", "read_1", "read_all"}
+    assert curves["copy_1"].working_set_bytes[0] == 16 * 1024
+    assert curves["copy_all"].working_set_bytes[0] == 16 * 1024 * (cores if cores > 1 else 1)
+    assert all(rate > 1e8 for curve in curves.values() for rate in curve.bytes_per_second)
+
+
+def test_page_faults_cost_some_microseconds_at_most_and_leave_no_memory() -> None:
+    hardware.page_faults(usable_cores(), size_bytes=2**24)
+    before = psutil.Process().memory_info().rss
+    figures = hardware.page_faults(usable_cores(), size_bytes=2**26)
+    assert psutil.Process().memory_info().rss - before < 2**25
+    per_page = figures["page_fault_s_per_byte"][0] * peaks.PAGE_BYTES
+    assert 2e-8 < per_page < 1e-4
+
+
+# --- software --------------------------------------------------------------------------------------
+
+
+def test_calls_cost_more_than_operations_and_each_figure_has_its_source() -> None:
+    figures = calibration_calls.python() | calibration_calls.compiled()
+    figures |= calibration_calls.threads() | calibration_calls.pickling()
+    value = {name: seconds for name, (seconds, _) in figures.items()}
+    assert all(seconds >= 0 for seconds in value.values())
+    assert all(len(source) > 10 for _, source in figures.values())
+    assert value["python_call_s"] > value["python_operation_s"]
+    assert value["numpy_call_s"] > value["python_operation_s"]
+    assert value["libm_exp_s"] > value["numpy_exp_s"] / 4
+    assert value["thread_start_s"] > value["python_call_s"]
+    assert 1e-10 < value["python_operation_s"] < 1e-6
+
+
+def test_processes_are_measured_in_a_child_that_leaves_none_behind() -> None:
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    figures = calibration_processes.measure()
+    value = {name: seconds for name, (seconds, _) in figures.items()}
+    assert value["spawn_s"] > value["fork_s"] > value["process_switch_s"] > 0  # spawn starts an interpreter
+    assert 1e-12 < value["pipe_s_per_byte"] < 1e-6
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
+
+
+def test_facts_are_read_as_the_system_writes_them() -> None:
+    assert calibration_facts._bytes("32K") == 32768
+    assert calibration_facts._bytes("1M") == 2**20
+    assert calibration_facts._cpu_list("0-2,5") == {0, 1, 2, 5}
+    assert calibration_facts.memory_bytes() > 2**28
+    caches = calibration_facts.caches()
+    if {"l1d_bytes", "l2_bytes"} <= set(caches):
+        assert caches["l1d_bytes"] < caches["l2_bytes"]
+    facts = calibration_facts.facts()
+    assert facts["usable_cores"] == usable_cores()
+    assert facts["versions"]["numba"]
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        ("NVIDIA H200", "NVIDIA H200 141GB SXM"),
+        ("NVIDIA H100 80GB HBM3", "NVIDIA H100 80GB SXM"),
+        ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB SXM"),
+        ("AMD Instinct MI300X", "AMD Instinct MI300X"),
+        ("NVIDIA GeForce RTX 4060 Laptop GPU", "NVIDIA GeForce RTX 4060 Laptop GPU (115 W)"),
+        ("NVIDIA GeForce RTX 4060", None),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA GH200 480GB", None),
+        ("NVIDIA GeForce RTX 3090", None),
+    ],
+)
+def test_a_device_gets_the_sheet_of_its_own_product(device, name) -> None:
+    sheet = sheet_of(device)
+    assert (sheet.name if sheet else None) == name
+
+
+# --- putting it together ---------------------------------------------------------------------------
+
+
+def test_sweeps_combine_to_the_undisturbed_figure() -> None:
+    assert calibration.combine("vector_float32_1_flops", [1.0, 3.0, 2.0]) == 3
+    assert calibration.combine("fork_s", [3.0, 1.0, 2.0]) == 1
+    assert calibration.combine("torch_parallel_region_s", [0.0, 5.0, 2.0]) == 2  # a difference
+
+
+def test_a_figure_above_its_ceiling_is_doubted_by_name() -> None:
+    machine = plausible_machine()
+    assert calibration.doubts(machine) == []
+    artefact = Curve((2.0**15, 2.0**26), (1.8e12, 1e10))
+    (doubt,) = calibration.doubts(replace(machine, curves={**machine.curves, "read_1": artefact}))
+    assert "read bandwidth" in doubt
+    fast = {**machine.constants, "scalar_float32_flops": 2e11}
+    (doubt,) = calibration.doubts(replace(machine, constants=fast))
+    assert "scalar" in doubt
+
+
+def test_recheck_finds_another_machine_and_knows_its_own() -> None:
+    machine = plausible_machine()
+    unit = replace(
+        machine,
+        constants={**machine.constants, "vector_float32_1_flops": 1.0, "python_operation_s": 1.0},
+        curves={"copy_all": Curve((2.0**25,), (1.0,))},
+    )
+    speed = calibration.recheck(unit, seconds=0.1)  # against 1 of each unit: the absolute speeds
+    assert set(speed) == {"vector_float32_1_flops", "copy_all", "python_operation_s"}
+    mine = replace(
+        unit,
+        constants={
+            **machine.constants,
+            "vector_float32_1_flops": speed["vector_float32_1_flops"],
+            "python_operation_s": 1 / (8 * speed["python_operation_s"]),  # claims to be 8 times as fast
+        },
+        curves={"copy_all": Curve((2.0**25,), (speed["copy_all"],))},
+    )
+    ratios = calibration.recheck(mine, seconds=1.0)
+    assert ratios["vector_float32_1_flops"] == pytest.approx(1, abs=0.5)
+    assert ratios["python_operation_s"] < 0.5
+
+
+def test_buffers_give_their_memory_back() -> None:
+    with hardware.Buffer(2**20) as buffer:
+        assert buffer.floats.nbytes == 2**20
+        assert buffer.floats.ctypes.data % 4096 == 0
+    assert buffer.memory.closed
+
+
+def test_together_reports_a_worker_that_fails() -> None:
+    def fail(iterations: int) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(RuntimeError, match="calibration thread"):
+        hardware.together([fail, partial(time.sleep)], 0)
+
+
+@pytest.mark.proof
+def test_a_whole_calibration_takes_less_than_20_seconds_and_is_plausible(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PERFLAB_HOME", str(tmp_path))
+    start = time.perf_counter()
+    machine, message = calibration.current(force=True)
+    assert time.perf_counter() - start < 20
+    assert "on request" in message
+    assert set(machine.constants) <= set(machine.sources)
+    assert machine.facts.get("doubts", []) == []
+    assert machine["vector_float32_1_flops"] > 3 * machine["scalar_float32_flops"]
+    again, message = calibration.current()
+    assert again.measured_at >= machine.measured_at
+    assert "hold" in message or "anew" in message
