@@ -29,7 +29,8 @@ format: .venv/installed
 	$(BIN)/ruff format .
 
 test: lint
-	$(BIN)/python -m pytest -m 'not proof and not gpu' --durations 15
+	$(BIN)/python -m pytest -m 'not proof and not gpu and not alone' -n 3 --dist loadfile
+	$(BIN)/python -m pytest -m 'alone and not proof and not gpu'
 
 proof: .venv/installed
 	$(BIN)/python -m pytest -m proof -s

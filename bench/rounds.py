@@ -4,7 +4,10 @@
 2. It is then called until a call is no longer much faster than the one before, and only such warm calls
    decide how many calls make a sample. pytest-benchmark calibrates on the cold call instead; a compiled
    function of 0.12 ms then gets 5 rounds with the compilation among them.
-3. In each round every variant is sampled once, in random order. A slow variant sits out some rounds, so
+3. Where a step uses several threads, the idle threads of the variant before may still spin and hold a core
+   (OpenMP's do, for milliseconds). In such a group untimed calls go before each sample. Sleeping instead,
+   or shorter spinning, was worse: woken threads then shared one core for whole time slices.
+4. In each round every variant is sampled once, in random order. A slow variant sits out some rounds, so
    that all get a similar share of the time; pairs are formed from the rounds both took part in.
 """
 
@@ -20,6 +23,8 @@ from dataclasses import dataclass, field
 
 from bench.clocks import Clock, HostClock, Step
 
+SETTLE_SECONDS = 3e-3  # of untimed calls, until one's own threads have their cores
+SETTLED_ABOVE = 20e-3  # samples longer than this do not feel it
 MIN_SAMPLE_SECONDS = 100e-6  # thousand times the timer's own cost
 MIN_ROUNDS, MAX_ROUNDS = 3, 1000
 WARM_CALLS = 5
@@ -40,6 +45,8 @@ class Timed:
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
     warm_seconds: float = math.nan
+    threaded: bool = False  # its warm calls took more CPU than wall time
+    settle: bool = False  # untimed calls go before each sample
 
 
 class CpuMeter:
@@ -102,9 +109,12 @@ def warm_up(timed: Timed, limit_seconds: float) -> None:
         best = min(best, seconds)
         if settled or time.perf_counter() - start > limit_seconds:
             break
+    cpu, begin = time.process_time(), time.perf_counter()
     while best * timed.iterations < MIN_SAMPLE_SECONDS:
         timed.iterations = max(timed.iterations * 2, math.ceil(MIN_SAMPLE_SECONDS / max(best, 1e-9) / 2))
         best = timed.clock.sample(timed.step, timed.iterations)
+    timed.clock.sample(timed.step, timed.iterations)
+    timed.threaded = time.process_time() - cpu > 1.2 * (time.perf_counter() - begin)
     timed.warm_seconds = best
 
 
@@ -136,8 +146,15 @@ def run_rounds(variants: Mapping[str, Timed], budget_seconds: float) -> None:
     names = [name for name, timed in variants.items() if timed.max_rounds != 1]
     if not names:
         return
+    threaded = any(variants[name].threaded for name in names) and len(names) > 1
+    costs = []
+    for name in names:
+        timed = variants[name]
+        costs.append(timed.warm_seconds * timed.iterations)
+        timed.settle = threaded and costs[-1] < SETTLED_ABOVE
+        costs[-1] += max(SETTLE_SECONDS, timed.warm_seconds) * timed.settle
     total, strides = plan_strides(
-        [variants[name].warm_seconds * variants[name].iterations for name in names],
+        costs,
         budget_seconds,
         [variants[name].max_rounds for name in names],
     )
@@ -159,6 +176,12 @@ def run_rounds(variants: Mapping[str, Timed], budget_seconds: float) -> None:
 
 
 def _sample(timed: Timed, index: int, meter: CpuMeter) -> None:
+    if timed.settle:
+        settled = time.perf_counter() + SETTLE_SECONDS
+        while True:
+            timed.clock.wait(timed.step())
+            if time.perf_counter() > settled:
+                break
     if timed.before_sample is not None:
         timed.before_sample()
     cpu = meter.read()

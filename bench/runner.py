@@ -191,7 +191,7 @@ def calibrated(progress: Progress, force: bool = False) -> tuple[Machine, str]:
     with tempfile.TemporaryDirectory() as folder:
         log = f"{folder}/log"
         command = [sys.executable, "-m", "labs.calibration", *(["--force"] if force else [])]
-        child = Supervised(command, _environment("tuned", ""), log)
+        child = Supervised(command, _environment("default", ""), log)
         progress.phase("calibration", "measuring this machine's constants")
         try:
             while (status := child.poll()) is None:
@@ -223,6 +223,9 @@ def _lines(path: str) -> list[str]:
 def _environment(column: str, device: str) -> dict[str, str]:
     environment = {**os.environ, **allocator_environment(column)}
     environment["PYTHONUNBUFFERED"] = "1"
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # other plugins would import, slow down, or interfere
+    for name in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS"):
+        environment.pop(name, None)
     if device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
     return environment
@@ -252,32 +255,22 @@ def _done(journal: Journal) -> list[str]:
     return list(done)
 
 
+def _suite_command(plan_file: Path, folder: str) -> list[str]:
+    """pytest on the labs' suite with its own root, configuration and plugins: what lies in the user's folder
+    must not change the run."""
+    options = "-q --import-mode=importlib -p no:cacheprovider -p pytest_benchmark.plugin -p bench.plugin"
+    command = [sys.executable, "-m", "pytest", str(SUITE), *options.split(), "--benchmark-quiet"]
+    command += ["--perflab-plan", str(plan_file), "--benchmark-storage", f"file://{folder}/storage"]
+    command += ["-c", os.devnull, "--rootdir", str(SUITE.parents[2]), "--confcutdir", str(SUITE.parents[1])]
+    return command
+
+
 def _run_child(plan: Plan, column: Allocator, journal: Journal, progress: Progress) -> bool:
     """One pytest child for what is left in a column. True when it broke off and another must go on."""
     with tempfile.TemporaryDirectory() as folder:
         plan_file, log = Path(folder) / "plan.json", f"{folder}/log"
         plan.write(plan_file)
-        # Its own root, configuration and plugins: what lies in the user's folder must not change the run.
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            str(SUITE),
-            "--perflab-plan",
-            str(plan_file),
-            "-q",
-            "--import-mode=importlib",
-        ]
-        command += [
-            "--rootdir",
-            str(SUITE.parents[2]),
-            "-c",
-            os.devnull,
-            "-p",
-            "no:cacheprovider",
-            "--benchmark-quiet",
-        ]
-        command += ["--confcutdir", str(SUITE.parents[1]), "--benchmark-storage", f"file://{folder}/storage"]
+        command = _suite_command(plan_file, folder)
         offset, _ = journal.events_from(0)
         child = Supervised(command, _environment(column, plan.device), log)
         heard, current, hung = time.monotonic(), None, False

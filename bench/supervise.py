@@ -18,7 +18,7 @@ import sys
 import time
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-GRACE_SECONDS = 3.0
+GRACE_SECONDS = 1.5
 
 
 def _prctl(option: int, value: int) -> None:
@@ -105,7 +105,7 @@ class Supervised:
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(4 * GRACE_SECONDS + 10)
+            self._process.wait(4 * GRACE_SECONDS + 15)
 
 
 if __name__ == "__main__":

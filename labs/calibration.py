@@ -7,8 +7,9 @@ how it is measured, in ``calibration_hardware`` (peaks, bandwidth, page faults),
 (interpreter, libraries, threads), ``calibration_processes``, ``calibration_gpu`` and ``calibration_facts``.
 
 The result is cached. Each run checks a few anchors again (2 s) and measures all anew when one is more
-than 15 % off: a laptop on battery is another machine. Ceilings are held against the next one up, so that
-a compiler artefact does not pass for a fast memory (``doubts``).
+than 15 % off: a laptop on battery is another machine. Constants younger than ten minutes are kept and
+the run says so: a machine that moves that fast shares its cores. Ceilings are held against the next one
+up, so that a compiler artefact does not pass for a fast memory (``doubts``).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from labs.machine import Curve, Machine
 SWEEPS = 3  # over all parts: a neighbour's burst lasts longer than one part, seldom as long as a sweep
 BUDGET_S = 17.0
 TOLERANCE = 0.15  # an anchor further off than this means another machine
+FRESH_S = 600.0  # what moved that far in less time moves to and fro: measuring again would chase it
 Progress = Callable[[str], None] | None
 
 
@@ -112,11 +114,8 @@ def _parts(cores: int) -> Sequence[tuple[str, Callable[[], Figures]]]:
 
 
 def combine(name: str, samples: Sequence[float]) -> float:
-    """The best of all sweeps, since disturbance only slows; the median of a difference of two times,
-    which disturbance moves either way."""
-    if name.endswith("_region_s"):
-        return statistics.median(samples)
-    return max(samples) if name.endswith("_flops") else min(samples)
+    """The best of all sweeps for a limit, since disturbance only slows; the median for a cost."""
+    return max(samples) if name.endswith("_flops") else statistics.median(samples)
 
 
 def _faster(left: dict[str, Curve], right: dict[str, Curve]) -> dict[str, Curve]:
@@ -209,6 +208,10 @@ def recheck(machine: Machine, seconds: float = 2.0) -> dict[str, float]:
     return ratios
 
 
+def _age_s(machine: Machine) -> float:
+    return (datetime.now(UTC) - datetime.fromisoformat(machine.measured_at)).total_seconds()
+
+
 def current(progress: Progress = None, force: bool = False) -> tuple[Machine, str]:
     """The machine's constants, and a line that says where they come from: cache, or measured now."""
     cached = None if force else machines.load_cached()
@@ -220,6 +223,11 @@ def current(progress: Progress = None, force: bool = False) -> tuple[Machine, st
         if not off:
             return cached, f"constants of {cached.measured_at} hold: anchors within {TOLERANCE:.0%}"
         reason = ", ".join(f"{name} {ratio:.2f}x" for name, ratio in off.items())
+        if _age_s(cached) < FRESH_S and "cached file" not in off:
+            return (
+                cached,
+                f"this machine's speed is changing by the minute ({reason}): predictions may be off",
+            )
         message = f"measured anew, since the cached constants no longer hold ({reason})"
     else:
         message = (

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from labs.calibration_hardware import Figures, best
+from labs.calibration_hardware import Figures, typical
 
 COUNT = 20_000
 
@@ -54,23 +54,23 @@ def _loop_calls(values: list[float]) -> None:
 
 def python_operation() -> float:
     """Seconds of one float multiplication or addition in a plain loop (recheck anchor)."""
-    return (best(lambda: _loop_arithmetic([])) - best(lambda: _loop_empty([]))) / (8 * COUNT)
+    return (typical(lambda: _loop_arithmetic([])) - typical(lambda: _loop_empty([]))) / (8 * COUNT)
 
 
 def python() -> Figures:
     values = [float(place) for place in range(10)]
-    empty = best(lambda: _loop_empty(values))
+    empty = typical(lambda: _loop_empty(values))
     return {
         "python_operation_s": (
             python_operation(),
             "x * a + b on floats in a for loop, loads and stores included",
         ),
         "python_call_s": (
-            (best(lambda: _loop_calls(values)) - empty) / COUNT,
+            (typical(lambda: _loop_calls(values)) - empty) / COUNT,
             "calling an empty function of no arguments, loop taken off",
         ),
         "python_item_s": (
-            (best(lambda: _loop_items(values)) - empty) / (4 * COUNT),
+            (typical(lambda: _loop_items(values)) - empty) / (4 * COUNT),
             "indexing a list, loop taken off",
         ),
     }
@@ -83,7 +83,7 @@ def _per_call(step: Callable[[], object], count: int = 2_000) -> float:
         for _ in range(count):
             step()
 
-    return best(many) / count
+    return typical(many) / count
 
 
 # --- libraries -------------------------------------------------------------------------------------
@@ -102,15 +102,23 @@ def compiled() -> Figures:
     cores = numpy.ones(usable_cores(), numpy.float32)
     numpy_call = _per_call(lambda: numpy.negative(one, out=one))
     numba_call = _per_call(lambda: kernel.call(one))
-    region = best(lambda: kernel.region(cores), 1000)
+    region = typical(lambda: kernel.region(cores), 1000)
     exponential = _per_call(lambda: numpy.exp(block, out=out), 100)
     kernel.libm_exp(block, 1)
-    libm = best(lambda: kernel.libm_exp(block, 10)) / (10 * block.size)
+    # Rows that are no multiple of one another in memory: numpy starts its inner loop anew for each.
+    rows = numpy.ones((4096, 16), numpy.float32)[:, :8]
+    out_rows = numpy.empty((4096, 16), numpy.float32)[:, :8]
+    by_row = _per_call(lambda: numpy.negative(rows, out=out_rows), 10)
+    libm = typical(lambda: kernel.libm_exp(block, 10)) / (10 * block.size)
     return {
         "numpy_call_s": (numpy_call, "numpy.negative of one element with out="),
         "numpy_exp_s": (
             (exponential - numpy_call) / block.size,
             "numpy.exp, 4096 float32 in cache, per element",
+        ),
+        "numpy_inner_loop_s": (
+            (by_row - numpy_call) / len(rows),
+            "numpy.negative of 4096 strided rows of 8 elements with out=, per row",
         ),
         "numba_call_s": (numba_call, "njit function of one array that returns its first item"),
         "numba_parallel_region_s": (
@@ -133,10 +141,10 @@ def torch_calls() -> Figures:
     if threads > 1:
         large = torch.rand(grain * threads)
         out = torch.empty_like(large)
-        split = best(lambda: torch.neg(large, out=out), 300)
+        split = typical(lambda: torch.neg(large, out=out), 300)
         torch.set_num_threads(1)
         try:
-            serial = best(lambda: torch.neg(large, out=out), 100)
+            serial = typical(lambda: torch.neg(large, out=out), 100)
         finally:
             torch.set_num_threads(threads)
         cost = split - call - (serial - call) / threads
@@ -192,7 +200,7 @@ def _hand_over(count: int = 500) -> float:
             back.get(timeout=60)
 
     try:
-        return best(round_trips, 4) / (2 * count)
+        return typical(round_trips, 7) / (2 * count)
     finally:
         there.put(False)
         thread.join(timeout=60)
@@ -204,8 +212,8 @@ def pickling() -> Figures:
     array = numpy.random.default_rng(0).random(2**20, dtype=numpy.float32)
     numbers = [float(place) for place in range(50_000)]
     protocol = pickle.HIGHEST_PROTOCOL
-    whole = best(lambda: pickle.loads(pickle.dumps(array, protocol)), 5)
-    items = best(lambda: pickle.loads(pickle.dumps(numbers, protocol)), 5)
+    whole = typical(lambda: pickle.loads(pickle.dumps(array, protocol)), 5)
+    items = typical(lambda: pickle.loads(pickle.dumps(numbers, protocol)), 5)
     return {
         "pickle_s_per_byte": (whole / array.nbytes, "dumps and loads of a 4 MiB numpy array, in band"),
         "pickle_item_s": (items / len(numbers), "dumps and loads of a list of floats, per float"),

@@ -1,6 +1,7 @@
 """What the silicon can do: arithmetic peaks, bandwidth curves, page faults. Used by ``labs.calibration``.
 
-A busy machine only ever makes things slower, so each figure is the best of several short runs.
+Limits are the best of several short runs, since a busy machine only ever makes things slower; costs are
+medians (``typical``), because a prediction is held against a median.
 "All cores" is Python threads that run code without the GIL, each on its own memory, which it touched
 first itself (on several sockets a page lives where it was first touched). The time of a run goes from
 the first start to the last end.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +38,21 @@ def best(step: Callable[[], object], runs: int = 7) -> float:
         step()
         seconds = min(seconds, time.perf_counter() - start)
     return seconds
+
+
+def typical(step: Callable[[], object], runs: int = 15) -> float:
+    """Median seconds of ``runs`` calls, after one untimed.
+
+    The interpreter's speed has more than one mode (the same loop took 8.5 or 13 ns an operation on one
+    machine, from call to call): the fastest call is not what programs get.
+    """
+    step()
+    seconds = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
 def pin(place: int) -> None:

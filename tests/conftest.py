@@ -1,5 +1,7 @@
 """A finished run of the tiny lab, shared by the tests that read results."""
 
+import fcntl
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +11,8 @@ sys.path.insert(0, str(Path(__file__).parent / "bench"))  # command.py stands th
 
 from command import bring_labs, perflab, read
 
+IN_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+
 
 @pytest.fixture(scope="session", autouse=True)
 def home(pytestconfig, tmp_path_factory):
@@ -17,17 +21,28 @@ def home(pytestconfig, tmp_path_factory):
     folder = cache.mkdir("perflab") if cache else tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERFLAB_HOME", str(folder))
+        for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
+            patch.delenv(name, raising=False)  # in a test's own pytest it would switch benchmarks off
         yield folder
 
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
-    """(folder with results.json and results.html, stdout) of ``perflab run tiny_lab --quick``."""
-    folder = tmp_path_factory.mktemp("run")
-    bring_labs(folder, "tiny_lab")
-    status, out, err = perflab("run", "tiny_lab", "--quick", folder=folder)
-    assert status == 0, err
-    return folder, out
+    """(folder with results.json and results.html, stdout) of ``perflab run tiny_lab --quick``.
+
+    One run for all workers of pytest-xdist: whoever holds the lock first makes it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if IN_WORKER else base) / "finished-run"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "out.txt").exists():
+            bring_labs(folder, "tiny_lab")
+            status, out, err = perflab("run", "tiny_lab", "--quick", folder=folder)
+            assert status == 0, err
+            (folder / "out.txt").write_text(out)
+    return folder, (folder / "out.txt").read_text()
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-LONG = ("perflab run", "perflab calibrate", "pytest bench", "torchrun")
+LONG = ("perflab run", "perflab calibrate", "pytest", "torchrun")
 
 
 def blocks(kind):

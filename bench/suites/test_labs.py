@@ -38,7 +38,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def plan(pytestconfig: pytest.Config) -> Plan:
     plan = _plan(pytestconfig)
     pytestconfig.stash[USED] = True
-    if plan.journal:
+    if plan.journal and not any(event["event"] == "session" for event in Journal(plan.journal).events()):
         hook = pytestconfig.hook
         machine_info = hook.pytest_benchmark_generate_machine_info(config=pytestconfig)
         hook.pytest_benchmark_update_machine_info(config=pytestconfig, machine_info=machine_info)
@@ -65,7 +65,6 @@ def machine() -> Machine:
     return (load_cached() or current()[0]).with_allocator(environment.allocator_mode())
 
 
-@pytest.mark.timeout(1800)
 def test_lab(
     lab_name: str,
     group: str,

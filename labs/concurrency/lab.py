@@ -40,7 +40,7 @@ LAB = Lab(
     figure=figure,
     memory_bytes=memory_bytes,
     derive=sweeps.derive,
-    seconds=20.0,
+    seconds=10.0,
     sources=(
         "CPython documentation: concurrent.futures, multiprocessing, sys.setswitchinterval",
         "PEP 703: making the global interpreter lock optional",

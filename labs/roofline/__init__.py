@@ -50,7 +50,7 @@ LAB = Lab(
     memory_bytes=memory_bytes,
     derive=derive,
     columns=("default", "tuned"),
-    seconds=12.0,
+    seconds=6.0,
     sources=(
         "Williams, Waterman, Patterson: Roofline, Communications of the ACM 52(4), 2009",
         "glibc manual: mallopt(3), M_MMAP_THRESHOLD",

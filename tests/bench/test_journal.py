@@ -14,7 +14,9 @@ def test_events_come_back_in_order_and_numpy_is_plain(tmp_path):
     journal = Journal(tmp_path / "journal")
     journal.write("a", value=np.float64(1.5), values=np.arange(3))
     journal.write("b")
-    assert list(journal.events()) == [{"event": "a", "value": 1.5, "values": [0, 1, 2]}, {"event": "b"}]
+    first, second = journal.events()
+    assert (first["event"], first["value"], first["values"]) == ("a", 1.5, [0, 1, 2])
+    assert (second["event"], first["at"] <= second["at"]) == ("b", True)
 
 
 def test_what_cannot_be_written_is_refused_and_harms_nothing(tmp_path):
@@ -38,7 +40,7 @@ def test_cut_anywhere_the_complete_lines_survive_and_writing_goes_on(tmp_path_fa
     journal.write("after")
     survived = [event for event in journal.events() if event["event"] != "after"]
     assert survived[: len(complete)] == complete
-    assert list(journal.events())[-1] == {"event": "after"}
+    assert list(journal.events())[-1]["event"] == "after"
 
 
 def test_a_reader_follows_a_running_journal(tmp_path):

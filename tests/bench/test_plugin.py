@@ -5,6 +5,8 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
+
 
 def run_tests(folder, source, *options):
     (folder / "test_it.py").write_text(textwrap.dedent(source))
@@ -12,6 +14,7 @@ def run_tests(folder, source, *options):
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100)
 
 
+@pytest.mark.alone
 def test_pairs_are_ordinary_pytest_benchmark_entries(tmp_path):
     done = run_tests(
         tmp_path,

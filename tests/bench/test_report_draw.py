@@ -74,6 +74,7 @@ def test_ids_begin_with_the_name_and_all_references_resolve() -> None:
     assert seen
 
 
+@pytest.mark.proof
 def test_a_drawing_is_the_same_every_time() -> None:
     for figure in FIGURES:
         assert draw(figure, "a") == draw(figure, "a")

@@ -134,7 +134,9 @@ def test_a_drawing_has_ink_in_it(browser: Any, page_path: Path) -> None:
     tab.close()
 
 
-@pytest.mark.parametrize("width", [320, 360, 720, 721, 1000])
+@pytest.mark.parametrize(
+    "width", [360, *(pytest.param(width, marks=pytest.mark.proof) for width in (320, 720, 721, 1000))]
+)
 def test_the_page_itself_never_scrolls_sideways(browser: Any, page_path: Path, width: int) -> None:
     tab, _ = opened(browser, page_path, viewport={"width": width, "height": 740})
     tab.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
@@ -188,6 +190,7 @@ def test_text_and_drawings_follow_the_colour_scheme(browser: Any, page_path: Pat
     tab.close()
 
 
+@pytest.mark.proof
 def test_what_scrolls_can_be_reached_with_the_keyboard(browser: Any, page_path: Path) -> None:
     tab, _ = opened(browser, page_path, **PHONE)
     unreachable = (
@@ -200,6 +203,7 @@ def test_what_scrolls_can_be_reached_with_the_keyboard(browser: Any, page_path: 
     tab.close()
 
 
+@pytest.mark.proof
 def test_it_prints_on_paper(browser: Any, page_path: Path) -> None:
     tab, _ = opened(browser, page_path, color_scheme="dark", **DESK)
     tab.emulate_media(media="print")
@@ -234,6 +238,7 @@ def test_hostile_text_does_nothing_in_a_browser(browser: Any, tmp_path: Path) ->
     tab.close()
 
 
+@pytest.mark.proof
 def test_long_text_stays_inside_the_page(browser: Any, tmp_path: Path) -> None:
     results = json.loads(json.dumps(example()))
     del results["perflab"]["labs"]["concurrency"], results["perflab"]["labs"]["vectorization"]
@@ -311,6 +316,7 @@ def test_any_text_comes_out_as_text(text: str) -> None:
     assert "".join(found.text).count(shown) >= 7
 
 
+@pytest.mark.proof
 def test_a_javascript_address_is_no_link() -> None:
     results = example()
     results["perflab"]["labs"]["roofline"]["sources"] = [
@@ -456,6 +462,7 @@ def test_importing_the_report_is_cheap() -> None:
     assert found.stdout.strip() == "[]"
 
 
+@pytest.mark.proof
 def test_drawing_needs_no_heavy_package(tmp_path: Path) -> None:
     results = example()
     del results["perflab"]["labs"]["roofline"], results["perflab"]["labs"]["vectorization"]

@@ -10,6 +10,7 @@ from bench.clocks import clock
 from bench.rounds import MAX_ROUNDS, MIN_ROUNDS, Timed, call_cold, pairs, plan_strides, run_rounds, warm_up
 
 
+@pytest.mark.alone
 def test_the_cold_call_never_decides_the_rounds_nor_enters_them():
     calls = []
 

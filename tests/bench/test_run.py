@@ -104,7 +104,7 @@ def start_slow_run(folder):
     """A run whose first group is done soon and whose second takes long."""
     bring_labs(folder, "tiny_lab")
     return subprocess.Popen(
-        [*PERFLAB, "run", "tiny_lab", "--quick", "--set", "pause=0.5"],
+        [*PERFLAB, "run", "tiny_lab", "--quick", "--set", "pause=0.25"],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -151,6 +151,7 @@ def test_kill_9_loses_nothing_leaves_nothing_and_resume_goes_on(tmp_path):
     assert "second/insertion" in after
 
 
+@pytest.mark.proof
 def test_ctrl_c_writes_what_is_there_and_says_how_to_go_on(tmp_path):
     run = start_slow_run(tmp_path)
     wait_for(lambda: first_group_done(tmp_path), 90, "the first group")

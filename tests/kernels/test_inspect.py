@@ -169,6 +169,7 @@ def test_the_caller_s_function_is_left_as_it_was():
     assert len(add.signatures) == 1
 
 
+@pytest.mark.proof
 def test_code_from_numba_s_cache_is_compiled_again(tmp_path):
     (tmp_path / "cached.py").write_text(SOURCE.replace("@numba.njit\n", "@numba.njit(cache=True)\n"))
     program = (

@@ -181,6 +181,7 @@ def test_page_faults_cost_some_microseconds_at_most_and_leave_no_memory() -> Non
 # --- software --------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_calls_cost_more_than_operations_and_each_figure_has_its_source() -> None:
     figures = calibration_calls.python() | calibration_calls.compiled()
     figures |= calibration_calls.threads() | calibration_calls.pickling()
@@ -238,10 +239,9 @@ def test_a_device_gets_the_sheet_of_its_own_product(device, name) -> None:
 # --- putting it together ---------------------------------------------------------------------------
 
 
-def test_sweeps_combine_to_the_undisturbed_figure() -> None:
+def test_sweeps_combine_to_the_best_limit_and_the_typical_cost() -> None:
     assert calibration.combine("vector_float32_1_flops", [1.0, 3.0, 2.0]) == 3
-    assert calibration.combine("fork_s", [3.0, 1.0, 2.0]) == 1
-    assert calibration.combine("torch_parallel_region_s", [0.0, 5.0, 2.0]) == 2  # a difference
+    assert calibration.combine("fork_s", [3.0, 1.0, 2.0]) == 2  # a cost: what is typical
 
 
 def test_a_figure_above_its_ceiling_is_doubted_by_name() -> None:
@@ -255,6 +255,7 @@ def test_a_figure_above_its_ceiling_is_doubted_by_name() -> None:
     assert "scalar" in doubt
 
 
+@pytest.mark.alone
 def test_recheck_finds_another_machine_and_knows_its_own() -> None:
     machine = plausible_machine()
     unit = replace(

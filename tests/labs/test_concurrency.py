@@ -385,6 +385,7 @@ def test_hazards_come_last_and_run_once() -> None:
 # --- Ray -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.proof
 @pytest.mark.ray
 @pytest.mark.skipif(bool(cluster.unavailable()), reason="Ray is not installed")
 def test_ray_computes_the_same_and_leaves_nothing() -> None:
@@ -421,6 +422,7 @@ os.kill(os.getpid(), 9)
 """
 
 
+@pytest.mark.proof
 @pytest.mark.ray
 @pytest.mark.skipif(bool(cluster.unavailable()), reason="Ray is not installed")
 def test_a_killed_owner_leaves_no_ray() -> None:

@@ -91,6 +91,7 @@ def test_a_time_limit_must_be_positive() -> None:
             run_hazards(wrong)
 
 
+@pytest.mark.proof
 def test_the_known_hazards_behave_or_are_mended() -> None:
     """On today's libraries each hangs or dies; one that finishes was repaired."""
     found = run_hazards(2.5)
