@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,18 @@ def folder() -> Path:
 
 
 def keep(results: Mapping[str, Any]) -> Path | None:
-    """Store a finished run; None when the folder cannot be written (the results file is safe elsewhere)."""
+    """Store a finished run; None when the folder cannot be written (the results file is safe elsewhere).
+
+    The name is the time it started, a number where that is taken, and the labs: 20261122T201500-2_a+b.json.
+    """
     labs = "+".join(results["perflab"]["labs"])
     stamp = results["perflab"]["started"].replace(":", "").replace("-", "")[:15]
     try:
         folder().mkdir(parents=True, exist_ok=True)
-        path = folder() / f"{stamp}_{labs}.json"
-        number = 1
+        path, number = folder() / f"{stamp}_{labs}.json", 1
         while path.exists():
             number += 1
-            path = folder() / f"{stamp}_{number}_{labs}.json"
+            path = folder() / f"{stamp}-{number}_{labs}.json"
         write(results, path)
         for old in sorted(folder().glob("*.json"))[:-KEPT]:
             old.unlink()
@@ -38,16 +39,22 @@ def keep(results: Mapping[str, Any]) -> Path | None:
         return None
 
 
+def _labs_of(path: Path) -> list[str]:
+    return path.stem.partition("_")[2].split("+")
+
+
 def last(count: int, lab: str) -> list[Path]:
     """The newest ``count`` results of this machine that hold the lab, oldest first."""
-    if lab not in NAMES:
-        raise ValueError(f"there is no lab {lab!r}{nearest(lab, NAMES)}")
+    kept = sorted(folder().glob("*.json"), reverse=True)
+    known = dict.fromkeys([*NAMES, *(name for path in kept for name in _labs_of(path))])
+    if lab not in known:
+        raise ValueError(f"there is no lab {lab!r}{nearest(lab, list(known))}")
     found = []
-    for path in sorted(folder().glob("*.json"), reverse=True):
-        if lab in path.stem.split("_")[-1].split("+"):
+    for path in kept:
+        if lab in _labs_of(path):
             try:
                 load(path)
-            except (ValueError, json.JSONDecodeError):
+            except ValueError:  # cut short by a full disk, say: the next older one will do
                 continue
             found.append(path)
         if len(found) == count:

@@ -56,7 +56,7 @@ def write(results: Mapping[str, Any], path: str | Path) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(_finite(results), file, indent=1)
+        json.dump(_finite(results), file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -187,7 +187,7 @@ def compared_predictions(
 def _derive(view: LabResults) -> Sequence[Any]:
     try:
         return view.lab.derive(view)
-    except LookupError:
+    except LookupError:  # a quantity over variants of which some were not measured here
         return ()
 
 
@@ -258,6 +258,8 @@ def claim_rows(lab: Lab, view: LabResults) -> list[dict[str, str]]:
             held = claim.holds(view)
         except LookupError as error:
             held, why = None, f"{why} (undecidable here: {error.args[0]})"
+        except Exception as error:
+            held, why = False, f"{why} (the claim itself failed: {type(error).__name__}: {error})"
         rows.append(
             {
                 "text": claim.text,

@@ -101,7 +101,7 @@ def warm_up(timed: Timed, limit_seconds: float) -> None:
         timed.warm_seconds = timed.cold_seconds
         timed.rounds, timed.seconds = [0], [timed.cold_seconds]
         return
-    start = time.perf_counter()
+    cpu, start = time.process_time(), time.perf_counter()
     best = math.inf
     for _ in range(WARM_CALLS):
         seconds = timed.clock.sample(timed.step, 1)
@@ -109,12 +109,13 @@ def warm_up(timed: Timed, limit_seconds: float) -> None:
         best = min(best, seconds)
         if settled or time.perf_counter() - start > limit_seconds:
             break
-    cpu, begin = time.process_time(), time.perf_counter()
+    if best < SETTLED_ABOVE:  # short: the calls above may have been few and unsettled
+        cpu, start = time.process_time(), time.perf_counter()
+        timed.clock.sample(timed.step, max(1, math.ceil(SETTLE_SECONDS / max(best, 1e-9))))
+    timed.threaded = time.process_time() - cpu > 1.2 * (time.perf_counter() - start)
     while best * timed.iterations < MIN_SAMPLE_SECONDS:
         timed.iterations = max(timed.iterations * 2, math.ceil(MIN_SAMPLE_SECONDS / max(best, 1e-9) / 2))
         best = timed.clock.sample(timed.step, timed.iterations)
-    timed.clock.sample(timed.step, timed.iterations)
-    timed.threaded = time.process_time() - cpu > 1.2 * (time.perf_counter() - begin)
     timed.warm_seconds = best
 
 
@@ -179,7 +180,7 @@ def _sample(timed: Timed, index: int, meter: CpuMeter) -> None:
     if timed.settle:
         settled = time.perf_counter() + SETTLE_SECONDS
         while True:
-            timed.clock.wait(timed.step())
+            timed.clock.sample(timed.step, 1)
             if time.perf_counter() > settled:
                 break
     if timed.before_sample is not None:

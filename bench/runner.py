@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,12 @@ from bench.assemble import assemble, failures
 from bench.environment import allocator_environment
 from bench.history import keep
 from bench.journal import Journal
+from bench.measure import explain
 from bench.plan import SCALE_FACTOR, Plan
 from bench.progress import Progress
 from bench.request import Request, check_output, settings_of
 from bench.supervise import Supervised
+from bench.world import join, joined_size
 from labs import load
 from labs.lab import Allocator, Scale
 from labs.machine import Machine, load_cached, load_sheet
@@ -77,9 +79,9 @@ def run(request: Request, *, show: bool = True) -> int:
             machine, message = calibrated(progress)
             if request.device == "cuda" and machine.gpu is None:
                 raise ValueError("--device cuda: torch finds no CUDA device here; use --device cpu")
-        except ValueError:
+        except BaseException:
             if not existed:
-                path.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)  # nothing was started: leave nothing
             raise
         if header is None:
             path.write_text("")
@@ -161,10 +163,12 @@ def _predict(
         lab = load(name)
         config = lab.config(**settings[name])
         for column in lab.columns:
-            predictions = lab.predict(config, machine.with_allocator(column))
-            journal.write(
-                "predictions", lab=name, column=column, predictions=[asdict(p) for p in predictions]
-            )
+            try:
+                predictions = [asdict(p) for p in lab.predict(config, machine.with_allocator(column))]
+            except Exception as error:  # reported as the lab's fault; it and the others are still measured
+                predictions, fault = [], {"group": "", "variant": "predict", "error": explain(error)}
+                journal.write("error", lab=name, column=column, **fault)
+            journal.write("predictions", lab=name, column=column, predictions=predictions)
         elsewhere = []
         for sheet in sheets:
             try:
@@ -337,12 +341,13 @@ def run_lab(
 ) -> int:
     """``python -m labs.NAME``, and under torchrun: join the world that was started, rank 0 runs the lab."""
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
-        from bench.world import join
-
         return join()
     chosen = Path(output) if output else Path(f"results-{name}.json")
     try:
-        return run(Request(labs=(name,), scale=scale, overrides=overrides or {}, output=chosen))
+        settings = {item.name for item in fields(load(name).config)}
+        ranks = joined_size() if "ranks" in settings and "ranks" not in (overrides or {}) else 0
+        request = Request((name,), scale, overrides or {}, processes=ranks, output=chosen)
+        return run(request)
     except ValueError as error:
         print(f"labs.{name}: {error}", file=sys.stderr)
         return 2

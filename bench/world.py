@@ -222,6 +222,11 @@ def _imported(address: str) -> Callable[[], Callable[[], object]]:
     return getattr(import_module(module), function)
 
 
+def joined_size() -> int:
+    """Ranks of the world that torchrun started and this process measures with; 0 without one."""
+    return _parse(os.environ[ADDRESS])[2] if ADDRESS in os.environ else 0
+
+
 class _Rank:
     """What one rank knows: the steps that were set up."""
 

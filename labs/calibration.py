@@ -79,7 +79,7 @@ def calibrate(progress: Progress = None) -> Machine:
         gpu = calibration_gpu.measure()
     except (ImportError, RuntimeError) as error:
         facts["gpu"] = f"not measured: {error}"
-    facts["seconds"] = round(time.perf_counter() - begin, 1)
+    facts["calibrated_in"] = f"{time.perf_counter() - begin:.1f} s"
     machine = Machine(
         name=f"{facts['model']}, {cores} core{'s' if cores > 1 else ''}",
         measured=True,
@@ -237,7 +237,7 @@ def current(progress: Progress = None, force: bool = False) -> tuple[Machine, st
         progress(f"calibrating: {message}")
     machine = calibrate(progress)
     path = machines.save(machine)
-    return machine, f"{message}, {machine.facts['seconds']} s, kept in {path}"
+    return machine, f"{message}, {machine.facts['calibrated_in']}, kept in {path}"
 
 
 def main() -> None:

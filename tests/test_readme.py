@@ -4,6 +4,7 @@ The quick commands run in ``make test``; those that measure for long, and the tw
 fresh clone, run in ``make proof``.
 """
 
+import json
 import os
 import re
 import shutil
@@ -96,6 +97,30 @@ def test_labs_in_the_table_exist_with_their_questions():
         assert load(name).question == question
         assert (ROOT / path).exists()
         assert command == f"perflab run {name}"
+
+
+def figures(results):
+    """The README's lines about the committed results."""
+    perflab = results["perflab"]
+    where = f"{perflab['machine']['name']}, {perflab['seconds']:.0f} s in all"
+    yield f"From [docs/results.json](docs/results.json): `{perflab['command']}` on {where}."
+    yield ""
+    yield "| lab | times predicted | half of them within | off by more than 2x | proofs | claims that hold |"
+    yield "|---|--:|--:|--:|--:|--:|"
+    for name, lab in perflab["labs"].items():
+        times = lab["summary"]
+        passed = sum(check["passed"] for check in lab["checks"])
+        held = sum(claim["verdict"] == "holds" for claim in lab["claims"])
+        factor = 2 ** times["median_abs_log2"]
+        cells = [name, times["times"], f"{factor:.2f}x", times["off"]]
+        cells += [f"{passed} of {len(lab['checks'])}", f"{held} of {len(lab['claims'])}"]
+        yield f"| {' | '.join(map(str, cells))} |"
+
+
+def test_figures_are_those_of_the_committed_results():
+    results = json.loads((ROOT / "docs" / "results.json").read_text())
+    block = README.split("<!-- figures -->\n")[1].split("<!-- /figures -->")[0]
+    assert block.strip() == "\n".join(figures(results))
 
 
 def test_links_lead_somewhere():

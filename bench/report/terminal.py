@@ -60,6 +60,10 @@ def print_lab(lab: Mapping[str, Any], console: Console, name: str = "") -> None:
         if claim.verdict != "holds":
             why = f"{claim.verdict}: {claim.why}" if claim.why else claim.verdict
             _line(console, why, "dim", indent=4)
+    for item in report.elsewhere:
+        shown = format_value(item.key, item.predicted) if item.key else "no prediction"
+        where = f"{item.variant or item.key} on {item.machine}, not measured"
+        _line(console, f"{where}: {shown} ({item.because})", "dim")
     for variant, reason in report.unavailable:
         _line(console, f"not run: {variant}: {reason}", "dim")
 

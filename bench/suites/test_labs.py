@@ -12,12 +12,12 @@ import pytest
 
 from bench import environment
 from bench.journal import Journal
-from bench.measure import GroupResult, measure_group
+from bench.measure import GroupResult, explain, measure_group
 from bench.plan import Plan
 from bench.plugin import USED, register
 from bench.world import Worlds
 from labs import NAMES, load
-from labs.lab import Prediction, Scale, configure
+from labs.lab import Lab, Prediction, Scale, configure
 from labs.machine import Machine, load_cached
 
 
@@ -83,19 +83,24 @@ def test_lab(
             journal.write(event, lab=lab_name, group=group, column=column, **content)
 
     predictions: dict[str, list[Prediction]] = {}
-    for prediction in lab.predict(config, machine):
+    for prediction in _predictions(lab, config, machine, journal):
         predictions.setdefault(prediction.variant, []).append(prediction)
     report("started")
-    result = measure_group(
-        lab,
-        config,
-        group,
-        budget_seconds=plan.budget_seconds(lab, group),
-        machine=machine,
-        predictions=predictions,
-        worlds=worlds,
-        on_phase=lambda phase: report("phase", phase=phase),
-    )
+    try:
+        result = measure_group(
+            lab,
+            config,
+            group,
+            budget_seconds=plan.budget_seconds(lab, group),
+            machine=machine,
+            predictions=predictions,
+            worlds=worlds,
+            on_phase=lambda phase: report("phase", phase=phase),
+        )
+    except Exception as error:
+        report("error", variant="", error=explain(error))
+        report("group", complete=False, seconds=time.perf_counter() - started)
+        raise
     benchmark.group = f"{lab_name}/{group}"
     benchmark._mode = "labs"
     for measured in result.measured:
@@ -108,6 +113,15 @@ def test_lab(
     problems = _report_group(result, report)
     report("group", complete=not result.errors, seconds=time.perf_counter() - started)
     assert not problems, "; ".join(problems)
+
+
+def _predictions(lab: Lab, config: Any, machine: Machine, journal: Journal | None) -> list[Prediction]:
+    """The run's predictions as they were written down; without a run, the lab's."""
+    if journal is None:
+        return list(lab.predict(config, machine))
+    written = (event for event in journal.events() if event["event"] == "predictions")
+    mine = [e for e in written if e["lab"] == lab.name and e["column"] == machine.allocator]
+    return [Prediction(**item) for item in mine[-1]["predictions"]] if mine else []
 
 
 def _report_group(result: GroupResult, report: Any) -> list[str]:

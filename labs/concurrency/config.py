@@ -44,6 +44,9 @@ class Config:
     payload_MiB: int = setting(
         8, quick=4, full=32, unit="MiB", help="array sent there and back", minimum=1, maximum=512
     )
+    ranks: int = setting(
+        2, unit="processes", help="ranks of the torch.distributed world of combine", minimum=2, maximum=64
+    )
     hazard_s: float = setting(
         5.0, quick=3.0, full=12.0, unit="s", help="time limit of a hazard", minimum=0.5, maximum=60.0
     )

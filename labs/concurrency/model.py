@@ -283,16 +283,20 @@ def _moving(config: Config, machine: Machine, costs: Costs) -> Iterator[Predicti
         "transfer/process_shared_memory_resident", work + task, f"{copies} + a task of {_us(task)}", suspect
     )
     if "copy_all" in machine.curves:
-        both = machine.bandwidth(2 * 3 * size, threads=0)  # of both variants: they share the caches
-        total = 3 * size / both + 2 * costs.thread_task
+        n = config.ranks
+        touched = (n + 1) * size
+        both = machine.bandwidth(2 * touched, threads=0)  # of both variants: they share the caches
+        total = touched / both + n * costs.thread_task
         yield _time(
-            "combine/threads", total, f"{3 * size / 2**20:.0f} MiB at {rate / 1e9:.0f} GB/s + 2 tasks", BUSY
+            "combine/threads", total, f"{touched / 2**20:.0f} MiB at {both / 1e9:.0f} GB/s + {n} tasks", BUSY
         )
-        total = work + size * machine["pipe_s_per_byte"] + 4 * machine["process_switch_s"]
+        # A ring sends each rank's share n - 1 times around, twice: summed, then spread.
+        sent = 2 * (n - 1) / n * size
+        total = work + sent * machine["pipe_s_per_byte"] + 2 * n * machine["process_switch_s"]
         yield _time(
             "combine/processes_gloo",
             total,
-            f"a copy + {size / 2**20:.0f} MiB out and in through the kernel at the pipe's cost a byte",
+            f"a copy + {sent / 2**20:.0f} MiB out and in through the kernel at the pipe's cost a byte",
             "gloo's sockets: loopback TCP costs other than a pipe's",
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,6 @@ from labs.lab import Recorder, Step, Variant
 if TYPE_CHECKING:
     import numpy as np
 
-RANKS = 2
 SAMPLE = 1021  # of an array that stays where it is, every so many items are shown as proof
 
 
@@ -90,25 +90,28 @@ def _ray(config: Config, recorder: Recorder) -> Step:
 
 
 def _combine_threads(config: Config, recorder: Recorder) -> Step:
-    """Each of two threads adds both arrays over its half of the elements: memory is shared anyway."""
+    """Each of as many threads adds all arrays over its share of the elements: memory is shared anyway."""
     import numpy as np
 
-    arrays = [payload(config, seed) for seed in range(RANKS)]
-    total, pool = np.empty_like(arrays[0]), pools.thread_pool(RANKS)
-    middle = total.size // RANKS
+    count = config.ranks
+    arrays = [payload(config, seed) for seed in range(count)]
+    total, pool = np.empty_like(arrays[0]), pools.thread_pool(count)
+    cuts = [total.size * part // count for part in range(count + 1)]
 
-    def add(part: slice) -> None:
-        np.add(arrays[0][part], arrays[1][part], out=total[part])
+    def add(begin: int, end: int) -> None:
+        np.add(arrays[0][begin:end], arrays[1][begin:end], out=total[begin:end])
+        for array in arrays[2:]:
+            total[begin:end] += array[begin:end]
 
     def step() -> object:
-        pool.run(add, [(slice(0, middle),), (slice(middle, None),)])
+        pool.run(add, list(itertools.pairwise(cuts)))
         return total
 
     return pools.Step(step, pool.close)
 
 
 def _combine_gloo(config: Config, recorder: Recorder) -> Step:
-    """Each rank of the world holds one array; all_reduce leaves the sum in both."""
+    """Each rank of the world holds one array; all_reduce leaves the sum in all."""
     import torch
     import torch.distributed as distributed
 
@@ -137,6 +140,7 @@ def variants(config: Config) -> Sequence[Variant]:
     add("transfer", "process_shared_memory", _shared_memory, 2 * size)
     add("transfer", "process_shared_memory_resident", _resident, 2 * size)
     add("transfer", "ray", _ray, 2 * size, unavailable=cluster.unavailable())
-    add("combine", "threads", _combine_threads, 3 * size, threads=0)
-    add("combine", "processes_gloo", _combine_gloo, 3 * size, threads=0, processes=RANKS)
+    moved = (config.ranks + 1) * size
+    add("combine", "threads", _combine_threads, moved, threads=0)
+    add("combine", "processes_gloo", _combine_gloo, moved, threads=0, processes=config.ranks)
     return found

@@ -68,7 +68,7 @@ def test_markdown_is_a_table(finished_run, results, tmp_path):
 
 def test_the_history_compares_the_last_two_runs(finished_run, results, home):
     from bench.history import folder as history_folder
-    from bench.history import last
+    from bench.history import keep, last
 
     folder, _ = finished_run
     status, _, err = perflab("compare", "--last", "2", "rooflin", folder=folder)
@@ -77,10 +77,13 @@ def test_the_history_compares_the_last_two_runs(finished_run, results, home):
     stored = history_folder()
     stored.mkdir(parents=True, exist_ok=True)
     for stamp, factor in (("29990101T000000", 1.0), ("29990101T000001", 1.3)):
-        write(stored / f"{stamp}_roofline.json", slowed(results, factor))
+        slower = slowed(results, factor)
+        slower["perflab"]["started"] = f"{stamp[:4]}-01-01T00:00:{stamp[-2:]}"
+        assert keep(slower).name.startswith(f"{stamp}_tiny_lab")
+    (stored / "29990101T000009_tiny_lab.json").write_text('{"cut": sho')
     try:
-        assert [path.name[:15] for path in last(2, "roofline")] == ["29990101T000000", "29990101T000001"]
-        status, out, _ = perflab("compare", "--last", "2", "roofline", folder=folder)
+        assert [path.name[:15] for path in last(2, "tiny_lab")] == ["29990101T000000", "29990101T000001"]
+        status, out, _ = perflab("compare", "--last", "2", "tiny_lab", folder=folder)
         assert status == 0
         assert "3 slower" in out.splitlines()[0]
     finally:

@@ -1,6 +1,7 @@
 """``perflab run``: one command predicts, measures, proves and reports, whatever goes wrong on the way."""
 
 import os
+import random
 import signal
 import subprocess
 import time
@@ -66,7 +67,7 @@ def test_the_original_pytest_benchmark_reads_the_file(finished_run):
 
 
 def test_a_faulty_lab_is_reported_and_the_others_go_on(tmp_path):
-    faults = ("raise", "wrong", "exit", "claim")
+    faults = ("raise", "wrong", "exit", "claim", "predict")
     names = [f"lab_{fault}" for fault in faults] + ["lab_good"]
     bring_labs(tmp_path, *names)
     planted = [word for fault in faults for word in ("--set", f"lab_{fault}.fault={fault}")]
@@ -78,9 +79,11 @@ def test_a_faulty_lab_is_reported_and_the_others_go_on(tmp_path):
         "lab_wrong": "done",
         "lab_exit": "failed",
         "lab_claim": "done",
+        "lab_predict": "failed",
         "lab_good": "done",
     }
     assert "RuntimeError: planted" in labs["lab_raise"]["error"]
+    assert "ArithmeticError: planted in predict" in labs["lab_predict"]["error"]
     assert "ended with status 9" in labs["lab_exit"]["error"]
     assert [check["variant"] for check in labs["lab_wrong"]["checks"] if not check["passed"]] == [
         "second/insertion"
@@ -89,7 +92,7 @@ def test_a_faulty_lab_is_reported_and_the_others_go_on(tmp_path):
     for name in names:  # what was measured before the fault is there
         assert any(group["group"] == "first" for group in labs[name]["groups"])
     failed = [line for line in out.splitlines() if line.startswith("FAILED")]
-    assert len(failed) == 4
+    assert len(failed) == 5
     assert not any("lab_good" in line for line in failed)
 
 
@@ -201,6 +204,52 @@ def test_wrong_input_is_one_line_and_exit_2(tmp_path, arguments, message, monkey
     assert captured.err.count("\n") == 1
     assert captured.out == ""
     assert sorted(os.listdir(tmp_path)) == ["tiny_lab.py"]  # nothing was left or lost
+
+
+def test_cuda_that_is_not_there_is_said_before_anything_runs(tmp_path):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    bring_labs(tmp_path, "tiny_lab")
+    status, out, err = perflab("run", "tiny_lab", "--device", "cuda", folder=tmp_path)
+    assert status == 2
+    assert err.splitlines()[-1].startswith("perflab: --device cuda: torch finds no CUDA device here")
+    assert out == ""
+    assert sorted(os.listdir(tmp_path)) == ["tiny_lab.py"]
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(900)
+def test_killed_again_and_again_a_run_still_ends_whole(tmp_path):
+    """kill -9 at random moments; every resumed run goes on, and each variant is measured just once."""
+    moments = random.Random(0)
+    bring_labs(tmp_path, "tiny_lab")
+    first = ["run", "tiny_lab", "--quick", "--set", "pause=0.2"]
+    seen = {}
+    for attempt in range(12):
+        started = any(Journal(tmp_path / "results.json.journal").events())
+        command = ["run", "--resume", "--output", "results.json"] if started else first
+        run = subprocess.Popen(
+            [*PERFLAB, *command], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        time.sleep(moments.uniform(0.5, 7.0))
+        run.kill()
+        run.communicate(timeout=30)
+        wait_for(lambda: not processes_in(tmp_path), 20, f"the processes of attempt {attempt} to end")
+        if (tmp_path / "results.json").exists():
+            break
+        for event in Journal(tmp_path / "results.json.journal").events():
+            if event["event"] == "group":
+                key = event["group"]
+                assert seen.setdefault(key, event["at"]) == event["at"], f"{key} was measured twice"
+    else:
+        status, _, err = perflab("run", "--resume", "--output", "results.json", folder=tmp_path)
+        assert status == 0, err
+    results = read(tmp_path / "results.json")
+    names = [entry["extra_info"]["variant"] for entry in results["benchmarks"]]
+    assert sorted(names) == ["first/sorted", "second/insertion", "second/sorted"]
+    assert results["perflab"]["labs"]["tiny_lab"]["status"] == "done"
 
 
 def test_two_runs_into_one_file_are_refused(tmp_path):

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from labs.figure import Bars
 from labs.lab import Check, Claim, Lab, Prediction, Results, Variant, at_least, main, setting
 
+FAULTS = ("", "raise", "wrong", "exit", "claim", "predict")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -13,7 +15,7 @@ class Config:
         2000, unit="numbers", help="length of the list", quick=1000, minimum=1, maximum=10**12
     )
     pause: float = setting(0.0, unit="s", help="sleep in each step of the second group", minimum=0.0)
-    fault: str = setting("", unit="", help="what to plant", choices=("", "raise", "wrong", "exit", "claim"))
+    fault: str = setting("", unit="", help="what to plant", choices=FAULTS)
 
 
 def _list(config: Config) -> list[float]:
@@ -55,6 +57,8 @@ def variants(config: Config):
 
 
 def predict(config: Config, machine):
+    if config.fault == "predict":
+        raise ArithmeticError("planted in predict")
     return [
         Prediction(f"{group}/sorted", "time_s", 3e-8 * config.items, "items x 30 ns", "cache misses")
         for group in ("first", "second")
