@@ -45,12 +45,11 @@ def list_labs(as_json: Json = False) -> None:
         print(json.dumps(rows, indent=1, default=str))
         return
     for name, lab in labs.items():
-        print(f"{name:14}{lab.question}")
-        settings = [
-            f"{f.name}={f.default}" + (f" {f.metadata['unit']}" if f.metadata["unit"] else "")
-            for f in fields(lab.config)
-        ]
-        print(f"{'':14}--set {', '.join(settings)}")
+        print(f"{name}: {lab.question}")
+        for item in fields(lab.config):
+            value = f"{item.name}={item.default}"
+            unit = f" ({item.metadata['unit']})" if item.metadata["unit"] else ""
+            print(f"    --set {value:28} {item.metadata['help']}{unit}")
 
 
 @app.command()
@@ -214,7 +213,7 @@ def inspect(
 
     sys.path.insert(0, os.getcwd())
     instructions = inspect_report(function, signature or None)
-    print(json.dumps(instructions.to_json(), indent=1) if as_json else instructions)
+    print(json.dumps(instructions.to_json(), indent=1) if as_json else instructions.summary)
 
 
 def main() -> None:
