@@ -164,6 +164,7 @@ def contrast(first: str, second: str) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_and_drawings_follow_the_colour_scheme(browser: Any, page_path: Path, scheme: Any) -> None:
     tab, wrong = opened(browser, page_path, color_scheme=scheme, **DESK)

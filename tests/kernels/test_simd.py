@@ -246,6 +246,7 @@ else:
 """
 
 
+@pytest.mark.proof
 def test_mathematics_compiles_for_aarch64_and_stays_packed():
     """The same intermediate code for another CPU: no x86 intrinsic is in it. LLVM aborts where one is."""
     done = subprocess.run(
