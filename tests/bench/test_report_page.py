@@ -227,6 +227,7 @@ def poisoned(value: Any, text: str) -> Any:
     return text if isinstance(value, str) else value
 
 
+@pytest.mark.proof
 def test_hostile_text_does_nothing_in_a_browser(browser: Any, tmp_path: Path) -> None:
     results = json.loads(json.dumps(example()))
     results["perflab"] = poisoned(results["perflab"], HOSTILE)

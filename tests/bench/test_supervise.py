@@ -66,6 +66,7 @@ time.sleep(100)
     assert gone(pids)
 
 
+@pytest.mark.proof
 def test_a_command_ended_by_a_signal_says_which(tmp_path):
     child = Supervised(
         [sys.executable, "-c", "import os; os.kill(os.getpid(), 11)"], {}, str(tmp_path / "log")

@@ -68,6 +68,7 @@ def test_a_hang_is_ended_with_its_children(tmp_path: Path) -> None:
     assert all(gone(int(pid)) for pid in note.read_text().split())
 
 
+@pytest.mark.proof
 def test_scenarios_run_side_by_side() -> None:
     sleeper = QUIET.program + "\nimport time; time.sleep(60)"
     begin = time.monotonic()
