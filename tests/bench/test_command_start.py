@@ -21,20 +21,21 @@ assert not loaded, loaded
 
 
 @pytest.mark.parametrize("command", ["--help", "list", "report", "compare"])
-def test_starts_fast_and_light(command, finished_run):
+def test_starts_light(command, finished_run):
     folder, _ = finished_run
     arguments = {
         "report": ["report", "results.json", "--output", "again.html"],
         "compare": ["compare", "results.json", "results.json"],
     }.get(command, [command])
-    probe = PROBE.format(arguments=arguments, heavy=HEAVY)
-    done = subprocess.run(
-        [sys.executable, "-c", probe], cwd=folder, capture_output=True, text=True, timeout=60
-    )
+    done = _python("-c", PROBE.format(arguments=arguments, heavy=HEAVY), folder=folder)
     assert done.returncode == 0, done.stderr
-    if command == "report":
-        arguments = ["report", "--help"]  # drawing takes its time; starting does not
-    assert min(_cpu_seconds(arguments, folder) for _ in range(2)) < 0.5
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("command", [["--help"], ["list"], ["report", "--help"], ["compare", "--help"]])
+def test_starts_fast(command, tmp_path):
+    # The fastest of up to five: a virtual machine's clock varies by half, the work of starting does not.
+    assert any(_cpu_seconds(command, tmp_path) < 0.5 for _ in range(5))
 
 
 def _python(*arguments, folder):

@@ -1,7 +1,8 @@
 """A/A and +5 %: how often is identical work called different, and is a small difference found?
 
-One core is kept busy by another process throughout. ``make proof`` runs 200 trials of each; the short form
-here runs few, with bounds that 200 trials would have to break thoroughly to break.
+One core is kept busy by another process throughout. ``make proof`` runs 200 trials of each. The short form
+runs so few that one false alarm (1 in 20 by design) proves nothing: it fails only where comparisons are
+commonly wrong, which the full form's rates would let happen about once in a thousand runs.
 """
 
 import subprocess
@@ -68,8 +69,8 @@ def tally(trials, extra, seconds=SECONDS):
 def test_short_form(busy_core):
     _, false_alarms, _ = tally(2, 0.0, 1.0)
     found, _, _ = tally(3, 0.05, 1.5)
-    assert false_alarms == 0
-    assert found >= 2
+    assert false_alarms <= 1
+    assert found >= 1
 
 
 @pytest.mark.proof
