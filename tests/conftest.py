@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "bench"))  # command.py stands there
+for folder in ("bench", "kernels"):  # command.py and precision.py stand there
+    sys.path.insert(0, str(Path(__file__).parent / folder))
 
 from command import bring_labs, perflab, read
 

@@ -1,0 +1,128 @@
+"""How an operation becomes torch's: registered once, numba on the CPU, Triton on CUDA, torch's own elsewhere.
+
+``register`` makes ``torch.ops.perflab.<name>`` with a fake (shapes for ``torch.compile``) and a backward, so
+that autograd, ``torch.compile(fullgraph=True)`` and ``torch.library.opcheck`` work. ``use_torch`` is the
+question each public function asks first: would torch's own operation serve better here?
+
+Registration alone costs microseconds, which small tensors do not repay: below a measured size
+(``kernels/crossover.json``, elements of the first tensor) the eager public function calls torch's op.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+FLOATS_AND_DOUBLE = (*FLOATS, torch.float64)
+
+
+class FallbackWarning(UserWarning):
+    """The kernels do not take these tensors; torch's own operation ran instead."""
+
+
+def register(
+    schema: str,
+    *,
+    cpu: Callable[..., Any],
+    fake: Callable[..., Any],
+    cuda: str = "",
+    setup_context: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+) -> Any:
+    """Register ``perflab::<schema>`` and return the overload to call.
+
+    schema: ``"name(Tensor input, float eps) -> (Tensor, Tensor)"``; outputs are new tensors, and a mutated
+    argument is written ``Tensor(a!)``. cpu: the implementation on CPU tensors. cuda: ``"package.module:function"``
+    of the implementation on CUDA tensors, imported when it is first called (Triton stays unloaded elsewhere).
+    fake: shapes and dtypes of the outputs, without data. setup_context and backward: as
+    ``torch.library.register_autograd`` takes them.
+    """
+    name = schema.split("(", 1)[0].strip()
+    qualified = f"perflab::{name}"
+    torch.library.define(qualified, schema[len(name) :].strip())
+    torch.library.impl(qualified, "cpu", cpu)
+    if cuda:
+        torch.library.impl(qualified, "cuda", _imported_when_called(cuda))
+    torch.library.register_fake(qualified, fake)
+    if backward is not None:
+        torch.library.register_autograd(qualified, backward, setup_context=setup_context)
+    return getattr(torch.ops.perflab, name).default
+
+
+def _imported_when_called(place: str) -> Callable[..., Any]:
+    module, _, attribute = place.partition(":")
+
+    @cache
+    def found() -> Callable[..., Any]:
+        return getattr(importlib.import_module(module), attribute)
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        return found()(*arguments, **options)
+
+    return call
+
+
+@cache
+def _crossover() -> dict[str, dict[str, int]]:
+    text = (Path(__file__).parent / "crossover.json").read_text()
+    return json.loads(text)["elements"]
+
+
+@cache
+def crossover(name: str, device: str) -> int:
+    """Elements of the first tensor below which the eager public function calls torch's op."""
+    return _crossover().get(device, {}).get(name, 0)
+
+
+_warned: set[tuple[str, str]] = set()
+
+
+def use_torch(
+    name: str, first: torch.Tensor, *others: torch.Tensor | None, dtypes: Sequence[torch.dtype] = FLOATS
+) -> bool:
+    """True where torch's own operation should run: a small tensor, or one that the kernels do not take.
+
+    Only the second is worth a ``FallbackWarning``, once for each operation and reason.
+    """
+    if not torch.compiler.is_compiling():
+        kind = first.device.type
+        if first.numel() < crossover(name, kind):
+            return True
+    reason = _unsupported(first, others, dtypes)
+    if reason and not torch.compiler.is_compiling():
+        warn_once(name, reason)
+    return bool(reason)
+
+
+def _unsupported(
+    first: torch.Tensor, others: Sequence[torch.Tensor | None], dtypes: Sequence[torch.dtype]
+) -> str:
+    device = first.device
+    if device.type not in ("cpu", "cuda"):
+        return f"there are no kernels for device {device.type!r}"
+    if first.layout is not torch.strided:
+        return f"there are no kernels for layout {first.layout}"
+    for tensor in (first, *others):
+        if tensor is None:
+            continue
+        if tensor.dtype not in dtypes:
+            taken = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            return f"the kernels take {taken}, not {str(tensor.dtype).removeprefix('torch.')}"
+        if tensor.device != device:
+            return f"the tensors are on {device} and {tensor.device}"
+    return ""
+
+
+def warn_once(name: str, reason: str) -> None:
+    """Say that torch's own operation runs instead of ours, the first time for this reason."""
+    if (name, reason) not in _warned:
+        _warned.add((name, reason))
+        warnings.warn(f"kernels.{name}: {reason}; torch's own operation runs", FallbackWarning, stacklevel=4)

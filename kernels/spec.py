@@ -1,0 +1,187 @@
+"""What an operation is, once: its reference, its shapes, what it moves. Tests, benchmarks and labs read it.
+
+Each family's ``spec.py`` lists its operations in ``OPERATIONS`` and may list further ``BENCHMARKS``;
+``operations()`` and ``benchmarks()`` gather them. ``tests/kernels/test_operations.py`` holds every operation to
+its float64 reference on every case; ``bench/suites/test_kernels.py`` times every benchmark beside its peers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import torch
+
+FAMILIES = ("activation",)
+
+Arguments = dict[str, Any]
+"""Keyword arguments of the public function; tensors among them."""
+
+Step = Callable[[], object]
+Peer = Callable[[Arguments, str], Step | None]
+"""(arguments, direction) -> the step to time, prepared as that peer likes it best; None where it has none."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Arguments of one size. ``make(dtype, generator)`` builds them on the CPU, with random values."""
+
+    label: str
+    make: Callable[[torch.dtype, torch.Generator], Arguments]
+
+    def arguments(self, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> Arguments:
+        """The same values for the same seed, on any device."""
+        made = self.make(dtype, torch.Generator().manual_seed(seed))
+        return {
+            name: value.to(device) if isinstance(value, torch.Tensor) else value
+            for name, value in made.items()
+        }
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One line of the table of speeds.
+
+    operation: the public function. direction: ``forward``, ``backward`` or ``forward+backward``. ways(device):
+    builds the steps that do the same work, ours as ``kernels``, the others by the peer's name. bytes_moved: what
+    must cross memory at least, each tensor once. flops: where arithmetic is the limit, else 0. target: the least
+    speed-up over the best peer that the project aims at on a CPU; None where it has promised none.
+    """
+
+    operation: str
+    direction: str
+    label: str
+    dtype: torch.dtype
+    ways: Callable[[str], Mapping[str, Step]]
+    bytes_moved: int
+    flops: int = 0
+    target: float | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.operation} {self.direction} {self.label} {str(self.dtype).removeprefix('torch.')}"
+
+
+def _no_flops(arguments: Arguments, backward: bool) -> int:
+    return 0
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One public function of ``kernels``.
+
+    name: of the function. function: it. reference: the same, in plain torch, right in float64. eager: torch's
+    own best eager way with the same arguments, the yardstick of accuracy and the first peer in speed.
+    gradients: names of the arguments that take one. cases: small and awkward sizes for the tests; the second is
+    the one that stands for all. sizes: those worth timing, in float32. bytes_moved(arguments, backward) and
+    flops(arguments, backward): see ``Benchmark``. targets: ``{direction: target}``, one line of the table each.
+    peers: further ways to do the same. dtypes: what the kernels take.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    reference: Callable[..., Any]
+    eager: Callable[..., Any]
+    cases: Sequence[Case]
+    sizes: Sequence[Case]
+    bytes_moved: Callable[[Arguments, bool], int]
+    gradients: tuple[str, ...] = ()
+    flops: Callable[[Arguments, bool], int] = _no_flops
+    peers: Mapping[str, Peer] = field(default_factory=dict)
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
+    targets: Mapping[str, float | None] = field(default_factory=lambda: {"forward": None})
+
+    def benchmarks(self, dtype: torch.dtype = torch.float32) -> Iterator[Benchmark]:
+        """A line for each size and direction."""
+        for case in self.sizes:
+            shapes = {
+                name: value.to("meta") if isinstance(value, torch.Tensor) else value
+                for name, value in case.arguments(dtype).items()
+            }
+            for direction, target in self.targets.items():
+                parts = [part == "backward" for part in direction.split("+")]
+                yield Benchmark(
+                    self.name,
+                    direction,
+                    case.label,
+                    dtype,
+                    self._ways(case, dtype, direction),
+                    sum(self.bytes_moved(shapes, part) for part in parts),
+                    sum(self.flops(shapes, part) for part in parts),
+                    target,
+                )
+
+    def _ways(self, case: Case, dtype: torch.dtype, direction: str) -> Callable[[str], dict[str, Step]]:
+        def ways(device: str) -> dict[str, Step]:
+            arguments = case.arguments(dtype, device)
+            found = {
+                "kernels": step_of(self.function, arguments, self.gradients, direction),
+                "torch": step_of(self.eager, arguments, self.gradients, direction),
+                "torch.compile": step_of(torch.compile(self.eager), arguments, self.gradients, direction),
+            }
+            for label, peer in self.peers.items():
+                if (step := peer(arguments, direction)) is not None:
+                    found[label] = step
+            return found
+
+        return ways
+
+
+def step_of(
+    function: Callable[..., Any], arguments: Arguments, gradients: Sequence[str], direction: str
+) -> Step:
+    """The step that runs ``function`` forward, backward (of a graph made once), or both."""
+    arguments = dict(arguments)
+    if direction == "forward":
+
+        def forward() -> object:
+            with torch.no_grad():
+                return function(**arguments)
+
+        return forward
+    inputs = []
+    for name in gradients:
+        if isinstance(arguments.get(name), torch.Tensor):
+            arguments[name] = arguments[name].detach().requires_grad_()
+            inputs.append(arguments[name])
+
+    def flat(outputs: Any) -> tuple[torch.Tensor, ...]:
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    outputs = flat(function(**arguments))
+    weights = [torch.randn_like(out) if out.dim() else torch.ones_like(out) for out in outputs]
+    if direction == "backward":
+        return lambda: torch.autograd.grad(outputs, inputs, weights, retain_graph=True)
+    if direction != "forward+backward":
+        raise ValueError(f"direction is forward, backward or forward+backward, not {direction!r}")
+    return lambda: torch.autograd.grad(flat(function(**arguments)), inputs, weights)
+
+
+def _specs() -> list[ModuleType]:
+    return [importlib.import_module(f"kernels.{family}.spec") for family in FAMILIES]
+
+
+def operations() -> list[Operation]:
+    """Every operation of every family."""
+    return [operation for spec in _specs() for operation in getattr(spec, "OPERATIONS", ())]
+
+
+def benchmarks() -> list[Benchmark]:
+    """Every line of the table of speeds."""
+    return [
+        line
+        for spec in _specs()
+        for group in (
+            *(operation.benchmarks() for operation in getattr(spec, "OPERATIONS", ())),
+            getattr(spec, "BENCHMARKS", ()),
+        )
+        for line in group
+    ]
+
+
+def tensor_bytes(*tensors: torch.Tensor | None) -> int:
+    """Bytes that the elements of these tensors take."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)

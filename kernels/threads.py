@@ -1,0 +1,245 @@
+"""numba functions over chunks of work, on the threads that torch already has.
+
+numba's own parallel loops bring a second pool of threads. torch's workers spin for milliseconds after each
+of torch's operations, so in a model that uses both, two pools fight for the same cores. Here the compiled
+function is handed to the OpenMP runtime that torch itself loaded, through ``GOMP_parallel``, the entry point
+that GCC's own parallel loops call (libgomp ABI, GCC's ``libgomp/parallel.c``). The team is torch's, it is
+still awake, and ``torch.set_num_threads`` holds.
+
+Which chunk computes what depends on the sizes alone; threads take the next chunk from a shared counter.
+Results therefore do not depend on the number of threads, and a core that is busy elsewhere takes fewer.
+
+Where torch has no GNU OpenMP (macOS), Python threads take the chunks. After a fork, a child has the
+parent's runtime without its threads and would wait for them for ever: it computes on one thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import sys
+import threading
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+import torch
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+_WORD = ir.IntType(64)
+_BYTE = ctypes.c_char
+_C_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+# How numba sees the elements of a tensor. 16-bit floats travel as integers: int16 holds IEEE half precision,
+# uint16 holds bfloat16 (kernels/storage.py loads and stores them).
+ELEMENTS: dict[torch.dtype, types.Type] = {
+    torch.float32: types.float32,
+    torch.float64: types.float64,
+    torch.float16: types.int16,
+    torch.bfloat16: types.uint16,
+    torch.int8: types.int8,
+    torch.uint8: types.uint8,
+    torch.int32: types.int32,
+    torch.int64: types.int64,
+    torch.bool: types.boolean,
+}
+
+
+@intrinsic
+def _next_chunk(typing: Any, block: Any) -> Any:
+    """The counter at the head of the block, increased by one for whoever comes next."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", args[0], _WORD(1), "monotonic")
+
+    return types.int64(block), codegen
+
+
+@intrinsic
+def _as_float(typing: Any, word: Any) -> Any:
+    """The float64 with these 64 bits."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.DoubleType())
+
+    return types.float64(word), codegen
+
+
+def _pointer_to(element: types.Type) -> Any:
+    """An intrinsic that makes an address a pointer to elements of this type."""
+
+    @intrinsic
+    def pointer(typing: Any, address: Any) -> Any:
+        kind = types.CPointer(element)
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.inttoptr(args[0], context.get_value_type(kind))
+
+        return kind(address), codegen
+
+    return pointer
+
+
+_POINTERS = {element: _pointer_to(element) for element in ELEMENTS.values()}
+
+
+class chunked:
+    """Decorator: compile ``body(chunk, *arguments)``; calling it runs ``chunks`` of them on all threads.
+
+    ``body`` is written as for ``numba.njit`` (error_model "numpy", the given ``fastmath`` flags). Called as
+    ``body(chunks, *arguments)`` with CPU tensors that are contiguous, ints, floats, bools or None; inside, a
+    tensor is a C-contiguous array (16-bit floats as integers, see ``kernels.storage``), a float is a float64.
+    Chunks must write to places of their own. ``body.compiled`` is the njit function, for ``kernels.inspect``.
+    """
+
+    def __init__(self, body: Callable[..., None] | None = None, *, fastmath: Any = ("contract",)):
+        self.fastmath = fastmath if isinstance(fastmath, bool) else set(fastmath)
+        if body is not None:
+            self._take(body)
+
+    def _take(self, body: Callable[..., None]) -> None:
+        self.compiled = numba.njit(error_model="numpy", fastmath=self.fastmath, nogil=True)(body)
+        self.__name__ = body.__name__
+        self.__doc__ = body.__doc__
+        self._workers: dict[tuple[Any, ...], tuple[Any, int, Callable[..., bytes]]] = {}
+        self._kept: list[Any] = []
+
+    def __call__(self, *arguments: Any) -> Any:
+        if not hasattr(self, "compiled"):
+            self._take(arguments[0])
+            return self
+        chunks = arguments[0]
+        if chunks < 1:
+            return None
+        key = []
+        values: list[Any] = [0, chunks]
+        for value in arguments[1:]:
+            if isinstance(value, torch.Tensor):
+                shape = value.shape
+                key.append((value.dtype, len(shape)))
+                values.append(value.data_ptr())
+                values.extend(shape)
+            elif value is None:
+                key.append(None)
+            else:
+                key.append(type(value))
+                values.append(value)
+        found = self._workers.get(tuple(key))
+        if found is None:
+            found = self._workers[tuple(key)] = self._compile(tuple(key))
+        worker, address, pack = found
+        _run(worker, address, bytearray(pack(*values)), chunks)
+        return None
+
+    def _compile(self, key: tuple[Any, ...]) -> tuple[Any, int, Callable[..., bytes]]:
+        """A C function of one pointer that unpacks the arguments and works off chunks; and their layout."""
+        lines, names, layout = [], [], "@qq"
+        space: dict[str, Any] = {
+            "body": self.compiled,
+            "carray": numba.carray,
+            "next_chunk": _next_chunk,
+            "as_float": _as_float,
+        }
+        position = 2
+        for index, kind in enumerate(key):
+            name = f"argument_{index}"
+            names.append(name)
+            if kind is None:
+                names[-1] = "None"
+            elif isinstance(kind, tuple):
+                dtype, dimensions = kind
+                if dtype not in ELEMENTS:
+                    raise TypeError(f"{self.__name__} takes no tensor of {dtype}")
+                space[f"pointer_{index}"] = _POINTERS[ELEMENTS[dtype]]
+                sizes = "".join(f"block[{position + 1 + axis}], " for axis in range(dimensions)) or "1,"
+                lines.append(f"{name} = carray(pointer_{index}(block[{position}]), ({sizes}))")
+                position += 1 + dimensions
+                layout += "q" * (1 + dimensions)
+            else:
+                if kind not in (int, float, bool):
+                    raise TypeError(f"{self.__name__} takes tensors, numbers and None, no {kind.__name__}")
+                word = f"block[{position}]"
+                lines.append(
+                    f"{name} = " + {float: f"as_float({word})", int: word, bool: f"{word} != 0"}[kind]
+                )
+                position += 1
+                layout += "d" if kind is float else "q"
+        text = "\n    ".join(
+            [
+                "def worker(data):",
+                f"block = carray(data, {position})",
+                "chunks = block[1]",
+                *lines,
+                "while True:",
+                "    chunk = next_chunk(data)",
+                "    if chunk >= chunks:",
+                "        break",
+                f"    body({', '.join(['chunk', *names])})",
+            ]
+        )
+        exec(text, space)
+        signature = types.void(types.CPointer(types.int64))
+        worker = numba.cfunc(signature, error_model="numpy")(space["worker"])
+        self._kept.append(worker)  # its machine code lives as long as it does
+        return _C_FUNCTION(worker.address), worker.address, struct.Struct(layout).pack
+
+
+# --- running -------------------------------------------------------------------------------------
+
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+@cache
+def _gomp_parallel() -> Any:
+    """``GOMP_parallel(function, data, threads, flags)`` of the runtime that torch uses, or None."""
+    if sys.platform != "linux":
+        return None
+    folder = Path(torch.__file__).parent
+    bundled = [*folder.glob("lib/libgomp*.so*"), *folder.parent.glob("torch.libs/libgomp*.so*")]
+    for library in [*map(str, bundled), None]:
+        try:
+            entry = ctypes.CDLL(library).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+        entry.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+        entry.restype = None
+        return entry
+    return None
+
+
+def _run(worker: Any, address: int, block: bytearray, chunks: int) -> None:
+    data = _BYTE.from_buffer(block)
+    threads = 1 if _forked else min(torch.get_num_threads(), chunks)
+    if threads <= 1:
+        worker(ctypes.byref(data))
+    elif (parallel := _gomp_parallel()) is not None:
+        parallel(address, ctypes.byref(data), threads, 0)
+    else:
+        helpers = [threading.Thread(target=worker, args=(ctypes.byref(data),)) for _ in range(threads - 1)]
+        for helper in helpers:
+            helper.start()
+        worker(ctypes.byref(data))
+        for helper in helpers:
+            helper.join()
+
+
+def chunks_of(rows: int, least: int = 1, most: int = 256) -> int:
+    """Into how many chunks to cut ``rows`` rows: at least ``least`` rows each, at most ``most`` chunks.
+
+    Depends on the sizes alone, never on the number of threads.
+    """
+    return max(1, min(most, rows // max(1, least)))
