@@ -81,7 +81,8 @@ def test_kernel(name: str, paired: Paired, device: str, rows: list[Row], pytestc
         ways["limit"] = _limit(line, device)
     seconds = SECONDS_PER_WAY.get(pytestconfig.getoption("perflab_scale"), 1.0) * (1 + len(ways))
     clock = "cuda" if device == "cuda" else "host"
-    results: Any = paired(kernels=ours, **ways, seconds=seconds, clock=clock)
+    functions: dict[str, Any] = {"kernels": ours, **ways}
+    results: Any = paired(seconds=seconds, clock=clock, **functions)
     if len(ways) == 1:
         results = {next(iter(ways)): results}
     row = Row.of(line, allocator_mode(), paired.medians, {peer: results[peer] for peer in peers})
