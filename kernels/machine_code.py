@@ -8,6 +8,7 @@ and LLVM's *User Guide for AMDGPU Backend* for the register files of gfx942.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import subprocess
 import tempfile
@@ -61,7 +62,7 @@ _NVIDIA = {
     "roles": r"USETMAXREG\b",
 }
 _AMD = {
-    "matrix": r"v_mfma_",
+    "matrix": r"v_mfma",
     "tma": r"(?!)",
     "async copy": r"(?:global|buffer)_load_\w*lds\b|buffer_load_\w+ .*\blds\b",
     "load": r"(?:global|buffer|flat)_load_",
@@ -178,8 +179,7 @@ def _counts(patterns: Mapping[str, str], instructions: list[str]) -> dict[str, A
             if match := re.match(pattern, line):
                 found[name] += 1
                 if name == "matrix":
-                    kinds.add(re.split(r"[.\s]", line, maxsplit=1)[0] if patterns is _NVIDIA else "MFMA")
-                    assert match
+                    kinds.add(match[0].strip("v_").upper())
     return {
         "instructions": len(instructions),
         "matrix_instructions": found["matrix"],
@@ -205,16 +205,27 @@ def _tool(name: str, *arguments: str) -> str:
     return done.stdout
 
 
-def read_nvidia(cubin: bytes, ttgir: str, tensor_memory_columns: int) -> dict[str, Any]:
-    """Counts from a cubin; ``ttgir`` is Triton's own text, which says whether warps have roles."""
+def _disassembled(cubin: bytes) -> str:
+    """Resource usage and instructions, kept in Triton's cache: the tool takes half a second to start."""
+    from triton.runtime.cache import get_cache_manager
+
+    kept = get_cache_manager(hashlib.sha256(b"disassembled" + cubin).hexdigest())
+    if path := kept.get_file("sass"):
+        return Path(path).read_text()
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = _tool("cuobjdump", "-res-usage", file.name)
-        text = _tool("nvdisasm", "-c", file.name)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+        text = _tool("cuobjdump", "-res-usage", file.name) + _tool("nvdisasm", "-c", file.name)
+    kept.put(text, "sass", binary=False)
+    return text
+
+
+def read_nvidia(cubin: bytes, ttgir: str, tensor_memory_columns: int) -> dict[str, Any]:
+    """Counts from a cubin; ``ttgir`` is Triton's own text, which says whether warps have roles."""
+    text = _disassembled(cubin)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
     if found is None:
-        raise RuntimeError(f"cuobjdump says nothing of registers: {' '.join(usage.split())[:200]}")
+        raise RuntimeError(f"cuobjdump says nothing of registers: {' '.join(text.split())[:200]}")
     registers, stack = map(int, found.groups())
     lines = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([^;]+);", text, re.MULTILINE)
     counts = _counts(_NVIDIA, lines)
