@@ -23,9 +23,9 @@ from typing import Any
 class Multiprocessor:
     """What its blocks share. backend, arch and lanes (threads of a warp) are Triton's ``GPUTarget``.
 
-    warps, blocks: most resident at once. registers: 32-bit, of the whole multiprocessor, given to a warp in steps
-    of ``register_step``. shared, block_shared: bytes for all blocks and for one; reserved: taken from each block.
-    schedulers: parts with registers of their own, among which a block's warps are divided.
+    warps, blocks: most resident at once. registers: 32-bit, of the whole multiprocessor, given to a warp in
+    steps of ``register_step``. shared, block_shared: bytes for all blocks and for one; reserved: taken from
+    each block. schedulers: parts with registers of their own, among which a block's warps are divided.
     """
 
     backend: str
@@ -78,14 +78,14 @@ _AMD = {
 class MachineCode:
     """What the compiler made of one kernel for one target.
 
-    registers: of a thread (on AMD vector registers, accumulation ones among them). stack_bytes, spill_bytes: of
-    a thread; the stack counts as spilled when there are loads or stores of it. shared_bytes: of a block;
-    shared_limit_bytes: the most one may use. tensor_memory_columns: on sm_100, of 512. warps: of a block, all roles
-    together. fits: it can be launched. blocks: resident on a multiprocessor at once, limited_by: what allows
-    no more; occupancy: the share of the warps it could hold. loads, stores: instructions on global
-    memory, TMA's and asynchronous copies among the loads; wide_...: those of at least 16 bytes a thread.
-    tma, async_copies: instructions (TMA; LDGSTS, that is cp.async). specialized: the compiler gave warps
-    roles of their own. problems: what breaks the kernel's promises (see ``Compilation``).
+    registers: of a thread (on AMD vector registers, accumulation ones among them). stack_bytes, spill_bytes:
+    of a thread; the stack counts as spilled when there are loads or stores of it. shared_bytes: of a block;
+    shared_limit_bytes: the most one may use. tensor_memory_columns: on sm_100, of 512. warps: of a block, all
+    roles together. fits: it can be launched. blocks: resident on a multiprocessor at once; limited_by: what
+    allows no more; occupancy: the share of the warps it could hold. loads, stores: instructions on global
+    memory, TMA's and asynchronous copies among them; wide_loads, wide_stores: those of at least 16 bytes a
+    thread. tma, async_copies: instructions (TMA; LDGSTS, that is cp.async). specialized: the compiler gave
+    warps roles of their own. problems: what breaks the kernel's promises (see ``Compilation``).
     """
 
     label: str
