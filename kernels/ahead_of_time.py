@@ -83,7 +83,7 @@ def compile_for(compilation: Compilation, target: str) -> MachineCode:
         raise ValueError(f"targets are {', '.join(TARGETS)}, not {target!r}{hint}")
     if interpreting():
         raise ValueError(
-            "under TRITON_INTERPRET=1 a process interprets its Triton kernels and cannot compile them: unset it"
+            "under TRITON_INTERPRET=1 Triton kernels are interpreted and cannot be compiled: unset it"
         )
     import triton
 

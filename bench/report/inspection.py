@@ -12,39 +12,43 @@ if TYPE_CHECKING:
     from kernels.machine_code import MachineCode
 
 
+_SHORT = {"registers": "regs", "shared memory": "smem", "tensor memory": "tmem"}
+
+
 def print_gpu(codes: Sequence[MachineCode], console: Console) -> None:
     """Registers, spills, shared memory, blocks a multiprocessor, instructions; a broken promise in words."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("kernel", overflow="fold", min_width=16)
-    for name in (
-        "regs",
-        "spilled B",
-        "shared KiB",
-        "blocks/SM",
-        "matrix",
-        "copies",
-        "16-byte loads",
-        "roles",
-    ):
-        table.add_column(name, justify="right")
-    for code in codes:
-        matrix = f"{code.matrix_instructions} {'/'.join(code.matrix_kinds)}".strip()
-        copies = f"{code.tma} TMA" if code.tma else f"{code.async_copies} async" if code.async_copies else "-"
-        table.add_row(
-            f"{code.label} {code.direction}",
-            str(code.registers),
-            str(code.spill_bytes),
-            f"{code.shared_bytes / 1024:.1f}",
-            f"{code.blocks} ({code.limited_by})" if code.fits else "0",
-            matrix if code.matrix_instructions else "-",
-            copies,
-            f"{code.wide_loads}/{code.loads}",
-            "yes" if code.specialized else "-",
-            style="bold red" if code.problems else None,
-        )
+    table.add_column("kernel", overflow="fold", min_width=14)
+    for name in ("regs", "spill B", "KiB", "blocks", "matrix", "copies", "16-byte", "roles"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for direction in ("forward", "backward"):
+        group = [code for code in codes if code.direction == direction]
+        if group:
+            table.add_row(f"[bold]{direction}")
+        for code in group:
+            matrix = f"{code.matrix_instructions} {'/'.join(code.matrix_kinds)}"
+            copies = (
+                f"{code.tma} TMA" if code.tma else f"{code.async_copies} async" if code.async_copies else "-"
+            )
+            table.add_row(
+                code.label,
+                str(code.registers),
+                str(code.spill_bytes),
+                f"{code.shared_bytes / 1024:.1f}",
+                f"{code.blocks} {_SHORT.get(code.limited_by, code.limited_by)}",
+                matrix if code.matrix_instructions else "-",
+                copies,
+                f"{code.wide_loads}/{code.loads}",
+                "yes" if code.specialized else "-",
+                style="bold red" if code.problems else None,
+            )
     console.print(table)
+    _say("KiB: shared memory. blocks: at once on a multiprocessor, and what allows no more.", console)
+    _say(
+        "copies: TMA, or cp.async (async). 16-byte: loads so wide, of all. roles: warp specialised.", console
+    )
     for code in codes:
         if code.problems:
             _say(f"{code.label} {code.direction}: {', '.join(code.problems)}", console)
