@@ -87,10 +87,10 @@ def compile_for(compilation: Compilation, target: str) -> MachineCode:
         )
     import triton
 
-    unit = TARGETS[target]
+    unit, source = TARGETS[target], _source(compilation)
     try:
         compiled = triton.compile(
-            _source(compilation),
+            source,
             target=triton.backends.compiler.GPUTarget(unit.backend, unit.arch, unit.lanes),
             # Triton 3.10 changes the default: the kernels count on fused multiply-add.
             options={"enable_fp_fusion": True, **compilation.options},

@@ -166,7 +166,7 @@ def facts_of(target: str, warps: int, shared: int, counted: Mapping[str, Any]) -
         "fits": fits,
         "blocks": blocks,
         "limited_by": limited_by,
-        "occupancy": round(blocks * warps / unit.warps, 3),
+        "occupancy": blocks * warps / unit.warps,
         **counted,
     }
 
