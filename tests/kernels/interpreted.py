@@ -13,6 +13,7 @@ from kernels.ahead_of_time import compile_for
 from kernels.interpreter import repair
 from kernels.op import register
 
+pytestmark = pytest.mark.interpreted
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 
 

@@ -56,6 +56,7 @@ def run(function, arguments, gradients=(), seed=1):
     return outputs, torch.autograd.grad(outputs, inputs, weights)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize(("operation", "case"), CASES)
 def test_values_and_gradients_are_as_accurate_as_torchs(operation, case, device):
     for dtype in operation.dtypes:
