@@ -1,9 +1,9 @@
 """Every operation's Triton kernels in the interpreter, held to the rule of accuracy in all three dtypes.
 
 ``TRITON_INTERPRET`` is read where kernels are decorated, so a child process runs the tests: interpreted.py,
-from test_operations.py the accuracy test on the case that stands for all (under ``make proof`` on every case),
-and what a family's own file marks ``interpreted``. A test whose launches have too many programs is skipped
-(conftest.py), and on the case that stands for all that counts as a failure.
+from test_operations.py the accuracy test on the case that stands for all (under ``make proof`` on every
+case), and what a family's own file marks ``interpreted``. A test whose launches have too many programs is
+skipped (conftest.py), which counts as a failure unless every case is run.
 """
 
 import os
@@ -18,6 +18,7 @@ from kernels.spec import FAMILIES, operations
 
 pytest.importorskip("triton")
 
+pytestmark = pytest.mark.timeout(600)
 HERE = Path(__file__).parent
 ACCURACY = "test_values_and_gradients_are_as_accurate_as_torchs"
 
@@ -31,7 +32,7 @@ def has_gpu_modules(name):
 
 
 def interpreted(folder, cases, programs=24):
-    """Run the tests in an interpreting child, of the operations on ``cases``: {(file, test): (outcome, text)}."""
+    """Run the tests in a child, of the operations those on ``cases``: {(file, test): (outcome, text)}."""
     tests = [
         str(HERE / "interpreted.py"),
         *(
