@@ -11,10 +11,13 @@ ROOT = Path(__file__).parents[2]
 ABSENT = ("hypothesis", "scipy", "playwright", "psutil", "rich", "typer", "jax", "ray", "matplotlib")
 PROGRAM = f"""
 import sys
+from functools import partial
 from importlib.machinery import PathFinder
 
-find = PathFinder.find_spec
-PathFinder.find_spec = lambda name, *rest: None if name.split(".")[0] in {ABSENT} else find(name, *rest)
+def present(find, name, *rest):
+    return None if name.split(".")[0] in {ABSENT} else find(name, *rest)
+
+PathFinder.find_spec = partial(present, PathFinder.find_spec)  # no function: pytest keeps it in a class
 
 import pytest
 raise SystemExit(pytest.main(sys.argv[1:]))
