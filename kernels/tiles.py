@@ -28,6 +28,8 @@ ROWS = 6
 VECTORS = 4 if LANES == 16 or platform.machine() not in ("x86_64", "AMD64") else 2
 PANEL = VECTORS * LANES
 """Columns of one tile."""
+DEPTH = 64
+"""Terms of a sum that are added one by one: sums of such sums err less, and a panel of B stays in L1."""
 
 _LONG, _FLOAT = ir.IntType(64), ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, LANES)
@@ -60,7 +62,9 @@ def _load(builder, pointer):
 def _splat(builder, number):
     first = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), number, ir.IntType(32)(0))
     return builder.shuffle_vector(
-        first, ir.Constant(_VECTOR, ir.Undefined), ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+        first,
+        ir.Constant(_VECTOR, ir.Undefined),
+        ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES),
     )
 
 
@@ -77,24 +81,16 @@ def _tile(vectors):
             )
             places = [
                 [
-                    _vector_at(
-                        builder, c, builder.add(builder.mul(c_row, _LONG(row)), _LONG(LANES * vector))
-                    )
+                    _vector_at(builder, c, builder.add(builder.mul(c_row, _LONG(row)), _LONG(LANES * vector)))
                     for vector in range(vectors)
                 ]
                 for row in range(ROWS)
             ]
             cells = [[cgutils.alloca_once(builder, _VECTOR) for _ in range(vectors)] for _ in range(ROWS)]
             zero = ir.Constant(_VECTOR, [0.0] * LANES)
-            with builder.if_else(fresh) as (start, resume):
-                with start:
-                    for row in range(ROWS):
-                        for vector in range(vectors):
-                            builder.store(zero, cells[row][vector])
-                with resume:
-                    for row in range(ROWS):
-                        for vector in range(vectors):
-                            builder.store(_load(builder, places[row][vector]), cells[row][vector])
+            for row in range(ROWS):
+                for vector in range(vectors):
+                    builder.store(zero, cells[row][vector])
             left = builder.inttoptr(a, _FLOAT.as_pointer())
             rows = [builder.gep(left, [builder.mul(a_row, _LONG(row))]) for row in range(ROWS)]
             with cgutils.for_range(builder, depth, intp=_LONG) as loop:
@@ -111,6 +107,12 @@ def _tile(vectors):
                         builder.store(
                             builder.call(function, [factor, right[vector], builder.load(cell)]), cell
                         )
+            with builder.if_then(builder.not_(fresh)):
+                for row in range(ROWS):
+                    for vector in range(vectors):
+                        cell = cells[row][vector]
+                        before = _load(builder, places[row][vector])
+                        builder.store(builder.fadd(before, builder.load(cell)), cell)
             for row in range(ROWS):
                 for vector in range(vectors):
                     store = builder.store(builder.load(cells[row][vector]), places[row][vector])
@@ -131,22 +133,24 @@ def multiply(c, c_row, a, a_row, a_step, b, b_step, b_panel, depth, vectors, fre
 
     c, a, b: addresses of float32. c_row, a_row: from one row to the next; a_step: from one column of A to the
     next (A may be read transposed). b_step: from one row of B to the next; b_panel: from one panel of ``PANEL``
-    columns to the next.
+    columns to the next. Terms are added up ``DEPTH`` at a time.
     """
-    while vectors >= VECTORS:
-        if VECTORS == 4:
-            _tile_4(c, c_row, a, a_row, a_step, b, b_step, depth, fresh)
-        else:
-            _tile_2(c, c_row, a, a_row, a_step, b, b_step, depth, fresh)
+    while vectors > 0:
+        width = min(vectors, VECTORS)
+        for step in range(0, max(1, depth), DEPTH):
+            left, right = a + step * a_step * 4, b + step * b_step * 4
+            part, first = min(DEPTH, depth - step), fresh and step == 0
+            if width == 4:
+                _tile_4(c, c_row, left, a_row, a_step, right, b_step, part, first)
+            elif width == 3:
+                _tile_3(c, c_row, left, a_row, a_step, right, b_step, part, first)
+            elif width == 2:
+                _tile_2(c, c_row, left, a_row, a_step, right, b_step, part, first)
+            else:
+                _tile_1(c, c_row, left, a_row, a_step, right, b_step, part, first)
         c += PANEL * 4
         b += b_panel * 4
         vectors -= VECTORS
-    if vectors == 1:
-        _tile_1(c, c_row, a, a_row, a_step, b, b_step, depth, fresh)
-    elif vectors == 2:
-        _tile_2(c, c_row, a, a_row, a_step, b, b_step, depth, fresh)
-    elif vectors == 3:
-        _tile_3(c, c_row, a, a_row, a_step, b, b_step, depth, fresh)
 
 
 @intrinsic

@@ -16,12 +16,10 @@ import torch.nn.functional as F
 
 from kernels.attention.cpu_rows import (
     ADDED,
-    LN_2,
-    LOG2_E,
     SEEN,
     add_mask,
     drop,
-    exp2_float32,
+    exponential,
     exponentials,
     fill,
     first_key,
@@ -32,6 +30,7 @@ from kernels.attention.cpu_rows import (
     mask_place,
     row_maximum,
     row_seed,
+    scale_by,
     threshold_of,
     up,
 )
@@ -81,7 +80,7 @@ def _forward(
     rows = scratch[skip + QUERIES * (KEYS + wide) : skip + QUERIES * (KEYS + wide + dim)]
     tops, totals = np.empty(QUERIES, np.float32), np.empty(QUERIES, np.float32)
 
-    factor = f32(scale) * LOG2_E
+    factor = f32(scale)
     for r in range(QUERIES):
         tops[r], totals[r] = f32(-np.inf), f32(0)
         for d in range(dim):
@@ -117,26 +116,25 @@ def _forward(
             first, last = group_keys(start, r // ROWS * ROWS, count, tile, tile_end, keys, causal, window)
             if first >= last:
                 continue
-            at = r * KEYS - tile
-            left = at + tile + (first - tile) // LANES * LANES
-            right = at + tile + (last - tile + LANES - 1) // LANES * LANES
             own_first = min(last, max(first, first_key(start + r, window)))
             own_last = max(own_first, min(last, last_key(start + r, keys, causal, window)))
-            fill(scores, left, at + own_first, f32(-np.inf))
-            fill(scores, at + own_last, right, f32(-np.inf))
+            own, own_count = r * KEYS + own_first - tile, own_last - own_first
+            left = r * KEYS + (first - tile) // LANES * LANES  # whole vectors, -inf where nothing is seen
+            right = r * KEYS + (last - tile + LANES - 1) // LANES * LANES
+            fill(scores, left, own - left, f32(-np.inf))
+            fill(scores, own + own_count, right - own - own_count, f32(-np.inf))
             if kind == ADDED:
-                add_mask(scores, at, own_first, own_last, added_flat, added_at + r * added_row)
+                add_mask(scores, own, added_flat, added_at + r * added_row + own_first, own_count)
             elif kind == SEEN:
-                hide(scores, at, own_first, own_last, seen_flat, seen_at + r * seen_row)
-            top = row_maximum(scores, left, right, tops[r])
+                hide(scores, own, seen_flat, seen_at + r * seen_row + own_first, own_count)
+            top = row_maximum(scores, left, right - left, tops[r])
             base = f32(0) if top == f32(-np.inf) else top
-            shrink = exp2_float32(tops[r] - base)
-            totals[r] = totals[r] * shrink + exponentials(scores, left, right, base)
+            shrink = exponential(tops[r] - base)
+            totals[r] = totals[r] * shrink + exponentials(scores, left, right - left, base)
             if threshold > 0:
-                drop(scores, at, own_first, own_last, row_seed(seed, row_at + r), np.uint32(threshold))
+                drop(scores, own, own_first, own_count, row_seed(seed, row_at + r), np.uint32(threshold))
             if top != tops[r]:
-                for d in range(r * wide, (r + 1) * wide):
-                    total_out[d] *= shrink
+                scale_by(total_out, r * wide, wide, shrink)
                 tops[r] = top
         for r in range(0, count, ROWS):
             first, last = group_keys(start, r, count, tile, tile_end, keys, causal, window)
@@ -162,7 +160,7 @@ def _forward(
             share = total
         for d in range(dim):
             out[batch, head, start + r, d] = total_out[r * wide + d] * share
-        log_sum_exp[batch, head, start + r] = LN_2 * tops[r] + log_float32(total)
+        log_sum_exp[batch, head, start + r] = tops[r] + log_float32(total)
 
 
 def packed_transpose(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,4 @@
-"""What attention on the CPU does with one row of scores: what a query sees, its mask, exponentials, dropout.
-
-Scores are kept in units of log2: the scale of the query carries log2(e), so that an exponential is one
-polynomial and an addition to the exponent.
-"""
+"""What attention on the CPU does with one row of scores: what a query sees, its mask, exponentials, dropout."""
 
 from __future__ import annotations
 
@@ -25,7 +21,6 @@ _inline = njit(error_model="numpy", fastmath={"contract"}, forceinline=True)
 _inline_sum = njit(error_model="numpy", fastmath={"contract", "reassoc", "nsz"}, forceinline=True)
 
 
-
 @intrinsic
 def _power_of_two(typing, shifted):
     """2**n from n + 1.5 * 2**23, n at least -127 (gives 0): the low bits of the sum, moved to the exponent."""
@@ -42,19 +37,21 @@ _ROUND = f32(12582912.0)  # 1.5 * 2**23: the sum's last bit is worth one
 
 
 @_inline
-def exp2_float32(x):
-    """2**x for x up to 127; relative error below 2.5e-7; 0 below -126.5, NaN for NaN.
+def exponential(x):
+    """e**x for x up to 88; relative error below 2e-7 (1 ulp above -20); 0 below -87.7, NaN for NaN.
 
-    2**n * 2**r with n = round(x): 2**r is 1 + r p(r), p of degree 4, fitted for least relative error (9.2e-8).
-    The exponent field of 2**-127 is zero, so what underflows becomes 0 without a test.
+    2**n * e**r with n = round(x / ln 2). As ``kernels.simd.exp_float32``, without its second half of ln 2 (which
+    would change e**x by n * 2e-9) and without denormal results: the exponent field of 2**-127 is zero, so that
+    what underflows becomes 0 without a test.
     """
-    x = f32(-127.0) if x < f32(-127.0) else x
-    shifted = x + _ROUND
-    r = x - (shifted - _ROUND)
-    p = f32(1.326472731e-3) * r + f32(9.671512991e-3)
-    p = p * r + f32(5.550733581e-2)
-    p = p * r + f32(2.402224243e-1)
-    p = p * r + f32(6.931470037e-1)
+    x = f32(-88.02969) if x < f32(-88.02969) else x
+    shifted = x * LOG2_E + _ROUND
+    r = x - (shifted - _ROUND) * LN_2
+    p = f32(1.38144545e-3) * r + f32(8.36877829e-3)
+    p = p * r + f32(4.16683766e-2)
+    p = p * r + f32(0.1666652)
+    p = p * r + f32(0.49999993)
+    p = p * r + f32(1.0)
     p = p * r + f32(1.0)
     return p * _power_of_two(shifted)
 
@@ -86,42 +83,63 @@ def mask_place(shape, batch, head, query):
     return place, shape[3] if shape[2] > 1 else 0
 
 
-@_inline
-def add_mask(scores, at, first, last, mask, mask_at):
-    """Add numbers to the scores of keys first to last - 1; key j's score is at at + j, its mask at mask_at + j."""
-    for key in range(first, last):
-        scores[at + key] += mask[mask_at + key] * LOG2_E
+# Places are counted from the first on and unsigned: numba tests a signed index for being negative (Python's
+# places from the end), and that test keeps a loop scalar.
 
 
 @_inline
-def hide(scores, at, first, last, mask, mask_at):
-    """-inf where the mask is False."""
-    for key in range(first, last):
-        scores[at + key] = scores[at + key] if mask[mask_at + key] else f32(-np.inf)
+def add_mask(scores, at, mask, mask_at, count):
+    """scores[at + i] += mask[mask_at + i], i < count."""
+    for i in range(count):
+        scores[u64(at) + u64(i)] += mask[u64(mask_at) + u64(i)]
 
 
 @_inline
-def fill(scores, first, last, value):
-    for place in range(first, last):
-        scores[place] = value
+def hide(scores, at, mask, mask_at, count):
+    """scores[at + i] = -inf where mask[mask_at + i] is False, i < count."""
+    for i in range(count):
+        score = scores[u64(at) + u64(i)]
+        scores[u64(at) + u64(i)] = score if mask[u64(mask_at) + u64(i)] else f32(-np.inf)
+
+
+@_inline
+def fill(scores, at, count, value):
+    for i in range(count):
+        scores[u64(at) + u64(i)] = value
+
+
+@_inline
+def scale_by(values, at, count, factor):
+    for i in range(count):
+        values[u64(at) + u64(i)] *= factor
 
 
 @_inline_sum
-def row_maximum(scores, first, last, top):
-    for place in range(first, last):
-        top = maximum(top, scores[place])
+def row_maximum(scores, at, count, top):
+    for i in range(count):
+        top = maximum(top, scores[u64(at) + u64(i)])
     return top
 
 
 @_inline_sum
-def exponentials(scores, first, last, top):
-    """scores -> 2**(scores - top) in place; their sum."""
+def exponentials(scores, at, count, top):
+    """scores -> exp(scores - top) in place; their sum."""
     total = f32(0)
-    for place in range(first, last):
-        weight = exp2_float32(scores[place] - top)
-        scores[place] = weight
+    for i in range(count):
+        weight = exponential(scores[u64(at) + u64(i)] - top)
+        scores[u64(at) + u64(i)] = weight
         total += weight
     return total
+
+
+@_inline
+def slopes_of(scores, slopes, at, count, base, keep, delta):
+    """scores -> weights exp(scores - base); slopes, dO V^T before, -> weights * (keep * slopes - delta)."""
+    for i in range(count):
+        place = u64(at) + u64(i)
+        weight = exponential(scores[place] - base)
+        scores[place] = weight
+        slopes[place] = weight * (keep * slopes[place] - delta)
 
 
 @_inline
@@ -146,10 +164,11 @@ def kept(row, key, threshold):
 
 
 @_inline
-def drop(weights, at, first, last, row, threshold):
-    """Zero the weights that dropout takes; key j's weight is at at + j."""
-    for key in range(first, last):
-        weights[at + key] = weights[at + key] if kept(row, key, threshold) else f32(0)
+def drop(weights, at, first, count, row, threshold):
+    """Zero the weights that dropout takes; at: place of the weight of key ``first``."""
+    for i in range(count):
+        weight = weights[u64(at) + u64(i)]
+        weights[u64(at) + u64(i)] = weight if kept(row, first + i, threshold) else f32(0)
 
 
 def threshold_of(dropout_p: float) -> int:
