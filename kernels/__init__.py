@@ -11,6 +11,8 @@ from typing import Any
 
 _PLACES = {
     "FallbackWarning": "kernels.op",
+    "decode_attention": "kernels.attention",
+    "scaled_dot_product_attention": "kernels.attention",
     "softmax": "kernels.activation",
 }
 """Public name -> module."""
