@@ -29,18 +29,25 @@ from kernels.attention.gpu_tiles import (
     unit_stride,
 )
 
+LARGEST_TILE = 128
+"""Queries of the largest tile: the lengths of delta and exponents are padded to a multiple."""
+
 _UNSPECIALIZED = ["query_length", "key_length", "window", "seed", "threshold"]
 
 
 @triton.jit(do_not_specialize=["query_length"])
 def delta_kernel(
-    output, grad, delta, heads, query_length,
+    output, grad, log_sum_exp, delta, exponent, heads, query_length, padded_length,
     stride_output_batch, stride_output_head, stride_output_row,
     stride_grad_batch, stride_grad_head, stride_grad_row,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """delta (batch, heads, query length) = rowsum(output * grad)."""
-    tiles = tl.cdiv(query_length, ROWS)
+    """delta = rowsum(output * grad) and exponent = log_sum_exp in base 2, both (batch, heads, padded length).
+
+    The exponent of rows that saw nothing or do not exist is +inf, which makes all their weights zero; the other
+    kernels then need no bounds on queries.
+    """
+    tiles = padded_length // ROWS
     program = tl.program_id(0)
     start = program % tiles * ROWS
     batch = program // tiles // heads
@@ -54,20 +61,18 @@ def delta_kernel(
         ROWS, HEAD, WIDTH, "", True,
     )  # fmt: skip
     rows = start + tl.arange(0, ROWS)
-    places = delta + (batch * heads + head).to(tl.int64) * query_length + rows
-    tl.store(places, tl.sum(output_tile.to(tl.float32) * grad_tile.to(tl.float32), 1), mask=rows < query_length)
-
-
-@triton.jit
-def _exponents(log_sum_exp, head_row, rows, query_length):
-    """log_sum_exp in base 2; +inf, which makes every weight zero, for rows that saw nothing or do not exist."""
-    exponent = tl.load(log_sum_exp + head_row + rows, mask=rows < query_length, other=float("inf"))
-    return tl.where(exponent == float("-inf"), float("inf"), exponent) * LOG2_E
+    row = (batch * heads + head).to(tl.int64)
+    tl.store(
+        delta + row * padded_length + rows, tl.sum(output_tile.to(tl.float32) * grad_tile.to(tl.float32), 1)
+    )
+    natural = tl.load(log_sum_exp + row * query_length + rows, mask=rows < query_length, other=float("inf"))
+    natural = tl.where(natural == float("-inf"), float("inf"), natural)
+    tl.store(exponent + row * padded_length + rows, natural * LOG2_E)
 
 
 @triton.jit
 def _keys_from_queries(
-    key_gradient, value_gradient, key_tile, value_tile, query, grad, log_sum_exp, delta, mask, first, last,
+    key_gradient, value_gradient, key_tile, value_tile, query, grad, exponents, delta, mask, first, last,
     batch, head, head_row, start, scale, keep_scale, query_length, key_length, window, seed, threshold,
     stride_query_batch, stride_query_head, stride_query_row,
     stride_grad_batch, stride_grad_head, stride_grad_row,
@@ -90,35 +95,37 @@ def _keys_from_queries(
             grad, batch, head, place, query_length, stride_grad_batch, stride_grad_head, stride_grad_row,
             ROWS, HEAD, WIDTH, DESCRIPTORS, True,
         )  # fmt: skip
-        rows = place + tl.arange(0, ROWS)
-        exponent = _exponents(log_sum_exp, head_row, rows, query_length)
-        change = tl.load(delta + head_row + rows, mask=rows < query_length, other=0.0)
+        rows = place + tl.arange(0, ROWS)[None, :]
+        exponent = tl.load(exponents + head_row + place + tl.arange(0, ROWS))[None, :]
         scores = tl.dot(key_tile, query_tile.T, input_precision=PRECISION)
         if BOUNDED or MASK != 0:
             scores = scaled_scores(
-                scores, scale, rows[None, :], columns, query_length, key_length, window,
+                scores, scale, rows, columns, query_length, key_length, window,
                 mask, stride_mask_row, stride_mask_column, CAUSAL, WINDOW, MASK, BOUNDED,
             )  # fmt: skip
-            weights = tl.exp2(scores - exponent[None, :])
+            weights = tl.exp2(scores - exponent)
         else:
-            weights = tl.exp2(scores * scale - exponent[None, :])
-        slope = tl.dot(value_tile, grad_tile.T, input_precision=PRECISION)
+            weights = tl.exp2(scores * scale - exponent)
+        # The order of what follows keeps few tiles alive at a time: registers are what limits the tile's size.
         if DROPOUT:
-            keep = kept(seed, threshold, dropout_head, rows[None, :], columns)
+            keep = kept(seed, threshold, dropout_head, rows, columns)
             used = tl.where(keep, weights * keep_scale, 0.0)
-            slope = tl.where(keep, slope * keep_scale, 0.0)
         else:
             used = weights
         value_gradient = tl.dot(used.to(grad_tile.dtype), grad_tile, value_gradient, input_precision=PRECISION)
-        slope = weights * (slope - change[None, :])
+        slope = tl.dot(value_tile, grad_tile.T, input_precision=PRECISION)
+        if DROPOUT:
+            slope = tl.where(keep, slope * keep_scale, 0.0)
+        change = tl.load(delta + head_row + place + tl.arange(0, ROWS))[None, :]
+        slope = weights * (slope - change)
         key_gradient = tl.dot(slope.to(query_tile.dtype), query_tile, key_gradient, input_precision=PRECISION)
     return key_gradient, value_gradient
 
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
 def key_value_gradient_kernel(
-    query, key, value, mask, grad, log_sum_exp, delta, key_gradient, value_gradient,
-    scale, final_scale, keep_scale, seed, threshold, heads, group, query_length, key_length, window,
+    query, key, value, mask, grad, exponents, delta, key_gradient, value_gradient,
+    scale, final_scale, keep_scale, seed, threshold, heads, group, query_length, padded_length, key_length, window,
     stride_query_batch, stride_query_head, stride_query_row,
     stride_key_batch, stride_key_head, stride_key_row,
     stride_value_batch, stride_value_head, stride_value_row,
@@ -128,7 +135,7 @@ def key_value_gradient_kernel(
     stride_value_gradient_batch, stride_value_gradient_head, stride_value_gradient_row,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, DROPOUT: tl.constexpr,
-    DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr,
+    GROUPED: tl.constexpr, DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of COLUMNS keys of one key head. The first keys, seen by most queries, start first."""
     tiles = tl.cdiv(key_length, COLUMNS)
@@ -162,33 +169,36 @@ def key_value_gradient_kernel(
 
     key_total = tl.zeros((COLUMNS, WIDTH), tl.float32)
     value_total = tl.zeros((COLUMNS, WIDTH), tl.float32)
-    for head in tl.range(key_head * group, (key_head + 1) * group):
+    # Heads that share keys are walked in a loop of their own, which takes registers: it masks every tile rather
+    # than hold three copies of the loop inside.
+    for member in tl.range(0, group if GROUPED else 1):
+        head = key_head * group + member
         dropout_head = batch * heads + head
-        head_row = dropout_head.to(tl.int64) * query_length
+        head_row = dropout_head.to(tl.int64) * padded_length
         if MASK != 0:
             head_mask = mask + tl.cast(batch, tl.int64) * stride_mask_batch + tl.cast(head, tl.int64) * stride_mask_head
         else:
             head_mask = mask
-        for step in tl.static_range(3):  # 0 the diagonal, 1 no edge, 2 the window's far edge
+        for step in tl.static_range(3):  # 0 the diagonal (or everything), 1 no edge, 2 the window's far edge
             if step == 0:
                 begin = first
-                stop = inner_first
+                stop = end if GROUPED else inner_first
             elif step == 1:
                 begin = inner_first
                 stop = inner_last
             else:
                 begin = inner_last
                 stop = end
-            if (step == 0 and CAUSAL) or step == 1 or (step == 2 and WINDOW):
+            if (step == 0 and (CAUSAL or GROUPED)) or (step > 0 and not GROUPED and (step == 1 or WINDOW)):
                 key_total, value_total = _keys_from_queries(
-                    key_total, value_total, key_tile, value_tile, query, grad, log_sum_exp, delta, head_mask,
+                    key_total, value_total, key_tile, value_tile, query, grad, exponents, delta, head_mask,
                     begin, stop, batch, head, head_row, start, scale, keep_scale,
                     query_length, key_length, window, seed, threshold,
                     stride_query_batch, stride_query_head, stride_query_row,
                     stride_grad_batch, stride_grad_head, stride_grad_row,
                     stride_mask_row, stride_mask_column, dropout_head,
                     HEAD, WIDTH, ROWS, COLUMNS, CAUSAL, WINDOW, MASK, DROPOUT,
-                    DESCRIPTORS, step != 1, PRECISION,
+                    DESCRIPTORS, CAUSAL and step != 1, PRECISION,
                 )  # fmt: skip
     store_tile(
         value_gradient, value_total, batch, key_head, start, key_length,
@@ -244,8 +254,8 @@ def _queries_from_keys(
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
 def query_gradient_kernel(
-    query, key, value, mask, grad, log_sum_exp, delta, query_gradient,
-    scale, final_scale, keep_scale, seed, threshold, heads, group, query_length, key_length, window,
+    query, key, value, mask, grad, exponents, delta, query_gradient,
+    scale, final_scale, keep_scale, seed, threshold, heads, group, query_length, padded_length, key_length, window,
     stride_query_batch, stride_query_head, stride_query_row,
     stride_key_batch, stride_key_head, stride_key_row,
     stride_value_batch, stride_value_head, stride_value_row,
@@ -271,10 +281,10 @@ def query_gradient_kernel(
         grad, batch, head, start, query_length, stride_grad_batch, stride_grad_head, stride_grad_row,
         ROWS, HEAD, WIDTH, DESCRIPTORS, True,
     )  # fmt: skip
-    head_row = (batch * heads + head).to(tl.int64) * query_length
+    head_row = (batch * heads + head).to(tl.int64) * padded_length
     rows = start + tl.arange(0, ROWS)
-    exponent = _exponents(log_sum_exp, head_row, rows, query_length)
-    change = tl.load(delta + head_row + rows, mask=rows < query_length, other=0.0)
+    exponent = tl.load(exponents + head_row + rows)
+    change = tl.load(delta + head_row + rows)
     if MASK != 0:
         mask += tl.cast(batch, tl.int64) * stride_mask_batch + tl.cast(head, tl.int64) * stride_mask_head
     first, inner_first, inner_last, last = key_ranges(
@@ -343,10 +353,12 @@ def attention_backward(
     key_tile, query_tile = tiles or (
         configuration(dim, query.dtype, direction, target) for direction in ("backward keys", "backward queries")
     )
-    delta = torch.empty_like(log_sum_exp)
+    padded_length = triton.cdiv(length, LARGEST_TILE) * LARGEST_TILE
+    delta, exponents = log_sum_exp.new_empty((2, batch, heads, padded_length))
     rows = 64
-    delta_kernel[(triton.cdiv(length, rows) * heads * batch,)](
-        output, grad, delta, heads, length, *output.stride()[:3], *grad.stride()[:3],
+    delta_kernel[(padded_length // rows * heads * batch,)](
+        output, grad, log_sum_exp, delta, exponents, heads, length, padded_length,
+        *output.stride()[:3], *grad.stride()[:3],
         HEAD=dim, WIDTH=padded(dim), ROWS=rows, num_warps=4,
     )  # fmt: skip
 
@@ -354,7 +366,7 @@ def attention_backward(
     causal = is_causal or window > 0
     numbers = (
         scale * LOG2_E.value, scale, *dropout_numbers(dropout_p, seed), heads, heads // key_heads,
-        length, keys, window, *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *mask_strides,
+        length, padded_length, keys, window, *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *mask_strides,
         *grad.stride()[:3],
     )  # fmt: skip
     switches: dict[str, Any] = {
@@ -366,9 +378,9 @@ def attention_backward(
         (query, grad, key, value), (tile.rows, tile.rows, tile.columns, tile.columns), tile
     )
     key_value_gradient_kernel[(triton.cdiv(keys, tile.columns) * key_heads * batch,)](
-        queries, *others, mask_source, grads, log_sum_exp, delta, key_gradient, value_gradient,
+        queries, *others, mask_source, grads, exponents, delta, key_gradient, value_gradient,
         *numbers, *key_gradient.stride()[:3], *value_gradient.stride()[:3], **switches,
-        ROWS=tile.rows, COLUMNS=tile.columns, DESCRIPTORS=descriptors, PRECISION=tile.precision,
+        GROUPED=heads != key_heads, ROWS=tile.rows, COLUMNS=tile.columns, DESCRIPTORS=descriptors, PRECISION=tile.precision,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     tile = query_tile
@@ -376,7 +388,7 @@ def attention_backward(
         (query, grad, key, value), (tile.rows, tile.rows, tile.columns, tile.columns), tile
     )
     query_gradient_kernel[(triton.cdiv(length, tile.rows) * heads * batch,)](
-        queries, *others, mask_source, grads, log_sum_exp, delta, query_gradient,
+        queries, *others, mask_source, grads, exponents, delta, query_gradient,
         *numbers, *query_gradient.stride()[:3], **switches,
         EDGE=causal or keys % tile.columns != 0,
         ROWS=tile.rows, COLUMNS=tile.columns, DESCRIPTORS=descriptors, PRECISION=tile.precision,

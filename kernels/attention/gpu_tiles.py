@@ -103,3 +103,36 @@ def dropout_numbers(dropout_p: float, seed: int) -> tuple[float, int, int]:
     """(1 / share kept, seed, threshold): a weight is dropped where its 32 random bits are below the threshold."""
     keep_scale = 1 / (1 - dropout_p) if dropout_p < 1 else 0.0
     return keep_scale, seed, min(round(dropout_p * 2**32), 2**32 - 1)
+
+
+def types_of(kernel: Any, constants: dict[str, Any], dtype: str, descriptors: str) -> dict[str, str]:
+    """The Triton types of a kernel's arguments, as the functions here hand them over on a GPU (ahead of time)."""
+    types = {}
+    for name in kernel.arg_names:
+        if name in constants:
+            continue
+        if name in ("query", "key", "value", "grad") and descriptors == "host":
+            rows = constants["ROWS" if name in ("query", "grad") else "COLUMNS"]
+            types[name] = f"tensordesc<{dtype}[1,1,{rows},{constants['WIDTH']}]>"
+        elif name == "mask" and constants["MASK"] == 1:
+            types[name] = "*u8!"
+        elif name in ("log_sum_exp", "delta", "exponent", "exponents", "partial"):
+            types[name] = "*fp32!"
+        elif name in ("block_table", "context_lengths"):
+            types[name] = "*i32!"
+        elif name.startswith("stride"):
+            types[name] = "i32!"
+        elif name.endswith("scale"):
+            types[name] = "fp32"
+        elif name in ("seed", "threshold"):
+            types[name] = "i64"
+        elif name in _POINTERS:
+            types[name] = f"*{dtype}!"
+        else:
+            types[name] = "i32"
+    return types
+
+
+_POINTERS = ("query", "key", "value", "mask", "output", "grad", "key_cache", "value_cache") + tuple(
+    f"{name}_gradient" for name in ("query", "key", "value")
+)
