@@ -76,7 +76,7 @@ def _keys_from_queries(
     batch, head, head_row, start, scale, keep_scale, query_length, key_length, window, seed, threshold,
     stride_query_batch, stride_query_head, stride_query_row,
     stride_grad_batch, stride_grad_head, stride_grad_row,
-    stride_mask_row, stride_mask_column, dropout_head,
+    stride_mask_row, dropout_head,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, DROPOUT: tl.constexpr,
     DESCRIPTORS: tl.constexpr, BOUNDED: tl.constexpr, PRECISION: tl.constexpr,
@@ -101,7 +101,7 @@ def _keys_from_queries(
         if BOUNDED or MASK != 0:
             scores = scaled_scores(
                 scores, scale, rows, columns, query_length, key_length, window,
-                mask, stride_mask_row, stride_mask_column, CAUSAL, WINDOW, MASK, BOUNDED,
+                mask, stride_mask_row, CAUSAL, WINDOW, MASK, BOUNDED,
             )  # fmt: skip
             weights = tl.exp2(scores - exponent)
         else:
@@ -129,13 +129,13 @@ def key_value_gradient_kernel(
     stride_query_batch, stride_query_head, stride_query_row,
     stride_key_batch, stride_key_head, stride_key_row,
     stride_value_batch, stride_value_head, stride_value_row,
-    stride_mask_batch, stride_mask_head, stride_mask_row, stride_mask_column,
+    stride_mask_batch, stride_mask_head, stride_mask_row,
     stride_grad_batch, stride_grad_head, stride_grad_row,
     stride_key_gradient_batch, stride_key_gradient_head, stride_key_gradient_row,
     stride_value_gradient_batch, stride_value_gradient_head, stride_value_gradient_row,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, DROPOUT: tl.constexpr,
-    GROUPED: tl.constexpr, DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr,
+    GROUPED: tl.constexpr, SPLIT: tl.constexpr, DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of COLUMNS keys of one key head. The first keys, seen by most queries, start first."""
     tiles = tl.cdiv(key_length, COLUMNS)
@@ -169,8 +169,6 @@ def key_value_gradient_kernel(
 
     key_total = tl.zeros((COLUMNS, WIDTH), tl.float32)
     value_total = tl.zeros((COLUMNS, WIDTH), tl.float32)
-    # Heads that share keys are walked in a loop of their own, which takes registers: it masks every tile rather
-    # than hold three copies of the loop inside.
     for member in tl.range(0, group if GROUPED else 1):
         head = key_head * group + member
         dropout_head = batch * heads + head
@@ -182,21 +180,21 @@ def key_value_gradient_kernel(
         for step in tl.static_range(3):  # 0 the diagonal (or everything), 1 no edge, 2 the window's far edge
             if step == 0:
                 begin = first
-                stop = end if GROUPED else inner_first
+                stop = inner_first if SPLIT else end
             elif step == 1:
                 begin = inner_first
                 stop = inner_last
             else:
                 begin = inner_last
                 stop = end
-            if (step == 0 and (CAUSAL or GROUPED)) or (step > 0 and not GROUPED and (step == 1 or WINDOW)):
+            if (step == 0 and (CAUSAL or not SPLIT)) or (SPLIT and (step == 1 or (step == 2 and WINDOW))):
                 key_total, value_total = _keys_from_queries(
                     key_total, value_total, key_tile, value_tile, query, grad, exponents, delta, head_mask,
                     begin, stop, batch, head, head_row, start, scale, keep_scale,
                     query_length, key_length, window, seed, threshold,
                     stride_query_batch, stride_query_head, stride_query_row,
                     stride_grad_batch, stride_grad_head, stride_grad_row,
-                    stride_mask_row, stride_mask_column, dropout_head,
+                    stride_mask_row, dropout_head,
                     HEAD, WIDTH, ROWS, COLUMNS, CAUSAL, WINDOW, MASK, DROPOUT,
                     DESCRIPTORS, CAUSAL and step != 1, PRECISION,
                 )  # fmt: skip
@@ -218,7 +216,7 @@ def _queries_from_keys(
     batch, key_head, start, scale, keep_scale, query_length, key_length, window, seed, threshold,
     stride_key_batch, stride_key_head, stride_key_row,
     stride_value_batch, stride_value_head, stride_value_row,
-    stride_mask_row, stride_mask_column, dropout_head,
+    stride_mask_row, dropout_head,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, DROPOUT: tl.constexpr,
     DESCRIPTORS: tl.constexpr, BOUNDED: tl.constexpr, PRECISION: tl.constexpr,
@@ -239,7 +237,7 @@ def _queries_from_keys(
         if BOUNDED or MASK != 0:
             scores = scaled_scores(
                 scores, scale, rows, columns, query_length, key_length, window,
-                mask, stride_mask_row, stride_mask_column, CAUSAL, WINDOW, MASK, BOUNDED,
+                mask, stride_mask_row, CAUSAL, WINDOW, MASK, BOUNDED,
             )  # fmt: skip
             weights = tl.exp2(scores - exponent[:, None])
         else:
@@ -259,12 +257,12 @@ def query_gradient_kernel(
     stride_query_batch, stride_query_head, stride_query_row,
     stride_key_batch, stride_key_head, stride_key_row,
     stride_value_batch, stride_value_head, stride_value_row,
-    stride_mask_batch, stride_mask_head, stride_mask_row, stride_mask_column,
+    stride_mask_batch, stride_mask_head, stride_mask_row,
     stride_grad_batch, stride_grad_head, stride_grad_row,
     stride_query_gradient_batch, stride_query_gradient_head, stride_query_gradient_row,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, DROPOUT: tl.constexpr,
-    EDGE: tl.constexpr, DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr,
+    EDGE: tl.constexpr, SPLIT: tl.constexpr, DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of ROWS queries of one head, in the forward kernel's order."""
     tiles = tl.cdiv(query_length, ROWS)
@@ -291,25 +289,25 @@ def query_gradient_kernel(
         start, key_length, window, ROWS, COLUMNS, CAUSAL, WINDOW
     )
     total = tl.zeros((ROWS, WIDTH), tl.float32)
-    for step in tl.static_range(3):  # 0 the window's edge, 1 no edge, 2 the diagonal and the end of the keys
+    for step in tl.static_range(3):  # 0 the window's edge (or everything), 1 no edge, 2 the diagonal and the end
         if step == 0:
             begin = first
-            stop = inner_first
+            stop = inner_first if SPLIT else last
         elif step == 1:
             begin = inner_first
             stop = inner_last
         else:
             begin = inner_last
             stop = last
-        if (step == 0 and WINDOW) or step == 1 or (step == 2 and EDGE):
+        if (step == 0 and (WINDOW or not SPLIT)) or (SPLIT and (step == 1 or (step == 2 and EDGE))):
             total = _queries_from_keys(
                 total, query_tile, grad_tile, exponent, change, key, value, mask, begin, stop,
                 batch, key_head, start, scale, keep_scale, query_length, key_length, window, seed, threshold,
                 stride_key_batch, stride_key_head, stride_key_row,
                 stride_value_batch, stride_value_head, stride_value_row,
-                stride_mask_row, stride_mask_column, batch * heads + head,
+                stride_mask_row, batch * heads + head,
                 HEAD, WIDTH, ROWS, COLUMNS, CAUSAL, WINDOW, MASK, DROPOUT,
-                DESCRIPTORS, step != 1, PRECISION,
+                DESCRIPTORS, EDGE and step != 1, PRECISION,
             )  # fmt: skip
     store_tile(
         query_gradient, total * final_scale, batch, head, start, query_length,
@@ -363,7 +361,7 @@ def attention_backward(
     )  # fmt: skip
 
     mask_source, mask_strides, mask_kind = broadcast_mask(mask, query, key)
-    causal = is_causal or window > 0
+    causal, grouped, split = is_causal or window > 0, heads != key_heads, mask is None and dropout_p == 0
     numbers = (
         scale * LOG2_E.value, scale, *dropout_numbers(dropout_p, seed), heads, heads // key_heads,
         length, padded_length, keys, window, *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *mask_strides,
@@ -380,7 +378,7 @@ def attention_backward(
     key_value_gradient_kernel[(triton.cdiv(keys, tile.columns) * key_heads * batch,)](
         queries, *others, mask_source, grads, exponents, delta, key_gradient, value_gradient,
         *numbers, *key_gradient.stride()[:3], *value_gradient.stride()[:3], **switches,
-        GROUPED=heads != key_heads, ROWS=tile.rows, COLUMNS=tile.columns, DESCRIPTORS=descriptors, PRECISION=tile.precision,
+        GROUPED=grouped, SPLIT=split and not grouped and not window, ROWS=tile.rows, COLUMNS=tile.columns, DESCRIPTORS=descriptors, PRECISION=tile.precision,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     tile = query_tile
@@ -390,7 +388,7 @@ def attention_backward(
     query_gradient_kernel[(triton.cdiv(length, tile.rows) * heads * batch,)](
         queries, *others, mask_source, grads, exponents, delta, query_gradient,
         *numbers, *query_gradient.stride()[:3], **switches,
-        EDGE=causal or keys % tile.columns != 0,
+        EDGE=causal or keys % tile.columns != 0, SPLIT=split,
         ROWS=tile.rows, COLUMNS=tile.columns, DESCRIPTORS=descriptors, PRECISION=tile.precision,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip

@@ -36,7 +36,7 @@ def _attend(
     batch, head, key_head, start, scale, query_length, key_length, window, seed, threshold,
     stride_key_batch, stride_key_head, stride_key_row,
     stride_value_batch, stride_value_head, stride_value_row,
-    stride_mask_row, stride_mask_column, dropout_head,
+    stride_mask_row, dropout_head,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, DROPOUT: tl.constexpr,
     DESCRIPTORS: tl.constexpr, BOUNDED: tl.constexpr, SPECIALIZED: tl.constexpr, PRECISION: tl.constexpr,
@@ -53,7 +53,7 @@ def _attend(
         if BOUNDED or MASK != 0:
             scores = scaled_scores(
                 scores, scale, rows, columns, query_length, key_length, window,
-                mask, stride_mask_row, stride_mask_column, CAUSAL, WINDOW, MASK, BOUNDED,
+                mask, stride_mask_row, CAUSAL, WINDOW, MASK, BOUNDED,
             )  # fmt: skip
             highest = tl.maximum(largest, tl.max(scores, 1))
             shift = tl.where(highest == float("-inf"), 0.0, highest)  # nothing seen yet: exp2(-inf) is 0
@@ -83,11 +83,11 @@ def attention_kernel(
     stride_query_batch, stride_query_head, stride_query_row,
     stride_key_batch, stride_key_head, stride_key_row,
     stride_value_batch, stride_value_head, stride_value_row,
-    stride_mask_batch, stride_mask_head, stride_mask_row, stride_mask_column,
+    stride_mask_batch, stride_mask_head, stride_mask_row,
     stride_output_batch, stride_output_head, stride_output_row,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, DROPOUT: tl.constexpr,
-    EDGE: tl.constexpr, DESCRIPTORS: tl.constexpr, SPECIALIZED: tl.constexpr, PRECISION: tl.constexpr,
+    EDGE: tl.constexpr, SPLIT: tl.constexpr, DESCRIPTORS: tl.constexpr, SPECIALIZED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of ROWS queries of one head. query, key and value are pointers or descriptors."""
     tiles = tl.cdiv(query_length, ROWS)
@@ -128,30 +128,25 @@ def attention_kernel(
     accumulator = tl.zeros((ROWS, WIDTH), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     largest = tl.full((ROWS,), float("-inf"), tl.float32)
-    # Passes: 0 the window's edge, 1 no edge, 2 the diagonal and the end of the keys. Specialised: one loop
-    # that masks always, since the compiler's pass takes only that form.
-    for step in tl.static_range(1 if SPECIALIZED else 3):
-        if SPECIALIZED:
+    for step in tl.static_range(3):  # 0 the window's edge (or everything), 1 no edge, 2 the diagonal and the end
+        if step == 0:
             begin = first
-            end = last
-        elif step == 0:
-            begin = first
-            end = inner_first
+            end = inner_first if SPLIT else last
         elif step == 1:
             begin = inner_first
             end = inner_last
         else:
             begin = inner_last
             end = last
-        if SPECIALIZED or (step == 0 and WINDOW) or step == 1 or (step == 2 and EDGE):
+        if (step == 0 and (WINDOW or not SPLIT)) or (SPLIT and (step == 1 or (step == 2 and EDGE))):
             accumulator, total, largest = _attend(
                 accumulator, total, largest, query_tile, key_source, value_source, mask, begin, end,
                 batch, head, key_head, start, scale, query_length, key_length, window, seed, threshold,
                 stride_key_batch, stride_key_head, stride_key_row,
                 stride_value_batch, stride_value_head, stride_value_row,
-                stride_mask_row, stride_mask_column, batch * heads + head,
+                stride_mask_row, batch * heads + head,
                 HEAD, WIDTH, ROWS, COLUMNS, CAUSAL, WINDOW, MASK, DROPOUT,
-                DESCRIPTORS, SPECIALIZED or step != 1, SPECIALIZED, PRECISION,
+                DESCRIPTORS, EDGE and step != 1, SPECIALIZED, PRECISION,
             )  # fmt: skip
 
     seen = total > 0.0
@@ -198,15 +193,16 @@ def attention(
     tile = tile or configuration(dim, query.dtype, "forward", target_of(query))
     sources, descriptors = handed((query, key, value), (tile.rows, tile.columns, tile.columns), tile)
     mask_source, mask_strides, mask_kind = broadcast_mask(mask, query, key)
-    causal = is_causal or window > 0
+    causal, split = is_causal or window > 0, mask is None and dropout_p == 0
+    specialized = tile.specialized and descriptors == "device"
     attention_kernel[(triton.cdiv(length, tile.rows) * heads * batch,)](
         *sources, mask_source, output, log_sum_exp, scale * LOG2_E.value,
         *dropout_numbers(dropout_p, seed), heads, heads // key.shape[1], length, keys, window,
         *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *mask_strides, *output.stride()[:3],
         HEAD=dim, WIDTH=padded(dim), ROWS=tile.rows, COLUMNS=tile.columns,
         CAUSAL=causal, WINDOW=window > 0, MASK=mask_kind, DROPOUT=dropout_p > 0,
-        EDGE=causal or keys % tile.columns != 0, DESCRIPTORS=descriptors,
-        SPECIALIZED=tile.specialized and descriptors == "device", PRECISION=tile.precision,
+        EDGE=causal or keys % tile.columns != 0, SPLIT=split and not specialized, DESCRIPTORS=descriptors,
+        SPECIALIZED=specialized, PRECISION=tile.precision,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return output, log_sum_exp

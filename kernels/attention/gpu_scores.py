@@ -108,17 +108,17 @@ def key_ranges(
 @triton.jit
 def scaled_scores(
     products, scale, rows, columns, query_length, key_length, window,
-    mask, stride_mask_row, stride_mask_column,
+    mask, stride_mask_row,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, BOUNDED: tl.constexpr,
 ):  # fmt: skip
     """query . key times scale (base 2) with the mask added, -inf where the query may not see the key.
 
-    mask points at this head's (query length, key length); MASK is 0 for none, 1 for boolean (true: seen),
+    mask points at this head's (query length, key length), keys contiguous; MASK is 0 for none, 1 for boolean (true: seen),
     2 for additive. BOUNDED: the tile may cross an edge (the key length, the diagonal, the window).
     """
     scores = products * scale
     if MASK != 0:
-        places = mask + rows.to(tl.int64) * stride_mask_row + columns.to(tl.int64) * stride_mask_column
+        places = mask + rows.to(tl.int64) * stride_mask_row + columns
         inside = (rows < query_length) & (columns < key_length)
         if MASK == 1:
             scores = tl.where(tl.load(places, mask=inside, other=0) != 0, scores, float("-inf"))

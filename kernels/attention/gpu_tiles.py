@@ -90,13 +90,16 @@ def _scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
 
 
 def broadcast_mask(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor) -> tuple[Any, list[int], int]:
-    """(mask or a stand-in, its four strides over (batch, heads, query length, key length), MASK)."""
+    """(mask or a stand-in, its strides over (batch, heads, query length), MASK), keys contiguous."""
     if mask is None:
-        return query, [0, 0, 0, 0], 0
-    full = mask.expand(*query.shape[:3], key.shape[2])
+        return query, [0, 0, 0], 0
+    mask = mask.expand(*mask.shape[:-1], key.shape[2])
+    if mask.stride(-1) != 1:
+        mask = mask.contiguous()
+    mask = mask.expand(*query.shape[:3], key.shape[2])
     if mask.dtype == torch.bool:
-        return full.view(torch.uint8), list(full.stride()), 1
-    return full, list(full.stride()), 2
+        return mask.view(torch.uint8), list(mask.stride()[:3]), 1
+    return mask, list(mask.stride()[:3]), 2
 
 
 def dropout_numbers(dropout_p: float, seed: int) -> tuple[float, int, int]:
