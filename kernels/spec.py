@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-FAMILIES = ("activation",)
+FAMILIES = ("activation", "optimizer")
 
 Arguments = dict[str, Any]
 """Keyword arguments of the public function; tensors among them."""

@@ -104,7 +104,9 @@ def _alike(lists: Lists) -> list[Lists]:
     """The lists, split so that in each every tensor has the same dtype and device."""
     params = lists[0]
     present = [tensors for tensors in lists if tensors]
-    kinds = list(zip([param.device for param in params], *([t.dtype for t in ts] for ts in present), strict=True))
+    kinds = list(
+        zip([param.device for param in params], *([t.dtype for t in ts] for ts in present), strict=True)
+    )
     found = list(dict.fromkeys(kinds))
     if len(found) <= 1:
         return [lists] if params else []
@@ -138,7 +140,9 @@ class SGD(_OnePass, torch.optim.SGD):
             for first, part in ((True, _chosen(lists, new)), (False, _chosen(lists, old) if new else lists)):
                 for alike in _alike(part):
                     decay = float(group["weight_decay"])
-                    operations.sgd_(*alike, _rate(group, alike[0]), **options, weight_decay=decay, first=first)
+                    operations.sgd_(
+                        *alike, _rate(group, alike[0]), **options, weight_decay=decay, first=first
+                    )
         else:
             sgd(
                 *lists,
@@ -212,7 +216,9 @@ class Adadelta(_OnePass, torch.optim.Adadelta):
 class _AdamStep(_OnePass):
     def _step_group(self, group: Group) -> None:
         lists = self._gather(group, 6)
-        options = {name: group[name] for name in ("eps", "weight_decay", "decoupled_weight_decay", "maximize")}
+        options = {
+            name: group[name] for name in ("eps", "weight_decay", "decoupled_weight_decay", "maximize")
+        }
         beta1, beta2 = group["betas"]
         if self._serves(group, lists, lists[-1]):
             options.update(beta1=float(beta1), beta2=float(beta2))
@@ -224,7 +230,10 @@ class _AdamStep(_OnePass):
             beta1=beta1,
             beta2=beta2,
             has_complex=any(param.is_complex() for param in lists[0]),
-            **{name: group[name] for name in ("lr", "amsgrad", "foreach", "fused", "capturable", "differentiable")},
+            **{
+                name: group[name]
+                for name in ("lr", "amsgrad", "foreach", "fused", "capturable", "differentiable")
+            },
             **options,
             **self._scaling(),
         )

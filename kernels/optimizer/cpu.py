@@ -19,14 +19,14 @@ from kernels.storage import narrow, widen
 
 
 @njit(error_model="numpy", fastmath={"contract"}, forceinline=True)
-def _between(start, end, weight):  # type: ignore[no-untyped-def]
+def _between(start, end, weight):
     """``start + weight * (end - start)`` as torch.lerp has it, infinities included."""
     change = end - start
     return start + weight * change if weight < 0.5 else end - change * (np.float32(1) - weight)
 
 
 @update_rule
-def _sgd(param, grad, buffer, second, third, step, numbers):  # type: ignore[no-untyped-def]
+def _sgd(param, grad, buffer, second, third, step, numbers):
     full_width(), distinct()
     sign, decay = number(numbers[0], param), number(numbers[1], param)
     rate, momentum = number(numbers[2], param), number(numbers[3], param)
@@ -43,7 +43,7 @@ def _sgd(param, grad, buffer, second, third, step, numbers):  # type: ignore[no-
 
 
 @update_rule
-def _adagrad(param, grad, total, second, third, step, numbers):  # type: ignore[no-untyped-def]
+def _adagrad(param, grad, total, second, third, step, numbers):
     full_width(), distinct()
     sign, decay, eps = number(numbers[0], param), number(numbers[1], param), number(numbers[4], param)
     rate = number(numbers[2] / (1.0 + (step - 1.0) * numbers[3]), param)
@@ -57,7 +57,7 @@ def _adagrad(param, grad, total, second, third, step, numbers):  # type: ignore[
 
 
 @update_rule
-def _rmsprop(param, grad, square, mean, buffer, step, numbers):  # type: ignore[no-untyped-def]
+def _rmsprop(param, grad, square, mean, buffer, step, numbers):
     full_width(), distinct()
     sign, decay, eps = number(numbers[0], param), number(numbers[1], param), number(numbers[4], param)
     rate, momentum = number(numbers[2], param), number(numbers[5], param)
@@ -82,7 +82,7 @@ def _rmsprop(param, grad, square, mean, buffer, step, numbers):  # type: ignore[
 
 
 @update_rule
-def _adadelta(param, grad, square, changes, third, step, numbers):  # type: ignore[no-untyped-def]
+def _adadelta(param, grad, square, changes, third, step, numbers):
     full_width(), distinct()
     sign, decay, eps = number(numbers[0], param), number(numbers[1], param), number(numbers[4], param)
     rate, rho, rest = number(numbers[2], param), number(numbers[3], param), number(1.0 - numbers[3], param)
@@ -98,7 +98,7 @@ def _adadelta(param, grad, square, changes, third, step, numbers):  # type: igno
 
 
 @update_rule
-def _adam(param, grad, mean, square, largest, step, numbers):  # type: ignore[no-untyped-def]
+def _adam(param, grad, mean, square, largest, step, numbers):
     full_width(), distinct()
     sign, decay, eps = number(numbers[0], param), number(numbers[1], param), number(numbers[5], param)
     beta1, beta2 = numbers[3], numbers[4]

@@ -68,12 +68,12 @@ def distinct(typing: Any) -> Any:
     return types.void(), codegen
 
 
-def _part(address, offset, count, like):  # type: ignore[no-untyped-def]
+def _part(address, offset, count, like):
     """``count`` elements from ``offset`` of the tensor at ``address``; None where the rule has no such tensor."""
 
 
 @overload(_part)
-def _part_compiled(address, offset, count, like):  # type: ignore[no-untyped-def]
+def _part_compiled(address, offset, count, like):
     if isinstance(like, types.NoneType):
         return lambda address, offset, count, like: None
     return lambda address, offset, count, like: numba.carray(_pointer(address, offset, like), (count,))
@@ -91,7 +91,9 @@ def update_rule(function: Callable[..., None]) -> Any:
 def over_lists(rule: Any) -> chunked:
     """The launch of ``rule`` over a table of lists, chunk by chunk."""
 
-    def body(chunk: Any, size: Any, table: Any, steps: Any, p: Any, g: Any, a: Any, b: Any, c: Any, numbers: Any):
+    def body(
+        chunk: Any, size: Any, table: Any, steps: Any, p: Any, g: Any, a: Any, b: Any, c: Any, numbers: Any
+    ):
         begin = chunk * size
         end = min(begin + size, table[0, table.shape[1] - 1])
         index, above = 0, table.shape[1] - 1  # the last tensor that starts at ``begin`` or before
@@ -124,7 +126,7 @@ def over_lists(rule: Any) -> chunked:
 
 
 @chunked
-def _count(chunk, table, steps):  # type: ignore[no-untyped-def]
+def _count(chunk, table, steps):
     """One more step for every tensor."""
     for index in range(table.shape[1] - 1):
         step = _part(table[1, index], 0, 1, steps)
@@ -146,7 +148,12 @@ def _table(lists: Sequence[Tensors]) -> torch.Tensor:
 
 
 def launch(
-    body: chunked, params: Tensors, grads: Tensors, states: Sequence[Tensors], steps: Tensors, numbers: Sequence[float]
+    body: chunked,
+    params: Tensors,
+    grads: Tensors,
+    states: Sequence[Tensors],
+    steps: Tensors,
+    numbers: Sequence[float],
 ) -> None:
     """Update ``params`` and ``states`` in place by the rule of ``body``, counting ``steps`` up first.
 

@@ -18,7 +18,9 @@ def check_equal(params: Tensors, grads: Tensors, states: Sequence[Tensors], step
         if not tensors and name == "states":
             continue
         if [tensor.shape for tensor in tensors] != shapes:
-            raise ValueError(f"{name} are not as many and as large as params: one of each shape for each parameter")
+            raise ValueError(
+                f"{name} are not as many and as large as params: one of each shape for each parameter"
+            )
         if len({tensor.dtype for tensor in tensors}) > 1:
             raise ValueError(f"{name} have several dtypes; one call takes tensors of one dtype")
         if any(tensor.device != device for tensor in tensors):
@@ -54,3 +56,11 @@ def in_one_layout(
     yield changed[0], changed[1], changed[2:]
     for original, copy in back:
         original.copy_(copy)
+
+
+def counted(steps: Tensors) -> torch.Tensor:
+    """float64 (tensors,) where the steps are: one more for each, which is stored."""
+    torch._foreach_add_(list(steps), 1)
+    if steps[0].device.type == "cpu":
+        return torch.tensor([step.item() for step in steps], dtype=torch.float64)
+    return torch.stack([step.reshape(()) for step in steps]).double()
