@@ -1,13 +1,13 @@
 """Optimizers in one pass over memory: ``torch.optim``'s classes, arguments, errors and checkpoints.
 
-``kernels.AdamW(model.parameters(), lr=1e-3)`` is a ``torch.optim.AdamW``: construction, parameter groups, hooks,
-schedulers, ``state_dict`` and the making of state are torch's own code. Only the arithmetic of ``step`` is ours:
-one launch for all parameters of a dtype, each element of parameter, gradient and state read once and written once.
-``foreach`` and ``fused`` make no difference to it.
+``kernels.AdamW(model.parameters(), lr=1e-3)`` is a ``torch.optim.AdamW``: construction, parameter groups,
+hooks, schedulers, ``state_dict`` and the making of state are torch's own code. Only the arithmetic of
+``step`` is ours: one launch for all parameters of a dtype, each element of parameter, gradient and state read
+once and written once. ``foreach`` and ``fused`` make no difference to it.
 
-Where the kernels do not serve, torch's own update runs on that parameter group and a ``FallbackWarning`` says so
-once: ``capturable`` and ``differentiable``, sparse or complex gradients where torch takes them, other devices, tensor
-subclasses, and steps that a ``GradScaler`` has left to unscale.
+Where the kernels do not serve, torch's own update runs on that parameter group and a ``FallbackWarning`` says
+so once: ``capturable`` and ``differentiable``, sparse or complex gradients where torch takes them, other
+devices, tensor subclasses, and steps that a ``GradScaler`` has left to unscale.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ class _OnePass(torch.optim.Optimizer):
         raise NotImplementedError
 
     def _gather(self, group: Group, number: int) -> Lists:
-        """torch's lists for this group: parameters with a gradient, the gradients, and states, made where new."""
+        """torch's lists: parameters that have a gradient, the gradients, and states, made where new."""
         lists: Lists = [[] for _ in range(number)]
-        self._init_group(group, *lists)  # type: ignore[attr-defined]
+        self._init_group(group, *lists)
         return lists
 
     def _serves(self, group: Group, lists: Lists, steps: list[Any]) -> bool:
@@ -244,4 +244,4 @@ class Adam(_AdamStep, torch.optim.Adam):
 
 
 class AdamW(_AdamStep, torch.optim.AdamW):
-    """``torch.optim.AdamW``: Adam whose weight decay shrinks the parameters instead of adding to gradients."""
+    """``torch.optim.AdamW``: Adam whose weight decay shrinks parameters instead of adding to gradients."""

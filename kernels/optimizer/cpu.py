@@ -1,7 +1,7 @@
 """The optimizers' rules on the CPU: one loop a rule, each element read once and written once.
 
-Arithmetic is float32 (float64 for float64 tensors) and what is stored is rounded once; torch's loop over single
-tensors rounds 16-bit tensors after each of its operations. Formulas: ``reference.py``.
+Arithmetic is float32 (float64 for float64 tensors) and what is stored is rounded once; torch's loop over
+single tensors rounds 16-bit tensors after each of its operations. Formulas: ``reference.py``.
 """
 
 from __future__ import annotations

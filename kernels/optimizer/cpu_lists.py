@@ -1,8 +1,8 @@
 """One launch over lists of tensors: a table of addresses, cut into chunks of equal work.
 
-A model has hundreds of small tensors. Launched one by one they cost more than their arithmetic, so a rule's loop
-is given a table with the address of every tensor, and chunks of the elements of all of them laid end to end: a
-chunk may hold many small tensors, a large tensor many chunks.
+A model has hundreds of small tensors. Launched one by one they cost more than their arithmetic, so a rule's
+loop is given a table with the address of every tensor, and chunks of the elements of all of them laid end to
+end: a chunk may hold many small tensors, a large tensor many chunks.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def distinct(typing: Any) -> Any:
 
 
 def _part(address, offset, count, like):
-    """``count`` elements from ``offset`` of the tensor at ``address``; None where the rule has no such tensor."""
+    """``count`` elements from ``offset`` of the tensor at ``address``; None where there is no such list."""
 
 
 @overload(_part)
@@ -80,10 +80,10 @@ def _part_compiled(address, offset, count, like):
 
 
 def update_rule(function: Callable[..., None]) -> Any:
-    """Compile ``function(param, grad, first, second, third, step, numbers)``: a rule's loop over equal arrays.
+    """Compile ``function(param, grad, first, second, third, step, numbers)``, a rule's loop over arrays.
 
-    A state that the rule has not is None. step is the number of this update, numbers are the hyperparameters as
-    float64. The loop says ``full_width()`` and ``distinct()``.
+    A state that the rule has not is None. step is the number of this update, numbers are the hyperparameters
+    as float64. The loop says ``full_width()`` and ``distinct()``.
     """
     return numba.njit(error_model="numpy", fastmath={"contract"}, nogil=True)(function)
 
@@ -157,9 +157,10 @@ def launch(
 ) -> None:
     """Update ``params`` and ``states`` in place by the rule of ``body``, counting ``steps`` up first.
 
-    params, grads, each non-empty list of states: as many tensors, of one dtype in a list, tensors of one index of
-    one shape. A state list is empty where the rule has no such state, ``steps`` where it counts none. Tensors
-    that do not lie in one layout are updated in contiguous copies. ValueError where sizes or dtypes differ.
+    params, grads, each non-empty list of states: as many tensors, of one dtype in a list, tensors of one
+    index of one shape. A state list is empty where the rule has no such state, ``steps`` where it counts
+    none. Tensors that do not lie in one layout are updated in contiguous copies. ValueError where sizes or
+    dtypes differ.
     """
     check_equal(params, grads, states, steps)
     with in_one_layout(params, grads, states) as (params, grads, states):

@@ -1,8 +1,9 @@
 """The optimizers' rules on the GPU (Triton): one launch for a list of tensors.
 
-A program updates one block of one tensor. It finds which from a table in device memory: the first block of each
-tensor, their sizes and addresses. Hyperparameters stand in device memory too, so that no value of them compiles
-a kernel anew and a learning rate that lives on the device is never waited for. Formulas: ``reference.py``.
+A program updates one block of one tensor. It finds which from a table in device memory: the first block of
+each tensor, their sizes and addresses. Hyperparameters stand in device memory too, so that no value of them
+compiles a kernel anew and a learning rate that lives on the device is never waited for. Formulas:
+``reference.py``.
 
 Blocks that lie whole within their tensor are loaded without a mask, 16 bytes a thread where all addresses are
 multiples of 16; the last block of each tensor is masked.
@@ -51,10 +52,7 @@ def _pointers(table, row: tl.constexpr, tensors, which, like, offsets, ALIGNED: 
 
 @triton.jit
 def _load(pointers, mask, MASKED: tl.constexpr, NUMBER: tl.constexpr):
-    if MASKED:
-        values = tl.load(pointers, mask=mask, other=0.0)
-    else:
-        values = tl.load(pointers)
+    values = tl.load(pointers, mask=mask, other=0.0) if MASKED else tl.load(pointers)
     return values.to(NUMBER)
 
 
@@ -182,15 +180,15 @@ def adam_rule(
 
 @triton.jit
 def update(
-    table, tensors, numbers, factors, rate, param, grad, first, second, third,
-    RULE: tl.constexpr, ALIGNED: tl.constexpr, NUMBER: tl.constexpr, TENSORS: tl.constexpr, BLOCK: tl.constexpr,
+    table, tensors, numbers, factors, rate, param, grad, first, second, third, RULE: tl.constexpr, ALIGNED:
+    tl.constexpr, NUMBER: tl.constexpr, TENSORS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One block of one tensor by ``RULE``.
 
-    table: int64 (7, tensors): first blocks, sizes, addresses of parameters, gradients and three states. numbers:
-    float64 hyperparameters. factors: float64 (any, tensors), what depends on the step. rate: the learning rate.
-    param, grad, first, second, third: tensors that say the element types; None where the rule has no such state.
-    NUMBER: type of the arithmetic. TENSORS: a power of two, at least ``tensors``.
+    table: int64 (7, tensors): first blocks, sizes, addresses of parameters, gradients and three states.
+    numbers: float64 hyperparameters. factors: float64 (any, tensors), what depends on the step. rate: the
+    learning rate. param, grad, first, second, third: tensors that say the element types; None where the rule
+    has no such state. NUMBER: type of the arithmetic. TENSORS: a power of two, at least ``tensors``.
     """
     which, block, size = _place(table, tensors, TENSORS)
     offsets = block * BLOCK + tl.arange(0, BLOCK)
@@ -215,7 +213,7 @@ def update(
 
 
 def configuration(tensors: int, number: Any = tl.float32) -> tuple[dict[str, Any], dict[str, int]]:
-    """(constants, options): 8 elements a thread, two 16-byte loads of float32 or one of 16 bits from each list."""
+    """(constants, options): 8 elements a thread, that is two loads of 16 bytes of float32, one of 16 bits."""
     return {
         "BLOCK": 1024,
         "TENSORS": max(16, triton.next_power_of_2(tensors)),
@@ -248,7 +246,7 @@ def _launch(
     numbers: Sequence[float],
     factors: Any = None,
 ) -> None:
-    """As ``kernels.optimizer.cpu_lists.launch``. factors(steps) -> (any, tensors): what depends on the step."""
+    """As ``cpu_lists.launch``. factors(steps) -> (any, tensors): what depends on the step."""
     check_equal(params, grads, states, steps)
     device = params[0].device
     scales = torch.zeros(1, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Lists of tensors that an optimizer updates together: equal in number, size and dtype, in one memory layout."""
+"""Lists of tensors that an optimizer updates together: equal in number, shapes and memory layout."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The rules as torch operations on lists of tensors, mutated in place: one call updates a whole model.
 
-``perflab::adam_`` and the others take tensors of one dtype on one device in each list, of one shape at each index;
-a list of states is empty where the options need none. ``lr`` is a tensor of one element, so that a schedule
-changes no compiled graph.
+``perflab::adam_`` and the others take tensors of one dtype on one device in each list, of one shape at each
+index; a list of states is empty where the options need none. ``lr`` is a tensor of one element, so that a
+schedule changes no compiled graph.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The rules of the optimizers as the papers have them: one tensor, new values returned, right in float64.
+"""The rules of the optimizers as the papers have them: new values of one tensor, right in float64.
 
-``step`` is the number of this update, 1 at first. Each function returns the parameter and then the state, in the
-order of its arguments.
+``step`` is the number of this update, 1 at first. Each function returns the parameter and then the state, in
+the order of its arguments.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-
-Tensor = torch.Tensor
+from torch import Tensor
 
 
 def _gradient(param: Tensor, grad: Tensor, weight_decay: float, maximize: bool) -> Tensor:
@@ -32,8 +31,10 @@ def sgd(
     maximize: bool = False,
     **_: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Sutskever et al. 2013, "On the importance of initialization and momentum", in torch's form: the velocity
-    is not scaled by the learning rate, and starts as the first gradient."""
+    """Sutskever et al. 2013, "On the importance of initialization and momentum in deep learning", section 2.
+
+    In torch's form: the velocity is not scaled by the learning rate, and starts as the first gradient.
+    """
     grad = _gradient(param, grad, weight_decay, maximize)
     if momentum:
         buffer = grad if buffer is None else momentum * buffer + (1 - dampening) * grad
@@ -76,7 +77,7 @@ def rmsprop(
     maximize: bool = False,
     **_: Any,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Tieleman and Hinton 2012, lecture 6e; centered when ``mean`` is given: Graves 2013, equations 38 to 45."""
+    """Tieleman and Hinton 2012, lecture 6e; where ``mean`` is given Graves 2013, equations 38 to 45."""
     grad = _gradient(param, grad, weight_decay, maximize)
     square = alpha * square + (1 - alpha) * grad**2
     variance = square
@@ -126,9 +127,11 @@ def adam(
     decoupled_weight_decay: bool = False,
     **_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Kingma and Ba 2015, algorithm 1. decoupled_weight_decay: AdamW, Loshchilov and Hutter 2019, algorithm 2.
-    AMSGrad when ``largest`` is given: Reddi, Kale and Kumar 2018, in torch's form, which corrects the bias of the
-    largest."""
+    """Kingma and Ba 2015, algorithm 1.
+
+    decoupled_weight_decay: AdamW, Loshchilov and Hutter 2019, algorithm 2. Where ``largest`` is given: AMSGrad,
+    Reddi, Kale and Kumar 2018, in torch's form, which corrects the bias of the largest.
+    """
     beta1, beta2 = betas
     if decoupled_weight_decay:
         param = param * (1 - lr * weight_decay)
