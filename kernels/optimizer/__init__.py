@@ -23,8 +23,10 @@ from torch.optim.optimizer import _use_grad_for_differentiable
 from torch.optim.rmsprop import rmsprop
 from torch.optim.sgd import sgd
 
-from kernels.op import FLOATS_AND_DOUBLE, warn_once
+from kernels import op
+from kernels.op import FLOATS_AND_DOUBLE
 from kernels.optimizer import operations
+from kernels.optimizer.lists import device_of, dtype_of, elements_of, layout_of
 
 __all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "RMSprop"]
 
@@ -61,14 +63,22 @@ class _OnePass(torch.optim.Optimizer):
         self._init_group(group, *lists)
         return lists
 
-    def _serves(self, group: Group, lists: Lists, steps: list[Any]) -> bool:
-        """Whether our update takes these tensors and options; says so once where it does not."""
+    def _path(self, group: Group, lists: Lists, steps: list[Any]) -> str:
+        """Which update is to run: "kernels", "torch" where ours cannot, which is said once, or "small" where
+        torch's serves better."""
+        name, compiling = type(self).__name__, torch.compiler.is_compiling()
         reason = _unsuitable(group, lists, steps)
-        if self._scaling() != {"grad_scale": None, "found_inf": None}:
+        if any(value is not None for value in self._scaling().values()):
             reason = "gradients that are still scaled (GradScaler with fused=True)"
-        if reason and not torch.compiler.is_compiling():
-            warn_once(type(self).__name__, f"there are no kernels for {reason}")
-        return not reason
+        if reason:
+            if not compiling:
+                op.warn_once(name, f"there are no kernels for {reason}")
+            return "torch"
+        if lists[0] and not compiling:
+            least = op.crossover(name, lists[0][0].device.type)
+            if least and sum(map(elements_of, lists[0])) < least:
+                return "small"
+        return "kernels"
 
     def _scaling(self) -> dict[str, Any]:
         """What ``torch.amp.GradScaler`` leaves on an optimizer with fused=True."""
@@ -80,33 +90,39 @@ def _unsuitable(group: Group, lists: Lists, steps: list[Any]) -> str:
     for option in ("capturable", "differentiable"):
         if group.get(option):
             return f"{option}=True"
-    for tensors in lists[:2]:
-        for kind in {type(tensor) for tensor in tensors}:
-            if kind is not torch.Tensor and kind is not torch.nn.Parameter:
-                return f"tensors of type {kind.__name__}"
-        for dtype in {tensor.dtype for tensor in tensors}:
-            if dtype not in FLOATS_AND_DOUBLE:
-                return f"tensors of {str(dtype).removeprefix('torch.')}"
-        for layout in {tensor.layout for tensor in tensors}:
-            if layout is not torch.strided:
-                return f"gradients of layout {layout}"
-    devices = {tensor.device for tensor in lists[0]}
+    tensors = [*lists[0], *lists[1]]
+    for kind in set(map(type, tensors)):
+        if kind is not torch.Tensor and kind is not torch.nn.Parameter:
+            return f"tensors of type {kind.__name__}"
+    for layout in set(map(layout_of, tensors)):
+        if layout is not torch.strided:
+            return f"gradients of layout {layout}"
+    for dtype in set(map(dtype_of, tensors)):
+        if dtype not in FLOATS_AND_DOUBLE:
+            return f"tensors of {str(dtype).removeprefix('torch.')}"
+    devices = set(map(device_of, lists[0]))
     for device in devices:
         if device.type not in ("cpu", "cuda"):
             return f"tensors on device {device.type!r}"
-    for device in {step.device for step in steps}:
+    for device in set(map(device_of, steps)):
         if device.type != "cpu" and {device} != devices:
-            return f"parameters whose steps are counted on {device}, where they are not"
+            return f"steps that are counted on {device}, where the parameters are not"
     return ""
+
+
+def _way(group: Group, path: str, steps: list[Any]) -> dict[str, Any]:
+    """foreach and fused for torch's update: its fused loop on small tensors unless another was asked for."""
+    way = {name: group[name] for name in ("foreach", "fused")}
+    if path == "small" and way == {"foreach": None, "fused": None}:
+        way["fused"] = all(step.dtype is torch.float32 for step in steps)
+    return way
 
 
 def _alike(lists: Lists) -> list[Lists]:
     """The lists, split so that in each every tensor has the same dtype and device."""
     params = lists[0]
     present = [tensors for tensors in lists if tensors]
-    kinds = list(
-        zip([param.device for param in params], *([t.dtype for t in ts] for ts in present), strict=True)
-    )
+    kinds = list(zip(map(device_of, params), *(map(dtype_of, tensors) for tensors in present), strict=True))
     found = list(dict.fromkeys(kinds))
     if len(found) <= 1:
         return [lists] if params else []
@@ -132,7 +148,7 @@ class SGD(_OnePass, torch.optim.SGD):
         lists = self._gather(group, 3)
         params, grads, buffers = lists
         options = {name: group[name] for name in ("momentum", "dampening", "nesterov", "maximize")}
-        if self._serves(group, lists, []):
+        if (path := self._path(group, lists, [])) == "kernels":
             new = [index for index, buffer in enumerate(buffers) if buffer is None]
             old = [index for index, buffer in enumerate(buffers) if buffer is not None] if new else []
             for index in new:
@@ -147,7 +163,9 @@ class SGD(_OnePass, torch.optim.SGD):
             sgd(
                 *lists,
                 has_sparse_grad=any(grad.is_sparse for grad in grads),
-                **{name: group[name] for name in ("lr", "weight_decay", "foreach", "fused")},
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                **_way(group, path, []),
                 **options,
                 **self._scaling(),
             )
@@ -162,7 +180,7 @@ class Adagrad(_OnePass, torch.optim.Adagrad):
     def _step_group(self, group: Group) -> None:
         lists = self._gather(group, 4)
         options = {name: group[name] for name in ("lr_decay", "weight_decay", "eps", "maximize")}
-        if self._serves(group, lists, lists[-1]):
+        if (path := self._path(group, lists, lists[-1])) == "kernels":
             for alike in _alike(lists):
                 operations.adagrad_(*alike, _rate(group, alike[0]), **options)
             return
@@ -170,7 +188,9 @@ class Adagrad(_OnePass, torch.optim.Adagrad):
             *lists,
             has_sparse_grad=any(grad.is_sparse for grad in lists[1]),
             has_complex=any(param.is_complex() for param in lists[0]),
-            **{name: group[name] for name in ("lr", "foreach", "fused", "differentiable")},
+            lr=group["lr"],
+            differentiable=group["differentiable"],
+            **_way(group, path, lists[-1]),
             **options,
             **self._scaling(),
         )
@@ -183,7 +203,7 @@ class RMSprop(_OnePass, torch.optim.RMSprop):
         params, grads, squares, buffers, means, steps = self._gather(group, 6)
         lists = [params, grads, squares, means, buffers, steps]
         options = {name: group[name] for name in ("alpha", "eps", "weight_decay", "momentum", "maximize")}
-        if self._serves(group, lists, steps):
+        if (path := self._path(group, lists, steps)) == "kernels":
             for alike in _alike(lists):
                 operations.rmsprop_(*alike, _rate(group, alike[0]), **options)
             return
@@ -201,7 +221,7 @@ class Adadelta(_OnePass, torch.optim.Adadelta):
     def _step_group(self, group: Group) -> None:
         lists = self._gather(group, 5)
         options = {name: group[name] for name in ("rho", "eps", "weight_decay", "maximize")}
-        if self._serves(group, lists, lists[-1]):
+        if (path := self._path(group, lists, lists[-1])) == "kernels":
             for alike in _alike(lists):
                 operations.adadelta_(*alike, _rate(group, alike[0]), **options)
             return
@@ -220,7 +240,7 @@ class _AdamStep(_OnePass):
             name: group[name] for name in ("eps", "weight_decay", "decoupled_weight_decay", "maximize")
         }
         beta1, beta2 = group["betas"]
-        if self._serves(group, lists, lists[-1]):
+        if (path := self._path(group, lists, lists[-1])) == "kernels":
             options.update(beta1=float(beta1), beta2=float(beta2))
             for alike in _alike(lists):
                 operations.adam_(*alike, _rate(group, alike[0]), **options)
@@ -230,10 +250,8 @@ class _AdamStep(_OnePass):
             beta1=beta1,
             beta2=beta2,
             has_complex=any(param.is_complex() for param in lists[0]),
-            **{
-                name: group[name]
-                for name in ("lr", "amsgrad", "foreach", "fused", "capturable", "differentiable")
-            },
+            **{name: group[name] for name in ("lr", "amsgrad", "capturable", "differentiable")},
+            **_way(group, path, lists[-1]),
             **options,
             **self._scaling(),
         )

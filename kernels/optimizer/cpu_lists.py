@@ -18,14 +18,12 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from kernels.optimizer.lists import Tensors, check_equal, in_one_layout
+from kernels.op import FLOATS_AND_DOUBLE
+from kernels.optimizer.lists import Tensors, address_of, check_equal, copy_back, elements_of, one_layout
 from kernels.threads import chunked
 
 ELEMENTS_PER_CHUNK = 1 << 16
 """Work of one chunk: some ten microseconds, several times what a thread pays to take the next one."""
-
-_LISTS = 6  # steps, parameters, gradients, three states
-
 
 # --- inside the loops ----------------------------------------------------------------------------
 
@@ -136,13 +134,16 @@ def _count(chunk, table, steps):
 # --- the launch ----------------------------------------------------------------------------------
 
 
+_EMPTY = {dtype: torch.empty(0, dtype=dtype) for dtype in FLOATS_AND_DOUBLE}
+"""Says an element type to a compiled loop."""
+
+
 def _table(lists: Sequence[Tensors]) -> torch.Tensor:
     """int64 (1 + lists, tensors + 1): where each tensor's elements start end to end, then addresses."""
-    params = lists[1]
-    columns = len(params) + 1
-    words = array("q", accumulate((param.numel() for param in params), initial=0))
+    columns = len(lists[1]) + 1
+    words = array("q", accumulate(map(elements_of, lists[1]), initial=0))
     for tensors in lists:
-        words.extend([tensor.data_ptr() for tensor in tensors])
+        words.extend(map(address_of, tensors))
         words.extend([0] * (columns - len(tensors)))
     return torch.frombuffer(words, dtype=torch.int64).view(-1, columns)
 
@@ -163,13 +164,14 @@ def launch(
     dtypes differ.
     """
     check_equal(params, grads, states, steps)
-    with in_one_layout(params, grads, states) as (params, grads, states):
-        lists = [steps, params, grads, *states]
-        table = _table(lists)
-        kinds = [tensors[0].flatten()[:0] if tensors else None for tensors in lists]
-        if steps:
-            _count(1, table, kinds[0])
-        chunks = -(-int(table[0, -1]) // ELEMENTS_PER_CHUNK)
-        numbers = torch.frombuffer(array("d", numbers), dtype=torch.float64)
-        body(chunks, ELEMENTS_PER_CHUNK, table, *kinds, numbers)
+    lists, copies = one_layout(params, grads, states)
+    table = _table([steps, *lists])
+    kinds = [_EMPTY[tensors[0].dtype] if tensors else None for tensors in (steps, *lists)]
+    if steps:
+        _count(1, table, kinds[0])
+    chunks = -(-int(table[0, -1]) // ELEMENTS_PER_CHUNK)
+    body(
+        chunks, ELEMENTS_PER_CHUNK, table, *kinds, torch.frombuffer(array("d", numbers), dtype=torch.float64)
+    )
+    copy_back(copies)
     torch.autograd.graph.increment_version(chain(params, *states, steps))

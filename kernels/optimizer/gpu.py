@@ -19,7 +19,15 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.optimizer.lists import Tensors, check_equal, counted, in_one_layout
+from kernels.optimizer.lists import (
+    Tensors,
+    address_of,
+    check_equal,
+    copy_back,
+    counted,
+    elements_of,
+    one_layout,
+)
 
 if TYPE_CHECKING:
     from kernels.ahead_of_time import Compilation
@@ -180,8 +188,9 @@ def adam_rule(
 
 @triton.jit
 def update(
-    table, tensors, numbers, factors, rate, param, grad, first, second, third, RULE: tl.constexpr, ALIGNED:
-    tl.constexpr, NUMBER: tl.constexpr, TENSORS: tl.constexpr, BLOCK: tl.constexpr,
+    table, tensors, numbers, factors, rate, param, grad, first, second, third,
+    RULE: tl.constexpr, ALIGNED: tl.constexpr, NUMBER: tl.constexpr, TENSORS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One block of one tensor by ``RULE``.
 
@@ -254,15 +263,14 @@ def _launch(
         count = counted(steps)
         if factors is not None:
             scales = factors(count)
-    with in_one_layout(params, grads, states) as (params, grads, states):
-        lists = [params, grads, *states]
-        number = tl.float64 if params[0].dtype is torch.float64 else tl.float32
-        constants, options = configuration(len(params), number)
-        sizes = [param.numel() for param in params]
-        blocks = [0, *accumulate(-(-size // constants["BLOCK"]) for size in sizes)]
-        addresses = [[tensor.data_ptr() for tensor in tensors] or [0] * len(params) for tensors in lists]
-        if not blocks[-1]:
-            return
+    lists, copies = one_layout(params, grads, states)
+    constants, options = configuration(
+        len(params), tl.float64 if params[0].dtype is torch.float64 else tl.float32
+    )
+    sizes = list(map(elements_of, params))
+    blocks = [0, *accumulate(-(-size // constants["BLOCK"]) for size in sizes)]
+    addresses = [list(map(address_of, tensors)) or [0] * len(params) for tensors in lists]
+    if blocks[-1]:
         table = torch.tensor([blocks[:-1], sizes, *addresses], dtype=torch.int64)
         values = torch.tensor([*numbers, 0.0 if lr.device == device else lr.item()], dtype=torch.float64)
         moved = _on(device, table, values, *([scales] if scales.device != device else []))
@@ -278,6 +286,7 @@ def _launch(
             **constants,
             **options,
         )
+    copy_back(copies)
     torch.autograd.graph.increment_version(chain(params, *states, steps))
 
 

@@ -129,8 +129,8 @@ def adam(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Kingma and Ba 2015, algorithm 1.
 
-    decoupled_weight_decay: AdamW, Loshchilov and Hutter 2019, algorithm 2. Where ``largest`` is given: AMSGrad,
-    Reddi, Kale and Kumar 2018, in torch's form, which corrects the bias of the largest.
+    decoupled_weight_decay: AdamW, Loshchilov and Hutter 2019, algorithm 2. Where ``largest`` is given:
+    AMSGrad, Reddi, Kale and Kumar 2018, in torch's form, which corrects the bias of the largest.
     """
     beta1, beta2 = betas
     if decoupled_weight_decay:
