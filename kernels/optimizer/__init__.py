@@ -203,7 +203,7 @@ class RMSprop(_OnePass, torch.optim.RMSprop):
         params, grads, squares, buffers, means, steps = self._gather(group, 6)
         lists = [params, grads, squares, means, buffers, steps]
         options = {name: group[name] for name in ("alpha", "eps", "weight_decay", "momentum", "maximize")}
-        if (path := self._path(group, lists, steps)) == "kernels":
+        if self._path(group, lists, steps) == "kernels":
             for alike in _alike(lists):
                 operations.rmsprop_(*alike, _rate(group, alike[0]), **options)
             return
@@ -221,7 +221,7 @@ class Adadelta(_OnePass, torch.optim.Adadelta):
     def _step_group(self, group: Group) -> None:
         lists = self._gather(group, 5)
         options = {name: group[name] for name in ("rho", "eps", "weight_decay", "maximize")}
-        if (path := self._path(group, lists, lists[-1])) == "kernels":
+        if self._path(group, lists, lists[-1]) == "kernels":
             for alike in _alike(lists):
                 operations.adadelta_(*alike, _rate(group, alike[0]), **options)
             return
