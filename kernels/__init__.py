@@ -11,6 +11,12 @@ from typing import Any
 
 _PLACES = {
     "FallbackWarning": "kernels.op",
+    "Adadelta": "kernels.optimizer",
+    "Adagrad": "kernels.optimizer",
+    "Adam": "kernels.optimizer",
+    "AdamW": "kernels.optimizer",
+    "RMSprop": "kernels.optimizer",
+    "SGD": "kernels.optimizer",
     "decode_attention": "kernels.attention",
     "scaled_dot_product_attention": "kernels.attention",
     "softmax": "kernels.activation",
