@@ -11,6 +11,8 @@ from typing import Any
 
 _PLACES = {
     "FallbackWarning": "kernels.op",
+    "cross_entropy": "kernels.loss",
+    "linear_cross_entropy": "kernels.loss",
     "softmax": "kernels.activation",
 }
 """Public name -> module."""

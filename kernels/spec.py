@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-FAMILIES = ("activation",)
+FAMILIES = ("activation", "loss")
 
 Arguments = dict[str, Any]
 """Keyword arguments of the public function; tensors among them."""
