@@ -17,7 +17,9 @@ _PLACES = {
     "AdamW": "kernels.optimizer",
     "RMSprop": "kernels.optimizer",
     "SGD": "kernels.optimizer",
+    "cross_entropy": "kernels.loss",
     "decode_attention": "kernels.attention",
+    "linear_cross_entropy": "kernels.loss",
     "scaled_dot_product_attention": "kernels.attention",
     "softmax": "kernels.activation",
 }
