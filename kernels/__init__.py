@@ -12,6 +12,10 @@ from typing import Any
 _PLACES = {
     "FallbackWarning": "kernels.op",
     "softmax": "kernels.activation",
+    "add_layer_norm": "kernels.normalization",
+    "add_rms_norm": "kernels.normalization",
+    "layer_norm": "kernels.normalization",
+    "rms_norm": "kernels.normalization",
 }
 """Public name -> module."""
 
