@@ -22,6 +22,10 @@ _PLACES = {
     "linear_cross_entropy": "kernels.loss",
     "scaled_dot_product_attention": "kernels.attention",
     "softmax": "kernels.activation",
+    "add_layer_norm": "kernels.normalization",
+    "add_rms_norm": "kernels.normalization",
+    "layer_norm": "kernels.normalization",
+    "rms_norm": "kernels.normalization",
 }
 """Public name -> module."""
 
