@@ -11,6 +11,11 @@ from typing import Any
 
 _PLACES = {
     "FallbackWarning": "kernels.op",
+    "linear_int4": "kernels.matmul",
+    "linear_int8": "kernels.matmul",
+    "matmul_bf16": "kernels.matmul",
+    "quantize_int4": "kernels.matmul",
+    "quantize_int8": "kernels.matmul",
     "softmax": "kernels.activation",
 }
 """Public name -> module."""
