@@ -17,7 +17,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--device", default="cpu", choices=("cpu", "cuda"), dest="perflab_device", help="of test_kernels.py"
     )
-    group.addoption("--perflab-rows", default=None, help="append the rows of test_kernels.py to this file")
+    group.addoption(
+        "--write-crossover", action="store_true", help="let test_crossover.py update kernels/crossover.json"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

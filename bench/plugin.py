@@ -64,6 +64,8 @@ class Paired:
         self._request, self._benchmark = request, benchmark
         self.medians: dict[str, float] = {}
         """Seconds of one call by name, after the comparison."""
+        self.extra_info: dict[str, dict[str, Any]] = {}
+        """What is saved beside each name's samples; a test may add to it."""
 
     def __call__(
         self,
@@ -159,6 +161,7 @@ class Paired:
             if name in results:
                 extra["against"] = {"base": base, **vars(results[name])}
                 lines.append(f"{self._request.node.nodeid}: {name} against {base}: {results[name]}")
+            self.extra_info[name] = extra
             group = self._benchmark.group or self._request.node.nodeid
             register(self._benchmark, name, item.seconds, item.iterations, extra, group)
 

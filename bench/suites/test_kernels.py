@@ -85,11 +85,11 @@ def test_kernel(name: str, paired: Paired, device: str, rows: list[Row], pytestc
     results: Any = paired(seconds=seconds, clock=clock, **functions)
     if len(ways) == 1:
         results = {next(iter(ways)): results}
+    if not paired.medians:  # --benchmark-disable: each way has run once
+        return
     row = Row.of(line, allocator_mode(), paired.medians, {peer: results[peer] for peer in peers})
     rows.append(row)
-    if path := pytestconfig.getoption("perflab_rows"):
-        with open(path, "a") as file:
-            file.write(json.dumps(vars(row)) + "\n")
+    paired.extra_info["kernels"]["row"] = vars(row)
 
 
 def test_tuned_column(benchmark: Any, device: str, rows: list[Row], pytestconfig: pytest.Config) -> None:
@@ -100,19 +100,16 @@ def test_tuned_column(benchmark: Any, device: str, rows: list[Row], pytestconfig
         pytest.skip("no line was measured")
     scale = pytestconfig.getoption("perflab_scale")
     with tempfile.TemporaryDirectory() as folder:
-        entries, table = Path(folder) / "entries.json", Path(folder) / "rows"
+        saved = Path(folder) / "tuned.json"
         tests = [f"{__file__}::test_kernel[{row.name}]" for row in rows]
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
-        command += [
-            f"--benchmark-json={entries}",
-            f"--perflab-rows={table}",
-            *([f"--{scale}"] if scale else []),
-        ]
+        command += [f"--benchmark-json={saved}", *([f"--{scale}"] if scale else [])]
         environment = {**os.environ, **allocator_environment("tuned")}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-        rows.extend(Row(**json.loads(line)) for line in table.read_text().splitlines())
-        for entry in json.loads(entries.read_text())["benchmarks"]:
-            stats, group = entry["stats"], entry["group"]
+        for entry in json.loads(saved.read_text())["benchmarks"]:
+            stats, extra, group = entry["stats"], entry["extra_info"], entry["group"]
+            if "row" in extra:
+                rows.append(Row(**extra["row"]))
             name = f"{entry['param']}/tuned"
-            register(benchmark, name, stats["data"], stats["iterations"], entry["extra_info"], group)
+            register(benchmark, name, stats["data"], stats["iterations"], extra, group)
