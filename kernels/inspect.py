@@ -184,24 +184,22 @@ def check_operation(name: str) -> None:
 def inspect_operation(name: str) -> dict[str, Instructions]:
     """What numba made of each body that the operation runs in float32, forward and backward.
 
-    The keys are ``package.module:name``. Runs the operation once at the smallest size worth timing.
-    ValueError when ``kernels`` has no such operation.
+    The keys are ``package.module:name``. Runs the operation once, at the smallest size worth timing; in its
+    first dtype if it does not take float32. ValueError when ``kernels`` has no such operation.
     """
     check_operation(name)
-    from kernels.threads import calls_in, chunked
+    from kernels.op import without_crossover
+    from kernels.threads import calls_in
 
-    step = _example(name)
-    bodies = {
-        value
-        for module in list(sys.modules.values())
-        if getattr(module, "__name__", "").startswith("kernels.")
-        for value in list(vars(module).values())
-        if isinstance(value, chunked) and hasattr(value, "compiled")
-    }
+    with without_crossover():
+        calls = calls_in(_example(name))
     found = {}
-    for body, signatures in calls_in(step, sorted(bodies, key=_place)).items():
-        for index, signature in enumerate(signatures):
-            label = _place(body) + (f" ({index + 1})" if index else "")
+    for body, signatures in sorted(calls.items(), key=lambda call: _place(call[0])):
+        for signature in signatures:
+            label, number = _place(body), 1
+            while label in found:
+                number += 1
+                label = f"{_place(body)} ({number})"
             found[label] = inspect_function(body.compiled, signature)
     return found
 
@@ -219,7 +217,8 @@ def _example(name: str) -> Callable[[], object]:
 
     for operation in spec.operations():
         if operation.name == name:
-            sizes = [size.arguments(torch.float32) for size in operation.sizes]
+            dtype = torch.float32 if torch.float32 in operation.dtypes else operation.dtypes[0]
+            sizes = [size.arguments(dtype) for size in operation.sizes]
             arguments = min(
                 sizes, key=lambda made: spec.tensor_bytes(*filter(torch.is_tensor, made.values()))
             )

@@ -20,7 +20,8 @@ import os
 import struct
 import sys
 import threading
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,7 @@ class chunked:
         self.__doc__ = body.__doc__
         self._workers: dict[tuple[Any, ...], tuple[Any, int, Callable[..., bytes]]] = {}
         self._kept: list[Any] = []
+        _BODIES.add(self)
 
     def __call__(self, *arguments: Any) -> Any:
         if not hasattr(self, "compiled"):
@@ -188,16 +190,17 @@ class chunked:
         return _C_FUNCTION(worker.address), worker.address, struct.Struct(layout).pack
 
 
-def calls_in(
-    step: Callable[[], object], bodies: Sequence[chunked]
-) -> dict[chunked, list[tuple[types.Type, ...]]]:
-    """Run ``step``: with which types of arguments it called each of ``bodies`` (those of ``compiled``)."""
-    before = {body: body._workers for body in bodies}
+_BODIES: weakref.WeakSet[chunked] = weakref.WeakSet()
+
+
+def calls_in(step: Callable[[], object]) -> dict[chunked, list[tuple[types.Type, ...]]]:
+    """Run ``step``: which bodies it called, each with which types of arguments (those of ``compiled``)."""
+    before = {body: body._workers for body in _BODIES}
     try:
-        for body in bodies:
+        for body in before:
             body._workers = {}
         step()
-        return {body: [_signature(key) for key in body._workers] for body in bodies}
+        return {body: [_signature(key) for key in body._workers] for body in _BODIES if body._workers}
     finally:
         for body, workers in before.items():
             body._workers = {**workers, **body._workers}
