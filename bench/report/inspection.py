@@ -59,9 +59,10 @@ def print_cpu(bodies: Mapping[str, Instructions], console: Console) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("body", overflow="fold", min_width=24)
-    for name in ("loops", "packed FMA", "packed", "scalar", "libm"):
-        table.add_column(name, justify="left" if name in ("loops", "libm") else "right")
+    table.add_column("body", overflow="fold", min_width=20)
+    for name in ("loops", "packed FMA", "packed", "scalar"):
+        table.add_column(name, justify="left" if name == "loops" else "right")
+    table.add_column("libm", overflow="fold", min_width=8)
     for place, code in bodies.items():
         libm = ", ".join(f"{name} x{count}" for name, count in code.libm.items())
         table.add_row(
