@@ -46,8 +46,9 @@ def broken(family, target):
     """The configurations of a family that do not keep their promises, with what breaks them."""
     prefix = f"kernels.{family}."
     chosen = [item for item in shipped(target=target) if item.kernel.fn.__module__.startswith(prefix)]
-    if not chosen:
-        pytest.skip(f"kernels/{family} ships no Triton kernel for {target}")
+    if not chosen and not any((ROOT / "kernels" / family).glob("gpu*.py")):
+        pytest.skip(f"kernels/{family} has no Triton kernels yet")
+    assert chosen or target != "sm_90", f"no gpu*.py of kernels/{family} says in compilations() what it ships"
     found = []
     for compilation, outcome in compile_all(chosen, target):
         if isinstance(outcome, MachineCode):
@@ -76,7 +77,7 @@ def test_labels_and_operations_are_known(family):
     import kernels
 
     items = [item for item in shipped() if item.kernel.fn.__module__.startswith(f"kernels.{family}.")]
-    labels = [(item.label, item.direction) for item in items]
+    labels = [(item.operation, item.direction, item.label) for item in items]
     assert len(labels) == len(set(labels))
     assert {item.operation for item in items} <= set(kernels.__all__)
 
