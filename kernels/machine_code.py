@@ -24,8 +24,7 @@ class Multiprocessor:
     """What its blocks share. backend, arch and lanes (threads of a warp) are Triton's ``GPUTarget``.
 
     warps, blocks: most resident at once. registers: 32-bit, of the whole multiprocessor, given to a warp in
-    steps of ``register_step``. shared, block_shared: bytes for all blocks and for one; reserved: taken from
-    each block. schedulers: parts with registers of their own, among which a block's warps are divided.
+    steps of ``register_step``. shared: bytes for all blocks; reserved: what each takes of them. schedulers: parts with registers of their own, among which a block's warps are divided.
     """
 
     backend: str
@@ -36,18 +35,16 @@ class Multiprocessor:
     registers: int
     register_step: int
     shared: int
-    block_shared: int
     reserved: int
     schedulers: int = 4
 
 
-_HOPPER = {"shared": 228 * 1024, "block_shared": 227 * 1024, "reserved": 1024}
 TARGETS = {
-    "sm_80": Multiprocessor("cuda", 80, 32, 64, 32, 65536, 256, 164 * 1024, 163 * 1024, 1024),
-    "sm_90": Multiprocessor("cuda", 90, 32, 64, 32, 65536, 256, **_HOPPER),
-    "sm_100": Multiprocessor("cuda", 100, 32, 64, 32, 65536, 256, **_HOPPER),
+    "sm_80": Multiprocessor("cuda", 80, 32, 64, 32, 65536, 256, 164 * 1024, 1024),
+    "sm_90": Multiprocessor("cuda", 90, 32, 64, 32, 65536, 256, 228 * 1024, 1024),
+    "sm_100": Multiprocessor("cuda", 100, 32, 64, 32, 65536, 256, 228 * 1024, 1024),
     # 4 SIMDs of 512 vector registers a lane (ordinary and accumulation ones together), 8 waves each.
-    "gfx942": Multiprocessor("hip", "gfx942", 64, 32, 32, 4 * 512 * 64, 8 * 64, 64 * 1024, 64 * 1024, 0),
+    "gfx942": Multiprocessor("hip", "gfx942", 64, 32, 32, 4 * 512 * 64, 8 * 64, 64 * 1024, 0),
 }
 
 _NVIDIA = {
@@ -157,12 +154,12 @@ def facts_of(target: str, warps: int, shared: int, counted: Mapping[str, Any]) -
     if columns:
         limits["tensor memory"] = 512 // columns
     limited_by, blocks = min(limits.items(), key=lambda item: item[1])
-    fits = blocks > 0 and shared <= unit.block_shared and warps * unit.lanes <= 1024
+    fits = blocks > 0 and warps * unit.lanes <= 1024
     return {
         "target": target,
         "warps": warps,
         "shared_bytes": shared,
-        "shared_limit_bytes": unit.block_shared,
+        "shared_limit_bytes": unit.shared - unit.reserved,
         "fits": fits,
         "blocks": blocks,
         "limited_by": limited_by,

@@ -229,7 +229,9 @@ def test_a_chunked_body_is_found_with_the_types_of_its_calls():
         assert body is scale
         assert str(signature) == expected
         assert signature in scale.compiled.overloads
+        compiled_calls = dict(scale._workers)
         assert calls_in(lambda: None) == {}
+        assert scale._workers == compiled_calls != {}  # what was compiled is kept
     assert torch.equal(x, torch.full((8,), 4.0))
     assert load_function("kernels.activation.cpu_softmax:_forward").py_func.__name__ == "_forward"
 
