@@ -31,12 +31,13 @@ class Compilation:
     """A kernel as it is shipped: which arguments, which constants, which options.
 
     label: unique among those of its operation and direction. kernel: the ``triton.jit`` function. types:
-    argument -> Triton type (``"*bf16"``, ``"i32"``, ``"fp32"``, ``"tensordesc<bf16[128,64]>"``); a trailing
-    ``!`` promises a multiple of 16, without which loads are not vectorised. constants: the constexpr
-    arguments. options: ``num_warps``, ``num_stages``, ``maxnreg``. operation: the public function it serves. direction:
-    ``"forward"`` or ``"backward"``. matrix: it must contain matrix instructions. specialized: its warps must
-    have roles of their own from Hopper on. wide_loads: its loads must take 16 bytes; False only for a kernel
-    that gathers single elements. targets: those it is shipped for.
+    argument -> Triton type (``"*bf16"``, ``"i32"``, ``"fp32"``, ``"tensordesc<bf16[128,64]>"``); a
+    trailing ``!`` promises a multiple of 16, without which loads are not vectorised. constants: the
+    constexpr arguments. options: ``num_warps``, ``num_stages``, ``maxnreg``. operation: the public
+    function it serves. direction: ``"forward"`` or ``"backward"``. matrix: it must contain matrix
+    instructions. specialized: its warps must have roles of their own from Hopper on. wide_loads: its
+    loads must take 16 bytes; False only for a kernel that gathers single elements. targets: those it is
+    shipped for.
     """
 
     label: str

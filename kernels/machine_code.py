@@ -23,8 +23,9 @@ from typing import Any
 class Multiprocessor:
     """What its blocks share. backend, arch and lanes (threads of a warp) are Triton's ``GPUTarget``.
 
-    warps, blocks: most resident at once. registers: 32-bit, of the whole multiprocessor, given to a warp in
-    steps of ``register_step``. shared: bytes for all blocks; reserved: what each takes of them. schedulers: parts with registers of their own, among which a block's warps are divided.
+    warps, blocks: most resident at once. registers: 32-bit, of the whole multiprocessor, given to a warp
+    in steps of ``register_step``. shared: bytes for all blocks; reserved: what each takes of them.
+    schedulers: parts with registers of their own, among which a block's warps are divided.
     """
 
     backend: str
