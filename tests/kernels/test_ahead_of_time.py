@@ -61,7 +61,7 @@ def broken(family, target):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shipped_configurations_keep_their_promises_on_hopper(family):
-    assert not broken(family, "sm_90")
+    assert not (found := broken(family, "sm_90")), "\n".join(found)
 
 
 @pytest.mark.proof
@@ -69,7 +69,7 @@ def test_shipped_configurations_keep_their_promises_on_hopper(family):
 @pytest.mark.parametrize("target", [target for target in TARGETS if target != "sm_90"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shipped_configurations_keep_their_promises_elsewhere(family, target):
-    assert not broken(family, target)
+    assert not (found := broken(family, target)), "\n".join(found)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
