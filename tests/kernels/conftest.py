@@ -3,11 +3,26 @@
 import os
 
 import pytest
+from families import family_of, has_triton_kernels
 
 from kernels.interpreter import interpreting
 
 PROGRAMS = int(os.environ.get("INTERPRETED_PROGRAMS", "24"))
 """The most programs a launch may have in the interpreter."""
+
+
+def pytest_collection_modifyitems(items):
+    """For test_interpreter.py: operations that have Triton kernels, on the case that stands for all."""
+    if "INTERPRETED_CASES" not in os.environ:
+        return
+    first = os.environ["INTERPRETED_CASES"] == "first"
+
+    def chosen(operation=None, case=None, **others):
+        if operation is None:
+            return True
+        return has_triton_kernels(family_of(operation)) and (not first or case is operation.cases[1])
+
+    items[:] = [item for item in items if chosen(**getattr(getattr(item, "callspec", None), "params", {}))]
 
 
 @pytest.fixture(autouse=interpreting())

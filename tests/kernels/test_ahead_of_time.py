@@ -22,6 +22,7 @@ if interpreting():
     pytest.skip("TRITON_INTERPRET=1: nothing compiles", allow_module_level=True)
 
 import sample_gpu as sample
+from families import has_triton_kernels
 
 from kernels.ahead_of_time import TARGETS, Compilation, MachineCode, compile_all, compile_for, shipped
 from kernels.machine_code import facts_of
@@ -46,7 +47,7 @@ def broken(family, target):
     """The configurations of a family that do not keep their promises, with what breaks them."""
     prefix = f"kernels.{family}."
     chosen = [item for item in shipped(target=target) if item.kernel.fn.__module__.startswith(prefix)]
-    if not chosen and not any((ROOT / "kernels" / family).glob("gpu*.py")):
+    if not chosen and not has_triton_kernels(family):
         pytest.skip(f"kernels/{family} has no Triton kernels yet")
     assert chosen or target != "sm_90", f"no gpu*.py of kernels/{family} says in compilations() what it ships"
     found = []

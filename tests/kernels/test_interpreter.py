@@ -13,6 +13,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from families import family_of, has_triton_kernels
 
 from kernels.spec import FAMILIES, operations
 
@@ -23,29 +24,13 @@ HERE = Path(__file__).parent
 ACCURACY = "test_values_and_gradients_are_as_accurate_as_torchs"
 
 
-def family(operation):
-    return operation.function.__module__.split(".")[1]
-
-
-def has_gpu_modules(name):
-    return any((HERE.parents[1] / "kernels" / name).glob("gpu*.py"))
-
-
 def interpreted(folder, cases, programs=24):
-    """Run the tests in a child, of the operations those on ``cases``: {(file, test): (outcome, text)}."""
+    """Run the tests in a child, on the "first" or "all" cases: {(file, test): (outcome, text)}."""
+    special = [HERE / f"test_{name}.py" for name in FAMILIES if has_triton_kernels(name)]
     tests = [
-        str(HERE / "interpreted.py"),
-        *(
-            f"{HERE / 'test_operations.py'}::{ACCURACY}[cpu-{operation.name}-{case.label}]"
-            for operation in operations()
-            if has_gpu_modules(family(operation))
-            for case in cases(operation)
-        ),
-        *(
-            str(path)
-            for path in (HERE / f"test_{name}.py" for name in FAMILIES if has_gpu_modules(name))
-            if path.exists() and "mark.interpreted" in path.read_text()
-        ),
+        HERE / "interpreted.py",
+        HERE / "test_operations.py",
+        *(path for path in special if path.exists() and "mark.interpreted" in path.read_text()),
     ]
     report = folder / "report.xml"
     environment = {
@@ -54,9 +39,19 @@ def interpreted(folder, cases, programs=24):
         # NumPy's products of small matrices: more threads only wait for each other.
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
+        "INTERPRETED_CASES": cases,
         "INTERPRETED_PROGRAMS": str(programs),
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "interpreted"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "interpreted and not gpu",
+    ]
     done = subprocess.run(
         [*command, f"--junit-xml={report}", *tests],
         cwd=HERE.parents[1],
@@ -76,7 +71,7 @@ def interpreted(folder, cases, programs=24):
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    return interpreted(tmp_path_factory.mktemp("interpreted"), lambda operation: operation.cases[1:2])
+    return interpreted(tmp_path_factory.mktemp("interpreted"), "first")
 
 
 def broken(found, allowed=("passed",)):
@@ -91,9 +86,11 @@ def test_bfloat16_is_right(outcomes):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_triton_kernels_are_as_accurate_as_torch(name, outcomes):
-    if not has_gpu_modules(name):
+    if not has_triton_kernels(name):
         pytest.skip(f"kernels/{name} has no Triton kernels yet")
-    named = [f"{ACCURACY}[cpu-{operation.name}-" for operation in operations() if family(operation) == name]
+    named = [
+        f"{ACCURACY}[cpu-{operation.name}-" for operation in operations() if family_of(operation) == name
+    ]
     ours = {key: outcome for key, outcome in outcomes.items() if key[1].startswith(tuple(named))}
     assert len(ours) == len(named)
     special = {key: outcome for key, outcome in outcomes.items() if key[0] == f"test_{name}"}
@@ -104,6 +101,6 @@ def test_triton_kernels_are_as_accurate_as_torch(name, outcomes):
 @pytest.mark.proof
 @pytest.mark.timeout(3600)
 def test_triton_kernels_are_as_accurate_as_torch_on_every_case(tmp_path):
-    found = interpreted(tmp_path, lambda operation: operation.cases, programs=512)
+    found = interpreted(tmp_path, "all", programs=512)
     print("\n" + broken(found))
     assert not broken(found, ("passed", "skipped"))
