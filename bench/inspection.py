@@ -46,11 +46,9 @@ def _on_cpu(name: str, as_json: bool) -> int:
         rows = [{"body": place, **code.to_json()} for place, code in bodies.items()]
         _print_json(name, CPU, bodies=rows)
     else:
-        from rich.console import Console
-
         from bench.report.inspection import print_cpu
 
-        print_cpu(bodies, Console())
+        print_cpu(bodies, _console())
     return 0
 
 
@@ -88,14 +86,19 @@ def _on_gpu(name: str, target: str, as_json: bool) -> int:
             failures=failures,
         )
     else:
-        from rich.console import Console
-
         from bench.report.inspection import print_gpu
 
-        print_gpu(codes, Console())
+        print_gpu(codes, _console())
         for failure in failures:
             print(failure)
     return int(bool(failures) or any(code.problems for code in codes))
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=200)  # a log has no margin: one line a kernel
 
 
 def _print_json(name: str, target: str, **facts: Any) -> None:
