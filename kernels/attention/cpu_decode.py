@@ -10,11 +10,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from kernels.attention.cpu_rows import exponential, exponentials, fill, row_maximum, scale_by, up
+from kernels.attention.cpu_rows import fill, online_softmax
+from kernels.compiled_once import address
 from kernels.simd import full_width
 from kernels.storage import narrow, widen
 from kernels.threads import chunked
-from kernels.tiles import LANES, PANEL, ROWS, address, multiply, pack_transposed
+from kernels.tiles import LANES, PANEL, ROWS, multiply, pack_transposed
 
 f32, u64 = np.float32, np.uint64
 LEAST_CHUNKS = 16
@@ -61,11 +62,11 @@ def _decode(
     scores = scratch[skip : skip + rows * PANEL]
     sums = scratch[skip + rows * PANEL : skip + rows * (PANEL + wide)]
     queries = scratch[skip + rows * (PANEL + wide) : skip + rows * (PANEL + wide + dim)]
-    top, total = np.empty(rows, np.float32), np.empty(rows, np.float32)
-    fill(values, 0, PANEL * wide, f32(0))
-    fill(sums, 0, rows * wide, f32(0))
+    states = np.empty((rows, 2), np.float32)
+    fill(address(values, 0), PANEL * wide, f32(0))
+    fill(address(sums, 0), rows * wide, f32(0))
     for r in range(rows):
-        top[r], total[r] = f32(-np.inf), f32(0)
+        states[r, 0], states[r, 1] = f32(-np.inf), f32(0)
         for d in range(dim):
             queries[r * dim + d] = (
                 widen(query[sequence, kv_head * group + r, d]) * f32(scale) if r < group else f32(0)
@@ -84,7 +85,7 @@ def _decode(
                 keys[u64(place * dim) + u64(d)] = widen(key_cache[block, within, kv_head, d])
             for d in range(dim):
                 values[u64(place * wide) + u64(d)] = widen(value_cache[block, within, kv_head, d])
-        pack_transposed(packed, keys, 0, count, dim)
+        pack_transposed(address(packed, 0), address(keys, 0), count, dim)
         vectors = (count + LANES - 1) // LANES
         for r in range(0, rows, ROWS):
             multiply(
@@ -101,14 +102,14 @@ def _decode(
                 True,
             )
         for r in range(group):
-            fill(scores, r * PANEL + count, vectors * LANES - count, f32(-np.inf))
-            highest = row_maximum(scores, r * PANEL, vectors * LANES, top[r])
-            base = f32(0) if highest == f32(-np.inf) else highest
-            shrink = exponential(top[r] - base)
-            total[r] = total[r] * shrink + exponentials(scores, r * PANEL, vectors * LANES, base)
-            if highest != top[r]:
-                scale_by(sums, r * wide, wide, shrink)
-                top[r] = highest
+            fill(address(scores, r * PANEL + count), vectors * LANES - count, f32(-np.inf))
+            online_softmax(
+                address(scores, r * PANEL),
+                vectors * LANES,
+                address(states, 2 * r),
+                address(sums, r * wide),
+                wide,
+            )
         for r in range(0, rows, ROWS):
             multiply(
                 address(sums, r * wide),
@@ -126,11 +127,11 @@ def _decode(
     for r in range(group):
         head = kv_head * group + r
         if parts > 1:
-            tops[sequence, head, part], totals[sequence, head, part] = top[r], total[r]
+            tops[sequence, head, part], totals[sequence, head, part] = states[r, 0], states[r, 1]
             for d in range(dim):
                 partial[sequence, head, part, d] = sums[r * wide + d]
         else:
-            factor = f32(0) if total[r] == f32(0) else f32(1) / total[r]
+            factor = f32(0) if states[r, 1] == f32(0) else f32(1) / states[r, 1]
             for d in range(dim):
                 out[sequence, head, d] = narrow(sums[r * wide + d] * factor, out)
 
@@ -166,9 +167,23 @@ def decode_attention(
         partial = query.new_empty(sequences, heads, parts, dim, dtype=torch.float32)
         tops, totals = query.new_empty(2, sequences, heads, parts, dtype=torch.float32)
     else:
-        partial, tops = query.new_empty(1, 1, 1, 1, dtype=torch.float32), query.new_empty(1, 1, 1, dtype=torch.float32)
+        partial, tops = (
+            query.new_empty(1, 1, 1, 1, dtype=torch.float32),
+            query.new_empty(1, 1, 1, dtype=torch.float32),
+        )
         totals = tops
-    arguments = (query, key_cache, value_cache, block_table, context_lengths, scale, out, partial, tops, totals)
+    arguments = (
+        query,
+        key_cache,
+        value_cache,
+        block_table,
+        context_lengths,
+        scale,
+        out,
+        partial,
+        tops,
+        totals,
+    )
     _decode(sequences * kv_heads * parts, *arguments)
     if parts == 1:
         return out
