@@ -22,7 +22,6 @@ from numba.extending import intrinsic
 from kernels.threads import _pointer_to
 
 _LONG = ir.IntType(64)
-_float_pointer, _bool_pointer = _pointer_to(types.float32), _pointer_to(types.boolean)
 
 
 def compiled_once(floats: tuple[str, ...] = (), fastmath: tuple[str, ...] = ("contract",)) -> Any:
@@ -74,13 +73,18 @@ def address(typing: Any, array: Any, index: Any) -> Any:
     return types.int64(array, types.int64), codegen
 
 
-@njit(forceinline=True)
-def floats_at(address: Any, count: Any) -> Any:
-    """The float32 array of ``count`` elements at an address."""
-    return numba.carray(_float_pointer(address), (count,))
+def _elements_at(element: types.Type, doc: str) -> Any:
+    pointer = _pointer_to(element)
+
+    @njit(forceinline=True)
+    def elements_at(address: Any, count: Any) -> Any:
+        return numba.carray(pointer(address), (count,))
+
+    elements_at.__doc__ = doc
+    return elements_at
 
 
-@njit(forceinline=True)
-def booleans_at(address: Any, count: Any) -> Any:
-    """The bool array of ``count`` elements at an address."""
-    return numba.carray(_bool_pointer(address), (count,))
+floats_at = _elements_at(types.float32, "The float32 array of ``count`` elements at an address.")
+booleans_at = _elements_at(types.boolean, "The bool array of ``count`` elements at an address.")
+halves_at = _elements_at(types.int16, "IEEE half precision at an address, for ``kernels.storage.widen``.")
+bfloats_at = _elements_at(types.uint16, "bfloat16 at an address, for ``kernels.storage.widen``.")

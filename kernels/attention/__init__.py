@@ -40,7 +40,7 @@ def scaled_dot_product_attention(
     window (not in torch): query i sees the keys i - window + 1 to i. A query that sees no key gives zeros, and
     its gradients are zeros. Dropout draws one seed from torch's generator, and each weight's fate from that.
 
-    Errors are torch's; ValueError when ``window`` is below 1. Heads of more than 256 elements, a value whose head
+    Errors are torch's; ValueError when ``window`` is below 1 or keys and values differ in number. Heads of more than 256 elements, a value whose head
     differs from the key's, a mask that takes a gradient and further dtypes run torch's own operation.
     """
     if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
@@ -96,7 +96,9 @@ def _not_taken(
         return ""
     if 0 in size or 0 in key_size or query.dtype != key.dtype or query.dtype != value.dtype:
         return ""
-    if size[-1] != key_size[-1] or key_size[-2] != value.shape[-2] or (is_causal and mask is not None):
+    if key_size[-2] != value.shape[-2]:
+        raise ValueError(f"there are {key_size[-2]} keys but {value.shape[-2]} values; each key has its value")
+    if size[-1] != key_size[-1] or (is_causal and mask is not None):
         return ""
     if value.shape[-1] != size[-1]:
         return f"the value's head has {value.shape[-1]} elements, the key's {size[-1]}"
@@ -137,8 +139,6 @@ def _torch(
 ) -> torch.Tensor:
     """torch's own operation; the window becomes a mask."""
     if window is not None:
-        if is_causal and attn_mask is not None:  # as torch refuses it
-            raise RuntimeError("attn_mask must not be given together with is_causal=True")
         seen = reference.band(query.shape[-2], key.shape[-2], True, window, query.device)
         if attn_mask is None:
             attn_mask = seen

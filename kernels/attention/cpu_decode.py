@@ -11,13 +11,15 @@ import numpy as np
 import torch
 
 from kernels.attention.cpu_rows import fill, online_softmax
-from kernels.compiled_once import address
+from kernels.compiled_once import address, bfloats_at, compiled_once, floats_at, halves_at
 from kernels.simd import full_width
-from kernels.storage import narrow, widen
+from kernels.storage import widen
 from kernels.threads import chunked
 from kernels.tiles import LANES, PANEL, ROWS, multiply, pack_transposed
 
-f32, u64 = np.float32, np.uint64
+f32 = np.float32
+STORED = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+"""How a cache stores its elements, for ``widen_row``."""
 LEAST_CHUNKS = 16
 LEAST_KEYS = 256
 """Keys that a part has at least."""
@@ -38,14 +40,43 @@ def _check(chunk, block_table, context_lengths, blocks, block_size, found):
                 return
 
 
+@compiled_once()
+def widen_row(target, source, count, stored):
+    """``count`` elements of a cache as float32."""
+    full_width()
+    out = floats_at(target, count)
+    if stored == 0:
+        floats = floats_at(source, count)
+        for i in range(count):
+            out[i] = floats[i]
+    elif stored == 1:
+        halves = halves_at(source, count)
+        for i in range(count):
+            out[i] = widen(halves[i])
+    else:
+        bfloats = bfloats_at(source, count)
+        for i in range(count):
+            out[i] = widen(bfloats[i])
+
+
 @chunked
 def _decode(
-    chunk, query, key_cache, value_cache, block_table, context_lengths, scale, out, partial, tops, totals
+    chunk,
+    query,
+    key_cache,
+    value_cache,
+    stored,
+    block_table,
+    context_lengths,
+    scale,
+    out,
+    partial,
+    tops,
+    totals,
 ):
-    """out: where there is one part, the result; else partial, tops and totals receive each part's."""
-    full_width()
+    """Caches as bytes. out: where there is one part, the result; else the others receive each part's."""
     _, heads, dim = query.shape
-    _, block_size, kv_heads, _ = key_cache.shape
+    _, block_size, kv_heads, row_bytes = key_cache.shape
     parts = tops.shape[2]
     sequence, kv_head, part = chunk // parts // kv_heads, chunk // parts % kv_heads, chunk % parts
     group = heads // kv_heads
@@ -69,7 +100,7 @@ def _decode(
         states[r, 0], states[r, 1] = f32(-np.inf), f32(0)
         for d in range(dim):
             queries[r * dim + d] = (
-                widen(query[sequence, kv_head * group + r, d]) * f32(scale) if r < group else f32(0)
+                query[sequence, kv_head * group + r, d] * f32(scale) if r < group else f32(0)
             )
 
     length = context_lengths[sequence]
@@ -79,12 +110,11 @@ def _decode(
     for tile in range(part * share, end, PANEL):
         count = min(PANEL, end - tile)
         for place in range(count):
-            block = block_table[sequence, (tile + place) // block_size]
+            block = np.int64(block_table[sequence, (tile + place) // block_size])
             within = (tile + place) % block_size
-            for d in range(dim):
-                keys[u64(place * dim) + u64(d)] = widen(key_cache[block, within, kv_head, d])
-            for d in range(dim):
-                values[u64(place * wide) + u64(d)] = widen(value_cache[block, within, kv_head, d])
+            at = ((block * block_size + within) * kv_heads + kv_head) * row_bytes
+            widen_row(address(keys, place * dim), address(key_cache, at), dim, stored)
+            widen_row(address(values, place * wide), address(value_cache, at), dim, stored)
         pack_transposed(address(packed, 0), address(keys, 0), count, dim)
         vectors = (count + LANES - 1) // LANES
         for r in range(0, rows, ROWS):
@@ -133,7 +163,7 @@ def _decode(
         else:
             factor = f32(0) if states[r, 1] == f32(0) else f32(1) / states[r, 1]
             for d in range(dim):
-                out[sequence, head, d] = narrow(sums[r * wide + d] * factor, out)
+                out[sequence, head, d] = sums[r * wide + d] * factor
 
 
 def decode_attention(
@@ -160,22 +190,18 @@ def decode_attention(
             f"block_table[{sequence}] names a block that the cache does not have: of those that its "
             f"{int(context_lengths[sequence])} keys need, all must lie between 0 and {blocks - 1}"
         )
-    out = torch.empty_like(query)
+    out = torch.empty_like(query, dtype=torch.float32)
     most = block_table.shape[1] * block_size
     parts = max(1, min(-(-most // LEAST_KEYS), -(-LEAST_CHUNKS // max(1, sequences * kv_heads))))
-    if parts > 1:
-        partial = query.new_empty(sequences, heads, parts, dim, dtype=torch.float32)
-        tops, totals = query.new_empty(2, sequences, heads, parts, dtype=torch.float32)
-    else:
-        partial, tops = (
-            query.new_empty(1, 1, 1, 1, dtype=torch.float32),
-            query.new_empty(1, 1, 1, dtype=torch.float32),
-        )
-        totals = tops
-    arguments = (
-        query,
-        key_cache,
-        value_cache,
+    results = (sequences, heads, parts) if parts > 1 else (1, 1, 1)
+    partial = out.new_empty(*results, dim)
+    tops, totals = out.new_empty(results), out.new_empty(results)
+    _decode(
+        sequences * kv_heads * parts,
+        query.float(),
+        key_cache.view(torch.uint8),
+        value_cache.view(torch.uint8),
+        STORED[key_cache.dtype],
         block_table,
         context_lengths,
         scale,
@@ -184,9 +210,8 @@ def decode_attention(
         tops,
         totals,
     )
-    _decode(sequences * kv_heads * parts, *arguments)
     if parts == 1:
-        return out
+        return out.to(query.dtype)
     weights = (tops - tops.amax(-1, keepdim=True)).exp().nan_to_num(0.0)  # -inf - -inf: no key at all
     total = (weights * totals).sum(-1, keepdim=True)
     summed = torch.linalg.vecdot(weights[..., None], partial, dim=2)
