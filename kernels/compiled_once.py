@@ -62,7 +62,17 @@ def compiled_once(floats: tuple[str, ...] = (), fastmath: tuple[str, ...] = ("co
 
 @intrinsic
 def address(typing: Any, array: Any, index: Any) -> Any:
-    """The address of element ``index`` of a C-contiguous array, counted in one dimension."""
+    """The address of element ``index`` of a C-contiguous array, counted in one dimension.
+
+    ``array`` may also be the address of a float32: scratch memory is cut up by address, since each slice that
+    numba knows as an array costs as much compilation as a loop.
+    """
+    if isinstance(array, types.Integer):
+
+        def shifted(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.add(args[0], builder.shl(args[1], _LONG(2)))
+
+        return types.int64(types.int64, types.int64), shifted
     if not isinstance(array, types.Array) or array.layout != "C":
         return None
 
@@ -71,6 +81,24 @@ def address(typing: Any, array: Any, index: Any) -> Any:
         return builder.ptrtoint(builder.gep(data, [args[1]]), _LONG)
 
     return types.int64(array, types.int64), codegen
+
+
+@intrinsic
+def aligned(typing: Any, array: Any) -> Any:
+    """The first address in an array that is a multiple of 64 bytes."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        place = builder.add(builder.ptrtoint(data, _LONG), _LONG(63))
+        return builder.and_(place, _LONG(-64))
+
+    return types.int64(array), codegen
+
+
+@intrinsic
+def keep_alive(typing: Any, array: Any) -> Any:
+    """Nothing; numba frees an array after the last line that names it, whatever addresses are in use."""
+    return types.void(array), lambda context, builder, signature, args: context.get_dummy_value()
 
 
 def _elements_at(element: types.Type, doc: str) -> Any:

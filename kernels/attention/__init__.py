@@ -97,7 +97,9 @@ def _not_taken(
     if 0 in size or 0 in key_size or query.dtype != key.dtype or query.dtype != value.dtype:
         return ""
     if key_size[-2] != value.shape[-2]:
-        raise ValueError(f"there are {key_size[-2]} keys but {value.shape[-2]} values; each key has its value")
+        raise ValueError(
+            f"there are {key_size[-2]} keys but {value.shape[-2]} values; each key has its value"
+        )
     if size[-1] != key_size[-1] or (is_causal and mask is not None):
         return ""
     if value.shape[-1] != size[-1]:

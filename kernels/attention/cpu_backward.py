@@ -28,7 +28,7 @@ from kernels.attention.cpu_rows import (
     slopes_of,
     threshold_of,
 )
-from kernels.compiled_once import address
+from kernels.compiled_once import address, aligned, keep_alive
 from kernels.threads import chunked
 from kernels.tiles import LANES, PANEL, ROWS, multiply
 
@@ -68,34 +68,26 @@ def _backward(
     group = heads // kv_heads
 
     scratch = np.empty(2 * (QUERIES * (TILE + wide) + TILE * wide) + LANES, np.float32)
-    skip = (-address(scratch, 0) % (4 * LANES)) // 4
-    scores = scratch[skip : skip + QUERIES * TILE]
-    slopes = scratch[skip + QUERIES * TILE : skip + 2 * QUERIES * TILE]
-    skip += 2 * QUERIES * TILE
-    rows = scratch[skip : skip + QUERIES * wide]
-    grads = scratch[skip + QUERIES * wide : skip + 2 * QUERIES * wide]
-    skip += 2 * QUERIES * wide
-    key_sums = scratch[skip : skip + TILE * wide]
-    value_sums = scratch[skip + TILE * wide : skip + 2 * TILE * wide]
+    scores = aligned(scratch)
+    slopes = address(scores, QUERIES * TILE)
+    rows = address(slopes, QUERIES * TILE)
+    grads = address(rows, QUERIES * wide)
+    key_sums = address(grads, QUERIES * wide)
+    value_sums = address(key_sums, TILE * wide)
 
     keep = f32(1.0 / (1.0 - threshold / 4294967296.0))
     tiles = (keys + TILE - 1) // TILE
     for tile in range(tiles * part // parts * TILE, tiles * (part + 1) // parts * TILE, TILE):
         tile_end = min(tile + TILE, keys)
-        fill(address(key_sums, 0), 2 * TILE * wide, f32(0))  # value_sums too
+        fill(key_sums, 2 * TILE * wide, f32(0))  # and the values' behind them
         query_end = min(length, tile_end - 1 + window) if window > 0 else length
         for step in range(group):
             head = kv_head * group + step
             for start in range(tile // QUERIES * QUERIES if causal else 0, query_end, QUERIES):
                 count = min(QUERIES, length - start)
                 row_at = (batch * heads + head) * length + start
-                for target, source, factor in (
-                    (rows, query, f32(scale)),
-                    (grads, grad, f32(1)),
-                ):
-                    copy_rows(
-                        address(target, 0), address(source, row_at * dim), QUERIES, count, dim, wide, factor
-                    )
+                copy_rows(rows, address(query, row_at * dim), QUERIES, count, dim, wide, f32(scale))
+                copy_rows(grads, address(grad, row_at * dim), QUERIES, count, dim, wide, f32(1))
                 for panel in range(tile, tile_end, PANEL):
                     panel_at = (pack_at + panel // PANEL) * dim * PANEL
                     for r in range(0, count, ROWS):
@@ -201,6 +193,7 @@ def _backward(
             at = ((batch * kv_heads + kv_head) * keys + tile + place) * dim
             copy_rows(address(grad_key, at), address(key_sums, place * wide), 1, 1, dim, dim, f32(1))
             copy_rows(address(grad_value, at), address(value_sums, place * wide), 1, 1, dim, dim, keep)
+    keep_alive(scratch)
 
 
 def attention_backward(

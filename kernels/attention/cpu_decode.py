@@ -10,8 +10,16 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from kernels.attention.cpu_rows import fill, online_softmax
-from kernels.compiled_once import address, bfloats_at, compiled_once, floats_at, halves_at
+from kernels.attention.cpu_rows import copy_rows, fill, finish_row, online_softmax
+from kernels.compiled_once import (
+    address,
+    aligned,
+    bfloats_at,
+    compiled_once,
+    floats_at,
+    halves_at,
+    keep_alive,
+)
 from kernels.simd import full_width
 from kernels.storage import widen
 from kernels.threads import chunked
@@ -70,38 +78,31 @@ def _decode(
     context_lengths,
     scale,
     out,
-    partial,
-    tops,
-    totals,
+    log_sum_exp,
 ):
-    """Caches as bytes. out: where there is one part, the result; else the others receive each part's."""
+    """Caches as bytes. out, log_sum_exp: (sequences, heads, parts, dim) and (sequences, heads, parts)."""
     _, heads, dim = query.shape
     _, block_size, kv_heads, row_bytes = key_cache.shape
-    parts = tops.shape[2]
+    parts = out.shape[2]
     sequence, kv_head, part = chunk // parts // kv_heads, chunk // parts % kv_heads, chunk % parts
     group = heads // kv_heads
     rows = (group + ROWS - 1) // ROWS * ROWS
     wide = (dim + LANES - 1) // LANES * LANES
 
-    size = rows * (dim + wide + PANEL) + PANEL * (2 * dim + wide)
-    scratch = np.empty(size + LANES, np.float32)
-    skip = (-address(scratch, 0) % (4 * LANES)) // 4
-    values = scratch[skip : skip + PANEL * wide]
-    packed = scratch[skip + PANEL * wide : skip + PANEL * (wide + dim)]
-    keys = scratch[skip + PANEL * (wide + dim) : skip + PANEL * (wide + 2 * dim)]
-    skip += PANEL * (wide + 2 * dim)
-    scores = scratch[skip : skip + rows * PANEL]
-    sums = scratch[skip + rows * PANEL : skip + rows * (PANEL + wide)]
-    queries = scratch[skip + rows * (PANEL + wide) : skip + rows * (PANEL + wide + dim)]
-    states = np.empty((rows, 2), np.float32)
-    fill(address(values, 0), PANEL * wide, f32(0))
-    fill(address(sums, 0), rows * wide, f32(0))
-    for r in range(rows):
-        states[r, 0], states[r, 1] = f32(-np.inf), f32(0)
-        for d in range(dim):
-            queries[r * dim + d] = (
-                query[sequence, kv_head * group + r, d] * f32(scale) if r < group else f32(0)
-            )
+    scratch = np.empty(PANEL * (2 * dim + wide) + rows * (PANEL + dim + wide + 2) + LANES, np.float32)
+    values = aligned(scratch)
+    packed = address(values, PANEL * wide)
+    keys = address(packed, PANEL * dim)
+    scores = address(keys, PANEL * dim)
+    sums = address(scores, rows * PANEL)
+    totals = address(sums, rows * wide)
+    tops = address(totals, rows)
+    queries = address(tops, rows)
+    fill(values, PANEL * wide, f32(0))
+    fill(sums, rows * (wide + 1), f32(0))  # and the totals behind them
+    fill(tops, rows, f32(-np.inf))
+    first_query = sequence * heads + kv_head * group
+    copy_rows(queries, address(query, first_query * dim), rows, group, dim, dim, f32(scale))
 
     length = context_lengths[sequence]
     share = (block_table.shape[1] * block_size + parts - 1) // parts
@@ -115,7 +116,7 @@ def _decode(
             at = ((block * block_size + within) * kv_heads + kv_head) * row_bytes
             widen_row(address(keys, place * dim), address(key_cache, at), dim, stored)
             widen_row(address(values, place * wide), address(value_cache, at), dim, stored)
-        pack_transposed(address(packed, 0), address(keys, 0), count, dim)
+        pack_transposed(packed, keys, count, dim)
         vectors = (count + LANES - 1) // LANES
         for r in range(0, rows, ROWS):
             multiply(
@@ -124,7 +125,7 @@ def _decode(
                 address(queries, r * dim),
                 dim,
                 1,
-                address(packed, 0),
+                packed,
                 PANEL,
                 0,
                 dim,
@@ -136,7 +137,8 @@ def _decode(
             online_softmax(
                 address(scores, r * PANEL),
                 vectors * LANES,
-                address(states, 2 * r),
+                address(tops, r),
+                address(totals, r),
                 address(sums, r * wide),
                 wide,
             )
@@ -147,7 +149,7 @@ def _decode(
                 address(scores, r * PANEL),
                 PANEL,
                 1,
-                address(values, 0),
+                values,
                 wide,
                 PANEL,
                 count,
@@ -155,15 +157,17 @@ def _decode(
                 False,
             )
     for r in range(group):
-        head = kv_head * group + r
-        if parts > 1:
-            tops[sequence, head, part], totals[sequence, head, part] = states[r, 0], states[r, 1]
-            for d in range(dim):
-                partial[sequence, head, part, d] = sums[r * wide + d]
-        else:
-            factor = f32(0) if states[r, 1] == f32(0) else f32(1) / states[r, 1]
-            for d in range(dim):
-                out[sequence, head, d] = sums[r * wide + d] * factor
+        at = (first_query + r) * parts + part
+        finish_row(
+            address(out, at * dim),
+            address(sums, r * wide),
+            dim,
+            address(tops, r),
+            address(totals, r),
+            address(log_sum_exp, at),
+            f32(1),
+        )
+    keep_alive(scratch)
 
 
 def decode_attention(
@@ -190,12 +194,10 @@ def decode_attention(
             f"block_table[{sequence}] names a block that the cache does not have: of those that its "
             f"{int(context_lengths[sequence])} keys need, all must lie between 0 and {blocks - 1}"
         )
-    out = torch.empty_like(query, dtype=torch.float32)
     most = block_table.shape[1] * block_size
     parts = max(1, min(-(-most // LEAST_KEYS), -(-LEAST_CHUNKS // max(1, sequences * kv_heads))))
-    results = (sequences, heads, parts) if parts > 1 else (1, 1, 1)
-    partial = out.new_empty(*results, dim)
-    tops, totals = out.new_empty(results), out.new_empty(results)
+    out = query.new_empty(sequences, heads, parts, dim, dtype=torch.float32)
+    log_sum_exp = out.new_empty(sequences, heads, parts)
     _decode(
         sequences * kv_heads * parts,
         query.float(),
@@ -206,13 +208,9 @@ def decode_attention(
         context_lengths,
         scale,
         out,
-        partial,
-        tops,
-        totals,
+        log_sum_exp,
     )
-    if parts == 1:
-        return out.to(query.dtype)
-    weights = (tops - tops.amax(-1, keepdim=True)).exp().nan_to_num(0.0)  # -inf - -inf: no key at all
-    total = (weights * totals).sum(-1, keepdim=True)
-    summed = torch.linalg.vecdot(weights[..., None], partial, dim=2)
-    return torch.where(total > 0, summed / total, 0.0).to(query.dtype)
+    if parts > 1:
+        weights = log_sum_exp.softmax(-1).nan_to_num(0.0)  # all -inf: there is no key
+        out = torch.linalg.vecdot(weights[..., None], out, dim=2)
+    return out.view(query.shape).to(query.dtype)

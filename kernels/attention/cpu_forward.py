@@ -19,6 +19,7 @@ from kernels.attention.cpu_rows import (
     copy_rows,
     drop,
     fill,
+    finish_row,
     first_key,
     group_keys,
     last_key,
@@ -29,8 +30,7 @@ from kernels.attention.cpu_rows import (
     threshold_of,
     up,
 )
-from kernels.compiled_once import address
-from kernels.simd import log_float32
+from kernels.compiled_once import address, aligned, keep_alive
 from kernels.threads import chunked
 from kernels.tiles import LANES, PANEL, ROWS, multiply, pack_transposed
 
@@ -81,16 +81,15 @@ def _forward(
     row_at = (batch * heads + head) * length + start
     mask_at, mask_row_bytes = mask_place(mask.shape, batch, head, start)
 
-    scratch = np.empty(QUERIES * (KEYS + wide + dim) + LANES, np.float32)
-    skip = (-address(scratch, 0) % (4 * LANES)) // 4
-    scores = scratch[skip : skip + QUERIES * KEYS]
-    sums = scratch[skip + QUERIES * KEYS : skip + QUERIES * (KEYS + wide)]
-    rows = scratch[skip + QUERIES * (KEYS + wide) : skip + QUERIES * (KEYS + wide + dim)]
-    states = np.empty((QUERIES, 2), np.float32)
-    for r in range(QUERIES):
-        states[r, 0], states[r, 1] = f32(-np.inf), f32(0)
-    copy_rows(address(rows, 0), address(query, row_at * dim), QUERIES, count, dim, dim, f32(scale))
-    fill(address(sums, 0), QUERIES * wide, f32(0))
+    scratch = np.empty(QUERIES * (KEYS + wide + dim + 2) + LANES, np.float32)
+    scores = aligned(scratch)
+    sums = address(scores, QUERIES * KEYS)
+    totals = address(sums, QUERIES * wide)
+    tops = address(totals, QUERIES)
+    rows = address(tops, QUERIES)
+    fill(sums, QUERIES * (wide + 1), f32(0))  # and the totals behind them
+    fill(tops, QUERIES, f32(-np.inf))
+    copy_rows(rows, address(query, row_at * dim), QUERIES, count, dim, dim, f32(scale))
 
     first_of_all = first_key(start, window) // PANEL * PANEL
     last_of_all = last_key(start + count - 1, keys, causal, window)
@@ -129,7 +128,12 @@ def _forward(
                 place = mask_at + r * mask_row_bytes + own_first * mask_bytes
                 mask_row(address(scores, own), own_count, kind, address(mask, place))
             online_softmax(
-                address(scores, left), right - left, address(states, 2 * r), address(sums, r * wide), wide
+                address(scores, left),
+                right - left,
+                address(tops, r),
+                address(totals, r),
+                address(sums, r * wide),
+                wide,
             )
             if threshold > 0:
                 drop(address(scores, own), own_count, own_first, seed, row_at + r, threshold)
@@ -151,10 +155,16 @@ def _forward(
                 )
     keep = f32(1.0 / (1.0 - threshold / 4294967296.0))
     for r in range(count):
-        total = states[r, 1]
-        share = f32(0) if total == f32(0) else keep / total
-        copy_rows(address(out, (row_at + r) * dim), address(sums, r * wide), 1, 1, dim, dim, share)
-        log_sum_exp[batch, head, start + r] = states[r, 0] + log_float32(total)
+        finish_row(
+            address(out, (row_at + r) * dim),
+            address(sums, r * wide),
+            dim,
+            address(tops, r),
+            address(totals, r),
+            address(log_sum_exp, row_at + r),
+            keep,
+        )
+    keep_alive(scratch)
 
 
 def packed_transpose(tensor: torch.Tensor) -> torch.Tensor:

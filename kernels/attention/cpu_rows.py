@@ -9,7 +9,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from kernels.compiled_once import booleans_at, compiled_once, floats_at
-from kernels.simd import _binary, full_width
+from kernels.simd import _binary, full_width, log_float32
 from kernels.tiles import LANES, ROWS
 
 f32, u32, u64 = np.float32, np.uint32, np.uint64
@@ -125,15 +125,15 @@ def mask_row(scores, count, kind, mask):
 
 
 @compiled_once(fastmath=("contract", "reassoc", "nsz"))
-def online_softmax(scores, count, state, sums, wide):
+def online_softmax(scores, count, top_at, total_at, sums, wide):
     """A further ``count`` scores of a row, which become weights: exp(score - largest so far).
 
-    state: the largest score and the sum of weights so far. Where the largest grows, the sum of weights and the
-    ``wide`` weighted sums shrink with it (Milakov and Gimelshein 2018, algorithm 3).
+    top_at, total_at: the largest score and the sum of weights so far. Where the largest grows, the sum of weights
+    and the ``wide`` weighted sums shrink with it (Milakov and Gimelshein 2018, algorithm 3).
     """
     full_width()
-    row, kept = floats_at(scores, count), floats_at(state, 2)
-    before = kept[0]
+    row, tops, totals = floats_at(scores, count), floats_at(top_at, 1), floats_at(total_at, 1)
+    before = tops[0]
     top = before
     for i in range(count):
         top = _maximum(top, row[i])
@@ -144,11 +144,23 @@ def online_softmax(scores, count, state, sums, wide):
         row[i] = weight
         total += weight
     shrink = exponential(before - base)
-    kept[0], kept[1] = top, kept[1] * shrink + total
+    tops[0], totals[0] = top, totals[0] * shrink + total
     if top != before:
         out = floats_at(sums, wide)
         for i in range(wide):
             out[i] *= shrink
+
+
+@compiled_once(floats=("keep",))
+def finish_row(out, sums, count, top_at, total_at, log_sum_exp, keep):
+    """The weighted sums over the sum of weights, times ``keep``, and top + ln total; zeros and -inf of nothing."""
+    full_width()
+    total = floats_at(total_at, 1)[0]
+    share = f32(0) if total == f32(0) else keep / total
+    result, weighted = floats_at(out, count), floats_at(sums, count)
+    for i in range(count):
+        result[i] = weighted[i] * share
+    floats_at(log_sum_exp, 1)[0] = floats_at(top_at, 1)[0] + log_float32(total)
 
 
 @compiled_once(floats=("base", "keep", "delta"))
