@@ -1,8 +1,8 @@
 """Compiled functions that other compiled functions call by their address.
 
-numba compiles what an njit function calls anew into every caller. For large kernels that several bodies share,
-such as those of ``kernels.tiles``, that is seconds for each. ``compiled_once`` compiles such a function when the
-first body that uses it is compiled, and the bodies hold its address.
+numba compiles what an njit function calls anew into every caller. For large kernels that several bodies
+share, such as those of ``kernels.tiles``, that is seconds for each. ``compiled_once`` compiles such a
+function when the first body that uses it is compiled, and the bodies hold its address.
 
 Its arguments are numbers; memory is given by address: ``address(array, index)`` on the one side,
 ``floats_at(address, count)`` on the other. The caller keeps the arrays alive during the call.

@@ -1,10 +1,10 @@
-"""Products of small float32 tiles that lie in the caches: the micro-kernel of the CPU's matrix-like operations.
+"""Products of small float32 tiles in the caches: the micro-kernel of the CPU's matrix-like operations.
 
-``multiply`` adds A B to C for six rows of C and any number of vectors. Its core is what every fast BLAS has at
-its heart (Goto and van de Geijn 2008, "Anatomy of high-performance matrix multiplication", section 6): C stays
-in registers, and each step of the depth loads one row of B (``VECTORS`` full vectors) and one number of each of
-the six rows of A, broadcast. The vectors are written out in LLVM IR; LLVM's loop vectoriser would keep C in
-memory. ``pack_transposed`` lays a matrix out so that its transpose is read in that order.
+``multiply`` adds A B to C for six rows of C and any number of vectors. Its core is what every fast BLAS has
+at its heart (Goto and van de Geijn 2008, "Anatomy of high-performance matrix multiplication", section 6): C
+stays in registers, and each step of the depth loads one row of B (``VECTORS`` full vectors) and one number
+of each of the six rows of A, broadcast. The vectors are written out in LLVM IR; LLVM's loop vectoriser
+would keep C in memory. ``pack_transposed`` lays a matrix out so that its transpose is read in that order.
 
 Operands are given by address (``kernels.compiled_once``), strides in elements. On 16 float32 lanes and 32
 registers a tile is 6 x 64.
@@ -119,9 +119,9 @@ _tile_1, _tile_2, _tile_3, _tile_4 = (_tile(vectors) for vectors in range(1, 5))
 def multiply(c, c_row, a, a_row, a_step, b, b_step, b_panel, depth, vectors, fresh):
     """C[6, vectors * LANES] += A[6, depth] B[depth, vectors * LANES]; C = A B where ``fresh``.
 
-    c, a, b: addresses of float32. c_row, a_row: from one row to the next; a_step: from one column of A to the
-    next (A may be read transposed). b_step: from one row of B to the next; b_panel: from one panel of ``PANEL``
-    columns to the next. Terms are added up ``DEPTH`` at a time.
+    c, a, b: addresses of float32. c_row, a_row: from one row to the next; a_step: from one column of A to
+    the next (A may be read transposed). b_step: from one row of B to the next; b_panel: from one panel of
+    ``PANEL`` columns to the next. Terms are added up ``DEPTH`` at a time.
     """
     while vectors > 0:
         width = min(vectors, VECTORS)

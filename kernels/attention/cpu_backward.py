@@ -1,9 +1,9 @@
 """Attention backward on the CPU: the scores once more from the log-sum-exp, five products on tiles.
 
-A chunk of work is a range of keys of one key-value head. It holds the gradients of ``TILE`` keys and values in
-cache and walks over all queries that see them (Dao et al. 2022, algorithm 4). The query's gradient is a sum over
-ranges of keys: each range adds to a copy of its own, and the copies are added in order, so that no thread
-waits and the result is always the same. How many ranges there are depends on the sizes alone.
+A chunk of work is a range of keys of one key-value head. It holds the gradients of ``TILE`` keys and values
+in cache and walks over all queries that see them (Dao et al. 2022, algorithm 4). The query's gradient is a
+sum over ranges of keys: each range adds to a copy of its own, and the copies are added in order, so that no
+thread waits and the result is always the same. How many ranges there are depends on the sizes alone.
 
 With P the weights and dP = dO V^T: dV = P^T dO, dS = P (dP - sum(dO O)), dQ = dS K, dK = dS^T Q.
 """

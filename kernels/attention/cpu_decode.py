@@ -1,8 +1,9 @@
 """One query a sequence against a paged cache, on the CPU (Kwon et al. 2023, "PagedAttention", section 4.1).
 
-A chunk of work is one key-value head of one sequence: all queries of its group share what is read, once, page
-by page, in tiles of ``PANEL`` keys. Where sequences and heads are few, the keys are cut into parts whose results
-are put together afterwards (Dao et al. 2023, "Flash-Decoding"); how many depends on the sizes alone.
+A chunk of work is one key-value head of one sequence: all queries of its group share what is read, once,
+page by page, in tiles of ``PANEL`` keys. Where sequences and heads are few, the keys are cut into parts
+whose results are put together afterwards (Dao et al. 2023, "Flash-Decoding"); how many depends on the sizes
+alone.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ LEAST_KEYS = 256
 
 @chunked
 def _check(chunk, block_table, context_lengths, blocks, block_size, found):
-    """found: (1, sequence) where a length does not fit its table, (2, sequence) where a block does not exist."""
+    """found: (1, sequence) where a length does not fit its table, (2, sequence) where a block is missing."""
     sequences, most = block_table.shape
     for sequence in range(sequences):
         length = context_lengths[sequence]
@@ -178,7 +179,7 @@ def decode_attention(
     context_lengths: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """See ``kernels.decode_attention``. ValueError: a length beyond its table, a block that does not exist."""
+    """See ``kernels.decode_attention``. ValueError: a length beyond its table, a block that is not there."""
     sequences, heads, dim = query.shape
     blocks, block_size, kv_heads, _ = key_cache.shape
     found = torch.zeros(2, dtype=torch.int64)
@@ -186,8 +187,8 @@ def decode_attention(
     wrong, sequence = found.tolist()
     if wrong == 1:
         raise ValueError(
-            f"context_lengths[{sequence}] is {int(context_lengths[sequence])}; its row of block_table has place "
-            f"for 0 to {block_table.shape[1] * block_size} keys"
+            f"context_lengths[{sequence}] is {int(context_lengths[sequence])}; its row of block_table has "
+            f"place for 0 to {block_table.shape[1] * block_size} keys"
         )
     if wrong == 2:
         raise ValueError(

@@ -1,9 +1,9 @@
 """Attention forward on the CPU: FlashAttention-2's tiles on the micro-kernel of ``kernels.tiles``.
 
-A chunk of work is ``QUERIES`` queries of one head. It walks over the keys in tiles of ``KEYS``: scores from the
-packed transpose of the keys, the online softmax row by row, then the weights times the values, all in L1 and
-L2. Keys are packed once for all queries. Tiles beyond the diagonal, the window or the last key are skipped, at
-the granularity of six queries and one vector of keys.
+A chunk of work is ``QUERIES`` queries of one head. It walks over the keys in tiles of ``KEYS``: scores from
+the packed transpose of the keys, the online softmax row by row, then the weights times the values, all in
+L1 and L2. Keys are packed once for all queries. Tiles beyond the diagonal, the window or the last key are
+skipped, at the granularity of six queries and one vector of keys.
 
 Everything is float32 in here; 16-bit tensors are widened on the way in and rounded once on the way out.
 """
@@ -168,7 +168,7 @@ def _forward(
 
 
 def packed_transpose(tensor: torch.Tensor) -> torch.Tensor:
-    """(batch, heads, keys, dim) float32 -> (batch, heads, panels, dim, PANEL): what ``multiply`` reads as B."""
+    """(batch, heads, keys, dim) float32 -> (batch, heads, panels, dim, PANEL), as ``multiply`` reads B."""
     batch, heads, keys, dim = tensor.shape
     packed = tensor.new_empty(batch, heads, -(-keys // PANEL), dim, PANEL)
     _pack(batch * heads * packed.shape[2], tensor, packed)

@@ -1,4 +1,4 @@
-"""What attention on the CPU does with one row of scores: what a query sees, its mask, exponentials, dropout."""
+"""One row of scores on the CPU: what a query sees, its mask, exponentials, dropout."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _maximum = _binary("llvm.maxnum", ("nnan", "nsz"), "The larger of two floats; on
 
 @intrinsic
 def _power_of_two(typing, shifted):
-    """2**n from n + 1.5 * 2**23, n at least -127 (gives 0): the low bits of the sum, moved to the exponent."""
+    """2**n from n + 1.5 * 2**23, n at least -127 (gives 0): the sum's low bits, moved to the exponent."""
 
     def codegen(context, builder, signature, args):
         word = ir.IntType(32)
@@ -44,9 +44,9 @@ _ROUND = f32(12582912.0)  # 1.5 * 2**23: the sum's last bit is worth one
 def exponential(x):
     """e**x for x up to 88; relative error below 4e-7, 1.5e-7 above -20; 0 below -87.7, NaN for NaN.
 
-    2**n * e**r with n = round(x / ln 2). As ``kernels.simd.exp_float32``, without its second half of ln 2 (which
-    would change e**x by n * 2e-9) and without denormal results: the exponent field of 2**-127 is zero, so that
-    what underflows becomes 0 without a test.
+    2**n * e**r with n = round(x / ln 2). As ``kernels.simd.exp_float32``, without its second half of ln 2
+    (which would change e**x by n * 2e-9) and without denormal results: the exponent field of 2**-127 is
+    zero, so that what underflows becomes 0 without a test.
     """
     x = f32(-88.02969) if x < f32(-88.02969) else x
     shifted = x * LOG2_E + _ROUND
@@ -74,7 +74,7 @@ def last_key(query, keys, causal, window):
 
 @_inline
 def group_keys(start, row, count, tile, tile_end, keys, causal, window):
-    """(first, one past the last) of the keys of a tile that any of the ROWS queries from start + row on sees."""
+    """(first, one past the last) of a tile's keys that any of the ROWS queries from start + row on sees."""
     first = max(tile, first_key(start + row, window))
     return first, min(tile_end, last_key(start + min(row + ROWS, count) - 1, keys, causal, window))
 
@@ -89,7 +89,7 @@ def mask_place(shape, batch, head, query):
 
 @compiled_once(floats=("factor",))
 def copy_rows(target, source, rows, copied, dim, wide, factor):
-    """target: rows x wide; its first ``copied`` rows of dim numbers are factor times the source's, the rest 0."""
+    """target (rows x wide): ``copied`` rows of dim numbers are factor times the source's, the rest 0."""
     full_width()
     out = floats_at(target, rows * wide)
     if copied < rows or dim < wide:
@@ -128,8 +128,8 @@ def mask_row(scores, count, kind, mask):
 def online_softmax(scores, count, top_at, total_at, sums, wide):
     """A further ``count`` scores of a row, which become weights: exp(score - largest so far).
 
-    top_at, total_at: the largest score and the sum of weights so far. Where the largest grows, the sum of weights
-    and the ``wide`` weighted sums shrink with it (Milakov and Gimelshein 2018, algorithm 3).
+    top_at, total_at: the largest score and the sum of weights so far. Where the largest grows, the sum of
+    weights and the ``wide`` weighted sums shrink with it (Milakov and Gimelshein 2018, algorithm 3).
     """
     full_width()
     row, tops, totals = floats_at(scores, count), floats_at(top_at, 1), floats_at(total_at, 1)
@@ -153,7 +153,7 @@ def online_softmax(scores, count, top_at, total_at, sums, wide):
 
 @compiled_once(floats=("keep",))
 def finish_row(out, sums, count, top_at, total_at, log_sum_exp, keep):
-    """The weighted sums over the sum of weights, times ``keep``, and top + ln total; zeros and -inf of nothing."""
+    """out: keep times the weighted sums over the sum of weights; and top + ln total. Of nothing: 0, -inf."""
     full_width()
     total = floats_at(total_at, 1)[0]
     share = f32(0) if total == f32(0) else keep / total
