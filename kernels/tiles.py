@@ -1,13 +1,13 @@
-"""Products of small float32 tiles that lie in the caches: the micro-kernel of the CPU's matrix-like operations.
+"""Products of small float32 tiles in the caches: the micro-kernel of the CPU's matrix-like operations.
 
-``multiply`` adds A B to C for six rows of C and any number of vectors. Its core is what every fast BLAS has at
-its heart (Goto and van de Geijn 2008, "Anatomy of high-performance matrix multiplication", section 6): C stays
-in registers, and each step of the depth loads one row of B (``VECTORS`` full vectors) and one number of each of
-the six rows of A, broadcast. The vectors are written out in LLVM IR; LLVM's loop vectoriser would keep C in
-memory. ``pack_transposed`` lays a matrix out so that its transpose is read in that order.
+``multiply`` adds A B to C for six rows of C and any number of vectors. Its core is what every fast BLAS has
+at its heart (Goto and van de Geijn 2008, "Anatomy of high-performance matrix multiplication", section 6): C
+stays in registers, and each step of the depth loads one row of B (``VECTORS`` full vectors) and one number
+of each of the six rows of A, broadcast. The vectors are written out in LLVM IR; LLVM's loop vectoriser
+would keep C in memory. ``pack_transposed`` lays a matrix out so that its transpose is read in that order.
 
-Operands are given by address (``address(array, index)``), so that one compiled function serves all; the caller
-keeps the arrays alive. Strides are in elements. On 16 float32 lanes and 32 registers a tile is 6 x 64.
+Operands are given by address (``kernels.compiled_once``), strides in elements. On 16 float32 lanes and 32
+registers a tile is 6 x 64.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import platform
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from kernels.compiled_once import compiled_once, floats_at
 from kernels.simd import vector_lanes
 
 LANES = max(4, vector_lanes(np.float32))
@@ -33,19 +34,6 @@ DEPTH = 64
 
 _LONG, _FLOAT = ir.IntType(64), ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, LANES)
-
-
-@intrinsic
-def address(typing, array, index):
-    """The address of element ``index`` of a C-contiguous array, counted in one dimension."""
-    if not isinstance(array, types.Array) or array.layout != "C":
-        return None
-
-    def codegen(context, builder, signature, args):
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.ptrtoint(builder.gep(data, [args[1]]), _LONG)
-
-    return types.int64(array, types.int64), codegen
 
 
 def _vector_at(builder, place, elements):
@@ -127,19 +115,19 @@ def _tile(vectors):
 _tile_1, _tile_2, _tile_3, _tile_4 = (_tile(vectors) for vectors in range(1, 5))
 
 
-@njit(error_model="numpy", nogil=True)
+@compiled_once()
 def multiply(c, c_row, a, a_row, a_step, b, b_step, b_panel, depth, vectors, fresh):
     """C[6, vectors * LANES] += A[6, depth] B[depth, vectors * LANES]; C = A B where ``fresh``.
 
-    c, a, b: addresses of float32. c_row, a_row: from one row to the next; a_step: from one column of A to the
-    next (A may be read transposed). b_step: from one row of B to the next; b_panel: from one panel of ``PANEL``
-    columns to the next. Terms are added up ``DEPTH`` at a time.
+    c, a, b: addresses of float32. c_row, a_row: from one row to the next; a_step: from one column of A to
+    the next (A may be read transposed). b_step: from one row of B to the next; b_panel: from one panel of
+    ``PANEL`` columns to the next. Terms are added up ``DEPTH`` at a time.
     """
     while vectors > 0:
         width = min(vectors, VECTORS)
         for step in range(0, max(1, depth), DEPTH):
             left, right = a + step * a_step * 4, b + step * b_step * 4
-            part, first = min(DEPTH, depth - step), fresh and step == 0
+            part, first = min(DEPTH, depth - step), fresh != 0 and step == 0
             if width == 4:
                 _tile_4(c, c_row, left, a_row, a_step, right, b_step, part, first)
             elif width == 3:
@@ -188,29 +176,21 @@ def _transpose(typing, target, target_row, source, source_row):
     return types.void(*[types.int64] * 4), codegen
 
 
-@njit(error_model="numpy", nogil=True)
-def pack_transposed(target, source, source_at, rows, columns):
-    """The transpose of rows x columns numbers, rows at most ``PANEL``: target[column, row], PANEL wide.
+@compiled_once()
+def pack_transposed(target, source, rows, columns):
+    """The transpose of rows x columns contiguous float32, rows at most ``PANEL``: target[column, row].
 
-    source: a C-contiguous array whose element ``source_at`` (counted in one dimension) is the first of
-    rows x columns contiguous ones. target: one-dimensional, columns * PANEL; missing rows become zeros.
+    target, source: addresses; the target is columns x PANEL, what is missing of its rows becomes zeros.
     """
-    whole = columns - columns % LANES
+    numbers, packed = floats_at(source, rows * columns), floats_at(target, columns * PANEL)
     for row in range(0, PANEL, LANES):
-        if row + LANES <= rows:
-            for column in range(0, whole, LANES):
-                _transpose(
-                    address(target, column * PANEL + row),
-                    PANEL,
-                    address(source, source_at + row * columns + column),
-                    columns,
-                )
-            first = whole
-        else:
-            first = 0
-        flat = source.reshape(-1)
-        for column in range(first, columns):
+        whole = columns - columns % LANES if row + LANES <= rows else 0
+        for column in range(0, whole, LANES):
+            _transpose(
+                target + 4 * (column * PANEL + row), PANEL, source + 4 * (row * columns + column), columns
+            )
+        for column in range(whole, columns):
             for lane in range(row, row + LANES):
-                target[column * PANEL + lane] = (
-                    flat[source_at + lane * columns + column] if lane < rows else np.float32(0)
+                packed[column * PANEL + lane] = (
+                    numbers[lane * columns + column] if lane < rows else np.float32(0)
                 )

@@ -1,4 +1,4 @@
-"""Attention that never holds the scores, with ``torch.nn.functional``'s signature; and one query on a paged cache.
+"""Attention that never holds the scores, with torch's signature; and one query against a paged cache.
 
 Sources: Dao et al. 2022 "FlashAttention" (tiles, recomputed scores in backward), Dao 2023 "FlashAttention-2"
 (no rescaling but of the accumulator; parallel over queries), Milakov and Gimelshein 2018 (online softmax),
@@ -33,15 +33,18 @@ def scaled_dot_product_attention(
 ) -> torch.Tensor:
     """softmax(scale * query key^T + mask) value. As ``torch.nn.functional.scaled_dot_product_attention``.
 
-    query: (..., heads, length, dim); key, value: (..., kv heads, keys, dim), with kv heads = heads, or a divisor
-    of it with ``enable_gqa``. attn_mask: bool (True: take part) or added to the scores, broadcastable to
-    (..., heads, length, keys). scale: 1 / sqrt(dim) by default. is_causal: query i sees keys 0 to i.
+    query: (..., heads, length, dim); key, value: (..., kv heads, keys, dim), with kv heads = heads, or a
+    divisor of it with ``enable_gqa``. attn_mask: bool (True: take part) or added to the scores,
+    broadcastable to (..., heads, length, keys). scale: 1 / sqrt(dim) by default. is_causal: query i sees
+    keys 0 to i.
 
-    window (not in torch): query i sees the keys i - window + 1 to i. A query that sees no key gives zeros, and
-    its gradients are zeros. Dropout draws one seed from torch's generator, and each weight's fate from that.
+    window (not in torch): query i sees the keys i - window + 1 to i. A query that sees no key gives zeros,
+    and its gradients are zeros. Dropout draws one seed from torch's generator, and each weight's fate from
+    that.
 
-    Errors are torch's; ValueError when ``window`` is below 1. Heads of more than 256 elements, a value whose head
-    differs from the key's, a mask that takes a gradient and further dtypes run torch's own operation.
+    Errors are torch's; ValueError when ``window`` is below 1 or keys and values differ in number. Heads of
+    more than 256 elements, a value whose head differs from the key's, a mask that takes a gradient and
+    further dtypes run torch's own operation.
     """
     if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
         raise ValueError(f"window={window!r} is not a number of keys; the least is 1, the query's own")
@@ -90,13 +93,17 @@ def _not_taken(
     is_causal: bool,
     enable_gqa: bool,
 ) -> str | None:
-    """Why torch's own operation runs; "" where that needs no warning (nothing to compute, or an error); or None."""
+    """Why torch's own operation runs; "" where that needs no warning (nothing to do, an error); or None."""
     size, key_size = query.shape, key.shape
     if query.dim() < 2 or not query.dim() == key.dim() == value.dim() or not 0 <= dropout_p < 1:
         return ""
     if 0 in size or 0 in key_size or query.dtype != key.dtype or query.dtype != value.dtype:
         return ""
-    if size[-1] != key_size[-1] or key_size[-2] != value.shape[-2] or (is_causal and mask is not None):
+    if key_size[-2] != value.shape[-2]:
+        raise ValueError(
+            f"there are {key_size[-2]} keys but {value.shape[-2]} values; each key has its value"
+        )
+    if size[-1] != key_size[-1] or (is_causal and mask is not None):
         return ""
     if value.shape[-1] != size[-1]:
         return f"the value's head has {value.shape[-1]} elements, the key's {size[-1]}"
@@ -137,8 +144,6 @@ def _torch(
 ) -> torch.Tensor:
     """torch's own operation; the window becomes a mask."""
     if window is not None:
-        if is_causal and attn_mask is not None:  # as torch refuses it
-            raise RuntimeError("attn_mask must not be given together with is_causal=True")
         seen = reference.band(query.shape[-2], key.shape[-2], True, window, query.device)
         if attn_mask is None:
             attn_mask = seen
@@ -162,10 +167,10 @@ def decode_attention(
 ) -> torch.Tensor:
     """One query a sequence against its keys and values in a paged cache: (sequences, heads, dim).
 
-    query: (sequences, heads, dim). key_cache, value_cache: (blocks, block_size, kv_heads, dim) of the same dtype,
-    kv_heads a divisor of heads. block_table: (sequences, max_blocks) int32, key j of sequence s lies in block
-    block_table[s, j // block_size] at place j % block_size. context_lengths: (sequences,) int32, how many keys
-    the sequence has; 0 gives zeros. scale: 1 / sqrt(dim) by default. There is no gradient.
+    query: (sequences, heads, dim). key_cache, value_cache: (blocks, block_size, kv_heads, dim) of the same
+    dtype, kv_heads a divisor of heads. block_table: (sequences, max_blocks) int32, key j of sequence s lies
+    in block block_table[s, j // block_size] at place j % block_size. context_lengths: (sequences,) int32,
+    how many keys the sequence has; 0 gives zeros. scale: 1 / sqrt(dim) by default. There is no gradient.
 
     ValueError: shapes that do not fit, a length beyond the table's row, a block that the cache does not have
     (looked up on the CPU only; reading them on a GPU would stop its stream, so that there a bad table reads
@@ -179,8 +184,8 @@ def decode_attention(
     sequences, heads, dim = query.shape
     if key_cache.shape[3] != dim or key_cache.shape[2] < 1 or heads % key_cache.shape[2]:
         raise ValueError(
-            f"the caches hold {key_cache.shape[2]} heads of {key_cache.shape[3]} elements, which does not serve "
-            f"queries of {heads} heads of {dim}: dim must agree and kv_heads divide heads"
+            f"the caches hold {key_cache.shape[2]} heads of {key_cache.shape[3]} elements, which does not "
+            f"serve queries of {heads} heads of {dim}: dim must agree and kv_heads divide heads"
         )
     if block_table.dim() != 2 or len(block_table) != sequences or context_lengths.shape != (sequences,):
         raise ValueError(
@@ -236,8 +241,8 @@ _attention_backward = register(
     fake=lambda grad, query, key, value, *_: tuple(map(torch.empty_like, (query, key, value))),
 )
 _attention = register(
-    "attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float dropout_p, int seed, bool is_causal, "
-    "float scale, int window) -> (Tensor, Tensor)",
+    "attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float dropout_p, int seed, "
+    "bool is_causal, float scale, int window) -> (Tensor, Tensor)",
     cpu=cpu_forward.attention,
     cuda="kernels.attention.gpu_forward:attention",
     fake=_fake,

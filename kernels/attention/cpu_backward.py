@@ -1,9 +1,9 @@
 """Attention backward on the CPU: the scores once more from the log-sum-exp, five products on tiles.
 
-A chunk of work is a range of keys of one key-value head. It holds the gradients of ``TILE`` keys and values in
-cache and walks over all queries that see them (Dao et al. 2022, algorithm 4). The query's gradient is a sum over
-ranges of keys: each range adds to a copy of its own, and the copies are added in order, so that no thread
-waits and the result is always the same. How many ranges there are depends on the sizes alone.
+A chunk of work is a range of keys of one key-value head. It holds the gradients of ``TILE`` keys and values
+in cache and walks over all queries that see them (Dao et al. 2022, algorithm 4). The query's gradient is a
+sum over ranges of keys: each range adds to a copy of its own, and the copies are added in order, so that no
+thread waits and the result is always the same. How many ranges there are depends on the sizes alone.
 
 With P the weights and dP = dO V^T: dV = P^T dO, dS = P (dP - sum(dO O)), dQ = dS K, dK = dS^T Q.
 """
@@ -15,24 +15,22 @@ import torch
 
 from kernels.attention.cpu_forward import QUERIES, packed_transpose, whole_vectors
 from kernels.attention.cpu_rows import (
-    ADDED,
-    SEEN,
-    add_mask,
+    NONE,
+    copy_rows,
     drop,
     fill,
     first_key,
     group_keys,
-    hide,
     last_key,
     mask_arguments,
     mask_place,
-    row_seed,
+    mask_row,
     slopes_of,
     threshold_of,
 )
-from kernels.simd import full_width
+from kernels.compiled_once import address, aligned, keep_alive
 from kernels.threads import chunked
-from kernels.tiles import LANES, PANEL, ROWS, address, multiply
+from kernels.tiles import LANES, PANEL, ROWS, multiply
 
 f32 = np.float32
 TILE = 192
@@ -49,8 +47,8 @@ def _backward(
     packed_key,
     packed_value,
     kind,
-    added,
-    seen,
+    mask_bytes,
+    mask,
     log_sum_exp,
     delta,
     grad_query,
@@ -62,7 +60,6 @@ def _backward(
     scale,
     window,
 ):
-    full_width()
     _, heads, length, dim = query.shape
     _, kv_heads, keys, wide = key.shape
     parts = grad_query.shape[2]
@@ -71,35 +68,26 @@ def _backward(
     group = heads // kv_heads
 
     scratch = np.empty(2 * (QUERIES * (TILE + wide) + TILE * wide) + LANES, np.float32)
-    skip = (-address(scratch, 0) % (4 * LANES)) // 4
-    scores = scratch[skip : skip + QUERIES * TILE]
-    slopes = scratch[skip + QUERIES * TILE : skip + 2 * QUERIES * TILE]
-    skip += 2 * QUERIES * TILE
-    rows = scratch[skip : skip + QUERIES * wide]
-    grads = scratch[skip + QUERIES * wide : skip + 2 * QUERIES * wide]
-    skip += 2 * QUERIES * wide
-    key_sums = scratch[skip : skip + TILE * wide]
-    value_sums = scratch[skip + TILE * wide : skip + 2 * TILE * wide]
-    fill(rows, 0, 2 * QUERIES * wide, f32(0))
+    scores = aligned(scratch)
+    slopes = address(scores, QUERIES * TILE)
+    rows = address(slopes, QUERIES * TILE)
+    grads = address(rows, QUERIES * wide)
+    key_sums = address(grads, QUERIES * wide)
+    value_sums = address(key_sums, TILE * wide)
 
-    factor = f32(scale)
     keep = f32(1.0 / (1.0 - threshold / 4294967296.0))
-    added_flat, seen_flat = added.reshape(-1), seen.reshape(-1)
     tiles = (keys + TILE - 1) // TILE
     for tile in range(tiles * part // parts * TILE, tiles * (part + 1) // parts * TILE, TILE):
         tile_end = min(tile + TILE, keys)
-        fill(key_sums, 0, 2 * TILE * wide, f32(0))
+        fill(key_sums, 2 * TILE * wide, f32(0))  # and the values' behind them
         query_end = min(length, tile_end - 1 + window) if window > 0 else length
         for step in range(group):
             head = kv_head * group + step
             for start in range(tile // QUERIES * QUERIES if causal else 0, query_end, QUERIES):
                 count = min(QUERIES, length - start)
-                for r in range(QUERIES):
-                    for d in range(dim):
-                        rows[r * wide + d] = (
-                            query[batch, head, start + r, d] * factor if r < count else f32(0)
-                        )
-                        grads[r * wide + d] = grad[batch, head, start + r, d] if r < count else f32(0)
+                row_at = (batch * heads + head) * length + start
+                copy_rows(rows, address(query, row_at * dim), QUERIES, count, dim, wide, f32(scale))
+                copy_rows(grads, address(grad, row_at * dim), QUERIES, count, dim, wide, f32(1))
                 for panel in range(tile, tile_end, PANEL):
                     panel_at = (pack_at + panel // PANEL) * dim * PANEL
                     for r in range(0, count, ROWS):
@@ -133,31 +121,26 @@ def _backward(
                                 vectors,
                                 True,
                             )
-                added_at, added_row = mask_place(added.shape, batch, head, start)
-                seen_at, seen_row = mask_place(seen.shape, batch, head, start)
+                mask_at, mask_row_bytes = mask_place(mask.shape, batch, head, start)
                 for r in range(count):
-                    first, last = group_keys(
-                        start, r // ROWS * ROWS, count, tile, tile_end, keys, causal, window
-                    )
                     own_first = min(tile_end, max(tile, first_key(start + r, window)))
                     own_last = max(own_first, min(tile_end, last_key(start + r, keys, causal, window)))
                     own, own_count = r * TILE + own_first - tile, own_last - own_first
-                    before, after = own_first - tile, tile + TILE - own_last
-                    if kind == ADDED:
-                        add_mask(scores, own, added_flat, added_at + r * added_row + own_first, own_count)
-                    elif kind == SEEN:
-                        hide(scores, own, seen_flat, seen_at + r * seen_row + own_first, own_count)
-                    row = row_seed(seed, (batch * heads + head) * length + start + r)
+                    weights, dots = address(scores, own), address(slopes, own)
+                    if kind != NONE:
+                        place = mask_at + r * mask_row_bytes + own_first * mask_bytes
+                        mask_row(weights, own_count, kind, address(mask, place))
                     if threshold > 0:
-                        drop(slopes, own, own_first, own_count, row, np.uint32(threshold))
+                        drop(dots, own_count, own_first, seed, row_at + r, threshold)
                     base = log_sum_exp[batch, head, start + r]
-                    base = f32(np.inf) if base == f32(-np.inf) else base
-                    slopes_of(scores, slopes, own, own_count, base, keep, delta[batch, head, start + r])
+                    base = f32(np.inf) if base == f32(-np.inf) else base  # sees no key: weights of 0
+                    slopes_of(weights, dots, own_count, base, keep, delta[batch, head, start + r])
                     if threshold > 0:
-                        drop(scores, own, own_first, own_count, row, np.uint32(threshold))
+                        drop(weights, own_count, own_first, seed, row_at + r, threshold)
+                    before, after = own_first - tile, tile + TILE - own_last
                     for values in (scores, slopes):
-                        fill(values, r * TILE, before, f32(0))
-                        fill(values, own + own_count, after, f32(0))
+                        fill(address(values, r * TILE), before, f32(0))
+                        fill(address(values, own + own_count), after, f32(0))
                 for place in range(0, tile_end - tile, ROWS):
                     first_row = max(0, tile + place - start) if causal else 0
                     last_row = min(count, tile + place + ROWS - 1 + window - start) if window > 0 else count
@@ -207,10 +190,10 @@ def _backward(
                             False,
                         )
         for place in range(tile_end - tile):
-            for d in range(dim):
-                # Dropout's 1 / (1 - p) is left to the end.
-                grad_key[batch, kv_head, tile + place, d] = key_sums[place * wide + d]
-                grad_value[batch, kv_head, tile + place, d] = value_sums[place * wide + d] * keep
+            at = ((batch * kv_heads + kv_head) * keys + tile + place) * dim
+            copy_rows(address(grad_key, at), address(key_sums, place * wide), 1, 1, dim, dim, f32(1))
+            copy_rows(address(grad_value, at), address(value_sums, place * wide), 1, 1, dim, dim, keep)
+    keep_alive(scratch)
 
 
 def attention_backward(

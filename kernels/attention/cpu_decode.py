@@ -1,8 +1,9 @@
 """One query a sequence against a paged cache, on the CPU (Kwon et al. 2023, "PagedAttention", section 4.1).
 
-A chunk of work is one key-value head of one sequence: all queries of its group share what is read, once, page
-by page, in tiles of ``PANEL`` keys. Where sequences and heads are few, the keys are cut into parts whose results
-are put together afterwards (Dao et al. 2023, "Flash-Decoding"); how many depends on the sizes alone.
+A chunk of work is one key-value head of one sequence: all queries of its group share what is read, once,
+page by page, in tiles of ``PANEL`` keys. Where sequences and heads are few, the keys are cut into parts
+whose results are put together afterwards (Dao et al. 2023, "Flash-Decoding"); how many depends on the sizes
+alone.
 """
 
 from __future__ import annotations
@@ -10,13 +11,24 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from kernels.attention.cpu_rows import exponential, exponentials, fill, row_maximum, scale_by, up
+from kernels.attention.cpu_rows import copy_rows, fill, finish_row, online_softmax
+from kernels.compiled_once import (
+    address,
+    aligned,
+    bfloats_at,
+    compiled_once,
+    floats_at,
+    halves_at,
+    keep_alive,
+)
 from kernels.simd import full_width
-from kernels.storage import narrow, widen
+from kernels.storage import widen
 from kernels.threads import chunked
-from kernels.tiles import LANES, PANEL, ROWS, address, multiply, pack_transposed
+from kernels.tiles import LANES, PANEL, ROWS, multiply, pack_transposed
 
-f32, u64 = np.float32, np.uint64
+f32 = np.float32
+STORED = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+"""How a cache stores its elements, for ``widen_row``."""
 LEAST_CHUNKS = 16
 LEAST_KEYS = 256
 """Keys that a part has at least."""
@@ -24,7 +36,7 @@ LEAST_KEYS = 256
 
 @chunked
 def _check(chunk, block_table, context_lengths, blocks, block_size, found):
-    """found: (1, sequence) where a length does not fit its table, (2, sequence) where a block does not exist."""
+    """found: (1, sequence) where a length does not fit its table, (2, sequence) where a block is missing."""
     sequences, most = block_table.shape
     for sequence in range(sequences):
         length = context_lengths[sequence]
@@ -37,39 +49,61 @@ def _check(chunk, block_table, context_lengths, blocks, block_size, found):
                 return
 
 
+@compiled_once()
+def widen_row(target, source, count, stored):
+    """``count`` elements of a cache as float32."""
+    full_width()
+    out = floats_at(target, count)
+    if stored == 0:
+        floats = floats_at(source, count)
+        for i in range(count):
+            out[i] = floats[i]
+    elif stored == 1:
+        halves = halves_at(source, count)
+        for i in range(count):
+            out[i] = widen(halves[i])
+    else:
+        bfloats = bfloats_at(source, count)
+        for i in range(count):
+            out[i] = widen(bfloats[i])
+
+
 @chunked
 def _decode(
-    chunk, query, key_cache, value_cache, block_table, context_lengths, scale, out, partial, tops, totals
+    chunk,
+    query,
+    key_cache,
+    value_cache,
+    stored,
+    block_table,
+    context_lengths,
+    scale,
+    out,
+    log_sum_exp,
 ):
-    """out: where there is one part, the result; else partial, tops and totals receive each part's."""
-    full_width()
+    """Caches as bytes. out, log_sum_exp: (sequences, heads, parts, dim) and (sequences, heads, parts)."""
     _, heads, dim = query.shape
-    _, block_size, kv_heads, _ = key_cache.shape
-    parts = tops.shape[2]
+    _, block_size, kv_heads, row_bytes = key_cache.shape
+    parts = out.shape[2]
     sequence, kv_head, part = chunk // parts // kv_heads, chunk // parts % kv_heads, chunk % parts
     group = heads // kv_heads
     rows = (group + ROWS - 1) // ROWS * ROWS
     wide = (dim + LANES - 1) // LANES * LANES
 
-    size = rows * (dim + wide + PANEL) + PANEL * (2 * dim + wide)
-    scratch = np.empty(size + LANES, np.float32)
-    skip = (-address(scratch, 0) % (4 * LANES)) // 4
-    values = scratch[skip : skip + PANEL * wide]
-    packed = scratch[skip + PANEL * wide : skip + PANEL * (wide + dim)]
-    keys = scratch[skip + PANEL * (wide + dim) : skip + PANEL * (wide + 2 * dim)]
-    skip += PANEL * (wide + 2 * dim)
-    scores = scratch[skip : skip + rows * PANEL]
-    sums = scratch[skip + rows * PANEL : skip + rows * (PANEL + wide)]
-    queries = scratch[skip + rows * (PANEL + wide) : skip + rows * (PANEL + wide + dim)]
-    top, total = np.empty(rows, np.float32), np.empty(rows, np.float32)
-    fill(values, 0, PANEL * wide, f32(0))
-    fill(sums, 0, rows * wide, f32(0))
-    for r in range(rows):
-        top[r], total[r] = f32(-np.inf), f32(0)
-        for d in range(dim):
-            queries[r * dim + d] = (
-                widen(query[sequence, kv_head * group + r, d]) * f32(scale) if r < group else f32(0)
-            )
+    scratch = np.empty(PANEL * (2 * dim + wide) + rows * (PANEL + dim + wide + 2) + LANES, np.float32)
+    values = aligned(scratch)
+    packed = address(values, PANEL * wide)
+    keys = address(packed, PANEL * dim)
+    scores = address(keys, PANEL * dim)
+    sums = address(scores, rows * PANEL)
+    totals = address(sums, rows * wide)
+    tops = address(totals, rows)
+    queries = address(tops, rows)
+    fill(values, PANEL * wide, f32(0))
+    fill(sums, rows * (wide + 1), f32(0))  # and the totals behind them
+    fill(tops, rows, f32(-np.inf))
+    first_query = sequence * heads + kv_head * group
+    copy_rows(queries, address(query, first_query * dim), rows, group, dim, dim, f32(scale))
 
     length = context_lengths[sequence]
     share = (block_table.shape[1] * block_size + parts - 1) // parts
@@ -78,13 +112,12 @@ def _decode(
     for tile in range(part * share, end, PANEL):
         count = min(PANEL, end - tile)
         for place in range(count):
-            block = block_table[sequence, (tile + place) // block_size]
+            block = np.int64(block_table[sequence, (tile + place) // block_size])
             within = (tile + place) % block_size
-            for d in range(dim):
-                keys[u64(place * dim) + u64(d)] = widen(key_cache[block, within, kv_head, d])
-            for d in range(dim):
-                values[u64(place * wide) + u64(d)] = widen(value_cache[block, within, kv_head, d])
-        pack_transposed(packed, keys, 0, count, dim)
+            at = ((block * block_size + within) * kv_heads + kv_head) * row_bytes
+            widen_row(address(keys, place * dim), address(key_cache, at), dim, stored)
+            widen_row(address(values, place * wide), address(value_cache, at), dim, stored)
+        pack_transposed(packed, keys, count, dim)
         vectors = (count + LANES - 1) // LANES
         for r in range(0, rows, ROWS):
             multiply(
@@ -93,7 +126,7 @@ def _decode(
                 address(queries, r * dim),
                 dim,
                 1,
-                address(packed, 0),
+                packed,
                 PANEL,
                 0,
                 dim,
@@ -101,14 +134,15 @@ def _decode(
                 True,
             )
         for r in range(group):
-            fill(scores, r * PANEL + count, vectors * LANES - count, f32(-np.inf))
-            highest = row_maximum(scores, r * PANEL, vectors * LANES, top[r])
-            base = f32(0) if highest == f32(-np.inf) else highest
-            shrink = exponential(top[r] - base)
-            total[r] = total[r] * shrink + exponentials(scores, r * PANEL, vectors * LANES, base)
-            if highest != top[r]:
-                scale_by(sums, r * wide, wide, shrink)
-                top[r] = highest
+            fill(address(scores, r * PANEL + count), vectors * LANES - count, f32(-np.inf))
+            online_softmax(
+                address(scores, r * PANEL),
+                vectors * LANES,
+                address(tops, r),
+                address(totals, r),
+                address(sums, r * wide),
+                wide,
+            )
         for r in range(0, rows, ROWS):
             multiply(
                 address(sums, r * wide),
@@ -116,7 +150,7 @@ def _decode(
                 address(scores, r * PANEL),
                 PANEL,
                 1,
-                address(values, 0),
+                values,
                 wide,
                 PANEL,
                 count,
@@ -124,15 +158,17 @@ def _decode(
                 False,
             )
     for r in range(group):
-        head = kv_head * group + r
-        if parts > 1:
-            tops[sequence, head, part], totals[sequence, head, part] = top[r], total[r]
-            for d in range(dim):
-                partial[sequence, head, part, d] = sums[r * wide + d]
-        else:
-            factor = f32(0) if total[r] == f32(0) else f32(1) / total[r]
-            for d in range(dim):
-                out[sequence, head, d] = narrow(sums[r * wide + d] * factor, out)
+        at = (first_query + r) * parts + part
+        finish_row(
+            address(out, at * dim),
+            address(sums, r * wide),
+            dim,
+            address(tops, r),
+            address(totals, r),
+            address(log_sum_exp, at),
+            f32(1),
+        )
+    keep_alive(scratch)
 
 
 def decode_attention(
@@ -143,7 +179,7 @@ def decode_attention(
     context_lengths: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """See ``kernels.decode_attention``. ValueError: a length beyond its table, a block that does not exist."""
+    """See ``kernels.decode_attention``. ValueError: a length beyond its table, a block that is not there."""
     sequences, heads, dim = query.shape
     blocks, block_size, kv_heads, _ = key_cache.shape
     found = torch.zeros(2, dtype=torch.int64)
@@ -151,28 +187,31 @@ def decode_attention(
     wrong, sequence = found.tolist()
     if wrong == 1:
         raise ValueError(
-            f"context_lengths[{sequence}] is {int(context_lengths[sequence])}; its row of block_table has place "
-            f"for 0 to {block_table.shape[1] * block_size} keys"
+            f"context_lengths[{sequence}] is {int(context_lengths[sequence])}; its row of block_table has "
+            f"place for 0 to {block_table.shape[1] * block_size} keys"
         )
     if wrong == 2:
         raise ValueError(
             f"block_table[{sequence}] names a block that the cache does not have: of those that its "
             f"{int(context_lengths[sequence])} keys need, all must lie between 0 and {blocks - 1}"
         )
-    out = torch.empty_like(query)
     most = block_table.shape[1] * block_size
     parts = max(1, min(-(-most // LEAST_KEYS), -(-LEAST_CHUNKS // max(1, sequences * kv_heads))))
+    out = query.new_empty(sequences, heads, parts, dim, dtype=torch.float32)
+    log_sum_exp = out.new_empty(sequences, heads, parts)
+    _decode(
+        sequences * kv_heads * parts,
+        query.float(),
+        key_cache.view(torch.uint8),
+        value_cache.view(torch.uint8),
+        STORED[key_cache.dtype],
+        block_table,
+        context_lengths,
+        scale,
+        out,
+        log_sum_exp,
+    )
     if parts > 1:
-        partial = query.new_empty(sequences, heads, parts, dim, dtype=torch.float32)
-        tops, totals = query.new_empty(2, sequences, heads, parts, dtype=torch.float32)
-    else:
-        partial, tops = query.new_empty(1, 1, 1, 1, dtype=torch.float32), query.new_empty(1, 1, 1, dtype=torch.float32)
-        totals = tops
-    arguments = (query, key_cache, value_cache, block_table, context_lengths, scale, out, partial, tops, totals)
-    _decode(sequences * kv_heads * parts, *arguments)
-    if parts == 1:
-        return out
-    weights = (tops - tops.amax(-1, keepdim=True)).exp().nan_to_num(0.0)  # -inf - -inf: no key at all
-    total = (weights * totals).sum(-1, keepdim=True)
-    summed = torch.linalg.vecdot(weights[..., None], partial, dim=2)
-    return torch.where(total > 0, summed / total, 0.0).to(query.dtype)
+        weights = log_sum_exp.softmax(-1).nan_to_num(0.0)  # all -inf: there is no key
+        out = torch.linalg.vecdot(weights[..., None], out, dim=2)
+    return out.view(query.shape).to(query.dtype)

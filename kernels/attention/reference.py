@@ -10,7 +10,7 @@ import torch
 def band(
     length: int, keys: int, is_causal: bool, window: int | None, device: torch.device | str | None = None
 ) -> torch.Tensor:
-    """(length, keys) bool: True where query i sees key j: j <= i if causal, i - window < j <= i in a window."""
+    """(length, keys) bool: whether query i sees key j: j <= i if causal, i - window < j <= i in a window."""
     i = torch.arange(length, device=device)[:, None]
     j = torch.arange(keys, device=device)[None, :]
     seen = torch.ones(length, keys, dtype=torch.bool, device=device)
@@ -31,7 +31,7 @@ def scaled_dot_product_attention(
     enable_gqa: bool = False,
     window: int | None = None,
 ) -> torch.Tensor:
-    """softmax(scale * Q K^T + mask) V; a query that sees no key gives zeros (Vaswani et al. 2017, section 3.2.1)."""
+    """softmax(scale * Q K^T + mask) V (Vaswani et al. 2017, section 3.2.1); zeros where no key is seen."""
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
         value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
@@ -57,7 +57,7 @@ def decode_attention(
     scale: float | None = None,
 ) -> torch.Tensor:
     """The pages of each sequence side by side, then attention of its one query over its first keys."""
-    sequences, heads, dim = query.shape
+    sequences, _, dim = query.shape
     blocks, block_size, kv_heads, _ = key_cache.shape
     table = block_table.long().clamp(0, max(0, blocks - 1))  # places beyond the context may hold anything
     keys = table.shape[1] * block_size
