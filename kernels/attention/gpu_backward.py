@@ -21,11 +21,10 @@ from kernels.attention.gpu_scores import LOG2_E, kept, key_ranges, load_tile, sc
 from kernels.attention.gpu_tiles import (
     Tile,
     broadcast_mask,
-    configuration,
     dropout_numbers,
     handed,
     padded,
-    target_of,
+    tile_for,
     unit_stride,
 )
 
@@ -347,9 +346,10 @@ def attention_backward(
     if not query.numel() or not key.numel():
         return tuple(gradient.zero_() for gradient in gradients)
     query_gradient, key_gradient, value_gradient = gradients
-    target = target_of(query)
+    causal, grouped, split = is_causal or window > 0, heads != key_heads, mask is None and dropout_p == 0
     key_tile, query_tile = tiles or (
-        configuration(dim, query.dtype, direction, target) for direction in ("backward keys", "backward queries")
+        tile_for(direction, not split, query, key, value, grad)
+        for direction in ("backward keys", "backward queries")
     )
     padded_length = triton.cdiv(length, LARGEST_TILE) * LARGEST_TILE
     delta, exponents = log_sum_exp.new_empty((2, batch, heads, padded_length))
@@ -361,7 +361,6 @@ def attention_backward(
     )  # fmt: skip
 
     mask_source, mask_strides, mask_kind = broadcast_mask(mask, query, key)
-    causal, grouped, split = is_causal or window > 0, heads != key_heads, mask is None and dropout_p == 0
     numbers = (
         scale * LOG2_E.value, scale, *dropout_numbers(dropout_p, seed), heads, heads // key_heads,
         length, padded_length, keys, window, *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *mask_strides,

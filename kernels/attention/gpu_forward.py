@@ -19,11 +19,10 @@ from kernels.attention.gpu_scores import (
 from kernels.attention.gpu_tiles import (
     Tile,
     broadcast_mask,
-    configuration,
     dropout_numbers,
     handed,
     padded,
-    target_of,
+    tile_for,
     unit_stride,
 )
 
@@ -49,6 +48,8 @@ def _attend(
             key, batch, key_head, place, key_length, stride_key_batch, stride_key_head, stride_key_row,
             COLUMNS, HEAD, WIDTH, DESCRIPTORS, BOUNDED,
         )  # fmt: skip
+        if DROPOUT:
+            keep = kept(seed, threshold, dropout_head, rows, columns)
         scores = tl.dot(query_tile, key_tile.T, input_precision=PRECISION)
         if BOUNDED or MASK != 0:
             scores = scaled_scores(
@@ -67,7 +68,7 @@ def _attend(
         largest = highest
         accumulator = accumulator * correction[:, None]
         if DROPOUT:
-            weights = tl.where(kept(seed, threshold, dropout_head, rows, columns), weights, 0.0)
+            weights = tl.where(keep, weights, 0.0)
         value_tile = load_tile(
             value, batch, key_head, place, key_length, stride_value_batch, stride_value_head, stride_value_row,
             COLUMNS, HEAD, WIDTH, DESCRIPTORS, BOUNDED,
@@ -190,10 +191,11 @@ def attention(
     log_sum_exp = query.new_empty((batch, heads, length), dtype=torch.float32)
     if not output.numel() or not keys:
         return output.zero_(), log_sum_exp.fill_(float("-inf"))
-    tile = tile or configuration(dim, query.dtype, "forward", target_of(query))
+    split = mask is None and dropout_p == 0
+    tile = tile or tile_for("forward", not split, query, key, value)
     sources, descriptors = handed((query, key, value), (tile.rows, tile.columns, tile.columns), tile)
     mask_source, mask_strides, mask_kind = broadcast_mask(mask, query, key)
-    causal, split = is_causal or window > 0, mask is None and dropout_p == 0
+    causal = is_causal or window > 0
     specialized = tile.specialized and descriptors == "device"
     attention_kernel[(triton.cdiv(length, tile.rows) * heads * batch,)](
         *sources, mask_source, output, log_sum_exp, scale * LOG2_E.value,
