@@ -14,3 +14,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--full", action="store_const", const="full", dest="perflab_scale", help=f"large {size}")
     group.addoption("--perflab-plan", default=None, help="run the plan in this file (used by perflab run)")
+    group.addoption(
+        "--device", default="cpu", choices=("cpu", "cuda"), dest="perflab_device", help="of test_kernels.py"
+    )
+    group.addoption(
+        "--write-crossover", action="store_true", help="let test_crossover.py update kernels/crossover.json"
+    )

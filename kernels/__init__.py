@@ -11,9 +11,26 @@ from typing import Any
 
 _PLACES = {
     "FallbackWarning": "kernels.op",
+    "Adadelta": "kernels.optimizer",
+    "Adagrad": "kernels.optimizer",
+    "Adam": "kernels.optimizer",
+    "AdamW": "kernels.optimizer",
+    "RMSprop": "kernels.optimizer",
+    "SGD": "kernels.optimizer",
+    "cross_entropy": "kernels.loss",
     "decode_attention": "kernels.attention",
+    "linear_cross_entropy": "kernels.loss",
+    "linear_int4": "kernels.matmul",
+    "linear_int8": "kernels.matmul",
+    "matmul_bf16": "kernels.matmul",
+    "quantize_int4": "kernels.matmul",
+    "quantize_int8": "kernels.matmul",
     "scaled_dot_product_attention": "kernels.attention",
     "softmax": "kernels.activation",
+    "add_layer_norm": "kernels.normalization",
+    "add_rms_norm": "kernels.normalization",
+    "layer_norm": "kernels.normalization",
+    "rms_norm": "kernels.normalization",
 }
 """Public name -> module."""
 

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,20 +23,20 @@ from typing import Any
 from kernels.interpreter import interpreting
 from kernels.machine_code import TARGETS, MachineCode, facts_of, read_amd, read_nvidia
 
-__all__ = ["TARGETS", "Compilation", "MachineCode", "compile_for", "shipped"]
+__all__ = ["TARGETS", "Compilation", "MachineCode", "compile_all", "compile_for", "shipped"]
 
 
 @dataclass(frozen=True)
 class Compilation:
     """A kernel as it is shipped: which arguments, which constants, which options.
 
-    label: unique in its family. kernel: the ``triton.jit`` function. types: argument -> Triton type (``"*bf16"``,
-    ``"i32"``, ``"fp32"``, ``"tensordesc<bf16[128,64]>"``); a trailing ``!`` promises a multiple of 16, without
-    which loads are not vectorised. constants: the constexpr arguments. options: ``num_warps``, ``num_stages``,
-    ``maxnreg``. operation: the public function it serves. direction: ``"forward"`` or ``"backward"``. matrix: it
-    must contain matrix instructions. specialized: its warps must have roles of their own on Hopper. wide_loads:
-    its loads must take 16 bytes; False only for a kernel that gathers single elements. targets: those it
-    is shipped for.
+    label: unique in its family. kernel: the ``triton.jit`` function. types: argument -> Triton type
+    (``"*bf16"``, ``"i32"``, ``"fp32"``, ``"tensordesc<bf16[128,64]>"``); a trailing ``!`` promises a multiple
+    of 16, without which loads are not vectorised. constants: the constexpr arguments. options: ``num_warps``,
+    ``num_stages``, ``maxnreg``. operation: the public function it serves. direction: ``"forward"`` or
+    ``"backward"``. matrix: it must contain matrix instructions. specialized: its warps must have roles of
+    their own from Hopper on. wide_loads: its loads must take 16 bytes; False only for a kernel that gathers
+    single elements. targets: those it is shipped for.
     """
 
     label: str
@@ -58,16 +60,14 @@ class Compilation:
 
 
 def shipped(operation: str = "", target: str = "") -> list[Compilation]:
-    """What every family ships; only what serves ``operation`` and what is shipped for ``target``, if given."""
+    """What every family ships; if given, only what serves ``operation`` and is meant for ``target``."""
     root = Path(__file__).parent
-    found = []
+    found: list[Compilation] = []
     for path in sorted(root.glob("*/gpu*.py")):
         module = importlib.import_module(f"kernels.{path.parent.name}.{path.stem}")
         found += module.compilations() if hasattr(module, "compilations") else []
     return [
-        item
-        for item in found
-        if operation in ("", item.operation) and (not target or target in item.targets)
+        item for item in found if operation in ("", item.operation) and (not target or target in item.targets)
     ]
 
 
@@ -75,22 +75,22 @@ def compile_for(compilation: Compilation, target: str) -> MachineCode:
     """Compile for ``target`` (a key of ``TARGETS``) and read what came out.
 
     Needs no GPU. Kept in ``TRITON_CACHE_DIR``. ValueError when the compilation does not describe its kernel,
-    RuntimeError when Triton cannot compile it, or not in this process.
+    or this process interprets its kernels; RuntimeError when Triton cannot compile it.
     """
     if target not in TARGETS:
         close = difflib.get_close_matches(target, TARGETS, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ValueError(f"targets are {', '.join(TARGETS)}, not {target!r}{hint}")
     if interpreting():
-        raise RuntimeError(
+        raise ValueError(
             "under TRITON_INTERPRET=1 Triton kernels are interpreted and cannot be compiled: unset it"
         )
     import triton
 
-    unit = TARGETS[target]
+    unit, source = TARGETS[target], _source(compilation)
     try:
         compiled = triton.compile(
-            _source(compilation),
+            source,
             target=triton.backends.compiler.GPUTarget(unit.backend, unit.arch, unit.lanes),
             # Triton 3.10 changes the default: the kernels count on fused multiply-add.
             options={"enable_fp_fusion": True, **compilation.options},
@@ -115,6 +115,21 @@ def compile_for(compilation: Compilation, target: str) -> MachineCode:
     )
 
 
+def compile_all(
+    compilations: Sequence[Compilation], target: str
+) -> Iterator[tuple[Compilation, MachineCode | RuntimeError]]:
+    """``compile_for`` each, several at a time: what came out, or why nothing did. In the given order."""
+
+    def outcome(compilation: Compilation) -> MachineCode | RuntimeError:
+        try:
+            return compile_for(compilation, target)
+        except RuntimeError as error:
+            return error
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        yield from zip(compilations, pool.map(outcome, compilations), strict=True)
+
+
 def _source(compilation: Compilation) -> Any:
     """What ``triton.compile`` takes; ValueError when the arguments are not the kernel's."""
     from triton.compiler import ASTSource
@@ -126,16 +141,20 @@ def _source(compilation: Compilation) -> Any:
     both = sorted({*compilation.types} & {*compilation.constants})
     for fault, which in (("unknown", unknown), ("missing", missing), ("both typed and constant", both)):
         if which:
-            raise ValueError(f"{compilation.label}: {fault} arguments of {kernel.__name__}: {', '.join(which)}")
+            raise ValueError(
+                f"{compilation.label}: {fault} arguments of {kernel.__name__}: {', '.join(which)}"
+            )
     signature, attributes = {}, {}
     for position, name in enumerate(names):
         kind = compilation.types.get(name, "constexpr")
         if kind.endswith("!"):
             attributes[(position,)] = [["tt.divisibility", 16]]
         signature[name] = kind.rstrip("!")
-    make = ASTSource
+    make: Any = ASTSource
     if getattr(kernel, "is_gluon", lambda: False)():
-        from triton.experimental.gluon._runtime import GluonASTSource as make
+        from triton.experimental.gluon._runtime import GluonASTSource
+
+        make = GluonASTSource
     return make(kernel, signature, dict(compilation.constants), attributes)
 
 

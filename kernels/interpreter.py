@@ -40,10 +40,12 @@ def repair() -> None:
     handle: Any = getattr(interpreter, "TensorHandle", None)
     names = ("create_dot", "binary_op", "cast_impl")
     missing = [name for name in names if not hasattr(builder, name)]
-    if handle is None or missing:
+    if handle is None:
+        missing.append("TensorHandle")
+    if missing:
         raise RuntimeError(
             f"the interpreter of triton {triton.__version__} is another than the one known here (missing: "
-            f"{', '.join(missing) or 'TensorHandle'}): check whether it computes with bfloat16, then change "
+            f"{', '.join(missing)}): check whether it computes with bfloat16, then change "
             "kernels/interpreter.py; 3.6 to 3.9 are known"
         )
     create_dot, binary_op, cast_impl = (getattr(builder, name) for name in names)

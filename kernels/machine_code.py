@@ -8,6 +8,7 @@ and LLVM's *User Guide for AMDGPU Backend* for the register files of gfx942.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import subprocess
 import tempfile
@@ -22,9 +23,9 @@ from typing import Any
 class Multiprocessor:
     """What its blocks share. backend, arch and lanes (threads of a warp) are Triton's ``GPUTarget``.
 
-    warps, blocks: most resident at once. registers: 32-bit, of the whole multiprocessor, given to a warp in steps
-    of ``register_step``. shared, block_shared: bytes for all blocks and for one; reserved: taken from each block.
-    schedulers: parts with registers of their own, among which a block's warps are divided.
+    warps, blocks: most resident at once. registers: 32-bit, of the whole multiprocessor, given to a warp in
+    steps of ``register_step``. shared, block_shared: bytes for all blocks and for one; reserved: taken from
+    each block. schedulers: parts with registers of their own, among which a block's warps are divided.
     """
 
     backend: str
@@ -61,7 +62,7 @@ _NVIDIA = {
     "roles": r"USETMAXREG\b",
 }
 _AMD = {
-    "matrix": r"v_mfma_",
+    "matrix": r"v_mfma",
     "tma": r"(?!)",
     "async copy": r"(?:global|buffer)_load_\w*lds\b|buffer_load_\w+ .*\blds\b",
     "load": r"(?:global|buffer|flat)_load_",
@@ -77,14 +78,14 @@ _AMD = {
 class MachineCode:
     """What the compiler made of one kernel for one target.
 
-    registers: of a thread (on AMD vector registers, accumulation ones among them). stack_bytes, spill_bytes: of
-    a thread; the stack counts as spilled when there are loads or stores of it. shared_bytes: of a block;
-    shared_limit_bytes: the most one may use. tensor_memory_columns: on sm_100, of 512. warps: of a block, all roles
-    together. fits: it can be launched. blocks: resident on a multiprocessor at once, limited_by: what allows
-    no more; occupancy: the share of the warps it could hold. loads, stores: instructions on global
-    memory, TMA's and asynchronous copies among the loads; wide_...: those of at least 16 bytes a thread.
-    tma, async_copies: instructions (TMA; LDGSTS, that is cp.async). specialized: the compiler gave warps
-    roles of their own. problems: what breaks the kernel's promises (see ``Compilation``).
+    registers: of a thread (on AMD vector registers, accumulation ones among them). stack_bytes, spill_bytes:
+    of a thread; the stack counts as spilled when there are loads or stores of it. shared_bytes: of a block;
+    shared_limit_bytes: the most one may use. tensor_memory_columns: on sm_100, of 512. warps: of a block, all
+    roles together. fits: it can be launched. blocks: resident on a multiprocessor at once; limited_by: what
+    allows no more; occupancy: the share of the warps it could hold. loads, stores: instructions on global
+    memory, TMA's and asynchronous copies among them; wide_loads, wide_stores: those of at least 16 bytes a
+    thread. tma, async_copies: instructions (TMA; LDGSTS, that is cp.async). specialized: the compiler gave
+    warps roles of their own. problems: what breaks the kernel's promises (see ``Compilation``).
     """
 
     label: str
@@ -165,7 +166,7 @@ def facts_of(target: str, warps: int, shared: int, counted: Mapping[str, Any]) -
         "fits": fits,
         "blocks": blocks,
         "limited_by": limited_by,
-        "occupancy": round(blocks * warps / unit.warps, 3),
+        "occupancy": blocks * warps / unit.warps,
         **counted,
     }
 
@@ -178,8 +179,7 @@ def _counts(patterns: Mapping[str, str], instructions: list[str]) -> dict[str, A
             if match := re.match(pattern, line):
                 found[name] += 1
                 if name == "matrix":
-                    kinds.add(re.split(r"[.\s]", line, maxsplit=1)[0] if patterns is _NVIDIA else "MFMA")
-                    assert match
+                    kinds.add(match[0].strip("v_").upper())
     return {
         "instructions": len(instructions),
         "matrix_instructions": found["matrix"],
@@ -205,16 +205,27 @@ def _tool(name: str, *arguments: str) -> str:
     return done.stdout
 
 
-def read_nvidia(cubin: bytes, ttgir: str, tensor_memory_columns: int) -> dict[str, Any]:
-    """Counts from a cubin; ``ttgir`` is Triton's own text, which says whether warps have roles."""
+def _disassembled(cubin: bytes) -> str:
+    """Resource usage and instructions, kept in Triton's cache: the tool takes half a second to start."""
+    from triton.runtime.cache import get_cache_manager
+
+    kept = get_cache_manager(hashlib.sha256(b"disassembled" + cubin).hexdigest())
+    if path := kept.get_file("sass"):
+        return Path(path).read_text()
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = _tool("cuobjdump", "-res-usage", file.name)
-        text = _tool("nvdisasm", "-c", file.name)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+        text = _tool("cuobjdump", "-res-usage", file.name) + _tool("nvdisasm", "-c", file.name)
+    kept.put(text, "sass", binary=False)
+    return text
+
+
+def read_nvidia(cubin: bytes, ttgir: str, tensor_memory_columns: int) -> dict[str, Any]:
+    """Counts from a cubin; ``ttgir`` is Triton's own text, which says whether warps have roles."""
+    text = _disassembled(cubin)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
     if found is None:
-        raise RuntimeError(f"cuobjdump says nothing of registers: {' '.join(usage.split())[:200]}")
+        raise RuntimeError(f"cuobjdump says nothing of registers: {' '.join(text.split())[:200]}")
     registers, stack = map(int, found.groups())
     lines = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([^;]+);", text, re.MULTILINE)
     counts = _counts(_NVIDIA, lines)

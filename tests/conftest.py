@@ -8,9 +8,18 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))  # command.py stands there
-sys.path.insert(0, str(Path(__file__).parent / "kernels"))  # and precision.py
+sys.path.insert(0, str(Path(__file__).parent / "kernels"))  # precision.py
+sys.path.insert(0, str(Path(__file__).parent / "labs"))  # stated.py
 
 from command import bring_labs, perflab, read
+
+try:
+    import hypothesis
+except ImportError:  # a GPU machine may lack it; the tests that need it then say so
+    pass
+else:
+    hypothesis.settings.register_profile("perflab", deadline=None)  # how long a test takes is no property
+    hypothesis.settings.load_profile("perflab")
 
 IN_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 

@@ -123,6 +123,33 @@ def test_figures_are_those_of_the_committed_results():
     assert block.strip() == "\n".join(figures(results))
 
 
+def kernel_figures(saved):
+    """The README's lines about the committed run of bench/suites/test_kernels.py."""
+    rows = [entry["extra_info"]["row"] for entry in saved["benchmarks"] if "row" in entry["extra_info"]]
+    machine = saved["machine_info"]
+    where = f"{machine['cpu']['brand_raw']}, {machine['perflab']['usable_cores']} cores"
+    yield (
+        f"From [docs/kernels.json](docs/kernels.json), {where}, float32; "
+        "speed-up over the fastest peer, with glibc's default allocator and with one that keeps its memory:"
+    )
+    yield ""
+    yield "| operation | default | tuned | fastest peer (tuned) | of a copy (tuned) | aim |"
+    yield "|---|--:|--:|---|--:|---|"
+    for name in dict.fromkeys(row["name"] for row in rows):
+        columns = {row["allocator"]: row for row in rows if row["name"] == name}
+        tuned = columns["tuned"]
+        limit = f"{tuned['fraction']:.0%}" if tuned["fraction"] is not None and not tuned["flops"] else ""
+        speedups = [f"{columns[mode]['speedup']:.2f}x" for mode in ("default", "tuned")]
+        aim = f"{tuned['target']:.2f}x" if tuned["target"] is not None else ""
+        yield f"| {' | '.join([name, *speedups, tuned['peer'], limit, aim])} |"
+
+
+def test_kernel_figures_are_those_of_the_committed_run():
+    saved = json.loads((ROOT / "docs" / "kernels.json").read_text())
+    block = README.split("<!-- kernels -->\n")[1].split("<!-- /kernels -->")[0]
+    assert block.strip() == "\n".join(kernel_figures(saved))
+
+
 def test_links_lead_somewhere():
     for path in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / path).exists(), path

@@ -111,8 +111,9 @@ def operations_chart(results: Results, gpu: Machine) -> Chart:
     shown, mode = _quiet_column(results)
     series = _roofs(results.machine) + _gpu_roofs(gpu)
     for device, name in (
-        ("cpu", f"measured on the CPU, {mode} allocator"),
-        ("cuda", f"measured on {gpu.name}"),
+        ("cpu", f"torch on the CPU, {mode} allocator"),
+        ("kernels", f"our kernels on the CPU, {mode} allocator"),
+        ("cuda", f"torch on {gpu.name}"),
     ):
         points = _points(shown, device, name)
         series += [points] if points else []

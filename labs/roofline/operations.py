@@ -38,6 +38,7 @@ class Operation:
     sliced: that many leading inputs, and the output, are cut along dimension 0 for the check.
     pieces: how many threads torch can give it (0: as many as there are).
     suspect: what to suspect first when the prediction is off by more than two.
+    ours: ``(kernels) -> callable`` of the same inputs, where ``kernels`` has the operation.
     """
 
     group: str
@@ -54,10 +55,16 @@ class Operation:
     sliced: int = 1
     terms: int = 1
     suspect: str = ""
+    ours: Callable[[Any], Callable[..., Any]] | None = None
 
     @property
     def bytes_moved(self) -> float:
         return self.reads + self.writes
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """What runs it: torch on the CPU and the GPU, and our kernels where there are any (on the CPU)."""
+        return ("cpu", "cuda", "kernels") if self.ours is not None else ("cpu", "cuda")
 
     def name(self, device: str) -> str:
         return device if self.dtype == "float32" else f"{device}_{self.dtype}"
@@ -80,13 +87,13 @@ def _vectors(count: int, elements: int) -> Callable[[Any, Any], tuple[Any, ...]]
 
 def elementwise(
     group: str, title: str, function: Callable[[Any], Callable[..., Any]], elements: int, inputs: int,
-    flops: float = 1.0, slots: float = 0.0, suspect: str = "",
+    flops: float = 1.0, slots: float = 0.0, suspect: str = "", ours: Any = None,
 ) -> Operation:  # fmt: skip
     """``inputs`` vectors in, one out; ``flops`` and ``slots`` an element."""
     return Operation(
         group, f"{title}, {elements:,} elements", _vectors(inputs, elements), function,
         flops=flops * elements, reads=4.0 * inputs * elements, writes=4.0 * elements, slots=slots * elements,
-        pieces=-(-elements // GRAIN), sliced=inputs, suspect=suspect or MEMORY,
+        pieces=-(-elements // GRAIN), sliced=inputs, suspect=suspect or MEMORY, ours=ours,
     )  # fmt: skip
 
 
@@ -109,9 +116,8 @@ def operations(config: Config) -> list[Operation]:
     images, channels, side = 8, 64, 56
     by_row = 4.0 * table
 
-    def normalize(torch: Any) -> Callable[..., Any]:
-        norm = torch.nn.functional.layer_norm
-        return lambda x, weight, bias: norm(x, (COLUMNS,), weight, bias)
+    def normalize(functions: Any) -> Callable[..., Any]:
+        return lambda x, weight, bias: functions.layer_norm(x, (COLUMNS,), weight, bias)
 
     def table_inputs(torch: Any, generator: Any) -> tuple[Any, ...]:
         return (_random(torch, generator, rows, COLUMNS),)
@@ -129,20 +135,22 @@ def operations(config: Config) -> list[Operation]:
         elementwise("addcmul_memory", "x + y z", lambda torch: torch.addcmul, large, 3, 2.0),
         elementwise("relu_memory", "relu", lambda torch: torch.relu, large, 1),
         elementwise("gelu_memory", "gelu", lambda torch: torch.nn.functional.gelu, large, 1,
-                    GELU_SLOTS, GELU_SLOTS),
+                    GELU_SLOTS, GELU_SLOTS, ours=lambda kernels: kernels.gelu),
         Operation("sum_memory", f"sum, {large:,} elements", _vectors(1, large), lambda torch: torch.sum,
                   flops=large, reads=4.0 * large, writes=4.0, sliced=0, terms=large,
                   suspect=MEMORY),
         Operation("layer_norm", f"layer_norm, {rows:,} x {COLUMNS}",
                   lambda torch, generator: (*table_inputs(torch, generator),
                                             *(_random(torch, generator, COLUMNS) for _ in range(2))),
-                  normalize, flops=8.0 * table, slots=10.0 * table, reads=by_row, writes=by_row,
-                  terms=COLUMNS,
-                  suspect="the statistics pass, which this counts as 10 FMA times an element"),
+                  lambda torch: normalize(torch.nn.functional), flops=8.0 * table, slots=10.0 * table,
+                  reads=by_row, writes=by_row, terms=COLUMNS,
+                  suspect="the statistics pass, which this counts as 10 FMA times an element",
+                  ours=normalize),
         Operation("softmax", f"softmax, {rows:,} x {COLUMNS}", table_inputs,
                   lambda torch: lambda x: torch.softmax(x, -1), flops=(EXP_SLOTS + 4.0) * table,
                   slots=(EXP_SLOTS + 5.0) * table, reads=by_row, writes=by_row, terms=COLUMNS,
-                  suspect="the passes over a row: three in cache, which this counts as free"),
+                  suspect="the passes over a row: three in cache, which this counts as free",
+                  ours=lambda kernels: lambda x: kernels.softmax(x, -1)),
         Operation("gather", f"gather, {rows:,} rows of {COLUMNS}",
                   lambda torch, generator: (torch.randperm(rows, generator=generator),
                                             *table_inputs(torch, generator)),
@@ -193,8 +201,13 @@ def make_setup(operation: Operation, device: str) -> Callable[[Any, Recorder], S
     def setup(config: Any, recorder: Recorder) -> Step:
         import torch
 
-        function = operation.function(torch)
-        inputs = tuple(tensor.to(device) for tensor in make_inputs(torch, operation))
+        if device == "kernels" and operation.ours is not None:
+            import kernels
+
+            function, place = operation.ours(kernels), "cpu"
+        else:
+            function, place = operation.function(torch), device
+        inputs = tuple(tensor.to(place) for tensor in make_inputs(torch, operation))
         return lambda: function(*inputs)
 
     return setup
@@ -216,11 +229,12 @@ def no_gpu() -> str:
 
 
 def variants(config: Config) -> Sequence[Variant]:
-    """Each operation on the CPU and on the first GPU; the latter listed with a reason where there is none."""
+    """Each operation on the CPU, by torch and where we have it by our kernels, and on the first GPU, which is
+    listed with a reason where there is none."""
     missing = no_gpu()
     found = []
     for operation in operations(config):
-        for device in ("cpu", "cuda"):
+        for device in operation.devices:
             found.append(
                 Variant(
                     group=operation.group,

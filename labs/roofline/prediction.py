@@ -31,7 +31,10 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     for operation in operations(config):
         if not is_sheet(machine):
             seconds, because = cpu_seconds(operation, machine)
-            found.append(Prediction(operation.address("cpu"), "time_s", seconds, because, operation.suspect))
+            for device in operation.devices:
+                if device != "cuda":
+                    address = operation.address(device)
+                    found.append(Prediction(address, "time_s", seconds, because, operation.suspect))
         if machine.gpu is not None or is_sheet(machine):
             seconds, because = gpu_seconds(operation, the_gpu(machine, config))
             suspect = "the library's kernel for this size, clocks under load, or a shared device"

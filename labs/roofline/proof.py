@@ -22,7 +22,7 @@ def check(config: Config, outputs: Mapping[str, object]) -> list[Check]:
     import torch
 
     found = []
-    by_address = {op.address(device): (op, device) for op in operations(config) for device in ("cpu", "cuda")}
+    by_address = {op.address(device): (op, device) for op in operations(config) for device in op.devices}
     for address, output in outputs.items():
         operation, device = by_address[address]
         if not isinstance(output, torch.Tensor):

@@ -103,11 +103,11 @@ def wait_for(condition, seconds, what):
         time.sleep(0.05)
 
 
-def start_slow_run(folder):
+def start_slow_run(folder, pause="0.25"):
     """A run whose first group is done soon and whose second takes long."""
     bring_labs(folder, "tiny_lab")
     return subprocess.Popen(
-        [*PERFLAB, "run", "tiny_lab", "--quick", "--set", "pause=0.25"],
+        [*PERFLAB, "run", "tiny_lab", "--quick", "--set", f"pause={pause}"],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -156,7 +156,7 @@ def test_kill_9_loses_nothing_leaves_nothing_and_resume_goes_on(tmp_path):
 
 @pytest.mark.proof
 def test_ctrl_c_writes_what_is_there_and_says_how_to_go_on(tmp_path):
-    run = start_slow_run(tmp_path)
+    run = start_slow_run(tmp_path, pause="2")  # on a busy machine the group must still be under way
     wait_for(lambda: first_group_done(tmp_path), 90, "the first group")
     run.send_signal(signal.SIGINT)
     _, err = run.communicate(timeout=30)

@@ -57,7 +57,8 @@ def norm(columns: int, warps: int, **changes) -> Compilation:
     values = {
         "label": f"layer_norm {columns}",
         "kernel": layer_norm,
-        "types": {name: "*bf16!" for name in ("x", "weight", "bias", "y")} | {"columns": "i32!", "eps": "fp32"},
+        "types": {name: "*bf16!" for name in ("x", "weight", "bias", "y")}
+        | {"columns": "i32!", "eps": "fp32"},
         "constants": {"BLOCK": columns},
         "options": {"num_warps": warps},
         "operation": "sample",

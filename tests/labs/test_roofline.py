@@ -3,67 +3,19 @@
 import math
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from stated import Stated, machine
 
 from labs import figure as figures
-from labs.lab import Interval, configure, find
-from labs.machine import Curve, Machine, load_sheet, sheet_names
+from labs.lab import configure, find
+from labs.machine import load_sheet, sheet_names
 from labs.roofline import LAB, charts, claims, machine_chart, model, prediction
 from labs.roofline.operations import make_inputs, operations, product
 
 SMALL = {"cache_elements": 4096, "memory_elements": 40_000, "rows": 37, "matvec": 129, "matrix": 96}
-
-
-def machine(**constants: float) -> Machine:
-    """Two cores; one reads 10 GB/s from memory and copies 8, both twice that; caches: four times as fast."""
-    sizes = (8e6, 16e6)
-    curves = {
-        f"{kind}_{suffix}": Curve(sizes, (4 * rate, rate))
-        for kind, one in (("read", 10e9), ("copy", 8e9))
-        for suffix, rate in (("1", one), ("all", 2 * one))
-    }
-    values = {
-        "cores": 2.0, "l1d_bytes": 32e3, "l2_bytes": 1e6, "l3_bytes": 8e6, "torch_call_s": 1e-6,
-        "torch_parallel_region_s": 2e-6, "page_fault_all_s_per_byte": 0.5e-9, "page_fault_s_per_byte": 0.5e-9,
-        "vector_float32_1_flops": 50e9, "vector_float32_all_flops": 100e9,
-        "matrix_bfloat16_1_flops": 100e9, "matrix_bfloat16_all_flops": 200e9,
-    }  # fmt: skip
-    return Machine("two cores", True, values | constants, curves)
-
-
-@dataclass
-class Stated:
-    """Results with times that a test states; 2 % wide intervals."""
-
-    config: Any
-    machine: Machine
-    columns: Mapping[str, Mapping[str, float]]
-    column: str = "default"
-
-    @property
-    def times(self) -> Mapping[str, float]:
-        return self.columns.get(self.column, {})
-
-    def variants(self, group: str | None = None) -> Sequence[str]:
-        return [each for each in self.times if group in (None, each.split("/")[0])]
-
-    def has(self, *variants: str) -> bool:
-        return all(each in self.times for each in variants)
-
-    def seconds(self, variant: str) -> Interval:
-        value = self.times[variant]
-        return Interval(value, 0.99 * value, 1.01 * value)
-
-    def ratio(self, new: str, base: str) -> Interval:
-        value = self.times[new] / self.times[base]
-        return Interval(value, 0.98 * value, 1.02 * value)
-
-    def in_column(self, allocator: str) -> "Stated":
-        return replace(self, column=allocator)
 
 
 def predicted_results(**times: float) -> Stated:
@@ -152,7 +104,8 @@ def test_every_cpu_variant_is_predicted_with_its_numbers_and_a_suspect() -> None
     config = configure(LAB, "quick")
     for mode in LAB.columns:
         found = {each.variant: each for each in LAB.predict(config, machine().with_allocator(mode))}
-        assert set(found) == {each.address for each in LAB.variants(config) if each.name.startswith("cpu")}
+        here = [each.address for each in LAB.variants(config) if not each.name.startswith("cuda")]
+        assert set(found) == set(here)
         assert len(found) >= 12
         for each in found.values():
             assert each.key == "time_s"
@@ -209,7 +162,9 @@ def test_wrong_settings_are_named(setting, message) -> None:
 CONFIG = configure(LAB, "quick", SMALL)
 
 
-@pytest.mark.parametrize("address", [each.address("cpu") for each in operations(CONFIG)])
+@pytest.mark.parametrize(
+    "address", [each.address for each in LAB.variants(CONFIG) if not each.name.startswith("cuda")]
+)
 def test_each_operation_passes_its_check_and_a_wrong_element_does_not(address) -> None:
     import torch
 

@@ -1,0 +1,223 @@
+"""Cross entropy on the CPU: a row of logits comes from memory once, for the loss and its gradient.
+
+Source: Milakov and Gimelshein 2018, "Online normalizer calculation for softmax", section 3: the sum of
+exponentials is rescaled whenever the maximum grows. Here a block of the row at a time: its maximum while it
+comes from memory, its exponentials from the first-level cache, kept in a buffer of one row. When the row's
+end is reached, the gradient is the buffer times one factor a block: one exponential an element, and one trip
+to memory each for logits and gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from kernels.loss.passes import Passes
+from kernels.simd import exp_nonpositive_float32, full_width, maximum, store_fence
+from kernels.storage import narrow, widen
+from kernels.threads import chunked, chunks_of
+
+f32 = np.float32
+_SUM = ("reassoc", "contract", "nsz")
+_BLOCK = 2048  # elements: 8 KB of float32, a quarter of the first-level cache
+_STREAM_BYTES = 16 << 20  # a larger gradient leaves the caches before anybody reads it
+
+
+@intrinsic
+def _stream_scaled_16(typing: Any, target: Any, source: Any, offset: Any, factor: Any, less: Any) -> Any:
+    """target[offset:offset+16] = source[offset:offset+16] * factor - less, written past the caches.
+
+    As ``kernels.simd.stream_16``, which says what must be aligned, but the product makes no trip to memory.
+    """
+    wanted = types.Array(types.float32, 1, "C")
+    if target != wanted or source != wanted or factor is not types.float32 or less is not types.float32:
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vector = ir.VectorType(ir.FloatType(), 16)
+        pointers = []
+        for kind, value in zip(signature.args[:2], args[:2], strict=True):
+            data = context.make_array(kind)(context, builder, value).data
+            pointers.append(builder.bitcast(builder.gep(data, [args[2]]), vector.as_pointer()))
+        numbers = builder.load(pointers[1])
+        numbers.align = 4
+        spread = []
+        for value in args[3:]:
+            one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.IntType(32)(0))
+            lanes = ir.Constant(ir.VectorType(ir.IntType(32), 16), [0] * 16)
+            spread.append(builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), lanes))
+        product = builder.fmul(numbers, spread[0], flags=("contract",))
+        store = builder.store(builder.fsub(product, spread[1], flags=("contract",)), pointers[0])
+        store.align = 64
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return context.get_dummy_value()
+
+    return types.void(target, source, offset, factor, less), codegen
+
+
+@chunked(fastmath=_SUM)
+def _rows(
+    chunk: Any,
+    chunks: Any,
+    x: Any,
+    target: Any,
+    ignore_index: Any,
+    smoothing: Any,
+    losses: Any,
+    scale: Any,
+    gradient: Any,
+    misaligned: Any,
+) -> None:
+    """Losses of rows, and where ``gradient`` is no None, the gradient of sum(scale * losses).
+
+    scale: one element for all rows or one a row. misaligned: None for ordinary stores; else the gradient is
+    streamed, and this is how many elements past a multiple of 64 bytes it begins. gradient may be x itself.
+    """
+    full_width()
+    rows, columns = x.shape
+    blocks = (columns + _BLOCK - 1) // _BLOCK
+    tops = np.empty(blocks, np.float32)
+    numbers = np.empty(columns if gradient is not None else 0, np.float32)
+    for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
+        label = target[i]
+        if label == ignore_index:
+            losses[i] = f32(0)
+            if gradient is not None:
+                for j in range(columns):
+                    gradient[i, j] = narrow(f32(0), gradient)
+            continue
+        top, total = f32(-np.inf), f32(0)
+        logits_sum = 0.0  # only with smoothing
+        chosen = widen(x[i, label])
+        for block in range(blocks):
+            # Views that begin at zero: with an index that might be negative, numba's loops gather.
+            first = block * _BLOCK
+            part = x[i, first : first + _BLOCK]
+            highest = f32(-np.inf)
+            for j in range(part.size):
+                highest = maximum(highest, widen(part[j]))
+            tops[block] = highest
+            base = f32(0) if highest == f32(-np.inf) else highest
+            added = f32(0)
+            if gradient is not None:
+                kept = numbers[first : first + _BLOCK]
+                for j in range(part.size):
+                    kept[j] = exp_nonpositive_float32(widen(part[j]) - base)
+                    added += kept[j]
+            else:
+                for j in range(part.size):
+                    added += exp_nonpositive_float32(widen(part[j]) - base)
+            if smoothing != 0.0:
+                shifted = f32(0)
+                for j in range(part.size):
+                    shifted += widen(part[j]) - base
+                logits_sum += np.float64(shifted) + np.float64(base) * part.size
+            if added != f32(0):  # else all are -inf, which add nothing
+                new = maximum(top, highest)
+                rescaled = total * exp_nonpositive_float32(top - new) if total != f32(0) else f32(0)
+                total = rescaled + added * exp_nonpositive_float32(highest - new)
+                top = new
+        logarithm = np.log(np.float64(total))
+        loss = logarithm - (1.0 - smoothing) * np.float64(chosen - top)
+        if smoothing != 0.0:
+            loss -= smoothing * (logits_sum / columns - np.float64(top))
+        losses[i] = f32(loss)
+        if gradient is not None:
+            weight = scale[i] if scale.size > 1 else scale[0]
+            floor = f32(weight * smoothing / columns)
+            step = f32(weight * (1.0 - smoothing))
+            for block in range(blocks):
+                first = block * _BLOCK
+                kept = numbers[first : first + _BLOCK]
+                factor = exp_nonpositive_float32(tops[block] - top) * (weight / total)
+                out = gradient[i, first : first + _BLOCK]
+                if misaligned is None:
+                    for j in range(kept.size):
+                        out[j] = narrow(kept[j] * factor - floor, gradient)
+                else:
+                    aligned = min(-(misaligned + i * columns) % 16, kept.size)
+                    for j in range(aligned):
+                        out[j] = kept[j] * factor - floor
+                    while aligned + 16 <= kept.size:
+                        _stream_scaled_16(out, kept, aligned, factor, floor)
+                        aligned += 16
+                    for j in range(aligned, kept.size):
+                        out[j] = kept[j] * factor - floor
+                if first <= label < first + _BLOCK:
+                    gradient[i, label] = narrow(numbers[label] * factor - floor - step, gradient)
+    if misaligned is not None:
+        store_fence()
+
+
+@chunked
+def _survey(chunk: Any, target: Any, ignore_index: Any, classes: Any, found: Any) -> None:
+    """How many targets count, and the place of the first that is no class (-1: none)."""
+    found[0], found[1] = 0, -1
+    for i in range(target.size):
+        if target[i] != ignore_index:
+            found[0] += 1
+            if not 0 <= target[i] < classes and found[1] < 0:
+                found[1] = i
+
+
+@chunked
+def _sum(chunk: Any, losses: Any, count: Any, out: Any) -> None:
+    """Sum / count, in float64 and in order: the number of threads does not show."""
+    total = 0.0
+    for i in range(losses.size):
+        total += np.float64(losses[i])
+    out[0] = f32(total / count)
+
+
+def survey(target: torch.Tensor, ignore_index: int, classes: int) -> int:
+    """How many targets count. IndexError, as torch's, where one is no class."""
+    found = torch.empty(2, dtype=torch.int64)
+    _survey(1, target, ignore_index, classes, found)
+    count, wrong = found.tolist()
+    if wrong >= 0:
+        raise IndexError(
+            f"Target {int(target[wrong])} is out of bounds: target {wrong} must be a class, 0 to "
+            f"{classes - 1}, or ignore_index={ignore_index}"
+        )
+    return count
+
+
+def visit(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    ignore_index: int,
+    smoothing: float,
+    losses: torch.Tensor,
+    scale: torch.Tensor | None = None,
+    gradient: torch.Tensor | None = None,
+) -> None:
+    """Write the float32 losses of rows; with ``gradient``, also that of sum(scale * losses) there.
+
+    logits: (rows, classes), contiguous; gradient may be the same memory. scale: float32, one element or one a
+    row. Targets must have passed ``survey``.
+    """
+    rows, columns = logits.shape
+    misaligned = None
+    if gradient is not None and gradient.dtype is torch.float32 and gradient is not logits:
+        large = 4 * gradient.numel() >= _STREAM_BYTES
+        misaligned = gradient.data_ptr() % 64 // 4 if large else None
+    chunks = chunks_of(rows, 1 + 8192 // max(1, columns))
+    _rows(chunks, chunks, logits, target, ignore_index, smoothing, losses, scale, gradient, misaligned)
+
+
+def total(losses: torch.Tensor, count: int) -> torch.Tensor:
+    """sum(losses) / count as a scalar; NaN where count is 0."""
+    out = torch.empty(1, dtype=torch.float32)
+    _sum(1, losses, count, out)
+    return out.view(())
+
+
+_passes = Passes(survey, visit, total)
+cross_entropy = _passes.cross_entropy
+cross_entropy_with_gradient = _passes.cross_entropy_with_gradient
+linear_cross_entropy = _passes.linear_cross_entropy

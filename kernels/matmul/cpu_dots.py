@@ -1,0 +1,189 @@
+"""Inner products of quantised weight rows with a few rows of activations, in registers.
+
+For few activations a product is a stream of weights: each is read once, widened in registers and multiplied with
+1 or 4 rows of float32 activations, for 4 weight rows at a time, so that a load of activations serves four
+multiplications. While four rows are read, the next four are fetched: a row is often just a page, where the
+hardware's own prefetching stops.
+
+int4 weights are looked up: a nibble selects one of the 16 multiples of its group's scale (VPERMPS), which costs one
+instruction where masking, converting and scaling cost four.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from kernels.peaks import FEATURES, LONG, address, declare, splat
+
+LANES = 16
+WEIGHT_ROWS = 4  # of one tile
+_BYTE, _WORD, _FLOAT = ir.IntType(8), ir.IntType(32), ir.FloatType()
+_BYTES, _WORDS = ir.VectorType(_BYTE, LANES), ir.VectorType(_WORD, LANES)
+_FLOATS = ir.VectorType(_FLOAT, LANES)
+_LOOKUP = bool(FEATURES.get("avx512f"))
+_LINE = 64
+
+
+def _constant(numbers: list[float]) -> Any:
+    return ir.Constant(_FLOATS, numbers)
+
+
+def _fma(builder: Any, left: Any, right: Any, total: Any) -> Any:
+    product = builder.fmul(left, right, flags=["contract"])
+    return builder.fadd(product, total, flags=["contract"])
+
+
+def _load(builder: Any, pointer: Any, kind: Any) -> Any:
+    value = builder.load(builder.bitcast(pointer, kind.as_pointer()))
+    value.align = 1 if kind is _BYTES else 4
+    return value
+
+
+def _prefetch(builder: Any, pointer: Any) -> None:
+    kinds = [_BYTE.as_pointer(), _WORD, _WORD, _WORD]
+    fetch = declare(builder, "llvm.prefetch.p0", ir.VoidType(), kinds)
+    builder.call(fetch, [builder.bitcast(pointer, kinds[0]), _WORD(0), _WORD(2), _WORD(1)])
+
+
+class _Rows:
+    """Pointers to some rows of a matrix from ``first`` on; beyond the last row, to the last."""
+
+    def __init__(self, context: Any, builder: Any, kind: Any, array: Any, first: Any, count: int):
+        struct = context.make_array(kind)(context, builder, array)
+        rows, columns = cgutils.unpack_tuple(builder, struct.shape, 2)
+        last = builder.sub(rows, LONG(1))
+        self.pointers = []
+        for i in range(count):
+            row = builder.add(first, LONG(i))
+            row = builder.select(builder.icmp_signed("<", row, last), row, last)
+            self.pointers.append(builder.gep(struct.data, [builder.mul(row, columns)]))
+        self.columns = columns
+
+
+def _finish(context: Any, builder: Any, signature: Any, args: Any, index: int, cells: list[Any]) -> None:
+    """The sum of each cell's lanes into the output array."""
+    reduce = declare(builder, "llvm.vector.reduce.fadd.v16f32", _FLOAT, [_FLOAT, _FLOATS])
+    out = address(context, builder, signature.args[index], args[index])
+    for i, cell in enumerate(cells):
+        total = builder.call(reduce, [_FLOAT(-0.0), builder.load(cell)], fastmath=("reassoc",))
+        builder.store(total, builder.gep(out, [LONG(i)]))
+
+
+def _cells(builder: Any, count: int) -> list[Any]:
+    return [cgutils.alloca_once_value(builder, _constant([0.0] * LANES)) for _ in range(count)]
+
+
+@cache
+def dots_int8(x_rows: int) -> Any:
+    """Intrinsic (x, first_x, weight, first_weight, out): inner products over the columns in full vectors.
+
+    x: (m, k) float32; weight: (n, k) int8; out: x_rows * WEIGHT_ROWS float32, x's row first. The last k mod 16
+    columns are left to the caller.
+    """
+
+    @intrinsic
+    def dots(typing: Any, x: Any, first_x: Any, weight: Any, first_weight: Any, out: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            left = _Rows(context, builder, signature.args[0], args[0], args[1], x_rows)
+            right = _Rows(context, builder, signature.args[2], args[2], args[3], WEIGHT_ROWS)
+            later = builder.mul(right.columns, LONG(WEIGHT_ROWS))
+            cells = _cells(builder, x_rows * WEIGHT_ROWS)
+
+            def step(position: Any) -> None:
+                numbers = [
+                    _load(builder, builder.gep(row, [position]), _FLOATS) for row in left.pointers
+                ]
+                for j, row in enumerate(right.pointers):
+                    integers = builder.sext(_load(builder, builder.gep(row, [position]), _BYTES), _WORDS)
+                    value = builder.sitofp(integers, _FLOATS)
+                    for i, number in enumerate(numbers):
+                        cell = cells[i * WEIGHT_ROWS + j]
+                        builder.store(_fma(builder, number, value, builder.load(cell)), cell)
+
+            whole = builder.and_(right.columns, LONG(-_LINE))
+            with cgutils.for_range_slice(builder, LONG(0), whole, LONG(_LINE), LONG, inc=True) as (place, _):
+                for row in right.pointers:
+                    _prefetch(builder, builder.gep(row, [builder.add(place, later)]))
+                for part in range(0, _LINE, LANES):
+                    step(builder.add(place, LONG(part)))
+            full = builder.and_(right.columns, LONG(-LANES))
+            with cgutils.for_range_slice(builder, whole, full, LONG(LANES), LONG, inc=True) as (place, _):
+                step(place)
+            _finish(context, builder, signature, args, 4, cells)
+            return context.get_dummy_value()
+
+        return types.void(x, first_x, weight, first_weight, out), codegen
+
+    return dots
+
+
+@cache
+def dots_int4(x_rows: int) -> Any:
+    """Intrinsic (x, first_x, weight, first_weight, scale, group, out): the same of int4 weights, all columns.
+
+    weight: (n, k / 2), as ``quantize_int4`` packs it: in each group, the lower nibbles are its first half. scale:
+    (n, k / group) float32. group: a multiple of 32.
+    """
+
+    @intrinsic
+    def dots(
+        typing: Any, x: Any, first_x: Any, weight: Any, first_weight: Any, scale: Any, group: Any, out: Any
+    ) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            left = _Rows(context, builder, signature.args[0], args[0], args[1], x_rows)
+            right = _Rows(context, builder, signature.args[2], args[2], args[3], WEIGHT_ROWS)
+            factors = _Rows(context, builder, signature.args[4], args[4], args[3], WEIGHT_ROWS)
+            later = builder.mul(right.columns, LONG(WEIGHT_ROWS))
+            half = builder.lshr(args[5], LONG(1))
+            cells = _cells(builder, x_rows * WEIGHT_ROWS)
+            multiples = _constant([float(q - 8) for q in range(16)])
+
+            def weights(index: Any, factor: Any) -> Any:
+                if _LOOKUP:
+                    name = "llvm.x86.avx512.permvar.sf.512"
+                    return builder.call(declare(builder, name, _FLOATS, [_FLOATS, _WORDS]), [factor, index])
+                nibble = builder.and_(index, ir.Constant(_WORDS, [15] * LANES))
+                number = builder.sitofp(builder.sub(nibble, ir.Constant(_WORDS, [8] * LANES)), _FLOATS)
+                return builder.fmul(number, factor)
+
+            def step(bytes_place: Any, place: Any, tables: list[Any]) -> None:
+                numbers = []
+                for row in left.pointers:
+                    pointer = builder.gep(row, [place])
+                    upper = builder.gep(pointer, [half])
+                    numbers.append((_load(builder, pointer, _FLOATS), _load(builder, upper, _FLOATS)))
+                for j, row in enumerate(right.pointers):
+                    index = builder.zext(_load(builder, builder.gep(row, [bytes_place]), _BYTES), _WORDS)
+                    upper = builder.lshr(index, ir.Constant(_WORDS, [4] * LANES))
+                    values = weights(index, tables[j]), weights(upper, tables[j])
+                    for i, pair in enumerate(numbers):
+                        cell = cells[i * WEIGHT_ROWS + j]
+                        total = builder.load(cell)
+                        for number, value in zip(pair, values, strict=True):
+                            total = _fma(builder, number, value, total)
+                        builder.store(total, cell)
+
+            with cgutils.for_range(builder, factors.columns, intp=LONG) as groups:
+                tables = []
+                start = builder.mul(groups.index, half)
+                column = builder.mul(groups.index, args[5])
+                for row, bytes_row in zip(factors.pointers, right.pointers, strict=True):
+                    factor = splat(builder, builder.load(builder.gep(row, [groups.index])), LANES)
+                    tables.append(builder.fmul(multiples, factor) if _LOOKUP else factor)
+                    _prefetch(builder, builder.gep(bytes_row, [builder.add(start, later)]))
+                with cgutils.for_range_slice(
+                    builder, LONG(0), half, LONG(LANES), LONG, inc=True
+                ) as (within, _):
+                    step(builder.add(start, within), builder.add(column, within), tables)
+            _finish(context, builder, signature, args, 6, cells)
+            return context.get_dummy_value()
+
+        return types.void(x, first_x, weight, first_weight, scale, group, out), codegen
+
+    return dots

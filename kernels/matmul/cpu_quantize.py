@@ -1,0 +1,83 @@
+"""Rows of weights to integers on the CPU: the largest magnitude, then one rounding of each weight."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from kernels.simd import full_width, maximum
+from kernels.storage import widen
+from kernels.threads import chunked, chunks_of
+
+f32 = np.float32
+_ROUND = f32(12582912.0)  # added and taken away, it rounds a float32 below 2**22 to the nearest integer, ties even
+
+
+@chunked(fastmath=("reassoc", "contract", "nsz"))
+def _largest(chunk, chunks, weight, group, out):
+    """out[row, g] = the largest magnitude of the group; NaN where it holds an infinity or a NaN."""
+    full_width()
+    rows, groups = out.shape
+    for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
+        for g in range(groups):
+            line = weight[i, g * group : (g + 1) * group]
+            top, odd = f32(0), f32(0)
+            for j in range(group):
+                value = widen(line[j])
+                top = maximum(top, abs(value))
+                odd += value - value
+            out[i, g] = top + odd
+
+
+@chunked
+def _round(chunk, chunks, weight, largest, levels, four, out):
+    """Integers -levels to levels; with ``four``, two in a byte as ``kernels.quantize_int4`` says."""
+    full_width()
+    rows, groups = largest.shape
+    group = weight.shape[1] // max(1, groups)
+    half = group // 2
+    line = np.empty(group, np.int32)
+    most = f32(levels)
+    for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
+        for g in range(groups):
+            source = weight[i, g * group : (g + 1) * group]
+            scale = largest[i, g] / most
+            for j in range(group):
+                # Division, not a product with 1 / scale: the nearest multiple of the scale that is stored.
+                ratio = widen(source[j]) / scale if scale > f32(0) else f32(0)
+                ratio = most if ratio > most else (-most if ratio < -most else ratio)
+                line[j] = np.int32((ratio + _ROUND) - _ROUND)
+            if four:
+                target = out[i, g * half : (g + 1) * half]
+                for j in range(half):
+                    target[j] = (line[j] + np.int32(8)) | ((line[j + half] + np.int32(8)) << np.int32(4))
+            else:
+                target = out[i, g * group : (g + 1) * group]
+                for j in range(group):
+                    target[j] = line[j]
+
+
+def _quantize(weight: torch.Tensor, group: int, levels: int, out: torch.Tensor) -> torch.Tensor:
+    rows, columns = weight.shape
+    scale = torch.empty((rows, columns // max(1, group)), dtype=torch.float32)
+    chunks = chunks_of(rows, 1 + 8192 // max(1, columns))
+    if weight.numel():
+        _largest(chunks, chunks, weight, group, scale)
+        _round(chunks, chunks, weight, scale, levels, levels == 7, out)
+    else:
+        scale.zero_()
+    return scale.div_(levels)
+
+
+def quantize_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """weight (out, in), contiguous; see ``kernels.quantize_int8``."""
+    rows, columns = weight.shape
+    out = torch.empty((rows, columns), dtype=torch.int8)
+    scale = torch.zeros(rows) if columns == 0 else _quantize(weight, columns, 127, out)[:, 0].contiguous()
+    return out, scale
+
+
+def quantize_int4(weight: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """weight (out, in), contiguous, in a multiple of group_size; see ``kernels.quantize_int4``."""
+    out = torch.empty((weight.shape[0], weight.shape[1] // 2), dtype=torch.uint8)
+    return out, _quantize(weight, group_size, 7, out)

@@ -1,0 +1,45 @@
+"""Quantisation and products in plain torch, right in float64."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def quantize(weight: torch.Tensor, group_size: int, levels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(integers -levels to levels, scale (out, groups)): each group's largest magnitude becomes ``levels``."""
+    groups = weight.float().unflatten(1, (-1, group_size))
+    scale = groups.abs().amax(-1) / levels
+    integers = torch.where(scale[..., None] > 0, groups / scale[..., None], 0.0).round().clamp(-levels, levels)
+    return integers.flatten(1).to(torch.int8), scale
+
+
+def unpack_int4(weight: torch.Tensor, groups: int) -> torch.Tensor:
+    """The integers -8 to 7 of a packed int4 weight (out, in / 2) of ``groups`` groups a row, int8 (out, in)."""
+    parts = weight.unflatten(1, (groups, -1)).to(torch.int16)
+    return (torch.cat([parts & 15, parts >> 4], -1) - 8).flatten(1).to(torch.int8)
+
+
+def dequantize_int8(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """The weight that the integers stand for, in the dtype of ``scale``."""
+    return weight.to(scale.dtype) * scale[:, None]
+
+
+def dequantize_int4(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """The weight that the packed integers stand for, in the dtype of ``scale``."""
+    integers = unpack_int4(weight, scale.shape[1]).to(scale.dtype)
+    return (integers.unflatten(1, (scale.shape[1], -1)) * scale[..., None]).flatten(1)
+
+
+def linear_int8(
+    input: torch.Tensor, weight_int8: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """input @ dequantised weight.T + bias."""
+    return F.linear(input, dequantize_int8(weight_int8, scale).to(input.dtype), bias)
+
+
+def linear_int4(
+    input: torch.Tensor, weight_int4: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """input @ dequantised weight.T + bias."""
+    return F.linear(input, dequantize_int4(weight_int4, scale).to(input.dtype), bias)

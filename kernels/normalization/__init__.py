@@ -1,0 +1,228 @@
+"""Layer and root-mean-square normalisation, also fused with a residual: torch.nn.functional's signatures.
+
+Statistics are float32 and are kept in float32 whatever the input is. 16-bit inputs go with parameters of
+their own dtype or of float32, as torch takes them; the parameters' gradients have the parameters' dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from kernels.normalization import cpu, cpu_backward
+from kernels.op import register, use_torch
+
+
+def layer_norm(
+    input: torch.Tensor,
+    normalized_shape: Sequence[int],
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last ``len(normalized_shape)`` dimensions.
+
+    Shapes, errors and results as ``torch.nn.functional.layer_norm``: input (*, *normalized_shape), weight and
+    bias (*normalized_shape), the output as the input. Source: Ba, Kiros and Hinton 2016.
+    """
+    if not _takes("layer_norm", input, normalized_shape, weight, bias):
+        return F.layer_norm(input, normalized_shape, weight, bias, eps)  # type: ignore[arg-type]
+    return _layer_norm(input.contiguous(), weight, bias, math.prod(normalized_shape), eps)[0]
+
+
+def rms_norm(
+    input: torch.Tensor,
+    normalized_shape: Sequence[int],
+    weight: torch.Tensor | None = None,
+    eps: float | None = None,
+) -> torch.Tensor:
+    """x / sqrt(mean(x * x) + eps) * weight over the last ``len(normalized_shape)`` dimensions.
+
+    Shapes, errors and results as ``torch.nn.functional.rms_norm``; eps None is that of float32, in which the
+    statistics are computed. Source: Zhang and Sennrich 2019.
+    """
+    if not _takes("rms_norm", input, normalized_shape, weight):
+        return F.rms_norm(input, normalized_shape, weight, eps)  # type: ignore[arg-type]
+    return _rms_norm(input.contiguous(), weight, math.prod(normalized_shape), _eps(eps))[0]
+
+
+def add_layer_norm(
+    input: torch.Tensor,
+    residual: torch.Tensor,
+    normalized_shape: Sequence[int],
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(layer_norm(s), s) of the sum s = input + residual, which the next residual connection takes.
+
+    The same as the two steps of torch, s rounded to its dtype included; gradients flow through both outputs.
+    input and residual have one shape (ValueError otherwise); the rest as ``layer_norm``.
+    """
+    input, residual = _addends("add_layer_norm", input, residual)
+    if not _takes("add_layer_norm", input, normalized_shape, weight, bias, residual=residual):
+        total = input + residual
+        return F.layer_norm(total, normalized_shape, weight, bias, eps), total  # type: ignore[arg-type]
+    columns = math.prod(normalized_shape)
+    return _add_layer_norm(input.contiguous(), residual.contiguous(), weight, bias, columns, eps)[:2]
+
+
+def add_rms_norm(
+    input: torch.Tensor,
+    residual: torch.Tensor,
+    normalized_shape: Sequence[int],
+    weight: torch.Tensor | None = None,
+    eps: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rms_norm(s), s) of the sum s = input + residual; as ``add_layer_norm``."""
+    input, residual = _addends("add_rms_norm", input, residual)
+    if not _takes("add_rms_norm", input, normalized_shape, weight, residual=residual):
+        total = input + residual
+        return F.rms_norm(total, normalized_shape, weight, eps), total  # type: ignore[arg-type]
+    columns = math.prod(normalized_shape)
+    return _add_rms_norm(input.contiguous(), residual.contiguous(), weight, columns, _eps(eps))[:2]
+
+
+def _eps(eps: float | None) -> float:
+    return torch.finfo(torch.float32).eps if eps is None else eps
+
+
+def _addends(name: str, input: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both in the dtype of their sum."""
+    for label, value in (("input", input), ("residual", residual)):
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"{name}: {label} must be a Tensor, not {type(value).__name__}")
+    if input.shape != residual.shape:
+        raise ValueError(
+            f"{name}: input has shape {tuple(input.shape)} and residual {tuple(residual.shape)}; "
+            "they must be the same (expand the smaller one first)"
+        )
+    if input.dtype != residual.dtype:
+        dtype = torch.promote_types(input.dtype, residual.dtype)
+        return input.to(dtype), residual.to(dtype)
+    return input, residual
+
+
+def _takes(
+    name: str,
+    input: torch.Tensor,
+    normalized_shape: Sequence[int],
+    *parameters: torch.Tensor | None,
+    residual: torch.Tensor | None = None,
+) -> bool:
+    """Whether the kernels run. Arguments that torch refuses are left to torch, whose errors say why."""
+    if (
+        not isinstance(input, torch.Tensor)
+        or not isinstance(normalized_shape, tuple | list)
+        or not normalized_shape
+        or input.shape[-len(normalized_shape) :] != tuple(normalized_shape)
+    ):
+        return False
+    dtype = None
+    for value in parameters:
+        if value is None:
+            continue
+        if not isinstance(value, torch.Tensor) or value.shape != input.shape[-len(normalized_shape) :]:
+            return False
+        if name.endswith("layer_norm") and value.dtype not in (dtype or input.dtype, dtype or torch.float32):
+            return False
+        dtype = value.dtype
+    return not use_torch(name, input, *parameters, residual) and input.numel() > 0
+
+
+# --- registration --------------------------------------------------------------------------------
+
+_BACKWARD = "Tensor input, Tensor? mean, Tensor rstd"
+_norm_backward = register(
+    f"norm_backward(Tensor grad, Tensor? grad_sum, {_BACKWARD}, Tensor? weight, int columns, bool biased)"
+    " -> (Tensor, Tensor, Tensor)",
+    cpu=cpu_backward.norm_backward,
+    cuda="kernels.normalization.gpu_backward:norm_backward",
+    fake=lambda grad, grad_sum, input, mean, rstd, weight, columns, biased: (
+        torch.empty_like(input),
+        rstd.new_empty(columns),
+        rstd.new_empty(columns if biased else 0),
+    ),
+)
+_norm_backward_input = register(
+    f"norm_backward_input(Tensor grad, Tensor? grad_sum, {_BACKWARD}, Tensor? weight, int columns) -> Tensor",
+    cpu=cpu_backward.norm_backward_input,
+    cuda="kernels.normalization.gpu_backward:norm_backward_input",
+    fake=lambda grad, grad_sum, input, mean, rstd, weight, columns: torch.empty_like(input),
+)
+_norm_backward_weight = register(
+    f"norm_backward_weight(Tensor grad, {_BACKWARD}, int columns, bool biased) -> (Tensor, Tensor)",
+    cpu=cpu_backward.norm_backward_weight,
+    cuda="kernels.normalization.gpu_backward:norm_backward_weight",
+    fake=lambda grad, input, mean, rstd, columns, biased: (
+        rstd.new_empty(columns),
+        rstd.new_empty(columns if biased else 0),
+    ),
+)
+
+
+def _register(name: str, implementation: Callable[..., Any], added: bool, centred: bool) -> Any:
+    """One of the four: (input, [residual], weight, [bias], columns, eps) -> (output, [sum], [mean], rstd)."""
+    weight_at = 1 + added
+
+    def fake(input: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, ...]:
+        rows = input.numel() // arguments[-2]
+        outputs = [torch.empty_like(input) for _ in range(1 + added)]
+        return (*outputs, *(input.new_empty(rows, dtype=torch.float32) for _ in range(1 + centred)))
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+        weight, ctx.columns = inputs[weight_at], inputs[-2]
+        bias = inputs[weight_at + 1] if centred else None
+        ctx.bias_like = None if bias is None else (bias.shape, bias.dtype)
+        mean = output[-2] if centred else None
+        ctx.save_for_backward(output[1] if added else inputs[0], mean, output[-1], weight)
+        ctx.mark_non_differentiable(*output[1 + added :])
+        ctx.set_materialize_grads(False)
+
+    def backward(ctx: Any, grad: torch.Tensor | None, *others: Any) -> tuple[torch.Tensor | None, ...]:
+        input, mean, rstd, weight = ctx.saved_tensors
+        grad_sum = others[0] if added else None
+        grad_input = grad_weight = grad_bias = None
+        needs = ctx.needs_input_grad
+        needs_bias = centred and needs[weight_at + 1]
+        if grad is None:
+            grad_input = grad_sum
+        else:
+            grad = grad.contiguous()
+            grad_sum = None if grad_sum is None else grad_sum.contiguous()
+            columns = ctx.columns
+            if not (needs[weight_at] or needs_bias):
+                grad_input = _norm_backward_input(grad, grad_sum, input, mean, rstd, weight, columns)
+            elif any(needs[:weight_at]):
+                grad_input, grad_weight, grad_bias = _norm_backward(
+                    grad, grad_sum, input, mean, rstd, weight, columns, needs_bias
+                )
+            else:
+                grad_weight, grad_bias = _norm_backward_weight(grad, input, mean, rstd, columns, needs_bias)
+        if grad_weight is not None:
+            grad_weight = grad_weight.view(weight.shape).to(weight.dtype) if needs[weight_at] else None
+        if grad_bias is not None:
+            grad_bias = grad_bias.view(ctx.bias_like[0]).to(ctx.bias_like[1]) if needs_bias else None
+        parameters = (grad_weight, grad_bias) if centred else (grad_weight,)
+        return (*(grad_input,) * weight_at, *parameters, None, None)
+
+    arguments = f"Tensor input{', Tensor residual' * added}, Tensor? weight{', Tensor? bias' * centred}"
+    results = ", ".join(["Tensor"] * (2 + added + centred))
+    return register(
+        f"{name}({arguments}, int columns, float eps) -> ({results})",
+        cpu=implementation,
+        cuda=f"kernels.normalization.gpu:{name}",
+        fake=fake,
+        setup_context=setup_context,
+        backward=backward,
+    )
+
+
+_layer_norm = _register("layer_norm", cpu.layer_norm, added=False, centred=True)
+_rms_norm = _register("rms_norm", cpu.rms_norm, added=False, centred=False)
+_add_layer_norm = _register("add_layer_norm", cpu.add_layer_norm, added=True, centred=True)
+_add_rms_norm = _register("add_rms_norm", cpu.add_rms_norm, added=True, centred=False)

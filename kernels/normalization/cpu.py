@@ -1,0 +1,191 @@
+"""Layer and root-mean-square normalisation on the CPU, forward: each row crosses memory once.
+
+One body serves both norms, with and without a residual. A row is read twice: for its statistics, from memory,
+and for the output, from the first-level cache. While the second pass streams its result past the caches, it
+asks for the rows to come, so that memory never waits for arithmetic.
+
+Mean and variance come from one pass over x - s, with s the mean of the row's first elements: variance =
+mean((x - s)**2) - (mean - s)**2 (Chan, Golub and LeVeque 1983, "Algorithms for computing the sample
+variance", section 2, shifted data). It is as accurate as two passes while (mean - s)**2 is small beside the
+variance; a row where it is not gets the second pass. Statistics are float32, whatever the input is.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numba import njit
+
+from kernels.lanes import load_16, prefetch, store_16, stream_lanes
+from kernels.simd import STREAM_BYTES, full_width, store_fence
+from kernels.storage import narrow, widen
+from kernels.threads import chunked, chunks_of
+
+f32 = np.float32
+SUM = ("reassoc", "contract", "nsz")
+AHEAD_BYTES = 12288  # how far ahead rows are asked for: measured best between 8 and 16 KiB
+STREAMED_BYTES = 16 << 20
+"""Outputs of at least so many bytes are streamed: they would leave the caches before anyone reads them."""
+
+inline = njit(error_model="numpy", fastmath={"contract"}, forceinline=True)
+
+
+@inline
+def _output(x, mean, rstd, weight, bias):
+    return (x - mean) * rstd * weight + bias
+
+
+@chunked(fastmath=SUM)
+def forward_rows(
+    chunk, chunks, x, residual, weight, bias, eps, centred, added, streamed, out, total, mean, rstd
+):
+    """Rows of x (or of x + residual, kept in total) normalised into out; centred: with a mean, kept too."""
+    full_width()
+    rows, columns = x.shape
+    whole = columns - columns % 16
+    count = f32(columns)
+    head = min(64, columns)
+    following, following_residual = x.reshape(x.size), residual.reshape(residual.size)
+    ahead = AHEAD_BYTES // x.itemsize
+    staged = np.empty(columns if added else 0, x.dtype)
+    for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
+        row = x[i]
+        if added:
+            for j in range(columns):
+                staged[j] = narrow(widen(x[i, j]) + widen(residual[i, j]), staged)
+            row = staged
+        shift = f32(0)
+        if centred:
+            for j in range(head):
+                shift += widen(row[j])
+            shift /= f32(head)
+        offset, square = f32(0), f32(0)
+        for j in range(columns):
+            distance = widen(row[j]) - shift
+            offset += distance
+            square += distance * distance
+        middle, variance = f32(0), square / count
+        if centred:
+            offset /= count
+            middle = shift + offset
+            variance -= offset * offset
+            if offset * offset > f32(0.25) * variance:
+                square = f32(0)
+                for j in range(columns):
+                    distance = widen(row[j]) - middle
+                    square += distance * distance
+                variance = square / count
+            mean[i] = middle
+        scale = f32(f32(1) / math.sqrt(variance + f32(eps)))
+        rstd[i] = scale
+        out_row = out[i]
+        for j in range(0, whole, 16):
+            result = _output(load_16(row, j), middle, scale, load_16(weight, j), load_16(bias, j))
+            prefetch(following, i * columns + j + ahead)
+            if streamed:
+                stream_lanes(out_row, j, result)
+            else:
+                store_16(out_row, j, result)
+        for j in range(whole, columns):
+            out_row[j] = narrow(_output(widen(row[j]), middle, scale, weight[j], bias[j]), out)
+        if added:
+            total_row = total[i]
+            for j in range(0, whole, 16):
+                prefetch(following_residual, i * columns + j + ahead)
+                if streamed:
+                    stream_lanes(total_row, j, load_16(row, j))
+                else:
+                    store_16(total_row, j, load_16(row, j))
+            for j in range(whole, columns):
+                total_row[j] = row[j]
+    store_fence()
+
+
+def is_streamed(out: torch.Tensor, columns: int) -> bool:
+    """Whether to store past the caches: large outputs whose rows are aligned vectors."""
+    row = columns * out.element_size()
+    return (
+        out.numel() * out.element_size() >= STREAMED_BYTES
+        and row % STREAM_BYTES == 0
+        and out.data_ptr() % STREAM_BYTES == 0
+    )
+
+
+def parameter(value: torch.Tensor | None, columns: int, otherwise: float) -> torch.Tensor:
+    """The parameter as a float32 vector; constant where there is none."""
+    if value is None:
+        return torch.full((columns,), otherwise)
+    return value.reshape(columns).float().contiguous()
+
+
+def _forward(
+    input: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    columns: int,
+    eps: float,
+    centred: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(output, sum, mean, rstd). What is not asked for repeats another: no variant of the body for it."""
+    out = torch.empty_like(input)
+    total = torch.empty_like(input) if residual is not None else out
+    shape = (input.numel() // columns, columns)
+    rstd = torch.empty(shape[0])
+    mean = torch.empty_like(rstd) if centred else rstd
+    chunks = chunks_of(shape[0], 1 + 8192 // columns)
+    forward_rows(
+        chunks,
+        chunks,
+        input.view(shape),
+        (input if residual is None else residual).view(shape),
+        parameter(weight, columns, 1.0),
+        parameter(bias, columns, 0.0),
+        eps,
+        centred,
+        residual is not None,
+        is_streamed(out, columns) and is_streamed(total, columns),
+        out.view(shape),
+        total.view(shape),
+        mean,
+        rstd,
+    )
+    return out, total, mean, rstd
+
+
+def layer_norm(
+    input: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, columns: int, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(output, mean, rstd) over the last ``columns`` elements of a contiguous tensor."""
+    out, _, mean, rstd = _forward(input, None, weight, bias, columns, eps, True)
+    return out, mean, rstd
+
+
+def rms_norm(
+    input: torch.Tensor, weight: torch.Tensor | None, columns: int, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(output, rstd)."""
+    out, _, _, rstd = _forward(input, None, weight, None, columns, eps, False)
+    return out, rstd
+
+
+def add_layer_norm(
+    input: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    columns: int,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(output, sum, mean, rstd)."""
+    return _forward(input, residual, weight, bias, columns, eps, True)
+
+
+def add_rms_norm(
+    input: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor | None, columns: int, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(output, sum, rstd)."""
+    out, total, _, rstd = _forward(input, residual, weight, None, columns, eps, False)
+    return out, total, rstd

@@ -1,0 +1,54 @@
+"""The table of kernels: the fastest peer is the one that counts, and every line is shown, won or lost."""
+
+import pytest
+import torch
+
+from bench.stats import Comparison
+from bench.suites.kernel_table import Row, render
+from kernels.spec import Benchmark, benchmarks
+
+
+def line(target=1.3, flops=0):
+    return Benchmark("layer_norm", "forward", "8x8", torch.float32, dict, 512, flops, target)
+
+
+def row(ratio, target=1.3, width=0.02, **more):
+    against = {
+        "slow peer": Comparison(9.0, 8.9, 9.1, "slower"),
+        "peer": Comparison(ratio, ratio - width, ratio + width, "slower"),
+    }
+    medians = {"kernels": 1e-3, "slow peer": 9e-3, "peer": ratio * 1e-3, "limit": 8e-4}
+    return Row.of(line(target, **more), "tuned", medians, against)
+
+
+def test_the_fastest_peer_counts():
+    found = row(1.5)
+    assert (found.peer, found.speedup, found.fraction) == ("peer", 1.5, pytest.approx(0.8))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "target", "width", "verdict"),
+    [
+        (1.5, 1.3, 0.02, "met"),
+        (1.1, 1.3, 0.02, "missed"),
+        (1.31, 1.3, 0.1, "met, not surely"),
+        (1.29, 1.3, 0.1, "missed, not surely"),
+        (1.2, None, 0.02, "faster"),
+        (0.9, None, 0.02, "slower"),
+    ],
+)
+def test_a_verdict_is_about_the_interval(ratio, target, width, verdict):
+    assert row(ratio, target, width).verdict == verdict
+
+
+def test_lost_lines_are_shown_as_well():
+    text = render([row(1.5), row(0.5), row(1.0, flops=10**6)], 130)
+    assert "0.50" in text
+    assert "missed" in text
+    assert "80% of copy" in text
+    assert "1 GFLOP/s" in text
+
+
+def test_every_benchmark_has_a_name_of_its_own():
+    names = [item.name for item in benchmarks()]
+    assert len(set(names)) == len(names) > 0

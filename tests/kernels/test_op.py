@@ -1,0 +1,77 @@
+"""kernels/op.py: when torch's own operation runs instead, and what is said then."""
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+import kernels
+from kernels import op
+from kernels.op import FallbackWarning
+
+
+@pytest.fixture
+def nothing_said(monkeypatch):
+    monkeypatch.setattr(op, "_warned", set())
+
+
+def test_what_the_kernels_do_not_take_runs_torchs_own_and_is_said_once(nothing_said):
+    x = torch.randn(10**6, dtype=torch.float64).view(1000, 1000)
+    with pytest.warns(FallbackWarning, match=r"kernels\.softmax: .* not float64; torch's own operation runs"):
+        out = kernels.softmax(x, -1)
+    assert torch.equal(out, torch.softmax(x, -1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kernels.softmax(x, -1)
+
+
+def test_another_device_runs_torchs_own(nothing_said):
+    with pytest.warns(FallbackWarning, match="no kernels for device 'meta'"):
+        out = kernels.softmax(torch.empty(10, 10, device="meta"), -1)
+    assert out.device.type == "meta"
+
+
+def test_small_tensors_run_torchs_own_and_nothing_is_said(monkeypatch, nothing_said):
+    calls = []
+    monkeypatch.setattr("kernels.activation._softmax", lambda x: calls.append(x) or x)
+    monkeypatch.setattr(op, "_crossover", lambda: {"cpu": {"softmax": 512}})
+    op.crossover.cache_clear()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            kernels.softmax(torch.randn(511), -1)
+            assert not calls
+            kernels.softmax(torch.randn(512), -1)
+            assert len(calls) == 1
+    finally:
+        op.crossover.cache_clear()
+
+
+def test_importing_kernels_loads_nothing_heavy():
+    code = (
+        "import sys, kernels; dir(kernels)\n"
+        "print([name for name in ('torch', 'numba', 'triton') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_using_the_cpu_kernels_loads_no_triton_and_leaves_numbas_settings():
+    code = (
+        "import numba, sys; before = dict(vars(numba.config))\n"
+        "import torch, kernels\n"
+        "kernels.softmax(torch.randn(1000, 1000), -1)\n"
+        "names = [n for n in ('CPU_NAME', 'CPU_FEATURES', 'THREADING_LAYER', 'NUM_THREADS', 'OPT')\n"
+        "         if hasattr(numba.config, n)]\n"
+        "print(all(before.get(n) == getattr(numba.config, n) for n in names) and len(names) > 2,\n"
+        "      'triton' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "True False", done.stdout + done.stderr
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'sofmax'"):
+        kernels.sofmax  # noqa: B018

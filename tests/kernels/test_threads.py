@@ -1,0 +1,149 @@
+"""kernels/threads.py: every chunk once, whatever the threads; forks, other runtimes, wrong arguments."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels import threads
+from kernels.threads import chunked, chunks_of
+
+
+@chunked
+def count(chunk, counts, step, twice):
+    counts[chunk] += step
+    if twice:
+        counts[chunk] += step
+
+
+@chunked
+def describe(chunk, table, scale, missing, out):
+    out[0, 0] = table.shape[0]
+    out[0, 1] = table.shape[1]
+    out[0, 2] = table[1, 2] * scale
+    out[0, 3] = 1 if missing is None else 0
+
+
+@pytest.fixture(params=[1, 2, 5])
+def number_of_threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 7, 1000])
+def test_every_chunk_runs_once(number_of_threads, chunks):
+    counts = torch.zeros(chunks, dtype=torch.int64)
+    count(chunks, counts, 3, False)
+    count(chunks, counts, 2, True)
+    assert counts.eq(7).all()
+
+
+def test_no_chunks_is_no_work():
+    counts = torch.zeros(1, dtype=torch.int64)
+    count(0, counts, 1, False)
+    assert counts.item() == 0
+
+
+def test_arguments_arrive_as_they_are():
+    table, out = torch.arange(6.0).view(2, 3), torch.zeros(1, 4)
+    describe(1, table, 0.5, None, out)
+    assert out.tolist() == [[2, 3, 2.5, 1]]
+    describe(1, table.double(), 0.5, table, out)
+    assert out.tolist() == [[2, 3, 2.5, 0]]
+
+
+def test_one_thread_starts_no_team(monkeypatch):
+    def refuse():
+        raise AssertionError("a team was started")
+
+    monkeypatch.setattr(threads, "_gomp_parallel", refuse)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        counts = torch.zeros(4, dtype=torch.int64)
+        count(4, counts, 1, False)
+    finally:
+        torch.set_num_threads(before)
+    assert counts.eq(1).all()
+
+
+def test_without_gnu_openmp_python_threads_take_the_chunks(monkeypatch, number_of_threads):
+    monkeypatch.setattr(threads, "_gomp_parallel", lambda: None)
+    counts = torch.zeros(50, dtype=torch.int64)
+    count(50, counts, 1, False)
+    assert counts.eq(1).all()
+
+
+def test_the_runtime_is_torchs_own():
+    entry = threads._gomp_parallel()
+    if entry is None:
+        pytest.skip("torch has no GNU OpenMP here")
+    torch.ones(10**6).add_(1)
+    mapped = Path("/proc/self/maps").read_text().splitlines()
+    runtimes = {line.split()[-1] for line in mapped if "libgomp" in line}
+    folder = os.path.dirname(torch.__file__)
+    assert any(path.startswith(folder) for path in runtimes) or len(runtimes) == 1
+
+
+def test_two_python_threads_at_once():
+    tables = [torch.zeros(300, dtype=torch.int64) for _ in range(4)]
+
+    def work(table):
+        for _ in range(20):
+            count(300, table, 1, False)
+
+    workers = [threading.Thread(target=work, args=(table,)) for table in tables]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert all(table.eq(20).all() for table in tables)
+
+
+def test_a_forked_child_computes_on_one_thread_instead_of_hanging():
+    code = (
+        "import os, torch, kernels\n"
+        "import kernels.op; kernels.op.crossover = lambda name, device: 0\n"
+        "x = torch.randn(30, 1024); expected = kernels.softmax(x, -1)  # the team is started\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    os._exit(0 if torch.equal(kernels.softmax(x, -1), expected) else 1)\n"
+        "_, status = os.waitpid(child, 0)\n"
+        "print('child', os.waitstatus_to_exitcode(status))\n"
+        "assert torch.equal(kernels.softmax(x, -1), expected)  # and the parent goes on\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "child 0" in done.stdout, done.stderr
+
+
+def test_a_cpu_without_wide_registers_computes_the_same():
+    code = (
+        "import torch, kernels, kernels.op\n"
+        "kernels.op.crossover = lambda name, device: 0\n"
+        "x = torch.linspace(-5, 5, 999).view(9, 111)\n"
+        "print((kernels.softmax(x, -1) - torch.softmax(x.double(), -1)).abs().max().item() < 1e-7)\n"
+    )
+    environment = {**os.environ, "NUMBA_CPU_NAME": "generic"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.stdout.strip() == "True", done.stderr
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(TypeError, match=r"count takes no tensor of torch\.complex64"):
+        count(1, torch.zeros(1, dtype=torch.complex64), 1, False)
+    with pytest.raises(TypeError, match="count takes tensors, numbers and None, no str"):
+        count(1, torch.zeros(1, dtype=torch.int64), "one", False)
+
+
+def test_chunks_depend_on_sizes_alone():
+    assert chunks_of(0) == 1
+    assert chunks_of(10) == 10
+    assert chunks_of(10, least=4) == 2
+    assert chunks_of(10**6) == 256

@@ -1,0 +1,63 @@
+"""A machine and results with numbers that a test states."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from labs.lab import Interval
+from labs.machine import Curve, Machine
+
+
+def machine(**constants: float) -> Machine:
+    """Two cores; one reads 10 GB/s from memory and copies 8, both twice that; caches: four times as fast."""
+    sizes = (8e6, 16e6)
+    curves = {
+        f"{kind}_{suffix}": Curve(sizes, (4 * rate, rate))
+        for kind, one in (("read", 10e9), ("copy", 8e9))
+        for suffix, rate in (("1", one), ("all", 2 * one))
+    }
+    values = {
+        "cores": 2.0, "l1d_bytes": 32e3, "l2_bytes": 1e6, "l3_bytes": 8e6, "torch_call_s": 1e-6,
+        "torch_parallel_region_s": 2e-6, "page_fault_all_s_per_byte": 0.5e-9, "page_fault_s_per_byte": 0.5e-9,
+        "vector_float32_1_flops": 50e9, "vector_float32_all_flops": 100e9,
+        "matrix_bfloat16_1_flops": 100e9, "matrix_bfloat16_all_flops": 200e9,
+    }  # fmt: skip
+    return Machine("two cores", True, values | constants, curves)
+
+
+@dataclass
+class Stated:
+    """Results with times that a test states; 2 % wide intervals."""
+
+    config: Any
+    machine: Machine
+    columns: Mapping[str, Mapping[str, float]]
+    column: str = "default"
+    values: Mapping[tuple[str, str], float] = field(default_factory=dict)
+
+    @property
+    def times(self) -> Mapping[str, float]:
+        return self.columns.get(self.column, {})
+
+    def variants(self, group: str | None = None) -> Sequence[str]:
+        return [each for each in self.times if group in (None, each.split("/")[0])]
+
+    def has(self, *variants: str) -> bool:
+        return all(each in self.times for each in variants)
+
+    def seconds(self, variant: str) -> Interval:
+        value = self.times[variant]
+        return Interval(value, 0.99 * value, 1.01 * value)
+
+    def ratio(self, new: str, base: str) -> Interval:
+        value = self.times[new] / self.times[base]
+        return Interval(value, 0.98 * value, 1.02 * value)
+
+    def predicted(self, variant: str, key: str = "time_s") -> float | None:
+        return self.times.get(variant)
+
+    def recorded(self, variant: str, name: str) -> Sequence[float]:
+        return [self.values[variant, name]] if (variant, name) in self.values else []
+
+    def in_column(self, allocator: str) -> "Stated":
+        return replace(self, column=allocator)
