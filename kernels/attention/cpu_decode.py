@@ -166,9 +166,23 @@ def decode_attention(
         partial = query.new_empty(sequences, heads, parts, dim, dtype=torch.float32)
         tops, totals = query.new_empty(2, sequences, heads, parts, dtype=torch.float32)
     else:
-        partial, tops = query.new_empty(1, 1, 1, 1, dtype=torch.float32), query.new_empty(1, 1, 1, dtype=torch.float32)
+        partial, tops = (
+            query.new_empty(1, 1, 1, 1, dtype=torch.float32),
+            query.new_empty(1, 1, 1, dtype=torch.float32),
+        )
         totals = tops
-    arguments = (query, key_cache, value_cache, block_table, context_lengths, scale, out, partial, tops, totals)
+    arguments = (
+        query,
+        key_cache,
+        value_cache,
+        block_table,
+        context_lengths,
+        scale,
+        out,
+        partial,
+        tops,
+        totals,
+    )
     _decode(sequences * kv_heads * parts, *arguments)
     if parts == 1:
         return out

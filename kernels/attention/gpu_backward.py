@@ -111,7 +111,9 @@ def _keys_from_queries(
             used = tl.where(keep, weights * keep_scale, 0.0)
         else:
             used = weights
-        value_gradient = tl.dot(used.to(grad_tile.dtype), grad_tile, value_gradient, input_precision=PRECISION)
+        value_gradient = tl.dot(
+            used.to(grad_tile.dtype), grad_tile, value_gradient, input_precision=PRECISION
+        )
         slope = tl.dot(value_tile, grad_tile.T, input_precision=PRECISION)
         if DROPOUT:
             slope = tl.where(keep, slope * keep_scale, 0.0)
@@ -173,7 +175,11 @@ def key_value_gradient_kernel(
         dropout_head = batch * heads + head
         head_row = dropout_head.to(tl.int64) * padded_length
         if MASK != 0:
-            head_mask = mask + tl.cast(batch, tl.int64) * stride_mask_batch + tl.cast(head, tl.int64) * stride_mask_head
+            head_mask = (
+                mask
+                + tl.cast(batch, tl.int64) * stride_mask_batch
+                + tl.cast(head, tl.int64) * stride_mask_head
+            )
         else:
             head_mask = mask
         for step in tl.static_range(3):  # 0 the diagonal (or everything), 1 no edge, 2 the window's far edge
@@ -288,7 +294,9 @@ def query_gradient_kernel(
         start, key_length, window, ROWS, COLUMNS, CAUSAL, WINDOW
     )
     total = tl.zeros((ROWS, WIDTH), tl.float32)
-    for step in tl.static_range(3):  # 0 the window's edge (or everything), 1 no edge, 2 the diagonal and the end
+    for step in tl.static_range(
+        3
+    ):  # 0 the window's edge (or everything), 1 no edge, 2 the diagonal and the end
         if step == 0:
             begin = first
             stop = inner_first if SPLIT else last

@@ -129,7 +129,9 @@ def attention_kernel(
     accumulator = tl.zeros((ROWS, WIDTH), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     largest = tl.full((ROWS,), float("-inf"), tl.float32)
-    for step in tl.static_range(3):  # 0 the window's edge (or everything), 1 no edge, 2 the diagonal and the end
+    for step in tl.static_range(
+        3
+    ):  # 0 the window's edge (or everything), 1 no edge, 2 the diagonal and the end
         if step == 0:
             begin = first
             end = inner_first if SPLIT else last

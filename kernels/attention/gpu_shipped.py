@@ -74,7 +74,9 @@ def compilation(
     extras = ", mask and dropout" * light + ", shared heads" * grouped
     label = (
         f"attention {kernel}, {dtype}, heads of {head_dim}, {what}{extras}: {tile.rows}x{tile.columns}, "
-        f"{tile.warps} warps, {tile.stages} stages" + f", {tile.descriptors} descriptors" * bool(tile.descriptors)
+        f"{tile.warps} warps, {tile.stages} stages"
+        + f", {tile.descriptors} descriptors"
+        * bool(tile.descriptors)
     )
     return Compilation(
         label=label + ", specialised" * tile.specialized,

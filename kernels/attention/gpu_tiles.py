@@ -64,7 +64,7 @@ TILES: dict[tuple[str, str], dict[int, tuple[Tile, ...]]] = {
     },
     ("sm_100", "backward keys"): {
         64: (Tile(64, 128, 8, 2, HOST),),
-        128: (Tile(64, 128, 8, 2, HOST),),
+        128: (Tile(64, 64, 8, 2, HOST),),
         256: (Tile(32, 64, 8, 3, HOST),),
     },
     ("sm_100", "backward queries"): {
@@ -132,7 +132,11 @@ LIGHT: dict[tuple[str, str], dict[int, Tile]] = {
     ("sm_80", "backward queries"): {64: Tile(64, 32, 4, 2), 128: Tile(64, 32, 8, 2), 256: Tile(32, 32, 8, 1)},
     ("gfx942", "forward"): {64: Tile(64, 64, 4, 1), 128: Tile(64, 32, 4, 1), 256: Tile(64, 32, 4, 1)},
     ("gfx942", "backward keys"): {64: Tile(32, 64, 4, 1), 128: Tile(16, 64, 4, 1), 256: Tile(16, 32, 4, 1)},
-    ("gfx942", "backward queries"): {64: Tile(64, 32, 4, 1), 128: Tile(64, 32, 4, 1), 256: Tile(32, 32, 4, 1)},
+    ("gfx942", "backward queries"): {
+        64: Tile(64, 32, 4, 1),
+        128: Tile(64, 32, 4, 1),
+        256: Tile(32, 32, 4, 1),
+    },
 }
 """The same where there is a mask or dropout, whose addresses and random bits take registers of their own."""
 
@@ -159,7 +163,9 @@ def candidates(head_dim: int, direction: str, target: str) -> tuple[Tile, ...]:
     return _up_to(TILES[target, direction], head_dim)
 
 
-def configuration(head_dim: int, dtype: torch.dtype, direction: str, target: str, light: bool = False) -> Tile:
+def configuration(
+    head_dim: int, dtype: torch.dtype, direction: str, target: str, light: bool = False
+) -> Tile:
     """The tile of a kernel ("forward", "backward keys", "backward queries", "decode"), from sizes alone.
 
     light: there is a mask or dropout.
@@ -240,7 +246,9 @@ def _scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
     return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
-def broadcast_mask(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor) -> tuple[Any, list[int], int]:
+def broadcast_mask(
+    mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor
+) -> tuple[Any, list[int], int]:
     """(mask or a stand-in, its strides over (batch, heads, query length), MASK), keys contiguous."""
     if mask is None:
         return query, [0, 0, 0], 0
