@@ -17,13 +17,15 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.attention.gpu_scores import LOG2_E, kept, key_ranges, load_tile, scaled_scores, store_tile
+from kernels.attention.gpu_scores import LOG2_E, kept, key_ranges, load_tile, power, scaled_scores, store_tile
 from kernels.attention.gpu_tiles import (
     Tile,
     broadcast_mask,
     dropout_numbers,
     handed,
+    natural,
     padded,
+    score_scale,
     tile_for,
     unit_stride,
 )
@@ -39,9 +41,9 @@ def delta_kernel(
     output, grad, log_sum_exp, delta, exponent, heads, query_length, padded_length,
     stride_output_batch, stride_output_head, stride_output_row,
     stride_grad_batch, stride_grad_head, stride_grad_row,
-    HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, NATURAL: tl.constexpr,
 ):  # fmt: skip
-    """delta = rowsum(output * grad) and exponent = log_sum_exp in base 2, both (batch, heads, padded length).
+    """delta = rowsum(output * grad) and exponent = log_sum_exp in the scores' base, both (batch, heads, padded length).
 
     The exponent of rows that saw nothing or do not exist is +inf, which makes all their weights zero; the other
     kernels then need no bounds on queries.
@@ -64,9 +66,11 @@ def delta_kernel(
     tl.store(
         delta + row * padded_length + rows, tl.sum(output_tile.to(tl.float32) * grad_tile.to(tl.float32), 1)
     )
-    natural = tl.load(log_sum_exp + row * query_length + rows, mask=rows < query_length, other=float("inf"))
-    natural = tl.where(natural == float("-inf"), float("inf"), natural)
-    tl.store(exponent + row * padded_length + rows, natural * LOG2_E)
+    sums = tl.load(log_sum_exp + row * query_length + rows, mask=rows < query_length, other=float("inf"))
+    sums = tl.where(sums == float("-inf"), float("inf"), sums)
+    if not NATURAL:
+        sums *= LOG2_E
+    tl.store(exponent + row * padded_length + rows, sums)
 
 
 @triton.jit
@@ -78,7 +82,7 @@ def _keys_from_queries(
     stride_mask_row, dropout_head,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, DROPOUT: tl.constexpr,
-    DESCRIPTORS: tl.constexpr, BOUNDED: tl.constexpr, PRECISION: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, BOUNDED: tl.constexpr, PRECISION: tl.constexpr, NATURAL: tl.constexpr,
 ):  # fmt: skip
     """Add to dK (without the scale) and dV of one tile of keys what the queries first to last give.
 
@@ -100,11 +104,11 @@ def _keys_from_queries(
         if BOUNDED or MASK != 0:
             scores = scaled_scores(
                 scores, scale, rows, columns, query_length, key_length, window,
-                mask, stride_mask_row, CAUSAL, WINDOW, MASK, BOUNDED,
+                mask, stride_mask_row, CAUSAL, WINDOW, MASK, BOUNDED, NATURAL,
             )  # fmt: skip
-            weights = tl.exp2(scores - exponent)
+            weights = power(NATURAL, scores - exponent)
         else:
-            weights = tl.exp2(scores * scale - exponent)
+            weights = power(NATURAL, scores * scale - exponent)
         # The order of what follows keeps few tiles alive at a time: registers are what limits the tile's size.
         if DROPOUT:
             keep = kept(seed, threshold, dropout_head, rows, columns)
@@ -136,7 +140,7 @@ def key_value_gradient_kernel(
     stride_value_gradient_batch, stride_value_gradient_head, stride_value_gradient_row,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, DROPOUT: tl.constexpr,
-    GROUPED: tl.constexpr, SPLIT: tl.constexpr, DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr,
+    GROUPED: tl.constexpr, SPLIT: tl.constexpr, DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr, NATURAL: tl.constexpr,
 ):  # fmt: skip
     """One tile of COLUMNS keys of one key head. The first keys, seen by most queries, start first."""
     tiles = tl.cdiv(key_length, COLUMNS)
@@ -201,7 +205,7 @@ def key_value_gradient_kernel(
                     stride_grad_batch, stride_grad_head, stride_grad_row,
                     stride_mask_row, dropout_head,
                     HEAD, WIDTH, ROWS, COLUMNS, CAUSAL, WINDOW, MASK, DROPOUT,
-                    DESCRIPTORS, CAUSAL and step != 1, PRECISION,
+                    DESCRIPTORS, CAUSAL and step != 1, PRECISION, NATURAL,
                 )  # fmt: skip
     store_tile(
         value_gradient, value_total, batch, key_head, start, key_length,
@@ -224,7 +228,7 @@ def _queries_from_keys(
     stride_mask_row, dropout_head,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, DROPOUT: tl.constexpr,
-    DESCRIPTORS: tl.constexpr, BOUNDED: tl.constexpr, PRECISION: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, BOUNDED: tl.constexpr, PRECISION: tl.constexpr, NATURAL: tl.constexpr,
 ):  # fmt: skip
     """Add to dQ (without the scale) of one tile of queries what the keys first to last give."""
     rows = start + tl.arange(0, ROWS)[:, None]
@@ -242,11 +246,11 @@ def _queries_from_keys(
         if BOUNDED or MASK != 0:
             scores = scaled_scores(
                 scores, scale, rows, columns, query_length, key_length, window,
-                mask, stride_mask_row, CAUSAL, WINDOW, MASK, BOUNDED,
+                mask, stride_mask_row, CAUSAL, WINDOW, MASK, BOUNDED, NATURAL,
             )  # fmt: skip
-            weights = tl.exp2(scores - exponent[:, None])
+            weights = power(NATURAL, scores - exponent[:, None])
         else:
-            weights = tl.exp2(scores * scale - exponent[:, None])
+            weights = power(NATURAL, scores * scale - exponent[:, None])
         slope = tl.dot(grad_tile, value_tile.T, input_precision=PRECISION)
         if DROPOUT:
             slope = tl.where(kept(seed, threshold, dropout_head, rows, columns), slope * keep_scale, 0.0)
@@ -267,7 +271,7 @@ def query_gradient_kernel(
     stride_query_gradient_batch, stride_query_gradient_head, stride_query_gradient_row,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, DROPOUT: tl.constexpr,
-    EDGE: tl.constexpr, SPLIT: tl.constexpr, DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr,
+    EDGE: tl.constexpr, SPLIT: tl.constexpr, DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr, NATURAL: tl.constexpr,
 ):  # fmt: skip
     """One tile of ROWS queries of one head, in the forward kernel's order."""
     tiles = tl.cdiv(query_length, ROWS)
@@ -314,7 +318,7 @@ def query_gradient_kernel(
                 stride_value_batch, stride_value_head, stride_value_row,
                 stride_mask_row, batch * heads + head,
                 HEAD, WIDTH, ROWS, COLUMNS, CAUSAL, WINDOW, MASK, DROPOUT,
-                DESCRIPTORS, EDGE and step != 1, PRECISION,
+                DESCRIPTORS, EDGE and step != 1, PRECISION, NATURAL,
             )  # fmt: skip
     store_tile(
         query_gradient, total * final_scale, batch, head, start, query_length,
@@ -365,12 +369,12 @@ def attention_backward(
     delta_kernel[(padded_length // rows * heads * batch,)](
         output, grad, log_sum_exp, delta, exponents, heads, length, padded_length,
         *output.stride()[:3], *grad.stride()[:3],
-        HEAD=dim, WIDTH=padded(dim), ROWS=rows, num_warps=4,
+        HEAD=dim, WIDTH=padded(dim), ROWS=rows, NATURAL=natural(query), num_warps=4,
     )  # fmt: skip
 
     mask_source, mask_strides, mask_kind = broadcast_mask(mask, query, key)
     numbers = (
-        scale * LOG2_E.value, scale, *dropout_numbers(dropout_p, seed), heads, heads // key_heads,
+        score_scale(scale, query), scale, *dropout_numbers(dropout_p, seed), heads, heads // key_heads,
         length, padded_length, keys, window, *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *mask_strides,
         *grad.stride()[:3],
     )  # fmt: skip
@@ -385,7 +389,7 @@ def attention_backward(
     key_value_gradient_kernel[(triton.cdiv(keys, tile.columns) * key_heads * batch,)](
         queries, *others, mask_source, grads, exponents, delta, key_gradient, value_gradient,
         *numbers, *key_gradient.stride()[:3], *value_gradient.stride()[:3], **switches,
-        GROUPED=grouped, SPLIT=split and not grouped and not window, ROWS=tile.rows, COLUMNS=tile.columns, DESCRIPTORS=descriptors, PRECISION=tile.precision,
+        GROUPED=grouped, SPLIT=split and not grouped and not window, ROWS=tile.rows, COLUMNS=tile.columns, DESCRIPTORS=descriptors, PRECISION=tile.precision, NATURAL=natural(query),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     tile = query_tile
@@ -396,7 +400,7 @@ def attention_backward(
         queries, *others, mask_source, grads, exponents, delta, query_gradient,
         *numbers, *query_gradient.stride()[:3], **switches,
         EDGE=causal or keys % tile.columns != 0, SPLIT=split,
-        ROWS=tile.rows, COLUMNS=tile.columns, DESCRIPTORS=descriptors, PRECISION=tile.precision,
+        ROWS=tile.rows, COLUMNS=tile.columns, DESCRIPTORS=descriptors, PRECISION=tile.precision, NATURAL=natural(query),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return query_gradient, key_gradient, value_gradient

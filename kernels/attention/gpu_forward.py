@@ -8,11 +8,11 @@ import triton.language as tl
 
 from kernels.attention.gpu_scores import (
     LN_2,
-    LOG2_E,
     describe,
     kept,
     key_ranges,
     load_tile,
+    power,
     scaled_scores,
     store_tile,
 )
@@ -21,7 +21,9 @@ from kernels.attention.gpu_tiles import (
     broadcast_mask,
     dropout_numbers,
     handed,
+    natural,
     padded,
+    score_scale,
     tile_for,
     unit_stride,
 )
@@ -38,7 +40,7 @@ def _attend(
     stride_mask_row, dropout_head,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, DROPOUT: tl.constexpr,
-    DESCRIPTORS: tl.constexpr, BOUNDED: tl.constexpr, SPECIALIZED: tl.constexpr, PRECISION: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, BOUNDED: tl.constexpr, SPECIALIZED: tl.constexpr, PRECISION: tl.constexpr, NATURAL: tl.constexpr,
 ):  # fmt: skip
     """Take the keys first to last (multiples of COLUMNS) into the running sums of one tile of queries."""
     rows = start + tl.arange(0, ROWS)[:, None]
@@ -54,16 +56,16 @@ def _attend(
         if BOUNDED or MASK != 0:
             scores = scaled_scores(
                 scores, scale, rows, columns, query_length, key_length, window,
-                mask, stride_mask_row, CAUSAL, WINDOW, MASK, BOUNDED,
+                mask, stride_mask_row, CAUSAL, WINDOW, MASK, BOUNDED, NATURAL,
             )  # fmt: skip
             highest = tl.maximum(largest, tl.max(scores, 1))
-            shift = tl.where(highest == float("-inf"), 0.0, highest)  # nothing seen yet: exp2(-inf) is 0
-            weights = tl.exp2(scores - shift[:, None])
+            shift = tl.where(highest == float("-inf"), 0.0, highest)  # nothing seen yet
+            weights = power(NATURAL, scores - shift[:, None])
         else:
             highest = tl.maximum(largest, tl.max(scores, 1) * scale)
             shift = highest
-            weights = tl.exp2(scores * scale - highest[:, None])  # one FMA and one exp2 an element
-        correction = tl.exp2(largest - shift)
+            weights = power(NATURAL, scores * scale - highest[:, None])  # one FMA and one exp2 an element
+        correction = power(NATURAL, largest - shift)
         total = total * correction + tl.sum(weights, 1)
         largest = highest
         accumulator = accumulator * correction[:, None]
@@ -88,7 +90,7 @@ def attention_kernel(
     stride_output_batch, stride_output_head, stride_output_row,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, DROPOUT: tl.constexpr,
-    EDGE: tl.constexpr, SPLIT: tl.constexpr, DESCRIPTORS: tl.constexpr, SPECIALIZED: tl.constexpr, PRECISION: tl.constexpr,
+    EDGE: tl.constexpr, SPLIT: tl.constexpr, DESCRIPTORS: tl.constexpr, SPECIALIZED: tl.constexpr, PRECISION: tl.constexpr, NATURAL: tl.constexpr,
 ):  # fmt: skip
     """One tile of ROWS queries of one head. query, key and value are pointers or descriptors."""
     tiles = tl.cdiv(query_length, ROWS)
@@ -149,7 +151,7 @@ def attention_kernel(
                 stride_value_batch, stride_value_head, stride_value_row,
                 stride_mask_row, batch * heads + head,
                 HEAD, WIDTH, ROWS, COLUMNS, CAUSAL, WINDOW, MASK, DROPOUT,
-                DESCRIPTORS, EDGE and step != 1, SPECIALIZED, PRECISION,
+                DESCRIPTORS, EDGE and step != 1, SPECIALIZED, PRECISION, NATURAL,
             )  # fmt: skip
 
     seen = total > 0.0
@@ -160,7 +162,11 @@ def attention_kernel(
     )  # fmt: skip
     rows = start + tl.arange(0, ROWS)
     places = log_sum_exp + (batch * heads + head).to(tl.int64) * query_length + rows
-    exponent = tl.where(seen, (largest + tl.log2(tl.where(seen, total, 1.0))) * LN_2, float("-inf"))
+    if NATURAL:
+        exponent = largest + tl.log(tl.where(seen, total, 1.0))
+    else:
+        exponent = (largest + tl.log2(tl.where(seen, total, 1.0))) * LN_2
+    exponent = tl.where(seen, exponent, float("-inf"))
     tl.store(places, exponent, mask=rows < query_length)
 
 
@@ -200,13 +206,13 @@ def attention(
     causal = is_causal or window > 0
     specialized = tile.specialized and descriptors == "device"
     attention_kernel[(triton.cdiv(length, tile.rows) * heads * batch,)](
-        *sources, mask_source, output, log_sum_exp, scale * LOG2_E.value,
+        *sources, mask_source, output, log_sum_exp, score_scale(scale, query),
         *dropout_numbers(dropout_p, seed), heads, heads // key.shape[1], length, keys, window,
         *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *mask_strides, *output.stride()[:3],
         HEAD=dim, WIDTH=padded(dim), ROWS=tile.rows, COLUMNS=tile.columns,
         CAUSAL=causal, WINDOW=window > 0, MASK=mask_kind, DROPOUT=dropout_p > 0,
         EDGE=causal or keys % tile.columns != 0, SPLIT=split and not specialized, DESCRIPTORS=descriptors,
-        SPECIALIZED=specialized, PRECISION=tile.precision,
+        SPECIALIZED=specialized, PRECISION=tile.precision, NATURAL=natural(query),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return output, log_sum_exp

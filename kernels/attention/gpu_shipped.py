@@ -62,7 +62,7 @@ def compilation(
     constants: dict[str, Any] = {
         "HEAD": head_dim, "WIDTH": padded(head_dim), "ROWS": tile.rows, "COLUMNS": tile.columns,
         "CAUSAL": causal, "WINDOW": window, "MASK": 2 if light else 0, "DROPOUT": light,
-        "DESCRIPTORS": tile.descriptors, "PRECISION": tile.precision, "SPLIT": not light,
+        "DESCRIPTORS": tile.descriptors, "PRECISION": tile.precision, "NATURAL": dtype == "fp32", "SPLIT": not light,
     }  # fmt: skip
     if kernel == "backward keys":
         constants |= {"GROUPED": grouped, "SPLIT": not (light or grouped or window)}
@@ -158,7 +158,7 @@ def _decode() -> Iterator[Compilation]:
                 direction="forward",
                 matrix=matrix,
             )
-    constants = {"HEAD": 128, "WIDTH": 128, "ROWS": 64}
+    constants = {"HEAD": 128, "WIDTH": 128, "ROWS": 64, "NATURAL": False}
     yield Compilation(
         label="attention backward delta, bf16, heads of 128",
         kernel=delta_kernel,

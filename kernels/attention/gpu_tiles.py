@@ -4,6 +4,7 @@ The tiles were chosen without a GPU, from what the compiler makes of them (Trito
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -259,6 +260,16 @@ def broadcast_mask(
     if mask.dtype == torch.bool:
         return mask.view(torch.uint8), list(mask.stride()[:3]), 1
     return mask, list(mask.stride()[:3]), 2
+
+
+def natural(query: torch.Tensor) -> bool:
+    """Whether scores keep the natural base (``NATURAL``, see gpu_scores)."""
+    return query.dtype == torch.float32
+
+
+def score_scale(scale: float, query: torch.Tensor) -> float:
+    """What query . key is multiplied by to give scores in their base."""
+    return scale if natural(query) else scale * math.log2(math.e)
 
 
 def dropout_numbers(dropout_p: float, seed: int) -> tuple[float, int, int]:
