@@ -1,12 +1,13 @@
-"""Attention backward in Triton: FlashAttention-2's (Dao 2023, arXiv 2307.08691, algorithm 2) in three kernels.
+"""Attention backward in Triton: FlashAttention-2's (Dao 2023, arXiv 2307.08691) in three kernels.
 
 With P = exp(S - log_sum_exp), dP = dO V^T and delta = rowsum(O * dO):
 
     dV = P^T dO        dS = P * (dP - delta)        dQ = scale dS K        dK = scale dS^T Q
 
-One kernel computes delta, one dK and dV (a program for each tile of keys, which walks the queries of all heads
-that share them), one dQ (a program for each tile of queries, which walks the keys). The scores are computed in
-both, seven products instead of five, and in return nothing is added atomically: the same bits on every run.
+One kernel computes delta, one dK and dV (a program for each tile of keys, which walks the queries of all
+heads that share them), one dQ (a program for each tile of queries, which walks the keys). The scores are
+computed in both, seven products instead of five, and in return nothing is added atomically: the same bits
+on every run.
 """
 
 from __future__ import annotations
@@ -43,10 +44,11 @@ def delta_kernel(
     stride_grad_batch, stride_grad_head, stride_grad_row,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, NATURAL: tl.constexpr,
 ):  # fmt: skip
-    """delta = rowsum(output * grad) and exponent = log_sum_exp in the scores' base, both (batch, heads, padded length).
+    """delta = rowsum(output * grad) and exponent = log_sum_exp in the scores' base, both (batch, heads,
+    padded length).
 
-    The exponent of rows that saw nothing or do not exist is +inf, which makes all their weights zero; the other
-    kernels then need no bounds on queries.
+    The exponent of rows that saw nothing or do not exist is +inf, which makes all their weights zero; the
+    other kernels then need no bounds on queries.
     """
     tiles = padded_length // ROWS
     program = tl.program_id(0)
@@ -109,7 +111,8 @@ def _keys_from_queries(
             weights = power(NATURAL, scores - exponent)
         else:
             weights = power(NATURAL, scores * scale - exponent)
-        # The order of what follows keeps few tiles alive at a time: registers are what limits the tile's size.
+        # The order of what follows keeps few tiles alive at a time: registers are what limits the tile's
+        # size.
         if DROPOUT:
             keep = kept(seed, threshold, dropout_head, rows, columns)
             used = tl.where(keep, weights * keep_scale, 0.0)
@@ -130,7 +133,8 @@ def _keys_from_queries(
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
 def key_value_gradient_kernel(
     query, key, value, mask, grad, exponents, delta, key_gradient, value_gradient,
-    scale, final_scale, keep_scale, seed, threshold, heads, group, query_length, padded_length, key_length, window,
+    scale, final_scale, keep_scale, seed, threshold, heads, group, query_length, padded_length, key_length,
+    window,
     stride_query_batch, stride_query_head, stride_query_row,
     stride_key_batch, stride_key_head, stride_key_row,
     stride_value_batch, stride_value_head, stride_value_row,
@@ -140,7 +144,8 @@ def key_value_gradient_kernel(
     stride_value_gradient_batch, stride_value_gradient_head, stride_value_gradient_row,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, DROPOUT: tl.constexpr,
-    GROUPED: tl.constexpr, SPLIT: tl.constexpr, DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr, NATURAL: tl.constexpr,
+    GROUPED: tl.constexpr, SPLIT: tl.constexpr, DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr,
+    NATURAL: tl.constexpr,
 ):  # fmt: skip
     """One tile of COLUMNS keys of one key head. The first keys, seen by most queries, start first."""
     tiles = tl.cdiv(key_length, COLUMNS)
@@ -239,7 +244,8 @@ def _queries_from_keys(
             COLUMNS, HEAD, WIDTH, DESCRIPTORS, BOUNDED,
         )  # fmt: skip
         value_tile = load_tile(
-            value, batch, key_head, place, key_length, stride_value_batch, stride_value_head, stride_value_row,
+            value, batch, key_head, place, key_length, stride_value_batch, stride_value_head,
+            stride_value_row,
             COLUMNS, HEAD, WIDTH, DESCRIPTORS, BOUNDED,
         )  # fmt: skip
         scores = tl.dot(query_tile, key_tile.T, input_precision=PRECISION)
@@ -262,7 +268,8 @@ def _queries_from_keys(
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
 def query_gradient_kernel(
     query, key, value, mask, grad, exponents, delta, query_gradient,
-    scale, final_scale, keep_scale, seed, threshold, heads, group, query_length, padded_length, key_length, window,
+    scale, final_scale, keep_scale, seed, threshold, heads, group, query_length, padded_length, key_length,
+    window,
     stride_query_batch, stride_query_head, stride_query_row,
     stride_key_batch, stride_key_head, stride_key_row,
     stride_value_batch, stride_value_head, stride_value_row,
@@ -271,7 +278,8 @@ def query_gradient_kernel(
     stride_query_gradient_batch, stride_query_gradient_head, stride_query_gradient_row,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, DROPOUT: tl.constexpr,
-    EDGE: tl.constexpr, SPLIT: tl.constexpr, DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr, NATURAL: tl.constexpr,
+    EDGE: tl.constexpr, SPLIT: tl.constexpr, DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr,
+    NATURAL: tl.constexpr,
 ):  # fmt: skip
     """One tile of ROWS queries of one head, in the forward kernel's order."""
     tiles = tl.cdiv(query_length, ROWS)
@@ -348,7 +356,8 @@ def attention_backward(
     """
     if scale < 0:
         query_gradient, *others = attention_backward(
-            grad, -query, key, value, mask, output, log_sum_exp, dropout_p, seed, is_causal, -scale, window, tiles
+            grad, -query, key, value, mask, output, log_sum_exp, dropout_p, seed, is_causal, -scale,
+            window, tiles
         )  # fmt: skip
         return (-query_gradient, *others)
     grad, query, key, value, output = (unit_stride(tensor) for tensor in (grad, query, key, value, output))
@@ -375,7 +384,8 @@ def attention_backward(
     mask_source, mask_strides, mask_kind = broadcast_mask(mask, query, key)
     numbers = (
         score_scale(scale, query), scale, *dropout_numbers(dropout_p, seed), heads, heads // key_heads,
-        length, padded_length, keys, window, *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *mask_strides,
+        length, padded_length, keys, window, *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
+        *mask_strides,
         *grad.stride()[:3],
     )  # fmt: skip
     switches: dict[str, Any] = {
@@ -389,7 +399,8 @@ def attention_backward(
     key_value_gradient_kernel[(triton.cdiv(keys, tile.columns) * key_heads * batch,)](
         queries, *others, mask_source, grads, exponents, delta, key_gradient, value_gradient,
         *numbers, *key_gradient.stride()[:3], *value_gradient.stride()[:3], **switches,
-        GROUPED=grouped, SPLIT=split and not grouped and not window, ROWS=tile.rows, COLUMNS=tile.columns, DESCRIPTORS=descriptors, PRECISION=tile.precision, NATURAL=natural(query),
+        GROUPED=grouped, SPLIT=split and not grouped and not window, ROWS=tile.rows, COLUMNS=tile.columns,
+        DESCRIPTORS=descriptors, PRECISION=tile.precision, NATURAL=natural(query),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     tile = query_tile
@@ -400,7 +411,8 @@ def attention_backward(
         queries, *others, mask_source, grads, exponents, delta, query_gradient,
         *numbers, *query_gradient.stride()[:3], **switches,
         EDGE=causal or keys % tile.columns != 0, SPLIT=split,
-        ROWS=tile.rows, COLUMNS=tile.columns, DESCRIPTORS=descriptors, PRECISION=tile.precision, NATURAL=natural(query),
+        ROWS=tile.rows, COLUMNS=tile.columns, DESCRIPTORS=descriptors, PRECISION=tile.precision,
+        NATURAL=natural(query),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return query_gradient, key_gradient, value_gradient

@@ -1,4 +1,4 @@
-"""Attention forward in Triton: FlashAttention-2's online softmax (Dao 2023, arXiv 2307.08691, algorithm 1)."""
+"""Attention forward in Triton: FlashAttention-2's online softmax (Dao 2023, arXiv 2307.08691)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def _attend(
     stride_mask_row, dropout_head,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, DROPOUT: tl.constexpr,
-    DESCRIPTORS: tl.constexpr, BOUNDED: tl.constexpr, SPECIALIZED: tl.constexpr, PRECISION: tl.constexpr, NATURAL: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, BOUNDED: tl.constexpr, SPECIALIZED: tl.constexpr, PRECISION: tl.constexpr,
+    NATURAL: tl.constexpr,
 ):  # fmt: skip
     """Take the keys first to last (multiples of COLUMNS) into the running sums of one tile of queries."""
     rows = start + tl.arange(0, ROWS)[:, None]
@@ -72,7 +73,8 @@ def _attend(
         if DROPOUT:
             weights = tl.where(keep, weights, 0.0)
         value_tile = load_tile(
-            value, batch, key_head, place, key_length, stride_value_batch, stride_value_head, stride_value_row,
+            value, batch, key_head, place, key_length, stride_value_batch, stride_value_head,
+            stride_value_row,
             COLUMNS, HEAD, WIDTH, DESCRIPTORS, BOUNDED,
         )  # fmt: skip
         accumulator = tl.dot(weights.to(value_tile.dtype), value_tile, accumulator, input_precision=PRECISION)
@@ -90,7 +92,8 @@ def attention_kernel(
     stride_output_batch, stride_output_head, stride_output_row,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, DROPOUT: tl.constexpr,
-    EDGE: tl.constexpr, SPLIT: tl.constexpr, DESCRIPTORS: tl.constexpr, SPECIALIZED: tl.constexpr, PRECISION: tl.constexpr, NATURAL: tl.constexpr,
+    EDGE: tl.constexpr, SPLIT: tl.constexpr, DESCRIPTORS: tl.constexpr, SPECIALIZED: tl.constexpr,
+    PRECISION: tl.constexpr, NATURAL: tl.constexpr,
 ):  # fmt: skip
     """One tile of ROWS queries of one head. query, key and value are pointers or descriptors."""
     tiles = tl.cdiv(query_length, ROWS)
@@ -119,7 +122,8 @@ def attention_kernel(
         key_source = key
         value_source = value
     query_tile = load_tile(
-        query_source, batch, head, start, query_length, stride_query_batch, stride_query_head, stride_query_row,
+        query_source, batch, head, start, query_length, stride_query_batch, stride_query_head,
+        stride_query_row,
         ROWS, HEAD, WIDTH, DESCRIPTORS, True,
     )  # fmt: skip
     if MASK != 0:
@@ -184,11 +188,11 @@ def attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(output, log_sum_exp) of softmax(scale query key^T + mask) value.
 
-    query: (batch, heads, length, dim); key, value: (batch, key heads, keys, dim), key heads a divisor of heads,
-    dim at most 256. mask: bool (true: seen) or added, broadcastable to (batch, heads, length, keys). window: query
-    i sees the keys i - window + 1 to i; 0 for none. log_sum_exp: (batch, heads, length) float32, natural
-    logarithm before dropout, -inf for a query that sees no key, whose output is zeros. tile: another than
-    ``configuration``'s, to compare them.
+    query: (batch, heads, length, dim); key, value: (batch, key heads, keys, dim), key heads a divisor of
+    heads, dim at most 256. mask: bool (true: seen) or added, broadcastable to (batch, heads, length, keys).
+    window: query i sees the keys i - window + 1 to i; 0 for none. log_sum_exp: (batch, heads, length)
+    float32, natural logarithm before dropout, -inf for a query that sees no key, whose output is zeros.
+    tile: another than ``configuration``'s, to compare them.
     """
     if scale < 0:  # the kernel takes the largest score before it scales
         return attention(-query, key, value, mask, dropout_p, seed, is_causal, -scale, window, tile)

@@ -4,9 +4,10 @@ Rows are queries and columns are keys throughout. ``rows`` and ``columns`` are i
 broadcast against each other, so that one function serves a tile of scores (queries x keys) and its
 transpose (keys x queries), which is what the gradient of keys and values needs.
 
-Scores of 16-bit tensors are kept in base 2: the scale is multiplied by log2(e) once, so that a scale, a shift and
-the exponential are one multiply-add and the one instruction that the hardware has. float32 keeps the natural base
-(NATURAL): log_sum_exp is the natural one, and to convert it would cost a rounding of its size each way.
+Scores of 16-bit tensors are kept in base 2: the scale is multiplied by log2(e) once, so that a scale, a
+shift and the exponential are one multiply-add and the one instruction that the hardware has. float32 keeps
+the natural base (NATURAL): log_sum_exp is the natural one, and to convert it would cost a rounding of its
+size each way.
 """
 
 from __future__ import annotations
@@ -109,11 +110,7 @@ def key_ranges(
 @triton.jit
 def power(NATURAL: tl.constexpr, exponent):
     """e or 2 to the exponent."""
-    if NATURAL:
-        result = tl.exp(exponent)
-    else:
-        result = tl.exp2(exponent)
-    return result
+    return tl.exp(exponent) if NATURAL else tl.exp2(exponent)
 
 
 @triton.jit
@@ -125,8 +122,9 @@ def scaled_scores(
 ):  # fmt: skip
     """query . key times scale with the mask added, -inf where the query may not see the key.
 
-    mask points at this head's (query length, key length), keys contiguous; MASK is 0 for none, 1 for boolean (true: seen),
-    2 for additive. BOUNDED: the tile may cross an edge (the key length, the diagonal, the window).
+    mask points at this head's (query length, key length), keys contiguous; MASK is 0 for none, 1 for
+    boolean (true: seen), 2 for additive. BOUNDED: the tile may cross an edge (the key length, the diagonal,
+    the window).
     """
     scores = products * scale
     if MASK != 0:

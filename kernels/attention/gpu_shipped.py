@@ -1,4 +1,4 @@
-"""The attention kernels as they are shipped, for a compiler without a GPU: ``perflab inspect`` and the tests."""
+"""The attention kernels as shipped, for a compiler without a GPU: ``perflab inspect`` and the tests."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def compilation(
     constants: dict[str, Any] = {
         "HEAD": head_dim, "WIDTH": padded(head_dim), "ROWS": tile.rows, "COLUMNS": tile.columns,
         "CAUSAL": causal, "WINDOW": window, "MASK": 2 if light else 0, "DROPOUT": light,
-        "DESCRIPTORS": tile.descriptors, "PRECISION": tile.precision, "NATURAL": dtype == "fp32", "SPLIT": not light,
+        "DESCRIPTORS": tile.descriptors, "PRECISION": tile.precision, "NATURAL": dtype == "fp32",
+        "SPLIT": not light,
     }  # fmt: skip
     if kernel == "backward keys":
         constants |= {"GROUPED": grouped, "SPLIT": not (light or grouped or window)}

@@ -104,13 +104,14 @@ TILES: dict[tuple[str, str], dict[int, tuple[Tile, ...]]] = {
         256: (Tile(32, 32, 4, 1),),
     },
 }
-"""(target, kernel) -> head dimension up to -> tiles for 16-bit tensors: the one that is used, then those worth timing.
+"""(target, kernel) -> head dimension up to -> tiles for 16-bit tensors: the one that is used, then those
+worth timing.
 
 What was seen ahead of time: on sm_90 tiles of 128 queries with 8 warps give each warp group one 64-row matrix
 instruction and stay below 255 registers; 4 warps at 128 x 64 spill in the split loop, except where warps have
-roles of their own (168 registers, a producer and two consumers). The keys' kernel holds two accumulators, so that
-it takes half the queries. sm_80's tiles take at most 99 KiB, which chips of 8.6, 8.9 and 12.0 have too. gfx942 has
-64 KiB, and 512 registers a lane only with 4 waves.
+roles of their own (168 registers, a producer and two consumers). The keys' kernel holds two accumulators,
+so that it takes half the queries. sm_80's tiles take at most 99 KiB, which chips of 8.6, 8.9 and 12.0 have
+too. gfx942 has 64 KiB, and 512 registers a lane only with 4 waves.
 """
 
 _HOPPER_LIGHT = {
@@ -142,18 +143,19 @@ LIGHT: dict[tuple[str, str], dict[int, Tile]] = {
 """The same where there is a mask or dropout, whose addresses and random bits take registers of their own."""
 
 EXACT: dict[str, dict[int, Tile]] = {
-    "forward": {64: Tile(64, 64, 4, 1), 128: Tile(64, 32, 8, 1), 256: Tile(32, 32, 8, 1)},
+    "forward": {64: Tile(32, 32, 4, 1), 128: Tile(64, 32, 8, 1), 256: Tile(32, 32, 8, 1)},
     "backward keys": {64: Tile(16, 64, 4, 1), 128: Tile(32, 32, 8, 1), 256: Tile(16, 16, 8, 1)},
     "backward queries": {64: Tile(32, 32, 4, 1), 128: Tile(32, 32, 8, 1), 256: Tile(16, 16, 4, 1)},
 }
 """Kernel -> head dimension up to -> tile for float32, on every target.
 
-Right rather than fast: three products of the tensor cores' 19-bit format stand in for one of float32, both halves
-of whole operands lie in registers, and every kernel but the forward one for heads of up to 64 spills on NVIDIA.
+Right, not fast: three products of the tensor cores' 19-bit format stand in for one of float32, and both
+halves of whole operands lie in registers. On NVIDIA most of them spill at heads above 64, and none was
+tuned.
 """
 
 DECODE = {64: Tile(16, 128, 4, 2), 128: Tile(16, 64, 4, 2), 256: Tile(16, 32, 4, 2)}
-"""Head dimension up to -> tile of the paged kernel on every target; its rows are the heads that share a key."""
+"""Head dimension up to -> tile of the paged kernel on every target; its rows are heads of one key head."""
 
 
 def candidates(head_dim: int, direction: str, target: str) -> tuple[Tile, ...]:
@@ -218,13 +220,15 @@ def describable(*tensors: torch.Tensor) -> bool:
 def describe(tensor: torch.Tensor, rows: int) -> Any:
     """A descriptor of (batch, heads, length, dim), whose tiles are rows x dim of one head."""
     width = padded(tensor.shape[-1])
-    # The stride of a dimension of one element means nothing and may be anything; the copy engine still reads it.
+    # The stride of a dimension of one element means nothing and may be anything; the copy engine still
+    # reads it.
     strides = [width if size == 1 else step for size, step in zip(tensor.shape, tensor.stride(), strict=True)]
     return TensorDescriptor(tensor, list(tensor.shape), [*strides[:-1], 1], [1, 1, rows, width])
 
 
 def tile_for(direction: str, light: bool, *tensors: torch.Tensor) -> Tile:
-    """``configuration`` for these tensors, the query first; pointers where no descriptor can be had of them."""
+    """``configuration`` for these tensors, the query first; pointers where no descriptor can be had of
+    them."""
     dim, dtype, target = tensors[0].shape[-1], tensors[0].dtype, target_of(tensors[0])
     tile = configuration(dim, dtype, direction, target, light)
     if tile.descriptors and not describable(*tensors):
@@ -273,6 +277,7 @@ def score_scale(scale: float, query: torch.Tensor) -> float:
 
 
 def dropout_numbers(dropout_p: float, seed: int) -> tuple[float, int, int]:
-    """(1 / share kept, seed, threshold): a weight is dropped where its 32 random bits are below the threshold."""
+    """(1 / share kept, seed, threshold): a weight is dropped where its 32 random bits are below the
+    threshold."""
     keep_scale = 1 / (1 - dropout_p) if dropout_p < 1 else 0.0
     return keep_scale, seed, min(round(dropout_p * 2**32), 2**32 - 1)
