@@ -1,12 +1,13 @@
-"""Attention backward in Triton: FlashAttention-2's (Dao 2023, arXiv 2307.08691, algorithm 2) in three kernels.
+"""Attention backward in Triton: FlashAttention-2's (Dao 2023, arXiv 2307.08691) in three kernels.
 
 With P = exp(S - log_sum_exp), dP = dO V^T and delta = rowsum(O * dO):
 
     dV = P^T dO        dS = P * (dP - delta)        dQ = scale dS K        dK = scale dS^T Q
 
-One kernel computes delta, one dK and dV (a program for each tile of keys, which walks the queries of all heads
-that share them), one dQ (a program for each tile of queries, which walks the keys). The scores are computed in
-both, seven products instead of five, and in return nothing is added atomically: the same bits on every run.
+One kernel computes delta, one dK and dV (a program for each tile of keys, which walks the queries of all
+heads that share them), one dQ (a program for each tile of queries, which walks the keys). The scores are
+computed in both, seven products instead of five, and in return nothing is added atomically: the same bits
+on every run.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.attention.gpu_scores import LOG2_E, kept, key_ranges, load_tile, scaled_scores, store_tile
+from kernels.attention.gpu_scores import LOG2_E, kept, key_ranges, load_tile, power, scaled_scores, store_tile
 from kernels.attention.gpu_tiles import (
     Tile,
     broadcast_mask,
-    configuration,
     dropout_numbers,
     handed,
+    natural,
     padded,
-    target_of,
+    score_scale,
+    tile_for,
     unit_stride,
 )
 
@@ -40,12 +42,13 @@ def delta_kernel(
     output, grad, log_sum_exp, delta, exponent, heads, query_length, padded_length,
     stride_output_batch, stride_output_head, stride_output_row,
     stride_grad_batch, stride_grad_head, stride_grad_row,
-    HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, NATURAL: tl.constexpr,
 ):  # fmt: skip
-    """delta = rowsum(output * grad) and exponent = log_sum_exp in base 2, both (batch, heads, padded length).
+    """delta = rowsum(output * grad) and exponent = log_sum_exp in the scores' base, both (batch, heads,
+    padded length).
 
-    The exponent of rows that saw nothing or do not exist is +inf, which makes all their weights zero; the other
-    kernels then need no bounds on queries.
+    The exponent of rows that saw nothing or do not exist is +inf, which makes all their weights zero; the
+    other kernels then need no bounds on queries.
     """
     tiles = padded_length // ROWS
     program = tl.program_id(0)
@@ -65,9 +68,11 @@ def delta_kernel(
     tl.store(
         delta + row * padded_length + rows, tl.sum(output_tile.to(tl.float32) * grad_tile.to(tl.float32), 1)
     )
-    natural = tl.load(log_sum_exp + row * query_length + rows, mask=rows < query_length, other=float("inf"))
-    natural = tl.where(natural == float("-inf"), float("inf"), natural)
-    tl.store(exponent + row * padded_length + rows, natural * LOG2_E)
+    sums = tl.load(log_sum_exp + row * query_length + rows, mask=rows < query_length, other=float("inf"))
+    sums = tl.where(sums == float("-inf"), float("inf"), sums)
+    if not NATURAL:
+        sums *= LOG2_E
+    tl.store(exponent + row * padded_length + rows, sums)
 
 
 @triton.jit
@@ -79,7 +84,7 @@ def _keys_from_queries(
     stride_mask_row, dropout_head,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, DROPOUT: tl.constexpr,
-    DESCRIPTORS: tl.constexpr, BOUNDED: tl.constexpr, PRECISION: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, BOUNDED: tl.constexpr, PRECISION: tl.constexpr, NATURAL: tl.constexpr,
 ):  # fmt: skip
     """Add to dK (without the scale) and dV of one tile of keys what the queries first to last give.
 
@@ -101,18 +106,21 @@ def _keys_from_queries(
         if BOUNDED or MASK != 0:
             scores = scaled_scores(
                 scores, scale, rows, columns, query_length, key_length, window,
-                mask, stride_mask_row, CAUSAL, WINDOW, MASK, BOUNDED,
+                mask, stride_mask_row, CAUSAL, WINDOW, MASK, BOUNDED, NATURAL,
             )  # fmt: skip
-            weights = tl.exp2(scores - exponent)
+            weights = power(NATURAL, scores - exponent)
         else:
-            weights = tl.exp2(scores * scale - exponent)
-        # The order of what follows keeps few tiles alive at a time: registers are what limits the tile's size.
+            weights = power(NATURAL, scores * scale - exponent)
+        # The order of what follows keeps few tiles alive at a time: registers are what limits the tile's
+        # size.
         if DROPOUT:
             keep = kept(seed, threshold, dropout_head, rows, columns)
             used = tl.where(keep, weights * keep_scale, 0.0)
         else:
             used = weights
-        value_gradient = tl.dot(used.to(grad_tile.dtype), grad_tile, value_gradient, input_precision=PRECISION)
+        value_gradient = tl.dot(
+            used.to(grad_tile.dtype), grad_tile, value_gradient, input_precision=PRECISION
+        )
         slope = tl.dot(value_tile, grad_tile.T, input_precision=PRECISION)
         if DROPOUT:
             slope = tl.where(keep, slope * keep_scale, 0.0)
@@ -125,7 +133,8 @@ def _keys_from_queries(
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
 def key_value_gradient_kernel(
     query, key, value, mask, grad, exponents, delta, key_gradient, value_gradient,
-    scale, final_scale, keep_scale, seed, threshold, heads, group, query_length, padded_length, key_length, window,
+    scale, final_scale, keep_scale, seed, threshold, heads, group, query_length, padded_length, key_length,
+    window,
     stride_query_batch, stride_query_head, stride_query_row,
     stride_key_batch, stride_key_head, stride_key_row,
     stride_value_batch, stride_value_head, stride_value_row,
@@ -136,6 +145,7 @@ def key_value_gradient_kernel(
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, DROPOUT: tl.constexpr,
     GROUPED: tl.constexpr, SPLIT: tl.constexpr, DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr,
+    NATURAL: tl.constexpr,
 ):  # fmt: skip
     """One tile of COLUMNS keys of one key head. The first keys, seen by most queries, start first."""
     tiles = tl.cdiv(key_length, COLUMNS)
@@ -174,7 +184,11 @@ def key_value_gradient_kernel(
         dropout_head = batch * heads + head
         head_row = dropout_head.to(tl.int64) * padded_length
         if MASK != 0:
-            head_mask = mask + tl.cast(batch, tl.int64) * stride_mask_batch + tl.cast(head, tl.int64) * stride_mask_head
+            head_mask = (
+                mask
+                + tl.cast(batch, tl.int64) * stride_mask_batch
+                + tl.cast(head, tl.int64) * stride_mask_head
+            )
         else:
             head_mask = mask
         for step in tl.static_range(3):  # 0 the diagonal (or everything), 1 no edge, 2 the window's far edge
@@ -196,7 +210,7 @@ def key_value_gradient_kernel(
                     stride_grad_batch, stride_grad_head, stride_grad_row,
                     stride_mask_row, dropout_head,
                     HEAD, WIDTH, ROWS, COLUMNS, CAUSAL, WINDOW, MASK, DROPOUT,
-                    DESCRIPTORS, CAUSAL and step != 1, PRECISION,
+                    DESCRIPTORS, CAUSAL and step != 1, PRECISION, NATURAL,
                 )  # fmt: skip
     store_tile(
         value_gradient, value_total, batch, key_head, start, key_length,
@@ -219,7 +233,7 @@ def _queries_from_keys(
     stride_mask_row, dropout_head,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, DROPOUT: tl.constexpr,
-    DESCRIPTORS: tl.constexpr, BOUNDED: tl.constexpr, PRECISION: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, BOUNDED: tl.constexpr, PRECISION: tl.constexpr, NATURAL: tl.constexpr,
 ):  # fmt: skip
     """Add to dQ (without the scale) of one tile of queries what the keys first to last give."""
     rows = start + tl.arange(0, ROWS)[:, None]
@@ -230,18 +244,19 @@ def _queries_from_keys(
             COLUMNS, HEAD, WIDTH, DESCRIPTORS, BOUNDED,
         )  # fmt: skip
         value_tile = load_tile(
-            value, batch, key_head, place, key_length, stride_value_batch, stride_value_head, stride_value_row,
+            value, batch, key_head, place, key_length, stride_value_batch, stride_value_head,
+            stride_value_row,
             COLUMNS, HEAD, WIDTH, DESCRIPTORS, BOUNDED,
         )  # fmt: skip
         scores = tl.dot(query_tile, key_tile.T, input_precision=PRECISION)
         if BOUNDED or MASK != 0:
             scores = scaled_scores(
                 scores, scale, rows, columns, query_length, key_length, window,
-                mask, stride_mask_row, CAUSAL, WINDOW, MASK, BOUNDED,
+                mask, stride_mask_row, CAUSAL, WINDOW, MASK, BOUNDED, NATURAL,
             )  # fmt: skip
-            weights = tl.exp2(scores - exponent[:, None])
+            weights = power(NATURAL, scores - exponent[:, None])
         else:
-            weights = tl.exp2(scores * scale - exponent[:, None])
+            weights = power(NATURAL, scores * scale - exponent[:, None])
         slope = tl.dot(grad_tile, value_tile.T, input_precision=PRECISION)
         if DROPOUT:
             slope = tl.where(kept(seed, threshold, dropout_head, rows, columns), slope * keep_scale, 0.0)
@@ -253,7 +268,8 @@ def _queries_from_keys(
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
 def query_gradient_kernel(
     query, key, value, mask, grad, exponents, delta, query_gradient,
-    scale, final_scale, keep_scale, seed, threshold, heads, group, query_length, padded_length, key_length, window,
+    scale, final_scale, keep_scale, seed, threshold, heads, group, query_length, padded_length, key_length,
+    window,
     stride_query_batch, stride_query_head, stride_query_row,
     stride_key_batch, stride_key_head, stride_key_row,
     stride_value_batch, stride_value_head, stride_value_row,
@@ -263,6 +279,7 @@ def query_gradient_kernel(
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, DROPOUT: tl.constexpr,
     EDGE: tl.constexpr, SPLIT: tl.constexpr, DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr,
+    NATURAL: tl.constexpr,
 ):  # fmt: skip
     """One tile of ROWS queries of one head, in the forward kernel's order."""
     tiles = tl.cdiv(query_length, ROWS)
@@ -289,7 +306,9 @@ def query_gradient_kernel(
         start, key_length, window, ROWS, COLUMNS, CAUSAL, WINDOW
     )
     total = tl.zeros((ROWS, WIDTH), tl.float32)
-    for step in tl.static_range(3):  # 0 the window's edge (or everything), 1 no edge, 2 the diagonal and the end
+    for step in tl.static_range(
+        3
+    ):  # 0 the window's edge (or everything), 1 no edge, 2 the diagonal and the end
         if step == 0:
             begin = first
             stop = inner_first if SPLIT else last
@@ -307,7 +326,7 @@ def query_gradient_kernel(
                 stride_value_batch, stride_value_head, stride_value_row,
                 stride_mask_row, batch * heads + head,
                 HEAD, WIDTH, ROWS, COLUMNS, CAUSAL, WINDOW, MASK, DROPOUT,
-                DESCRIPTORS, EDGE and step != 1, PRECISION,
+                DESCRIPTORS, EDGE and step != 1, PRECISION, NATURAL,
             )  # fmt: skip
     store_tile(
         query_gradient, total * final_scale, batch, head, start, query_length,
@@ -337,7 +356,8 @@ def attention_backward(
     """
     if scale < 0:
         query_gradient, *others = attention_backward(
-            grad, -query, key, value, mask, output, log_sum_exp, dropout_p, seed, is_causal, -scale, window, tiles
+            grad, -query, key, value, mask, output, log_sum_exp, dropout_p, seed, is_causal, -scale,
+            window, tiles
         )  # fmt: skip
         return (-query_gradient, *others)
     grad, query, key, value, output = (unit_stride(tensor) for tensor in (grad, query, key, value, output))
@@ -347,9 +367,10 @@ def attention_backward(
     if not query.numel() or not key.numel():
         return tuple(gradient.zero_() for gradient in gradients)
     query_gradient, key_gradient, value_gradient = gradients
-    target = target_of(query)
+    causal, grouped, split = is_causal or window > 0, heads != key_heads, mask is None and dropout_p == 0
     key_tile, query_tile = tiles or (
-        configuration(dim, query.dtype, direction, target) for direction in ("backward keys", "backward queries")
+        tile_for(direction, not split, query, key, value, grad)
+        for direction in ("backward keys", "backward queries")
     )
     padded_length = triton.cdiv(length, LARGEST_TILE) * LARGEST_TILE
     delta, exponents = log_sum_exp.new_empty((2, batch, heads, padded_length))
@@ -357,14 +378,14 @@ def attention_backward(
     delta_kernel[(padded_length // rows * heads * batch,)](
         output, grad, log_sum_exp, delta, exponents, heads, length, padded_length,
         *output.stride()[:3], *grad.stride()[:3],
-        HEAD=dim, WIDTH=padded(dim), ROWS=rows, num_warps=4,
+        HEAD=dim, WIDTH=padded(dim), ROWS=rows, NATURAL=natural(query), num_warps=4,
     )  # fmt: skip
 
     mask_source, mask_strides, mask_kind = broadcast_mask(mask, query, key)
-    causal, grouped, split = is_causal or window > 0, heads != key_heads, mask is None and dropout_p == 0
     numbers = (
-        scale * LOG2_E.value, scale, *dropout_numbers(dropout_p, seed), heads, heads // key_heads,
-        length, padded_length, keys, window, *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *mask_strides,
+        score_scale(scale, query), scale, *dropout_numbers(dropout_p, seed), heads, heads // key_heads,
+        length, padded_length, keys, window, *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
+        *mask_strides,
         *grad.stride()[:3],
     )  # fmt: skip
     switches: dict[str, Any] = {
@@ -378,7 +399,8 @@ def attention_backward(
     key_value_gradient_kernel[(triton.cdiv(keys, tile.columns) * key_heads * batch,)](
         queries, *others, mask_source, grads, exponents, delta, key_gradient, value_gradient,
         *numbers, *key_gradient.stride()[:3], *value_gradient.stride()[:3], **switches,
-        GROUPED=grouped, SPLIT=split and not grouped and not window, ROWS=tile.rows, COLUMNS=tile.columns, DESCRIPTORS=descriptors, PRECISION=tile.precision,
+        GROUPED=grouped, SPLIT=split and not grouped and not window, ROWS=tile.rows, COLUMNS=tile.columns,
+        DESCRIPTORS=descriptors, PRECISION=tile.precision, NATURAL=natural(query),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     tile = query_tile
@@ -390,6 +412,7 @@ def attention_backward(
         *numbers, *query_gradient.stride()[:3], **switches,
         EDGE=causal or keys % tile.columns != 0, SPLIT=split,
         ROWS=tile.rows, COLUMNS=tile.columns, DESCRIPTORS=descriptors, PRECISION=tile.precision,
+        NATURAL=natural(query),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return query_gradient, key_gradient, value_gradient

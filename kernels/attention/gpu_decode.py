@@ -29,8 +29,8 @@ def split_kernel(
     """The queries of one key head against one part of the context.
 
     Writes softmax-weighted values (float32) to partial (sequences, heads, splits, HEAD), and the base-2
-    logarithm of the weights' sum to exponents (sequences, heads, splits), -inf for a part without keys. GROUP:
-    the queries that share a key head, padded to the 16 rows that matrix instructions take.
+    logarithm of the weights' sum to exponents (sequences, heads, splits), -inf for a part without keys.
+    GROUP: the queries that share a key head, padded to the 16 rows that matrix instructions take.
     """
     split = tl.program_id(0)
     key_head = tl.program_id(1)
@@ -83,7 +83,7 @@ def combine_kernel(
     partial, exponents, output, splits,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """output (sequences * heads, HEAD) = the parts weighted by their share of the sum; zeros without any key."""
+    """output (sequences * heads, HEAD) = the parts weighted by their share; zeros without any key."""
     row = tl.program_id(0).to(tl.int64)
     split = tl.arange(0, SPLITS)
     column = tl.arange(0, WIDTH)
@@ -99,7 +99,8 @@ def combine_kernel(
 
 
 def split_sizes(sequences: int, key_heads: int, keys: int, columns: int, target: str) -> tuple[int, int]:
-    """(parts, keys a part) of contexts of up to ``keys``: two programs a multiprocessor, none below ``columns``.
+    """(parts, keys a part) of contexts of up to ``keys``: two programs a multiprocessor, none below
+    ``columns``.
 
     Depends on sizes only, never on the lengths in device memory, which to read would stop the stream.
     """

@@ -4,8 +4,10 @@ Rows are queries and columns are keys throughout. ``rows`` and ``columns`` are i
 broadcast against each other, so that one function serves a tile of scores (queries x keys) and its
 transpose (keys x queries), which is what the gradient of keys and values needs.
 
-Scores are kept in base 2: the scale is multiplied by log2(e) once, so that the exponential is the one
-instruction the hardware has.
+Scores of 16-bit tensors are kept in base 2: the scale is multiplied by log2(e) once, so that a scale, a
+shift and the exponential are one multiply-add and the one instruction that the hardware has. float32 keeps
+the natural base (NATURAL): log_sum_exp is the natural one, and to convert it would cost a rounding of its
+size each way.
 """
 
 from __future__ import annotations
@@ -106,15 +108,23 @@ def key_ranges(
 
 
 @triton.jit
+def power(NATURAL: tl.constexpr, exponent):
+    """e or 2 to the exponent."""
+    return tl.exp(exponent) if NATURAL else tl.exp2(exponent)
+
+
+@triton.jit
 def scaled_scores(
     products, scale, rows, columns, query_length, key_length, window,
     mask, stride_mask_row,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, BOUNDED: tl.constexpr,
+    NATURAL: tl.constexpr,
 ):  # fmt: skip
-    """query . key times scale (base 2) with the mask added, -inf where the query may not see the key.
+    """query . key times scale with the mask added, -inf where the query may not see the key.
 
-    mask points at this head's (query length, key length), keys contiguous; MASK is 0 for none, 1 for boolean (true: seen),
-    2 for additive. BOUNDED: the tile may cross an edge (the key length, the diagonal, the window).
+    mask points at this head's (query length, key length), keys contiguous; MASK is 0 for none, 1 for
+    boolean (true: seen), 2 for additive. BOUNDED: the tile may cross an edge (the key length, the diagonal,
+    the window).
     """
     scores = products * scale
     if MASK != 0:
@@ -123,7 +133,8 @@ def scaled_scores(
         if MASK == 1:
             scores = tl.where(tl.load(places, mask=inside, other=0) != 0, scores, float("-inf"))
         else:
-            scores += tl.load(places, mask=inside, other=0.0).to(tl.float32) * LOG2_E
+            added = tl.load(places, mask=inside, other=0.0).to(tl.float32)
+            scores += added if NATURAL else added * LOG2_E
     if BOUNDED:
         seen = columns < key_length
         if CAUSAL:

@@ -4,6 +4,7 @@ The tiles were chosen without a GPU, from what the compiler makes of them (Trito
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -30,8 +31,158 @@ class Tile(NamedTuple):
     precision: str = "ieee"
 
 
-def configuration(head_dim: int, dtype: torch.dtype, direction: str, target: str) -> Tile:
-    return Tile(64, 64, 4, 2, "host" if target in ("sm_90", "sm_100") and direction != "decode" else "")
+HOST, DEVICE = "host", "device"
+
+TILES: dict[tuple[str, str], dict[int, tuple[Tile, ...]]] = {
+    ("sm_90", "forward"): {
+        64: (
+            Tile(128, 128, 8, 3, HOST),
+            Tile(128, 64, 4, 3, HOST),
+            Tile(128, 128, 4, 2, DEVICE, specialized=True),
+        ),
+        128: (
+            Tile(128, 128, 8, 2, HOST),
+            Tile(128, 64, 8, 3, HOST),
+            Tile(128, 128, 4, 2, DEVICE, specialized=True),
+            Tile(128, 64, 4, 3, DEVICE, specialized=True),
+        ),
+        256: (Tile(128, 64, 8, 2, HOST), Tile(128, 32, 8, 3, HOST)),
+    },
+    ("sm_90", "backward keys"): {
+        64: (Tile(64, 128, 8, 2, HOST), Tile(64, 64, 4, 2, HOST)),
+        128: (Tile(64, 128, 8, 3, HOST), Tile(64, 128, 8, 2, HOST), Tile(64, 64, 4, 2, HOST)),
+        256: (Tile(32, 64, 8, 3, HOST), Tile(16, 64, 8, 2, HOST)),
+    },
+    ("sm_90", "backward queries"): {
+        64: (Tile(128, 128, 8, 2, HOST), Tile(128, 64, 8, 2, HOST), Tile(64, 64, 4, 2, HOST)),
+        128: (Tile(128, 64, 8, 2, HOST), Tile(128, 128, 8, 2, HOST), Tile(64, 64, 4, 2, HOST)),
+        256: (Tile(64, 64, 8, 2, HOST), Tile(64, 32, 8, 2, HOST)),
+    },
+    ("sm_100", "forward"): {
+        64: (Tile(128, 128, 8, 3, HOST),),
+        128: (Tile(128, 128, 8, 2, HOST),),
+        256: (Tile(128, 64, 8, 2, HOST),),
+    },
+    ("sm_100", "backward keys"): {
+        64: (Tile(64, 128, 8, 2, HOST),),
+        128: (Tile(64, 64, 8, 2, HOST),),
+        256: (Tile(32, 64, 8, 3, HOST),),
+    },
+    ("sm_100", "backward queries"): {
+        64: (Tile(128, 128, 8, 2, HOST),),
+        128: (Tile(128, 64, 8, 2, HOST),),
+        256: (Tile(64, 64, 8, 2, HOST),),
+    },
+    ("sm_80", "forward"): {
+        64: (Tile(128, 64, 8, 2),),
+        128: (Tile(64, 64, 4, 2),),
+        256: (Tile(64, 32, 8, 2),),
+    },
+    ("sm_80", "backward keys"): {
+        64: (Tile(64, 128, 8, 2),),
+        128: (Tile(32, 64, 8, 2),),
+        256: (Tile(16, 32, 8, 1),),
+    },
+    ("sm_80", "backward queries"): {
+        64: (Tile(128, 64, 8, 2),),
+        128: (Tile(128, 32, 8, 2),),
+        256: (Tile(64, 16, 8, 2),),
+    },
+    ("gfx942", "forward"): {
+        64: (Tile(128, 64, 4, 2),),
+        128: (Tile(128, 32, 4, 2),),
+        256: (Tile(64, 32, 4, 1),),
+    },
+    ("gfx942", "backward keys"): {
+        64: (Tile(64, 64, 4, 1),),
+        128: (Tile(32, 64, 4, 1),),
+        256: (Tile(16, 32, 4, 1),),
+    },
+    ("gfx942", "backward queries"): {
+        64: (Tile(64, 64, 4, 2),),
+        128: (Tile(64, 32, 4, 1),),
+        256: (Tile(32, 32, 4, 1),),
+    },
+}
+"""(target, kernel) -> head dimension up to -> tiles for 16-bit tensors: the one that is used, then those
+worth timing.
+
+What was seen ahead of time: on sm_90 tiles of 128 queries with 8 warps give each warp group one 64-row matrix
+instruction and stay below 255 registers; 4 warps at 128 x 64 spill in the split loop, except where warps have
+roles of their own (168 registers, a producer and two consumers). The keys' kernel holds two accumulators,
+so that it takes half the queries. sm_80's tiles take at most 99 KiB, which chips of 8.6, 8.9 and 12.0 have
+too. gfx942 has 64 KiB, and 512 registers a lane only with 4 waves.
+"""
+
+_HOPPER_LIGHT = {
+    "forward": {64: Tile(128, 64, 8, 2, HOST), 128: Tile(128, 32, 8, 2, HOST), 256: Tile(64, 32, 8, 2, HOST)},
+    "backward keys": {
+        64: Tile(64, 128, 8, 2, HOST),
+        128: Tile(32, 128, 8, 2, HOST),
+        256: Tile(16, 64, 8, 2, HOST),
+    },
+    "backward queries": {
+        64: Tile(128, 64, 8, 2, HOST),
+        128: Tile(64, 64, 4, 2, HOST),
+        256: Tile(64, 32, 8, 2, HOST),
+    },
+}
+LIGHT: dict[tuple[str, str], dict[int, Tile]] = {
+    **{(target, kernel): rows for target in ("sm_90", "sm_100") for kernel, rows in _HOPPER_LIGHT.items()},
+    ("sm_80", "forward"): {64: Tile(64, 64, 4, 2), 128: Tile(128, 32, 8, 2), 256: Tile(64, 32, 8, 2)},
+    ("sm_80", "backward keys"): {64: Tile(32, 64, 8, 2), 128: Tile(32, 64, 8, 2), 256: Tile(16, 32, 8, 1)},
+    ("sm_80", "backward queries"): {64: Tile(64, 32, 4, 2), 128: Tile(64, 32, 8, 2), 256: Tile(32, 32, 8, 1)},
+    ("gfx942", "forward"): {64: Tile(64, 64, 4, 1), 128: Tile(64, 32, 4, 1), 256: Tile(64, 32, 4, 1)},
+    ("gfx942", "backward keys"): {64: Tile(32, 64, 4, 1), 128: Tile(16, 64, 4, 1), 256: Tile(16, 32, 4, 1)},
+    ("gfx942", "backward queries"): {
+        64: Tile(64, 32, 4, 1),
+        128: Tile(64, 32, 4, 1),
+        256: Tile(32, 32, 4, 1),
+    },
+}
+"""The same where there is a mask or dropout, whose addresses and random bits take registers of their own."""
+
+EXACT: dict[str, dict[int, Tile]] = {
+    "forward": {64: Tile(32, 32, 4, 1), 128: Tile(64, 32, 8, 1), 256: Tile(32, 32, 8, 1)},
+    "backward keys": {64: Tile(16, 64, 4, 1), 128: Tile(32, 32, 8, 1), 256: Tile(16, 16, 8, 1)},
+    "backward queries": {64: Tile(32, 32, 4, 1), 128: Tile(32, 32, 8, 1), 256: Tile(16, 16, 4, 1)},
+}
+"""Kernel -> head dimension up to -> tile for float32, on every target.
+
+Right, not fast: three products of the tensor cores' 19-bit format stand in for one of float32, and both
+halves of whole operands lie in registers. On NVIDIA most of them spill at heads above 64, and none was
+tuned.
+"""
+
+DECODE = {64: Tile(16, 128, 4, 2), 128: Tile(16, 64, 4, 2), 256: Tile(16, 32, 4, 2)}
+"""Head dimension up to -> tile of the paged kernel on every target; its rows are heads of one key head."""
+
+
+def candidates(head_dim: int, direction: str, target: str) -> tuple[Tile, ...]:
+    """The tiles for 16-bit tensors without mask or dropout, the one that ``configuration`` gives first.
+
+    Which is fastest only a GPU can say: ``gpu_forward.attention(..., tile=...)`` takes any of them.
+    """
+    return _up_to(TILES[target, direction], head_dim)
+
+
+def configuration(
+    head_dim: int, dtype: torch.dtype, direction: str, target: str, light: bool = False
+) -> Tile:
+    """The tile of a kernel ("forward", "backward keys", "backward queries", "decode"), from sizes alone.
+
+    light: there is a mask or dropout.
+    """
+    precision = "ieee" if target == "gfx942" or dtype != torch.float32 else "tf32x3"
+    if direction == "decode":
+        return _up_to(DECODE, head_dim)._replace(precision=precision)
+    if dtype == torch.float32:
+        return _up_to(EXACT[direction], head_dim)._replace(precision=precision)
+    return _up_to(LIGHT[target, direction], head_dim) if light else candidates(head_dim, direction, target)[0]
+
+
+def _up_to(rows: dict[int, Any], head_dim: int) -> Any:
+    return next(row for largest, row in rows.items() if head_dim <= largest)
 
 
 def padded(size: int) -> int:
@@ -69,9 +220,20 @@ def describable(*tensors: torch.Tensor) -> bool:
 def describe(tensor: torch.Tensor, rows: int) -> Any:
     """A descriptor of (batch, heads, length, dim), whose tiles are rows x dim of one head."""
     width = padded(tensor.shape[-1])
-    # The stride of a dimension of one element means nothing and may be anything; the copy engine still reads it.
+    # The stride of a dimension of one element means nothing and may be anything; the copy engine still
+    # reads it.
     strides = [width if size == 1 else step for size, step in zip(tensor.shape, tensor.stride(), strict=True)]
     return TensorDescriptor(tensor, list(tensor.shape), [*strides[:-1], 1], [1, 1, rows, width])
+
+
+def tile_for(direction: str, light: bool, *tensors: torch.Tensor) -> Tile:
+    """``configuration`` for these tensors, the query first; pointers where no descriptor can be had of
+    them."""
+    dim, dtype, target = tensors[0].shape[-1], tensors[0].dtype, target_of(tensors[0])
+    tile = configuration(dim, dtype, direction, target, light)
+    if tile.descriptors and not describable(*tensors):
+        tile = configuration(dim, dtype, direction, "sm_80", light)
+    return tile
 
 
 def handed(tensors: Sequence[torch.Tensor], rows: Sequence[int], tile: Tile) -> tuple[list[Any], str]:
@@ -89,7 +251,9 @@ def _scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
     return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
-def broadcast_mask(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor) -> tuple[Any, list[int], int]:
+def broadcast_mask(
+    mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor
+) -> tuple[Any, list[int], int]:
     """(mask or a stand-in, its strides over (batch, heads, query length), MASK), keys contiguous."""
     if mask is None:
         return query, [0, 0, 0], 0
@@ -102,40 +266,18 @@ def broadcast_mask(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Te
     return mask, list(mask.stride()[:3]), 2
 
 
+def natural(query: torch.Tensor) -> bool:
+    """Whether scores keep the natural base (``NATURAL``, see gpu_scores)."""
+    return query.dtype == torch.float32
+
+
+def score_scale(scale: float, query: torch.Tensor) -> float:
+    """What query . key is multiplied by to give scores in their base."""
+    return scale if natural(query) else scale * math.log2(math.e)
+
+
 def dropout_numbers(dropout_p: float, seed: int) -> tuple[float, int, int]:
-    """(1 / share kept, seed, threshold): a weight is dropped where its 32 random bits are below the threshold."""
+    """(1 / share kept, seed, threshold): a weight is dropped where its 32 random bits are below the
+    threshold."""
     keep_scale = 1 / (1 - dropout_p) if dropout_p < 1 else 0.0
     return keep_scale, seed, min(round(dropout_p * 2**32), 2**32 - 1)
-
-
-def types_of(kernel: Any, constants: dict[str, Any], dtype: str, descriptors: str) -> dict[str, str]:
-    """The Triton types of a kernel's arguments, as the functions here hand them over on a GPU (ahead of time)."""
-    types = {}
-    for name in kernel.arg_names:
-        if name in constants:
-            continue
-        if name in ("query", "key", "value", "grad") and descriptors == "host":
-            rows = constants["ROWS" if name in ("query", "grad") else "COLUMNS"]
-            types[name] = f"tensordesc<{dtype}[1,1,{rows},{constants['WIDTH']}]>"
-        elif name == "mask" and constants["MASK"] == 1:
-            types[name] = "*u8!"
-        elif name in ("log_sum_exp", "delta", "exponent", "exponents", "partial"):
-            types[name] = "*fp32!"
-        elif name in ("block_table", "context_lengths"):
-            types[name] = "*i32!"
-        elif name.startswith("stride"):
-            types[name] = "i32!"
-        elif name.endswith("scale"):
-            types[name] = "fp32"
-        elif name in ("seed", "threshold"):
-            types[name] = "i64"
-        elif name in _POINTERS:
-            types[name] = f"*{dtype}!"
-        else:
-            types[name] = "i32"
-    return types
-
-
-_POINTERS = ("query", "key", "value", "mask", "output", "grad", "key_cache", "value_cache") + tuple(
-    f"{name}_gradient" for name in ("query", "key", "value")
-)
