@@ -169,7 +169,7 @@ def launch(
     kinds = [_EMPTY[tensors[0].dtype] if tensors else None for tensors in (steps, *lists)]
     if steps:
         _count(1, table, kinds[0])
-    chunks = -(-int(table[0, -1]) // ELEMENTS_PER_CHUNK)
+    chunks = -(-sum(map(elements_of, params)) // ELEMENTS_PER_CHUNK)
     body(
         chunks, ELEMENTS_PER_CHUNK, table, *kinds, torch.frombuffer(array("d", numbers), dtype=torch.float64)
     )
