@@ -35,7 +35,7 @@ FULL = {
     "Adagrad": {"lr": 0.1, "lr_decay": 0.1, "weight_decay": 0.01, "initial_accumulator_value": 0.1},
     "RMSprop": {"lr": 0.01, "momentum": 0.9, "centered": True, "weight_decay": 0.01},
     "Adadelta": {"lr": 0.7, "rho": 0.8, "weight_decay": 0.01},
-    "Adam": {"lr": 0.01, "weight_decay": 0.01, "amsgrad": True},
+    "Adam": {"lr": 0.01, "betas": (0.3, 0.9), "weight_decay": 0.01, "amsgrad": True},
     "AdamW": {"lr": 0.01, "weight_decay": 0.1},
 }
 """Options of each class that use most of its rule."""
@@ -348,7 +348,7 @@ def test_what_the_kernels_do_not_take_runs_torchs_update_and_says_so_once():
             ours = stepped(getattr(kernels, name), options, start, grad)
         assert [item.category for item in caught].count(kernels.FallbackWarning) == 1
         assert torch.equal(ours, stepped(getattr(torch.optim, name), options, start, grad))
-    param = torch.nn.Parameter(dense)
+    param = torch.nn.Parameter(dense.clone())
     param.grad = dense
     with pytest.warns(kernels.FallbackWarning, match="capturable=True"), pytest.raises(AssertionError):
         kernels.Adam([param], capturable=True).step()  # torch's own: on a CPU there is no graph to capture
