@@ -121,12 +121,16 @@ def _way(group: Group, path: str, steps: list[Any]) -> dict[str, Any]:
 def _alike(lists: Lists) -> list[Lists]:
     """The lists, split so that in each every tensor has the same dtype and device."""
     params = lists[0]
-    present = [tensors for tensors in lists if tensors]
-    kinds = list(zip(map(device_of, params), *(map(dtype_of, tensors) for tensors in present), strict=True))
-    found = list(dict.fromkeys(kinds))
-    if len(found) <= 1:
-        return [lists] if params else []
-    return [_chosen(lists, [index for index, kind in enumerate(kinds) if kind == one]) for one in found]
+    if not params:
+        return []
+    if len(set(map(device_of, params))) == 1 and all(len(set(map(dtype_of, ts))) <= 1 for ts in lists):
+        return [lists]
+    given = [tensors for tensors in lists if tensors]
+    kinds = list(zip(map(device_of, params), *(map(dtype_of, tensors) for tensors in given), strict=True))
+    return [
+        _chosen(lists, [index for index, kind in enumerate(kinds) if kind == one])
+        for one in dict.fromkeys(kinds)
+    ]
 
 
 def _chosen(lists: Lists, indices: list[int]) -> Lists:
@@ -147,7 +151,6 @@ class SGD(_OnePass, torch.optim.SGD):
     def _step_group(self, group: Group) -> None:
         lists = self._gather(group, 3)
         params, grads, buffers = lists
-        options = {name: group[name] for name in ("momentum", "dampening", "nesterov", "maximize")}
         if (path := self._path(group, lists, [])) == "kernels":
             new = [index for index, buffer in enumerate(buffers) if buffer is None]
             old = [index for index, buffer in enumerate(buffers) if buffer is not None] if new else []
@@ -155,18 +158,25 @@ class SGD(_OnePass, torch.optim.SGD):
                 buffers[index] = torch.empty_like(params[index], dtype=grads[index].dtype)
             for first, part in ((True, _chosen(lists, new)), (False, _chosen(lists, old) if new else lists)):
                 for alike in _alike(part):
-                    decay = float(group["weight_decay"])
                     operations.sgd_(
-                        *alike, _rate(group, alike[0]), **options, weight_decay=decay, first=first
+                        *alike,
+                        _rate(group, alike[0]),
+                        group["momentum"],
+                        group["dampening"],
+                        float(group["weight_decay"]),
+                        group["nesterov"],
+                        group["maximize"],
+                        first,
                     )
         else:
             sgd(
                 *lists,
                 has_sparse_grad=any(grad.is_sparse for grad in grads),
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
+                **{
+                    name: group[name]
+                    for name in ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
+                },
                 **_way(group, path, []),
-                **options,
                 **self._scaling(),
             )
         if group["momentum"] != 0:
@@ -182,7 +192,7 @@ class Adagrad(_OnePass, torch.optim.Adagrad):
         options = {name: group[name] for name in ("lr_decay", "weight_decay", "eps", "maximize")}
         if (path := self._path(group, lists, lists[-1])) == "kernels":
             for alike in _alike(lists):
-                operations.adagrad_(*alike, _rate(group, alike[0]), **options)
+                operations.adagrad_(*alike, _rate(group, alike[0]), *options.values())
             return
         adagrad(
             *lists,
@@ -205,7 +215,7 @@ class RMSprop(_OnePass, torch.optim.RMSprop):
         options = {name: group[name] for name in ("alpha", "eps", "weight_decay", "momentum", "maximize")}
         if self._path(group, lists, steps) == "kernels":
             for alike in _alike(lists):
-                operations.rmsprop_(*alike, _rate(group, alike[0]), **options)
+                operations.rmsprop_(*alike, _rate(group, alike[0]), *options.values())
             return
         rmsprop(
             *lists,
@@ -223,7 +233,7 @@ class Adadelta(_OnePass, torch.optim.Adadelta):
         options = {name: group[name] for name in ("rho", "eps", "weight_decay", "maximize")}
         if self._path(group, lists, lists[-1]) == "kernels":
             for alike in _alike(lists):
-                operations.adadelta_(*alike, _rate(group, alike[0]), **options)
+                operations.adadelta_(*alike, _rate(group, alike[0]), *options.values())
             return
         adadelta(
             *lists,
@@ -241,9 +251,10 @@ class _AdamStep(_OnePass):
         }
         beta1, beta2 = group["betas"]
         if (path := self._path(group, lists, lists[-1])) == "kernels":
-            options.update(beta1=float(beta1), beta2=float(beta2))
             for alike in _alike(lists):
-                operations.adam_(*alike, _rate(group, alike[0]), **options)
+                operations.adam_(
+                    *alike, _rate(group, alike[0]), float(beta1), float(beta2), *options.values()
+                )
             return
         adam(
             *lists,

@@ -89,9 +89,7 @@ def update_rule(function: Callable[..., None]) -> Any:
 def over_lists(rule: Any) -> chunked:
     """The launch of ``rule`` over a table of lists, chunk by chunk."""
 
-    def body(
-        chunk: Any, size: Any, table: Any, steps: Any, p: Any, g: Any, a: Any, b: Any, c: Any, numbers: Any
-    ):
+    def body(chunk, size, table, steps, p, g, a, b, c, numbers):
         begin = chunk * size
         end = min(begin + size, table[0, table.shape[1] - 1])
         index, above = 0, table.shape[1] - 1  # the last tensor that starts at ``begin`` or before
@@ -169,7 +167,7 @@ def launch(
     kinds = [_EMPTY[tensors[0].dtype] if tensors else None for tensors in (steps, *lists)]
     if steps:
         _count(1, table, kinds[0])
-    chunks = -(-int(table[0, -1]) // ELEMENTS_PER_CHUNK)
+    chunks = -(-sum(map(elements_of, params)) // ELEMENTS_PER_CHUNK)
     body(
         chunks, ELEMENTS_PER_CHUNK, table, *kinds, torch.frombuffer(array("d", numbers), dtype=torch.float64)
     )

@@ -22,6 +22,7 @@ import triton.language as tl
 from kernels.optimizer.lists import (
     Tensors,
     address_of,
+    check_device,
     check_equal,
     copy_back,
     counted,
@@ -257,6 +258,7 @@ def _launch(
 ) -> None:
     """As ``cpu_lists.launch``. factors(steps) -> (any, tensors): what depends on the step."""
     check_equal(params, grads, states, steps)
+    check_device(params, grads, states)
     device = params[0].device
     scales = torch.zeros(1, dtype=torch.float64)
     if steps:

@@ -30,12 +30,17 @@ def check_equal(params: Tensors, grads: Tensors, states: Sequence[Tensors], step
             raise ValueError(f"{name} are not as many and of the shapes of params: one for each parameter")
         if len(set(map(dtype_of, tensors))) > 1:
             raise ValueError(f"{name} have several dtypes; one call takes tensors of one dtype")
-        if set(map(device_of, tensors)) != {params[0].device}:
-            raise ValueError(f"{name} are not all on {params[0].device}, where the first parameter is")
     if not steps:
         return
     if len(steps) != len(shapes) or set(map(elements_of, steps)) != {1} or len(set(map(dtype_of, steps))) > 1:
         raise ValueError("state_steps are not one tensor of one element for each parameter, all of one dtype")
+
+
+def check_device(params: Tensors, grads: Tensors, states: Sequence[Tensors]) -> None:
+    """ValueError unless all are on one device. (On a CPU torch's dispatcher has seen to it.)"""
+    devices = set(map(device_of, chain(params, grads, *states)))
+    if len(devices) > 1:
+        raise ValueError(f"the tensors are on {', '.join(sorted(map(str, devices)))}, not on one device")
 
 
 def one_layout(
