@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _WHOLE_ROW = 16384  # elements of a row that 1024 threads hold in registers
 _SCALE_BLOCK = 4096
+_LANES = 64 if torch.version.hip else 32
 
 
 @triton.jit
@@ -115,11 +116,15 @@ def _scale(kept, factor, elements, BLOCK: tl.constexpr):
         tl.store(kept + at, (x.to(tl.float32) * by).to(kept.dtype.element_ty), mask=at < elements)
 
 
-def configuration(columns: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(constants, options) of ``_rows`` for this many classes: 16 elements a thread, 64 to 1024 threads."""
+def configuration(columns: int, lanes: int = _LANES) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(constants, options) of ``_rows`` for this many classes: 16 elements a thread, 128 to 1024 threads.
+
+    lanes: threads a warp.
+    """
     whole = columns <= _WHOLE_ROW
     block = min(_WHOLE_ROW, max(128, triton.next_power_of_2(columns)))
-    return {"BLOCK": block, "WHOLE": whole}, {"num_warps": max(1, min(32, block // 512)), "num_stages": 1}
+    warps = min(1024, max(128, block // 16)) // lanes
+    return {"BLOCK": block, "WHOLE": whole}, {"num_warps": warps, "num_stages": 1}
 
 
 def survey(target: torch.Tensor, ignore_index: int, classes: int) -> torch.Tensor:
@@ -178,10 +183,10 @@ linear_cross_entropy = _passes.linear_cross_entropy
 
 def compilations() -> list[Compilation]:
     """What is shipped: rows in registers and rows in a loop, in 16 bits and float32, and the scaling."""
-    from kernels.ahead_of_time import Compilation
+    from kernels.ahead_of_time import TARGETS, Compilation
 
-    def rows(operation: str, direction: str, columns: int, element: str) -> Compilation:
-        constants, options = configuration(columns)
+    def rows(operation: str, direction: str, columns: int, element: str, lanes: int = 32) -> Compilation:
+        constants, options = configuration(columns, lanes)
         types = {
             "logits": f"*{element}!",
             "target": "*i64!",
@@ -193,11 +198,14 @@ def compilations() -> list[Compilation]:
             "smoothing": "fp32",
         }
         flags = {"SMOOTHING": False, "GRADIENT": direction == "backward", "SCALE_PER_ROW": False}
-        label = f"{operation} {direction} {columns} {element}"
-        return Compilation(label, _rows, types, {**constants, **flags}, options, operation, direction)
+        targets = [name for name in TARGETS if name.startswith("gfx") == (lanes == 64)]
+        label = f"{operation} {direction} {columns} {element} {lanes} lanes"
+        constants.update(flags)
+        return Compilation(label, _rows, types, constants, options, operation, direction, targets=targets)
 
     sizes = ((8192, "bf16"), (50304, "fp32"), (128256, "bf16"))
     found = [rows("cross_entropy", way, *size) for size in sizes for way in ("forward", "backward")]
+    found += [rows("cross_entropy", way, 128256, "bf16", 64) for way in ("forward", "backward")]
     found += [rows("linear_cross_entropy", way, 32000, "bf16") for way in ("forward", "backward")]
     types = {"kept": "*bf16!", "factor": "*fp32!", "elements": "i64!"}
     constants = {"BLOCK": _SCALE_BLOCK}
