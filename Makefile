@@ -5,7 +5,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# A GPU machine may bring its own torch, numba and JAX: `make gpu BIN=$(dirname $(which python3))`.
+# A GPU machine may bring its own torch: `make gpu BIN=$(dirname $(which python3))`. There torch, triton, numba,
+# numpy, pytest and pytest-benchmark are enough, and perflab need not be installed.
 
 .PHONY: lab test proof gpu lint format
 
@@ -36,5 +37,5 @@ proof: .venv/installed
 	$(BIN)/python -m pytest -m proof -s
 
 gpu:
-	$(BIN)/python -m pytest -m gpu -rs
-	$(BIN)/python -m bench.cli run roofline --quick --device cuda --output results-gpu.json
+	$(BIN)/python -m pytest -m gpu -rs tests/kernels tests/labs/test_roofline.py
+	$(BIN)/python -m pytest -q bench/suites/test_kernels.py --device cuda --quick --benchmark-json=results-gpu.json

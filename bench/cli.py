@@ -201,19 +201,27 @@ def doctor(as_json: Json = False) -> None:
 
 @app.command()
 def inspect(
-    function: Annotated[str, typer.Argument(help="package.module:name or file.py:name of a numba function")],
-    target: Annotated[str, typer.Option(help="cpu")] = "cpu",
-    signature: Annotated[str, typer.Option(help="e.g. 'float32[::1],float32[::1]'")] = "",
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="OP",
+            help="an operation of kernels, or package.module:name or file.py:name of a numba function",
+        ),
+    ],
+    target: Annotated[str, typer.Option(help="cpu, sm_80, sm_90, sm_100 or gfx942")] = "cpu",
+    signature: Annotated[
+        str, typer.Option(help="of a numba function, e.g. 'float32[::1],float32[::1]'")
+    ] = "",
     as_json: Json = False,
 ) -> None:
-    """What the compiler made of a function: SIMD width, packed or scalar, calls to libm."""
-    if target != "cpu":
-        raise ValueError(f"--target takes cpu, not {target!r}")
-    from kernels.inspect import report as inspect_report
+    """What the compiler made of it: SIMD and libm on a CPU; registers, spills, instructions on a GPU.
+
+    Needs no GPU. Exit status 1 when a configuration spills, cannot be launched, or lacks what it promises.
+    """
+    from bench.inspection import inspect as inspect_name
 
     sys.path.insert(0, os.getcwd())
-    instructions = inspect_report(function, signature or None)
-    print(json.dumps(instructions.to_json(), indent=1) if as_json else instructions.summary)
+    raise typer.Exit(inspect_name(name, target, signature, as_json))
 
 
 def main() -> None:

@@ -18,3 +18,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--device", default="cpu", choices=("cpu", "cuda"), dest="perflab_device", help="of test_kernels.py"
     )
     group.addoption("--perflab-rows", default=None, help="append the rows of test_kernels.py to this file")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """On a machine where perflab is not installed (``make gpu``) its plugin is loaded from here."""
+    if not config.pluginmanager.hasplugin("perflab"):
+        from bench import plugin
+
+        config.pluginmanager.register(plugin, "perflab")

@@ -56,9 +56,14 @@ class CpuMeter:
         self._process = None
 
     def watch_children(self) -> None:
-        """Count children from now on, if there are any (reading them costs some 50 us each)."""
-        import psutil
+        """Count children from now on, if there are any (reading them costs some 50 us each).
 
+        A GPU machine may lack psutil: there this process alone is counted.
+        """
+        try:
+            import psutil
+        except ImportError:
+            return
         process = psutil.Process()
         self._process = process if process.children() else None
 

@@ -1,8 +1,9 @@
 """What the compiler made of a function: SIMD or scalar, how wide, fused or not, which calls of libm.
 
 Reads the assembly that numba keeps of each compiled signature, without the wrapper through which Python
-calls it. ``inspect_function`` takes a numba function, ``report`` the name of one; ``kernels.assembly`` says
-what is counted and how the verdict is reached.
+calls it. ``inspect_function`` takes a numba function, ``report`` the name of one, ``inspect_operation`` a
+public operation of ``kernels``, whose bodies it finds by running it; ``kernels.assembly`` says what is
+counted and how the verdict is reached. What Triton made of an operation: ``kernels.ahead_of_time``.
 """
 
 from __future__ import annotations
@@ -13,14 +14,23 @@ import importlib.util
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from kernels.assembly import Instructions, Loop, read_assembly
 
-__all__ = ["Instructions", "Loop", "inspect_function", "load_function", "read_assembly", "report"]
+__all__ = [
+    "Instructions",
+    "Loop",
+    "check_operation",
+    "inspect_function",
+    "inspect_operation",
+    "load_function",
+    "read_assembly",
+    "report",
+]
 
 
 def _argument_types(function: Any, arguments: Any) -> tuple[Any, ...]:
@@ -147,6 +157,7 @@ def load_function(name: str) -> Any:
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"{place} has no {attribute!r}{hint}")
         found = getattr(found, part)
+    found = getattr(found, "compiled", found)  # of a ``kernels.threads.chunked`` body
     if not _is_dispatcher(found):
         raise ValueError(
             f"{name} is a {type(found).__name__}, not a numba function: decorate it with numba.njit"
@@ -157,3 +168,65 @@ def load_function(name: str) -> Any:
 def report(name: str, signature: str | None = None) -> Instructions:
     """``inspect_function`` by name, for ``perflab inspect NAME --target cpu``. ValueError on bad input."""
     return inspect_function(load_function(name), signature)
+
+
+def check_operation(name: str) -> None:
+    """ValueError, with the nearest name, when ``kernels`` has no public operation of this name."""
+    import kernels
+
+    names = [known for known in kernels.__all__ if known != "FallbackWarning"]
+    if name not in names:
+        close = difflib.get_close_matches(name, names, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}"
+        raise ValueError(f"{name!r} is no operation of kernels and no package.module:name; {hint}")
+
+
+def inspect_operation(name: str) -> dict[str, Instructions]:
+    """What numba made of each body that the operation runs in float32, forward and backward.
+
+    The keys are ``package.module:name``. Runs the operation once at the smallest size worth timing.
+    ValueError when ``kernels`` has no such operation.
+    """
+    check_operation(name)
+    from kernels.threads import calls_in, chunked
+
+    step = _example(name)
+    bodies = {
+        value
+        for module in list(sys.modules.values())
+        if getattr(module, "__name__", "").startswith("kernels.")
+        for value in list(vars(module).values())
+        if isinstance(value, chunked) and hasattr(value, "compiled")
+    }
+    found = {}
+    for body, signatures in calls_in(step, sorted(bodies, key=_place)).items():
+        for index, signature in enumerate(signatures):
+            label = _place(body) + (f" ({index + 1})" if index else "")
+            found[label] = inspect_function(body.compiled, signature)
+    return found
+
+
+def _place(body: Any) -> str:
+    function = body.compiled.py_func
+    return f"{function.__module__}:{function.__qualname__}"
+
+
+def _example(name: str) -> Callable[[], object]:
+    """The step that runs the operation, with its gradients, at the smallest size worth timing."""
+    import torch
+
+    from kernels import spec
+
+    for operation in spec.operations():
+        if operation.name == name:
+            sizes = [size.arguments(torch.float32) for size in operation.sizes]
+            arguments = min(
+                sizes, key=lambda made: spec.tensor_bytes(*filter(torch.is_tensor, made.values()))
+            )
+            direction = "forward+backward" if operation.gradients else "forward"
+            return lambda: spec.step_of(operation.function, arguments, operation.gradients, direction)()
+    lines = [line for line in spec.benchmarks() if line.operation == name]
+    if not lines:
+        raise ValueError(f"{name} is in no family's spec.py, so that there is no case of it to run")
+    line = min(lines, key=lambda line: (line.dtype is not torch.float32, line.bytes_moved))
+    return lambda: line.ways("cpu")["kernels"]()

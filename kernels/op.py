@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from kernels.interpreter import interpreting, repair
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 FLOATS_AND_DOUBLE = (*FLOATS, torch.float64)
 
@@ -45,13 +47,20 @@ def register(
     (Triton stays unloaded elsewhere).
     fake: shapes and dtypes of the outputs, without data. setup_context and backward: as
     ``torch.library.register_autograd`` takes them.
+
+    Under ``TRITON_INTERPRET=1`` the CUDA implementation takes CPU tensors too, so that the tests of every
+    operation run its Triton kernels on a machine without a GPU.
     """
     name = schema.split("(", 1)[0].strip()
     qualified = f"perflab::{name}"
     torch.library.define(qualified, schema[len(name) :].strip())
+    triton = _imported_when_called(cuda) if cuda else None
+    if triton and interpreting():
+        repair()
+        cpu = triton
     torch.library.impl(qualified, "cpu", cpu)
-    if cuda:
-        torch.library.impl(qualified, "cuda", _imported_when_called(cuda))
+    if triton:
+        torch.library.impl(qualified, "cuda", triton)
     torch.library.register_fake(qualified, fake)
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=setup_context)

@@ -20,7 +20,7 @@ import os
 import struct
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -186,6 +186,32 @@ class chunked:
         worker = numba.cfunc(signature, error_model="numpy")(space["worker"])
         self._kept.append(worker)  # its machine code lives as long as it does
         return _C_FUNCTION(worker.address), worker.address, struct.Struct(layout).pack
+
+
+def calls_in(
+    step: Callable[[], object], bodies: Sequence[chunked]
+) -> dict[chunked, list[tuple[types.Type, ...]]]:
+    """Run ``step``: with which types of arguments it called each of ``bodies`` (those of ``compiled``)."""
+    before = {body: body._workers for body in bodies}
+    try:
+        for body in bodies:
+            body._workers = {}
+        step()
+        return {body: [_signature(key) for key in body._workers] for body in bodies}
+    finally:
+        for body, workers in before.items():
+            body._workers = {**workers, **body._workers}
+
+
+def _signature(key: tuple[Any, ...]) -> tuple[types.Type, ...]:
+    numbers = {None: types.none, int: types.int64, float: types.float64, bool: types.boolean}
+    return (
+        types.int64,
+        *(
+            types.Array(ELEMENTS[kind[0]], max(1, kind[1]), "C") if isinstance(kind, tuple) else numbers[kind]
+            for kind in key
+        ),
+    )
 
 
 # --- running -------------------------------------------------------------------------------------

@@ -64,46 +64,68 @@ class Row:
         return "met, not surely" if self.speedup >= wanted else "missed, not surely"
 
 
+HEADINGS = (
+    "operation",
+    "malloc",
+    "kernels",
+    "best peer",
+    "",
+    "speed-up",
+    "95 % interval",
+    "of limit",
+    "target",
+)
+LEFT = ("operation", "malloc", "best peer", "target")
+
+
 def render(rows: list[Row], width: int) -> str:
     """The table as text, every line, won or lost; lines of the same benchmark stand together."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    from bench.report.units import format_seconds
-
-    table = Table(box=box.SIMPLE_HEAD, title="kernels beside the best peer (speed-up = peer / kernels)")
-    for heading in (
-        "operation",
-        "malloc",
-        "kernels",
-        "best peer",
-        "",
-        "speed-up",
-        "95 % interval",
-        "of limit",
-    ):
-        table.add_column(
-            heading, justify="left" if heading in ("operation", "malloc", "best peer") else "right"
-        )
-    table.add_column("target")
     order = list(dict.fromkeys(row.name for row in rows))
-    for row in sorted(rows, key=lambda row: (order.index(row.name), row.allocator)):
-        limit = f"{row.fraction:.0%} of copy" if row.fraction is not None else ""
-        if row.flops:
-            limit = f"{row.flops / 1e9:.0f} GFLOP/s"
-        target = f"{row.target:.2f} {row.verdict}" if row.target is not None else row.verdict
-        table.add_row(
-            row.name,
-            row.allocator,
-            format_seconds(row.seconds),
-            row.peer,
-            format_seconds(row.peer_seconds),
-            f"{row.speedup:.2f}",
-            f"[{row.low:.2f}, {row.high:.2f}]".replace("[", r"\["),
-            limit,
-            target,
-        )
+    cells = [_cells(row) for row in sorted(rows, key=lambda row: (order.index(row.name), row.allocator))]
+    title = "kernels beside the best peer (speed-up = peer / kernels)"
+    try:
+        from rich import box
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+    except ImportError:  # a GPU machine may lack it
+        return _plain(title, cells)
+    table = Table(box=box.SIMPLE_HEAD, title=title)
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading in LEFT else "right")
+    for row in cells:
+        table.add_row(*map(escape, row))
     text = io.StringIO()
     Console(file=text, width=max(width, 130)).print(table)
     return text.getvalue()
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    from bench.report.units import format_seconds
+
+    limit = f"{row.fraction:.0%} of copy" if row.fraction is not None else ""
+    if row.flops:
+        limit = f"{row.flops / 1e9:.0f} GFLOP/s"
+    return (
+        row.name,
+        row.allocator,
+        format_seconds(row.seconds),
+        row.peer,
+        format_seconds(row.peer_seconds),
+        f"{row.speedup:.2f}",
+        f"[{row.low:.2f}, {row.high:.2f}]",
+        limit,
+        f"{row.target:.2f} {row.verdict}" if row.target is not None else row.verdict,
+    )
+
+
+def _plain(title: str, cells: list[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(HEADINGS, *cells, strict=True)]
+    lines = [
+        "  ".join(
+            text.ljust(width) if heading in LEFT else text.rjust(width)
+            for text, width, heading in zip(row, widths, HEADINGS, strict=True)
+        ).rstrip()
+        for row in (HEADINGS, *cells)
+    ]
+    return "\n".join([title, *lines, ""])

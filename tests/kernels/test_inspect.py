@@ -212,6 +212,27 @@ def test_bad_input_says_what_is_wrong(source, name, signature, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_chunked_body_is_found_with_the_types_of_its_calls():
+    import torch
+
+    from kernels.threads import calls_in, chunked
+
+    @chunked
+    def scale(chunk, x, factor, again, nothing):
+        for i in range(x.size):
+            x[i] = x[i] * factor
+
+    x = torch.ones(8)
+    expected = "(int64, Array(float32, 1, 'C', False, aligned=True), float64, bool, none)"
+    for _ in range(2):
+        (signature,) = calls_in(lambda: scale(1, x, 2.0, True, None), [scale])[scale]
+        assert str(signature) == expected
+        assert signature in scale.compiled.overloads
+        assert calls_in(lambda: None, [scale]) == {scale: []}
+    assert torch.equal(x, torch.full((8,), 4.0))
+    assert load_function("kernels.activation.cpu_softmax:_forward").py_func.__name__ == "_forward"
+
+
 def test_several_signatures_are_listed():
     @njit
     def add(x):

@@ -21,12 +21,19 @@ CASES = [
 FIRST = [pytest.param(operation, operation.cases[1], id=operation.name) for operation in OPERATIONS]
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("torch finds no CUDA device")
+    return request.param
+
+
 @pytest.fixture(autouse=True)
 def kernels_alone(monkeypatch):
     """No crossover to torch for small tensors, and new memory full of NaN: an element never written shows."""
     monkeypatch.setattr("kernels.op.crossover", lambda name, device: 0)
     before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # cuBLAS wants an environment variable for it
     yield
     torch.use_deterministic_algorithms(before)
 
@@ -49,10 +56,11 @@ def run(function, arguments, gradients=(), seed=1):
     return outputs, torch.autograd.grad(outputs, inputs, weights)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize(("operation", "case"), CASES)
-def test_values_and_gradients_are_as_accurate_as_torchs(operation, case):
+def test_values_and_gradients_are_as_accurate_as_torchs(operation, case, device):
     for dtype in operation.dtypes:
-        arguments = case.arguments(dtype)
+        arguments = case.arguments(dtype, device)
         exact = {name: to_double(value) for name, value in arguments.items()}
         ours, our_gradients = run(operation.function, arguments, operation.gradients)
         theirs, their_gradients = run(operation.eager, arguments, operation.gradients)
@@ -65,8 +73,8 @@ def test_values_and_gradients_are_as_accurate_as_torchs(operation, case):
 
 
 @pytest.mark.parametrize(("operation", "case"), FIRST)
-def test_strided_and_read_only_inputs_give_the_same(operation, case):
-    arguments = case.arguments(torch.float32)
+def test_strided_and_read_only_inputs_give_the_same(operation, case, device):
+    arguments = case.arguments(torch.float32, device)
     expected, _ = run(operation.function, arguments)
     strided = {
         name: torch.stack([value, value], -1)[..., 0]
@@ -122,9 +130,9 @@ class Recorded(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("operation", "case"), FIRST)
-def test_opcheck(operation, case):
+def test_opcheck(operation, case, device):
     torch.use_deterministic_algorithms(False)  # opcheck compares outputs with those of a compiled graph
-    arguments = case.arguments(torch.float32)
+    arguments = case.arguments(torch.float32, device)
     with Recorded() as recorded:
         run(operation.function, arguments, operation.gradients)
     assert recorded.calls
@@ -134,8 +142,8 @@ def test_opcheck(operation, case):
 
 
 @pytest.mark.parametrize(("operation", "case"), FIRST)
-def test_it_compiles_into_one_graph(operation, case):
-    arguments = case.arguments(torch.float32)
+def test_it_compiles_into_one_graph(operation, case, device):
+    arguments = case.arguments(torch.float32, device)
     compiled = torch.compile(operation.function, fullgraph=True, backend="aot_eager")
     expected = run(operation.function, arguments, operation.gradients)
     got = run(compiled, arguments, operation.gradients)
@@ -144,10 +152,10 @@ def test_it_compiles_into_one_graph(operation, case):
 
 
 @pytest.mark.parametrize(("operation", "case"), FIRST)
-def test_each_gradient_alone_is_the_one_of_all(operation, case):
+def test_each_gradient_alone_is_the_one_of_all(operation, case, device):
     if len(operation.gradients) < 2:
         pytest.skip("one gradient only")
-    arguments = case.arguments(torch.float32)
+    arguments = case.arguments(torch.float32, device)
     _, gradients = run(operation.function, arguments, operation.gradients)
     for name, expected in zip(operation.gradients, gradients, strict=True):
         _, (alone,) = run(operation.function, arguments, (name,))

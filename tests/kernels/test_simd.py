@@ -7,6 +7,10 @@ import sys
 
 import numpy as np
 import pytest
+
+pytest.importorskip("hypothesis")  # a GPU machine may lack it,
+pytest.importorskip("scipy")  # and this
+
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numba import njit

@@ -1,0 +1,217 @@
+"""Every shipped configuration, compiled without a GPU: no spills, the promised instructions, 16-byte loads.
+
+Hopper always; the other targets, and Triton 3.6 (the oldest known) and 3.9 (the newest) under ``make proof``.
+What was compiled stays in pytest's cache folder.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kernels.interpreter import interpreting
+from kernels.spec import FAMILIES
+
+pytest.importorskip("triton")
+if interpreting():
+    pytest.skip("TRITON_INTERPRET=1: nothing compiles", allow_module_level=True)
+
+import sample_gpu as sample
+
+from kernels.ahead_of_time import TARGETS, Compilation, MachineCode, compile_all, compile_for, shipped
+from kernels.machine_code import facts_of
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def kept(pytestconfig, tmp_path_factory):
+    """The folder where Triton keeps what it compiled."""
+    cache = getattr(pytestconfig, "cache", None)
+    folder = cache.mkdir("triton") if cache else tmp_path_factory.mktemp("triton")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(folder))
+        yield folder
+
+
+# --- the shipped configurations ------------------------------------------------------------------
+
+
+def broken(family, target):
+    """The configurations of a family that do not keep their promises, with what breaks them."""
+    prefix = f"kernels.{family}."
+    chosen = [item for item in shipped(target=target) if item.kernel.fn.__module__.startswith(prefix)]
+    if not chosen:
+        pytest.skip(f"kernels/{family} ships no Triton kernel for {target}")
+    found = []
+    for compilation, outcome in compile_all(chosen, target):
+        if isinstance(outcome, MachineCode):
+            found += [f"{outcome.summary}: {', '.join(outcome.problems)}"] if outcome.problems else []
+        else:
+            found.append(f"{compilation.label}: {outcome}")
+    return found
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shipped_configurations_keep_their_promises_on_hopper(family):
+    assert not broken(family, "sm_90")
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("target", [target for target in TARGETS if target != "sm_90"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shipped_configurations_keep_their_promises_elsewhere(family, target):
+    assert not broken(family, target)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_labels_and_operations_are_known(family):
+    import kernels
+
+    items = [item for item in shipped() if item.kernel.fn.__module__.startswith(f"kernels.{family}.")]
+    labels = [(item.label, item.direction) for item in items]
+    assert len(labels) == len(set(labels))
+    assert {item.operation for item in items} <= set(kernels.__all__)
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("version", ["3.6.0", "3.9.0"])
+def test_shipped_configurations_keep_their_promises_with_another_triton(version, tmp_path):
+    wheel = tmp_path / "triton"
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", wheel]
+    done = subprocess.run([*command, f"triton=={version}"], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"triton {version} cannot be had here: {done.stderr.strip().splitlines()[-1]}")
+    try:
+        check = f"import triton; assert triton.__version__ == {version!r}, triton.__file__"
+        tests = [
+            "-m",
+            "pytest",
+            "-q",
+            "-rs",
+            __file__,
+            "-k",
+            "on_hopper or sample",
+        ]
+        environment = {**os.environ, "PYTHONPATH": f"{wheel}{os.pathsep}{ROOT}"}
+        for arguments in (["-c", check], tests):
+            done = subprocess.run(
+                [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    finally:
+        shutil.rmtree(wheel)  # half a gigabyte
+
+
+# --- what is read from machine code --------------------------------------------------------------
+
+NORM = sample.norm(4096, 4)
+PRODUCT = sample.product(128, 128, 64, 8)
+ROLES = sample.product(128, 128, 64, 4, kernel=sample.matmul_with_roles, specialized=True)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_sample_norm(target):
+    code = compile_for(NORM, target)
+    assert code.problems == ()
+    assert 0 < code.registers <= 72
+    assert code.spill_bytes == 0
+    assert code.loads == code.wide_loads > 0
+    assert code.stores == code.wide_stores > 0
+    assert code.matrix_instructions == 0
+    assert code.blocks >= 6
+    assert code.fits
+    assert not code.specialized
+    assert 100 < code.instructions < 1000
+
+
+@pytest.mark.parametrize(
+    ("target", "kind"),
+    [("sm_80", "HMMA"), ("sm_90", "HGMMA"), ("sm_100", "UTCHMMA"), ("gfx942", "MFMA")],
+)
+def test_sample_product(target, kind):
+    code = compile_for(PRODUCT, target)
+    assert code.problems == ()
+    assert any(found.startswith(kind) for found in code.matrix_kinds), code.matrix_kinds
+    assert code.matrix_instructions > 0
+    assert (code.async_copies > 0) == target.startswith("sm")
+    assert (code.tensor_memory_columns > 0) == (target == "sm_100")
+    assert code.shared_bytes >= 32 * 1024
+
+
+def test_sample_of_warps_with_roles():
+    four = compile_for(ROLES, "sm_90")
+    assert four.problems == ()
+    assert four.specialized
+    assert four.warps == 12
+    assert four.tma > 0
+    eight = compile_for(replace(ROLES, options={"num_warps": 8, "num_stages": 3}), "sm_90")
+    assert not eight.specialized
+    assert eight.problems == ("not specialised",)
+
+
+@pytest.mark.parametrize(
+    ("compilation", "target", "problem"),
+    [
+        (sample.product(128, 256, 64, 4), "sm_90", "bytes spilled"),
+        (sample.product(128, 128, 128, 8, options={"num_warps": 8, "num_stages": 4}), "sm_90", "launched"),
+        (replace(NORM, matrix=True), "sm_90", "no matrix instructions"),
+        (
+            replace(NORM, types={k: v.rstrip("!") for k, v in NORM.types.items()}),
+            "sm_90",
+            "no load of 16 bytes",
+        ),
+    ],
+)
+def test_sample_that_breaks_a_promise_is_seen(compilation, target, problem):
+    code = compile_for(compilation, target)
+    assert len(code.problems) == 1
+    assert problem in code.problems[0]
+
+
+def test_what_was_read_is_plain_json_and_one_line():
+    code = compile_for(PRODUCT, "sm_90")
+    data = json.loads(json.dumps(code.to_json()))
+    assert data["label"] == "matmul 128x128x64"
+    assert {"registers", "spill_bytes", "shared_bytes", "occupancy", "matrix_instructions"} <= set(data)
+    assert "\n" not in code.summary
+    assert "HGMMA" in code.summary
+
+
+def test_occupancy_follows_from_the_scarcest():
+    counts = {"registers": 56, "tensor_memory_columns": 0}
+    assert facts_of("sm_90", 4, 0, counts)["blocks"] == 9
+    assert facts_of("sm_90", 4, 0, counts)["occupancy"] == 36 / 64
+    assert facts_of("sm_90", 4, 100 * 1024, counts)["limited_by"] == "shared memory"
+    assert facts_of("sm_90", 4, 227 * 1024, counts)["fits"]
+    assert not facts_of("sm_90", 4, 227 * 1024 + 16, counts)["fits"]
+    assert facts_of("sm_90", 16, 0, counts | {"registers": 24})["limited_by"] == "warps"
+    assert facts_of("sm_90", 1, 0, counts | {"registers": 16})["limited_by"] == "blocks"
+    assert facts_of("sm_100", 4, 0, counts | {"tensor_memory_columns": 256})["blocks"] == 2
+    assert facts_of("gfx942", 8, 0, counts | {"registers": 256})["blocks"] == 1
+    assert not facts_of("gfx942", 8, 65 * 1024, counts)["fits"]
+
+
+def test_wrong_input_says_what_would_be_right():
+    with pytest.raises(ValueError, match="did you mean sm_90"):
+        compile_for(NORM, "sm90")
+    with pytest.raises(ValueError, match="missing arguments of layer_norm: eps"):
+        compile_for(replace(NORM, types={k: v for k, v in NORM.types.items() if k != "eps"}), "sm_90")
+    with pytest.raises(ValueError, match="unknown arguments of layer_norm: BLOK"):
+        compile_for(replace(NORM, constants={"BLOCK": 64, "BLOK": 64}), "sm_90")
+    with pytest.raises(ValueError, match="both typed and constant"):
+        compile_for(replace(NORM, constants={"BLOCK": 64, "eps": 1e-5}), "sm_90")
+    with pytest.raises(RuntimeError, match="layer_norm 4096 does not compile for sm_90"):
+        compile_for(replace(NORM, constants={"BLOCK": 100}), "sm_90")
+    with pytest.raises(ValueError, match="forward or backward"):
+        sample.norm(64, 1, direction="both")
+    with pytest.raises(ValueError, match="targets are"):
+        Compilation("x", sample.layer_norm, {}, {}, {}, "x", "forward", targets=("sm_70",))
