@@ -69,25 +69,26 @@ def _rows(
     ignore_index: Any,
     smoothing: Any,
     losses: Any,
+    wanted: Any,
     scale: Any,
     gradient: Any,
     misaligned: Any,
 ) -> None:
-    """Losses of rows, and where ``gradient`` is no None, the gradient of sum(scale * losses).
+    """Losses of rows, and where ``wanted``, the gradient of sum(scale * losses).
 
-    scale: one element for all rows or one a row. misaligned: None for ordinary stores; else the gradient is
-    streamed, and this is how many elements past a multiple of 64 bytes it begins. gradient may be x itself.
+    scale: one element for all rows or one a row. gradient may be x itself. misaligned: where it is 0 or more,
+    the gradient is streamed, and begins so many elements past a multiple of 64 bytes; None for 16-bit floats.
     """
     full_width()
     rows, columns = x.shape
     blocks = (columns + _BLOCK - 1) // _BLOCK
     tops = np.empty(blocks, np.float32)
-    numbers = np.empty(columns if gradient is not None else 0, np.float32)
+    numbers = np.empty(columns if wanted else 0, np.float32)
     for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
         label = target[i]
         if label == ignore_index:
             losses[i] = f32(0)
-            if gradient is not None:
+            if wanted:
                 for j in range(columns):
                     gradient[i, j] = narrow(f32(0), gradient)
             continue
@@ -104,7 +105,7 @@ def _rows(
             tops[block] = highest
             base = f32(0) if highest == f32(-np.inf) else highest
             added = f32(0)
-            if gradient is not None:
+            if wanted:
                 kept = numbers[first : first + _BLOCK]
                 for j in range(part.size):
                     kept[j] = exp_nonpositive_float32(widen(part[j]) - base)
@@ -127,7 +128,7 @@ def _rows(
         if smoothing != 0.0:
             loss -= smoothing * (logits_sum / columns - np.float64(top))
         losses[i] = f32(loss)
-        if gradient is not None:
+        if wanted:
             weight = scale[i] if scale.size > 1 else scale[0]
             floor = f32(weight * smoothing / columns)
             step = f32(weight * (1.0 - smoothing))
@@ -136,7 +137,7 @@ def _rows(
                 kept = numbers[first : first + _BLOCK]
                 factor = exp_nonpositive_float32(tops[block] - top) * (weight / total)
                 out = gradient[i, first : first + _BLOCK]
-                if misaligned is None:
+                if misaligned is None or misaligned < 0:
                     for j in range(kept.size):
                         out[j] = narrow(kept[j] * factor - floor, gradient)
                 else:
@@ -146,11 +147,12 @@ def _rows(
                     while aligned + 16 <= kept.size:
                         _stream_scaled_16(out, kept, aligned, factor, floor)
                         aligned += 16
-                    for j in range(aligned, kept.size):
+                    kept, out = kept[aligned:], out[aligned:]
+                    for j in range(kept.size):
                         out[j] = kept[j] * factor - floor
                 if first <= label < first + _BLOCK:
                     gradient[i, label] = narrow(numbers[label] * factor - floor - step, gradient)
-    if misaligned is not None:
+    if misaligned is not None and misaligned >= 0:
         store_fence()
 
 
@@ -202,12 +204,14 @@ def visit(
     row. Targets must have passed ``survey``.
     """
     rows, columns = logits.shape
+    streamed = gradient is not None and gradient is not logits and 4 * gradient.numel() >= _STREAM_BYTES
     misaligned = None
-    if gradient is not None and gradient.dtype is torch.float32 and gradient is not logits:
-        large = 4 * gradient.numel() >= _STREAM_BYTES
-        misaligned = gradient.data_ptr() % 64 // 4 if large else None
+    if logits.dtype is torch.float32:
+        misaligned = gradient.data_ptr() % 64 // 4 if gradient is not None and streamed else -1
+    # Without a gradient nothing is read or written through these two: one compiled function for both.
+    rest = (0, losses, logits) if gradient is None else (1, scale, gradient)
     chunks = chunks_of(rows, 1 + 8192 // max(1, columns))
-    _rows(chunks, chunks, logits, target, ignore_index, smoothing, losses, scale, gradient, misaligned)
+    _rows(chunks, chunks, logits, target, ignore_index, smoothing, losses, *rest, misaligned)
 
 
 def total(losses: torch.Tensor, count: int) -> torch.Tensor:
