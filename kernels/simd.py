@@ -123,11 +123,13 @@ def _binary(name: str, flags: tuple[str, ...], doc: str) -> Callable[..., Any]:
     return call
 
 
+# No "fast", whose ninf would make an infinite operand undefined, and with it what is compared to -inf later.
+_ORDERED = ("nnan", "nsz", "reassoc")
 maximum = _binary(
-    "llvm.maxnum", ("fast",), "The larger of two float32 or float64; one instruction. Undefined for NaN."
+    "llvm.maxnum", _ORDERED, "The larger of two float32 or float64; one instruction. Undefined for NaN."
 )
 minimum = _binary(
-    "llvm.minnum", ("fast",), "The smaller of two float32 or float64; one instruction. Undefined for NaN."
+    "llvm.minnum", _ORDERED, "The smaller of two float32 or float64; one instruction. Undefined for NaN."
 )
 copy_sign = _binary("llvm.copysign", (), "The magnitude of the first argument with the sign of the second.")
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from kernels.ahead_of_time import Compilation
 
 _WHOLE_ROW = 16384  # elements of a row that 1024 threads hold in registers
+_SCALE_BLOCK = 4096
+_LANES = 64 if torch.version.hip else 32
 
 
 @triton.jit
@@ -114,11 +116,15 @@ def _scale(kept, factor, elements, BLOCK: tl.constexpr):
         tl.store(kept + at, (x.to(tl.float32) * by).to(kept.dtype.element_ty), mask=at < elements)
 
 
-def configuration(columns: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(constants, options) of ``_rows`` for this many classes: 16 elements a thread, 64 to 1024 threads."""
+def configuration(columns: int, lanes: int = _LANES) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(constants, options) of ``_rows`` for this many classes: 16 elements a thread, 128 to 1024 threads.
+
+    lanes: threads a warp.
+    """
     whole = columns <= _WHOLE_ROW
     block = min(_WHOLE_ROW, max(128, triton.next_power_of_2(columns)))
-    return {"BLOCK": block, "WHOLE": whole}, {"num_warps": max(1, min(32, block // 512)), "num_stages": 1}
+    warps = min(1024, max(128, block // 16)) // lanes
+    return {"BLOCK": block, "WHOLE": whole}, {"num_warps": warps, "num_stages": 1}
 
 
 def survey(target: torch.Tensor, ignore_index: int, classes: int) -> torch.Tensor:
@@ -165,8 +171,8 @@ def total(losses: torch.Tensor, count: Any) -> torch.Tensor:
 def scale_(kept: torch.Tensor, factor: torch.Tensor) -> None:
     """kept *= factor, a scalar on the device; no bytes move where it is one."""
     if kept.numel():
-        block = 4096
-        _scale[(triton.cdiv(kept.numel(), block),)](kept, factor, kept.numel(), BLOCK=block, num_warps=8)
+        programs = triton.cdiv(kept.numel(), _SCALE_BLOCK)
+        _scale[(programs,)](kept, factor, kept.numel(), BLOCK=_SCALE_BLOCK, num_warps=8)
 
 
 _passes = Passes(survey, visit, total)
@@ -176,34 +182,33 @@ linear_cross_entropy = _passes.linear_cross_entropy
 
 
 def compilations() -> list[Compilation]:
-    """What is shipped, for rows of registers and rows of loops, in bfloat16 and float32."""
-    from kernels.ahead_of_time import Compilation
+    """What is shipped: rows in registers and rows in a loop, in 16 bits and float32, and the scaling."""
+    from kernels.ahead_of_time import TARGETS, Compilation
 
-    made = []
-    for columns, element in ((50304, "bf16"), (128256, "bf16"), (8192, "bf16"), (50304, "fp32")):
-        constants, options = configuration(columns)
-        for operation in ("cross_entropy", "linear_cross_entropy"):
-            for direction in ("forward", "backward"):
-                types = {
-                    "logits": f"*{element}!",
-                    "target": "*i64!",
-                    "losses": "*fp32!",
-                    "scale": "*fp32!",
-                    "gradient": f"*{element}!",
-                    "columns": "i32!",
-                    "ignore_index": "i32",
-                    "smoothing": "fp32",
-                }
-                flags = {"SMOOTHING": False, "GRADIENT": direction == "backward", "SCALE_PER_ROW": False}
-                made.append(
-                    Compilation(
-                        f"{columns} {element}",
-                        _rows,
-                        types,
-                        {**constants, **flags},
-                        options,
-                        operation,
-                        direction,
-                    )
-                )
-    return made
+    def rows(operation: str, direction: str, columns: int, element: str, lanes: int = 32) -> Compilation:
+        constants, options = configuration(columns, lanes)
+        types = {
+            "logits": f"*{element}!",
+            "target": "*i64!",
+            "losses": "*fp32!",
+            "scale": "*fp32!",
+            "gradient": f"*{element}!",
+            "columns": "i32!",
+            "ignore_index": "i32",
+            "smoothing": "fp32",
+        }
+        flags = {"SMOOTHING": False, "GRADIENT": direction == "backward", "SCALE_PER_ROW": False}
+        targets = [name for name in TARGETS if name.startswith("gfx") == (lanes == 64)]
+        label = f"{operation} {direction} {columns} {element} {lanes} lanes"
+        constants.update(flags)
+        return Compilation(label, _rows, types, constants, options, operation, direction, targets=targets)
+
+    sizes = ((8192, "bf16"), (50304, "fp32"), (128256, "bf16"))
+    found = [rows("cross_entropy", way, *size) for size in sizes for way in ("forward", "backward")]
+    found += [rows("cross_entropy", way, 128256, "bf16", 64) for way in ("forward", "backward")]
+    found += [rows("linear_cross_entropy", way, 32000, "bf16") for way in ("forward", "backward")]
+    types = {"kept": "*bf16!", "factor": "*fp32!", "elements": "i64!"}
+    constants = {"BLOCK": _SCALE_BLOCK}
+    options = {"num_warps": 8}
+    scaled = ("scale bf16", _scale, types, constants, options, "cross_entropy", "backward")
+    return [*found, Compilation(*scaled)]
