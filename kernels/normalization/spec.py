@@ -45,7 +45,7 @@ def _cases(**kind: bool) -> list[Case]:
         _case(37, 61, **kind),
         _case(9, 5, 128, **kind),
         _case(3, 1024, mean=100.0, **kind),
-        _case(67, 7, 10, over=2, parameters="float32", **kind),
+        _case(131, 7, 11, over=2, parameters="float32", **kind),
         _case(2, 4099, parameters="none", **kind),
         _case(1, 1, **kind),
         _case(0, 8, **kind),
