@@ -7,7 +7,7 @@ asks for the rows to come, so that memory never waits for arithmetic.
 Mean and variance come from one pass over x - s, with s the mean of the row's first elements: variance =
 mean((x - s)**2) - (mean - s)**2 (Chan, Golub and LeVeque 1983, "Algorithms for computing the sample
 variance", section 2, shifted data). It is as accurate as two passes while (mean - s)**2 is small beside the
-variance; a row where it is not gets the second pass. Statistics are float32, whatever the input is.
+variance; a row where it is not gets a second pass. Statistics are float32, whatever the input is.
 """
 
 from __future__ import annotations
@@ -86,12 +86,15 @@ def forward_rows(
             offset /= count
             middle = shift + offset
             variance -= offset * offset
-            if offset * offset > f32(0.25) * variance:
-                square = f32(0)
+            if offset * offset > f32(1 / 16) * variance:
+                offset, square = f32(0), f32(0)
                 for j in range(columns):
                     distance = widen(row[j]) - middle
+                    offset += distance
                     square += distance * distance
-                variance = square / count
+                offset /= count
+                middle += offset
+                variance = square / count - offset * offset
             mean[i] = middle
         scale = f32(f32(1) / math.sqrt(variance + f32(eps)))
         rstd[i] = scale
@@ -122,8 +125,9 @@ def forward_rows(
 def is_descending(out: torch.Tensor, *inputs: torch.Tensor) -> bool:
     """Whether rows of ``out`` are better stored from their ends.
 
-    A load waits for an earlier store at the same place within a page of 4 KiB, though the pages differ. malloc
-    puts equal tensors 64 bytes apart, so that going up each load would follow such a store: 1.3x slower.
+    A load waits for an earlier store at the same place within a page of 4 KiB, though the pages differ.
+    malloc puts equal tensors 64 bytes apart, so that going up each load would follow such a store: 1.3x
+    slower.
     """
     ahead = min((out.data_ptr() - value.data_ptr()) % 4096 or 4096 for value in inputs)
     behind = min((value.data_ptr() - out.data_ptr()) % 4096 or 4096 for value in inputs)

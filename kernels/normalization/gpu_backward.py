@@ -184,9 +184,8 @@ def sum_partial_rows(partial, out, rows, columns, ROWS: tl.constexpr, BLOCK: tl.
     for first in range(0, rows, ROWS):
         row = first + tl.arange(0, ROWS)
         inside = (row < rows)[:, None] & (column < columns)[None, :]
-        total += tl.load(
-            partial + row.to(tl.int64)[:, None] * columns + column[None, :], mask=inside, other=0.0
-        )
+        offsets = row.to(tl.int64)[:, None] * columns + column[None, :]
+        total += tl.load(partial + offsets, mask=inside, other=0.0)
     tl.store(out + column, tl.sum(total, 0), mask=column < columns)
 
 
@@ -215,9 +214,7 @@ def _stripes(rows: int, least: int, programs: int) -> tuple[int, int]:
     return triton.cdiv(rows, stripe), stripe
 
 
-def _summed(partial: torch.Tensor | None) -> torch.Tensor | None:
-    if partial is None:
-        return None
+def _summed(partial: torch.Tensor) -> torch.Tensor:
     rows, columns = partial.shape
     out = partial.new_empty(columns)
     sum_partial_rows[(triton.cdiv(columns, 64),)](partial, out, rows, columns, ROWS=32, BLOCK=64, num_warps=4)
@@ -235,7 +232,7 @@ def _backward(
     grad_input: torch.Tensor | None,
     weighted: bool,
     biased: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, ...]:
     """Fills grad_input; (grad_weight, grad_bias) in float32, empty where not asked for."""
     rows = rstd.numel()
     constants, options, resident = configuration(columns)
@@ -265,10 +262,7 @@ def _backward(
         **constants,
         **options,
     )
-    nothing = rstd.new_empty(0)
-    return (nothing if weights is None else _summed(weights)), (
-        nothing if biases is None else _summed(biases)
-    )
+    return tuple(rstd.new_empty(0) if sums is None else _summed(sums) for sums in (weights, biases))
 
 
 def norm_backward(
@@ -280,7 +274,7 @@ def norm_backward(
     weight: torch.Tensor | None,
     columns: int,
     biased: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, ...]:
     """(grad_input, grad_weight, grad_bias) in one pass."""
     grad_input = torch.empty_like(input)
     sums = _backward(grad, grad_sum, input, mean, rstd, weight, columns, grad_input, True, biased)
@@ -309,7 +303,7 @@ def norm_backward_weight(
     rstd: torch.Tensor,
     columns: int,
     biased: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, ...]:
     """(grad_weight, grad_bias) alone."""
     return _backward(grad, None, input, mean, rstd, None, columns, None, True, biased)
 
