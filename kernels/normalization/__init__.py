@@ -30,7 +30,7 @@ def layer_norm(
     bias (*normalized_shape), the output as the input. Source: Ba, Kiros and Hinton 2016.
     """
     if not _takes("layer_norm", input, normalized_shape, weight, bias):
-        return F.layer_norm(input, normalized_shape, weight, bias, eps)  # type: ignore[arg-type]
+        return F.layer_norm(input, normalized_shape, weight, bias, eps)
     return _layer_norm(input.contiguous(), weight, bias, math.prod(normalized_shape), eps)[0]
 
 
@@ -46,7 +46,7 @@ def rms_norm(
     statistics are computed. Source: Zhang and Sennrich 2019.
     """
     if not _takes("rms_norm", input, normalized_shape, weight):
-        return F.rms_norm(input, normalized_shape, weight, eps)  # type: ignore[arg-type]
+        return F.rms_norm(input, normalized_shape, weight, eps)
     return _rms_norm(input.contiguous(), weight, math.prod(normalized_shape), _eps(eps))[0]
 
 
@@ -66,7 +66,7 @@ def add_layer_norm(
     input, residual = _addends("add_layer_norm", input, residual)
     if not _takes("add_layer_norm", input, normalized_shape, weight, bias, residual=residual):
         total = input + residual
-        return F.layer_norm(total, normalized_shape, weight, bias, eps), total  # type: ignore[arg-type]
+        return F.layer_norm(total, normalized_shape, weight, bias, eps), total
     columns = math.prod(normalized_shape)
     return _add_layer_norm(input.contiguous(), residual.contiguous(), weight, bias, columns, eps)[:2]
 
@@ -82,7 +82,7 @@ def add_rms_norm(
     input, residual = _addends("add_rms_norm", input, residual)
     if not _takes("add_rms_norm", input, normalized_shape, weight, residual=residual):
         total = input + residual
-        return F.rms_norm(total, normalized_shape, weight, eps), total  # type: ignore[arg-type]
+        return F.rms_norm(total, normalized_shape, weight, eps), total
     columns = math.prod(normalized_shape)
     return _add_rms_norm(input.contiguous(), residual.contiguous(), weight, columns, _eps(eps))[:2]
 

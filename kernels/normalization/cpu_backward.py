@@ -17,7 +17,7 @@ import torch
 from numba import njit
 
 from kernels.lanes import load_16, prefetch, store_16, stream_lanes
-from kernels.normalization.cpu import AHEAD_BYTES, SUM, inline, is_streamed, parameter
+from kernels.normalization.cpu import AHEAD_BYTES, SUM, inline, is_descending, is_streamed, parameter
 from kernels.simd import full_width, store_fence
 from kernels.storage import narrow, widen
 from kernels.threads import chunked, chunks_of
@@ -49,6 +49,7 @@ def backward_rows(
     centred,
     added,
     streamed,
+    descending,
     biased,
     grad_input,
     weights,
@@ -62,6 +63,7 @@ def backward_rows(
     full_width()
     rows, columns = x.shape
     whole = columns - columns % 16
+    first, step = (whole - 16, -16) if descending else (0, 16)
     count = f32(columns)
     following, following_grad = x.reshape(x.size), grad.reshape(grad.size)
     ahead = AHEAD_BYTES // x.itemsize
@@ -83,7 +85,8 @@ def backward_rows(
             projection *= scale * scale / count
             extra_row = extra[i] if added else nothing
             out_row = grad_input[i]
-        for j in range(0, whole, 16):
+        for vector in range(whole // 16):
+            j = first + vector * step
             g, v = load_16(grad_row, j), load_16(row, j)
             prefetch(following, i * columns + j + ahead)
             prefetch(following_grad, i * columns + j + ahead)
@@ -163,6 +166,7 @@ def _backward(
         mean is not None,
         grad_sum is not None,
         grad_input is not None and is_streamed(grad_input, columns),
+        grad_input is not None and is_descending(grad_input, grad, input),
         biased,
         None if grad_input is None else grad_input.view(shape),
         weights,
