@@ -75,9 +75,9 @@ def _few_int4(chunk, chunks, x, weight, scale, bias, out):
 def _linear(bits: int, input: torch.Tensor, weight: torch.Tensor, scale: Any, bias: Any) -> torch.Tensor:
     rows, in_features, out_features = input.shape[:-1].numel(), input.shape[-1], len(weight)
     x = input.view(rows, in_features)
-    out = torch.empty((rows, out_features), dtype=torch.float32)
     bias = torch.zeros(out_features) if bias is None else bias.float()
     if rows <= FEW_ROWS:
+        out = torch.empty((rows, out_features), dtype=torch.float32)
         body = _few_int8 if bits == 8 else _few_int4
         chunks = chunks_of(-(-out_features // _TILE), 1 + 4096 // max(1, in_features)) if rows else 0
         body(chunks, chunks, x.float(), weight, scale, bias, out)
@@ -85,6 +85,7 @@ def _linear(bits: int, input: torch.Tensor, weight: torch.Tensor, scale: Any, bi
         tile = cpu_tile.bfloat16_tile() if x.dtype is torch.bfloat16 else None
         if tile is None:
             tile, x = cpu_tile.fma_tile(), x.float()
+        out = torch.empty((rows, out_features), dtype=x.dtype)
         weight = weight.view(torch.int8)
         product(tile, x, weight, out, transpose_b=True, bits=bits, scale=scale, bias=bias)
     return out.to(input.dtype).view(*input.shape[:-1], out_features)
@@ -95,7 +96,7 @@ def _grad_input(bits: int, grad: torch.Tensor, weight: torch.Tensor, scale: torc
     out = torch.empty((rows, in_features), dtype=torch.float32)
     tile = cpu_tile.fma_tile()  # weights with their scale are no bfloat16 numbers
     weight = weight.view(torch.int8)
-    product(tile, grad.float().view(rows, len(weight)), weight, out, bits=bits, scale=scale, scaled_rows=True)
+    product(tile, grad.float().view(rows, len(weight)), weight, out, bits=bits, scale=scale)
     return out.to(grad.dtype).view(*grad.shape[:-1], in_features)
 
 
