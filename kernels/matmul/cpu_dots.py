@@ -19,14 +19,15 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels.peaks import FEATURES, LONG, address, declare, splat
+from kernels.matmul.cpu_tile import compiled_features
+from kernels.peaks import LONG, address, declare, splat
 
 LANES = 16
 WEIGHT_ROWS = 4  # of one tile
 _BYTE, _WORD, _FLOAT = ir.IntType(8), ir.IntType(32), ir.FloatType()
 _BYTES, _WORDS = ir.VectorType(_BYTE, LANES), ir.VectorType(_WORD, LANES)
 _FLOATS = ir.VectorType(_FLOAT, LANES)
-_LOOKUP = bool(FEATURES.get("avx512f"))
+_LOOKUP = "avx512f" in compiled_features()
 _LINE = 64
 
 

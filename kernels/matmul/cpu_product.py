@@ -34,7 +34,7 @@ def _product(tile: Tile) -> Any:
     a, b: packed. scale: (n, groups), of ``group`` words each, a multiple of the tile's steps.
     """
     height, width, by_rows = tile.rows, tile.columns, tile.by_rows
-    multiply, begin, end, config = tile.multiply, tile.begin, tile.end, tile.config
+    multiply, begin, end, tiles = tile.multiply, tile.begin, tile.end, tile.tiles
     panels_at_once = max(1, _HEIGHT // height)
     columns_at_once = _WIDTH // width
 
@@ -53,7 +53,7 @@ def _product(tile: Tile) -> Any:
         flat = sums.reshape(-1)
         factors = np.zeros(_WIDTH, np.float32)
         left, right = a.reshape(-1), b.reshape(-1)
-        begin(config)
+        begin(tiles)
         word = 0
         while word < words:
             within = word // group

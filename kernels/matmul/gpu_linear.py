@@ -136,18 +136,16 @@ def configuration(
     a group.
     """
     if dtype is torch.float32:
-        m, n, k, warps, stages = (16, 32, 64, 4, 3) if rows <= 16 else (64, 64, 32, 4, 2)
+        m, n, k, warps, stages = (16, 32, 32, 4, 3) if rows <= 16 else (32, 32, 32, 4, 2)
     elif rows <= 16:
-        m, n, k, warps, stages = 16, 32, 128, 4, 4
+        m, n, k, warps, stages = (16, 32, 32, 4, 4) if backward else (16, 32, 128, 4, 4)
     elif rows <= 64:
         m, n, k, warps, stages = 64, 64, 64, 4, 3
     else:
-        m, n, k, warps, stages = 128, 128, 64, 8, 3
-    if backward:
-        n, k = min(n, 64) if dtype is not torch.float32 else 32, min(n, 64) if dtype is torch.float32 else n
+        m, n, k, warps, stages = (128, 64, 128, 8, 3) if backward else (128, 128, 64, 8, 3)
     if bits == 4:
         half = group // 2
-        k = min(k if not backward else 64, half & -half)
+        k = min(k, 64 if dtype is not torch.float32 else 16, half & -half)
     return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": max(16, k)}, {"num_warps": warps, "num_stages": stages}
 
 
