@@ -1,12 +1,12 @@
 """Inner products of quantised weight rows with a few rows of activations, in registers.
 
-For few activations a product is a stream of weights: each is read once, widened in registers and multiplied with
-1 or 4 rows of float32 activations, for 4 weight rows at a time, so that a load of activations serves four
-multiplications. While four rows are read, the next four are fetched: a row is often just a page, where the
-hardware's own prefetching stops.
+For few activations a product is a stream of weights: each is read once, widened in registers and multiplied
+with 1 or 4 rows of float32 activations, for 4 weight rows at a time, so that a load of activations serves
+four multiplications. While four rows are read, the next four are fetched: a row is often just a page, where
+the hardware's own prefetching stops.
 
-int4 weights are looked up: a nibble selects one of the 16 multiples of its group's scale (VPERMPS), which costs one
-instruction where masking, converting and scaling cost four.
+int4 weights are looked up: a nibble selects one of the 16 multiples of its group's scale (VPERMPS), which
+costs one instruction where masking, converting and scaling cost four.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def _cells(builder: Any, count: int) -> list[Any]:
 def dots_int8(x_rows: int) -> Any:
     """Intrinsic (x, first_x, weight, first_weight, out): inner products over the columns in full vectors.
 
-    x: (m, k) float32; weight: (n, k) int8; out: x_rows * WEIGHT_ROWS float32, x's row first. The last k mod 16
-    columns are left to the caller.
+    x: (m, k) float32; weight: (n, k) int8; out: x_rows * WEIGHT_ROWS float32, x's row first. The last k mod
+    16 columns are left to the caller.
     """
 
     @intrinsic
@@ -97,9 +97,7 @@ def dots_int8(x_rows: int) -> Any:
             cells = _cells(builder, x_rows * WEIGHT_ROWS)
 
             def step(position: Any) -> None:
-                numbers = [
-                    _load(builder, builder.gep(row, [position]), _FLOATS) for row in left.pointers
-                ]
+                numbers = [_load(builder, builder.gep(row, [position]), _FLOATS) for row in left.pointers]
                 for j, row in enumerate(right.pointers):
                     integers = builder.sext(_load(builder, builder.gep(row, [position]), _BYTES), _WORDS)
                     value = builder.sitofp(integers, _FLOATS)
@@ -128,8 +126,8 @@ def dots_int8(x_rows: int) -> Any:
 def dots_int4(x_rows: int) -> Any:
     """Intrinsic (x, first_x, weight, first_weight, scale, group, out): the same of int4 weights, all columns.
 
-    weight: (n, k / 2), as ``quantize_int4`` packs it: in each group, the lower nibbles are its first half. scale:
-    (n, k / group) float32. group: a multiple of 32.
+    weight: (n, k / 2), as ``quantize_int4`` packs it: in each group, the lower nibbles are its first half.
+    scale: (n, k / group) float32. group: a multiple of 32.
     """
 
     @intrinsic
@@ -178,9 +176,10 @@ def dots_int4(x_rows: int) -> Any:
                     factor = splat(builder, builder.load(builder.gep(row, [groups.index])), LANES)
                     tables.append(builder.fmul(multiples, factor) if _LOOKUP else factor)
                     _prefetch(builder, builder.gep(bytes_row, [builder.add(start, later)]))
-                with cgutils.for_range_slice(
-                    builder, LONG(0), half, LONG(LANES), LONG, inc=True
-                ) as (within, _):
+                with cgutils.for_range_slice(builder, LONG(0), half, LONG(LANES), LONG, inc=True) as (
+                    within,
+                    _,
+                ):
                     step(builder.add(start, within), builder.add(column, within), tables)
             _finish(context, builder, signature, args, 6, cells)
             return context.get_dummy_value()

@@ -1,7 +1,8 @@
 """``linear`` with quantised weights on the CPU: inner products for few rows, a blocked product for many.
 
-Either way a weight is widened in registers or in a block that stays in cache; the weights are never written out as
-floats. Sums are float32. bfloat16 activations meet exact bfloat16 weights in the matrix unit where there is one.
+Either way a weight is widened in registers or in a block that stays in cache; the weights are never written
+out as floats. Sums are float32. bfloat16 activations meet exact bfloat16 weights in the matrix unit where
+there is one.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def linear_int8(
 def linear_int4(
     input: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """input (..., in), weight (out, in / 2) uint8, scale (out, groups) float32, bias (out,) or None; contiguous."""
+    """input (..., in), weight (out, in / 2) uint8, scale (out, groups), bias (out,) or None; contiguous."""
     return _linear(4, input, weight, scale, bias)
 
 

@@ -1,9 +1,9 @@
 """Factors of a matrix product as the register tiles want them: panels of 32-bit words, filled up with zeros.
 
-A word is a float32, or two bfloat16 of consecutive k. Panel p of a factor holds ``width`` of its rows (of A) or
-columns (of B); in it, word w of all of them lies together: (panels, words, width). One body serves all sources:
-floats, and int8 or int4 weights, which are widened on the way. Where k is contiguous in memory the panel is a
-transpose, done in registers, 16 x 16 words at a time.
+A word is a float32, or two bfloat16 of consecutive k. Panel p of a factor holds ``width`` of its rows (of A)
+or columns (of B); in it, word w of all of them lies together: (panels, words, width). One body serves all
+sources: floats, and int8 or int4 weights, which are widened on the way. Where k is contiguous in memory the
+panel is a transpose, done in registers, 16 x 16 words at a time.
 """
 
 from __future__ import annotations

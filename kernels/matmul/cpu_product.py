@@ -1,8 +1,8 @@
 """Blocked matrix products on the CPU, of factors that ``cpu_pack`` has packed.
 
-A block of the output (``_HEIGHT`` x ``_WIDTH``) is one chunk of work: its sums stay in the second-level cache as
-float32 while the common dimension passes by in blocks of ``_DEPTH`` words, a panel of A held in the first level.
-B is packed by strips that stay in the last level, each used for all rows of A.
+A block of the output (``_HEIGHT`` x ``_WIDTH``) is one chunk of work: its sums stay in the second-level cache
+as float32 while the common dimension passes by in blocks of ``_DEPTH`` words, a panel of A held in the first
+level. B is packed by strips that stay in the last level, each used for all rows of A.
 
 Source: Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication" (blocks and panels).
 """
@@ -92,9 +92,10 @@ def product(
 ) -> torch.Tensor:
     """out = a @ b + bias with this tile; matrices contiguous, bias (n,) float32.
 
-    a: (m, k), or (k, m) where transpose_a. b: (k, n), or (n, k) where transpose_b: of floats; or int8 weights, or
-    packed int4 weights, with ``bits`` 8 or 4 and scale (rows of b, groups) float32. A tile of pairs takes floats in
-    bfloat16 only, and integers only where transpose_b (scaled integers are no bfloat16 numbers).
+    a: (m, k), or (k, m) where transpose_a. b: (k, n), or (n, k) where transpose_b: of floats; or int8
+    weights, or packed int4 weights, with ``bits`` 8 or 4 and scale (rows of b, groups) float32. A tile of
+    pairs takes floats in bfloat16 only, and integers only where transpose_b (scaled integers are no bfloat16
+    numbers).
     """
     m, n = out.shape
     if not m or not n:

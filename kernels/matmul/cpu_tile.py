@@ -1,11 +1,12 @@
-"""Register tiles of a matrix product: the innermost loop, in vector instructions, for each unit a CPU may have.
+"""Register tiles of a matrix product: the innermost loop, in vector instructions, for each unit a CPU may
+have.
 
-A tile is ``rows`` x ``columns`` sums that stay in registers while the loop runs over the common dimension. Both
-factors are packed into 32-bit words, so that one loop serves two units: a word is one float32 for the FMA unit, or
-two bfloat16 of consecutive k for VDPBF16PS. The AMX tile reads the same packed words of B.
+A tile is ``rows`` x ``columns`` sums that stay in registers while the loop runs over the common dimension.
+Both factors are packed into 32-bit words, so that one loop serves two units: a word is one float32 for the
+FMA unit, or two bfloat16 of consecutive k for VDPBF16PS. The AMX tile reads the same packed words of B.
 
-Sources: Van Zee and van de Geijn 2015, "BLIS", section 4 (the micro-kernel and its panels); Intel 64 and IA-32
-Optimization Reference Manual, chapters on AVX-512 BF16 and AMX (the pair-interleaved layout of B).
+Sources: Van Zee and van de Geijn 2015, "BLIS", section 4 (the micro-kernel and its panels); Intel 64 and
+IA-32 Optimization Reference Manual, chapters on AVX-512 BF16 and AMX (the pair-interleaved layout of B).
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ FLOAT = ir.FloatType()
 
 @cache
 def compiled_features() -> frozenset[str]:
-    """LLVM's names of the features that numba compiles for: the host's, unless NUMBA_CPU_FEATURES says others.
+    """LLVM's names of the features that numba compiles for: the host's, unless NUMBA_CPU_FEATURES says
+    others.
 
     An instruction that is not among them stops LLVM, and with it the process.
     """
@@ -51,11 +53,11 @@ def _lanes() -> int:
 class Tile:
     """A unit and how it wants its factors.
 
-    rows, columns: of the tile. pair: consecutive k in one word (2 where words hold bfloat16 pairs). steps: the
-    words of a block are a multiple of this. by_rows: A is packed (panel, row, word), else (panel, word, row).
-    multiply(a, a_start, a_stride, b, b_start, steps, scale, scale_start, c, c_start, c_stride): the tile's
-    c += scale * (a @ b), float32, scale a row of ``columns`` factors. begin(tiles) and end() stand around the
-    products of one thread.
+    rows, columns: of the tile. pair: consecutive k in one word (2 where words hold bfloat16 pairs). steps:
+    the words of a block are a multiple of this. by_rows: A is packed (panel, row, word), else (panel, word,
+    row). multiply(a, a_start, a_stride, b, b_start, steps, scale, scale_start, c, c_start, c_stride): the
+    tile's c += scale * (a @ b), float32, scale a row of ``columns`` factors. begin(tiles) and end() stand
+    around the products of one thread.
     """
 
     name: str
@@ -135,9 +137,7 @@ def _multiply(rows: int, vectors: int, lanes: int, pairs: bool) -> Any:
                     for j, value in enumerate(values):
                         cell = cells[i * vectors + j]
                         builder.store(combine(builder, builder.load(cell), factor, value), cell)
-            factors = _vectors(
-                builder, _pointer(context, builder, signature, args, 6, 7), lanes, vectors
-            )
+            factors = _vectors(builder, _pointer(context, builder, signature, args, 6, 7), lanes, vectors)
             for i in range(rows):
                 start = builder.add(args[9], builder.mul(args[10], LONG(i)))
                 out = builder.gep(address(context, builder, signature.args[8], args[8]), [start])

@@ -1,8 +1,10 @@
-"""``linear`` with quantised weights in Triton: weights are widened in registers, then multiplied by ``tl.dot``.
+"""``linear`` with quantised weights in Triton: weights are widened in registers, then multiplied by
+``tl.dot``.
 
-Integers are exact in every dtype of the activations, so the forward product is that of the quantised values; scales
-multiply float32 sums, of the whole row (int8) or of each group (int4). Backward, where a scale belongs to the
-dimension that is summed, the weight is rounded to the dtype of the gradient once, as a dequantised one would be.
+Integers are exact in every dtype of the activations, so the forward product is that of the quantised values;
+scales multiply float32 sums, of the whole row (int8) or of each group (int4). Backward, where a scale belongs
+to the dimension that is summed, the weight is rounded to the dtype of the gradient once, as a dequantised one
+would be.
 """
 
 from __future__ import annotations
@@ -60,7 +62,9 @@ def _int4_forward(
             place = x_rows + (group * GROUP + start + k)[None, :]
             lower = tl.load(place, (m < rows)[:, None], 0.0)
             upper = tl.load(place + HALF, (m < rows)[:, None], 0.0)
-            packed = tl.load(weight_rows + (group * HALF + start + k)[None, :], (n < out_features)[:, None], 0)
+            packed = tl.load(
+                weight_rows + (group * HALF + start + k)[None, :], (n < out_features)[:, None], 0
+            )
             low = ((packed & 15).to(tl.int8) - 8).to(lower.dtype)
             high = ((packed >> 4).to(tl.int8) - 8).to(lower.dtype)
             part = tl.dot(lower, tl.trans(low), part, input_precision="ieee")
@@ -130,10 +134,11 @@ def _int4_backward(
 def configuration(
     rows: int, dtype: torch.dtype, bits: int, group: int = 0, backward: bool = False
 ) -> tuple[dict[str, Any], dict[str, int]]:
-    """(constants, options): small blocks of rows for decoding, which streams weights; square ones for many rows.
+    """(constants, options): small blocks of rows for decoding, which streams weights; square ones for many
+    rows.
 
-    float32 goes without matrix units (ieee), so its blocks are small. int4: BLOCK_K counts bytes and divides half
-    a group.
+    float32 goes without matrix units (ieee), so its blocks are small. int4: BLOCK_K counts bytes and divides
+    half a group.
     """
     if dtype is torch.float32:
         m, n, k, warps, stages = (16, 32, 32, 4, 3) if rows <= 16 else (32, 32, 32, 4, 2)

@@ -93,7 +93,14 @@ def compilations() -> list[Any]:
         types = {"weight": f"*{short}!", "out": "*i8!", "scale": "*fp32!", "columns": "i32!"}
         found.append(
             Compilation(
-                f"{short} rows", _int8, types, {"BLOCK": 2048}, {"num_warps": 8}, "quantize_int8", "forward", False
+                f"{short} rows",
+                _int8,
+                types,
+                {"BLOCK": 2048},
+                {"num_warps": 8},
+                "quantize_int8",
+                "forward",
+                False,
             )
         )
         constants, options = configuration(128)

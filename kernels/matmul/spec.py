@@ -28,17 +28,19 @@ def _case(rows: tuple[int, ...], out: int, inner: int, bits: int, bias: bool = T
     return Case(label + (f" group {group}" if bits == 4 else ""), make)
 
 
+def _weight(arguments: Arguments) -> torch.Tensor:
+    return arguments["weight_int8"] if "weight_int8" in arguments else arguments["weight_int4"]
+
+
 def _bytes(arguments: Arguments, backward: bool) -> int:
     """Weights, activations and outputs once each; backward reads the gradient and writes the input's."""
-    weight = arguments.get("weight_int8", arguments.get("weight_int4"))
-    input = arguments["input"]
+    weight, input = _weight(arguments), arguments["input"]
     result = input.shape[:-1].numel() * weight.shape[0] * input.element_size()
     return tensor_bytes(weight, arguments["scale"], input) + result
 
 
 def _flops(arguments: Arguments, backward: bool) -> int:
-    weight = arguments.get("weight_int8", arguments.get("weight_int4"))
-    return 2 * arguments["input"].numel() * weight.shape[0]
+    return 2 * arguments["input"].numel() * _weight(arguments).shape[0]
 
 
 def _torch_int8(arguments: Arguments, direction: str) -> Step | None:
@@ -83,9 +85,7 @@ def _jax_int8(arguments: Arguments, direction: str) -> Step | None:
     import jax
     import jax.numpy as jnp
 
-    x, weight, scale = (
-        jnp.asarray(arguments[name].numpy()) for name in ("input", "weight_int8", "scale")
-    )
+    x, weight, scale = (jnp.asarray(arguments[name].numpy()) for name in ("input", "weight_int8", "scale"))
     run = jax.jit(lambda x, weight, scale: (x @ weight.astype(x.dtype).T) * scale)
     return lambda: run(x, weight, scale).block_until_ready()
 
