@@ -14,6 +14,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import numpy as np
+import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -21,6 +23,7 @@ from numba.extending import intrinsic
 
 from kernels.matmul.cpu_tile import compiled_features
 from kernels.peaks import LONG, address, declare, splat
+from kernels.peaks_matrix import BFloat
 
 LANES = 16
 WEIGHT_ROWS = 4  # of one tile
@@ -187,3 +190,74 @@ def dots_int4(x_rows: int) -> Any:
         return types.void(x, first_x, weight, first_weight, scale, group, out), codegen
 
     return dots
+
+
+def _bfloat16_bits(number: float) -> int:
+    return int(np.array([number], np.float32).view(np.uint32)[0]) >> 16
+
+
+PAIRS = {"avx512f", "avx512bw", "avx512bf16"} <= compiled_features()
+"""Whether ``dots_int4_pairs`` exists here."""
+
+
+@intrinsic
+def dots_int4_pairs(
+    typing: Any, x: Any, weight: Any, first_weight: Any, scale: Any, group: Any, out: Any
+) -> Any:
+    """``dots_int4`` of one row of bfloat16 activations: twice the weights in each instruction (VPERMW,
+    VDPBF16PS).
+
+    64 bytes of weights are 32 16-bit words of four nibbles; nibble i of every word is looked up at once, as
+    exact bfloat16 integers, against 32 activations. x: (1, k), arranged by ``arranged_for_pairs``. The scale
+    multiplies each group's sum. group: a multiple of 128.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        words, pairs = ir.VectorType(ir.IntType(16), 32), ir.VectorType(BFloat(), 32)
+        lookup = declare(builder, "llvm.x86.avx512.permvar.hi.512", words, [words, words])
+        dot = declare(builder, "llvm.x86.avx512bf16.dpbf16ps.512", _FLOATS, [_FLOATS, pairs, pairs])
+        multiples = ir.Constant(words, [_bfloat16_bits(float(i % 16 - 8)) for i in range(32)])
+        left = _Rows(context, builder, signature.args[0], args[0], LONG(0), 1).pointers[0]
+        right = _Rows(context, builder, signature.args[1], args[1], args[2], WEIGHT_ROWS)
+        factors = _Rows(context, builder, signature.args[3], args[3], args[2], WEIGHT_ROWS)
+        later = builder.mul(right.columns, LONG(WEIGHT_ROWS))
+        half = builder.lshr(args[4], LONG(1))
+        cells = _cells(builder, WEIGHT_ROWS)
+        with cgutils.for_range(builder, factors.columns, intp=LONG) as groups:
+            parts = _cells(builder, WEIGHT_ROWS)
+            for part in parts:
+                builder.store(_constant([0.0] * LANES), part)
+            start = builder.mul(groups.index, half)
+            with cgutils.for_range_slice(builder, LONG(0), half, LONG(_LINE), LONG, inc=True) as (within, _):
+                place = builder.add(start, within)
+                activations = []
+                for i in range(4):
+                    pointer = builder.gep(left, [builder.add(builder.shl(place, LONG(1)), LONG(32 * i))])
+                    value = builder.load(builder.bitcast(pointer, words.as_pointer()))
+                    value.align = 2
+                    activations.append(builder.bitcast(value, pairs))
+                for row, part in zip(right.pointers, parts, strict=True):
+                    _prefetch(builder, builder.gep(row, [builder.add(place, later)]))
+                    packed = builder.load(builder.bitcast(builder.gep(row, [place]), words.as_pointer()))
+                    packed.align = 1
+                    total = builder.load(part)
+                    for i, activation in enumerate(activations):
+                        index = builder.lshr(packed, ir.Constant(words, [4 * i] * 32)) if i else packed
+                        values = builder.bitcast(builder.call(lookup, [multiples, index]), pairs)
+                        total = builder.call(dot, [total, values, activation])
+                    builder.store(total, part)
+            for row, part, cell in zip(factors.pointers, parts, cells, strict=True):
+                factor = splat(builder, builder.load(builder.gep(row, [groups.index])), LANES)
+                builder.store(_fma(builder, factor, builder.load(part), builder.load(cell)), cell)
+        _finish(context, builder, signature, args, 5, cells)
+        return context.get_dummy_value()
+
+    return types.void(x, weight, first_weight, scale, group, out), codegen
+
+
+def arranged_for_pairs(x: torch.Tensor, groups: int) -> torch.Tensor:
+    """(rows, k): each 128 activations that meet 64 bytes of weights, in the order of the weights' nibbles."""
+    rows, columns = x.shape
+    # (half of the group, 64 bytes, word, byte of the word) -> (64 bytes, byte of the word, half, word)
+    parts = x.view(rows, groups, 2, columns // groups // 128, 32, 2)
+    return parts.permute(0, 1, 3, 5, 2, 4).reshape(rows, columns)

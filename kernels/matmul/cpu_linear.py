@@ -22,6 +22,7 @@ FEW_ROWS = 12  # of activations: up to here inner products are faster than packi
 
 _one_int8, _four_int8 = cpu_dots.dots_int8(1), cpu_dots.dots_int8(4)
 _one_int4, _four_int4 = cpu_dots.dots_int4(1), cpu_dots.dots_int4(4)
+_pairs_int4 = cpu_dots.dots_int4_pairs
 _TILE = cpu_dots.WEIGHT_ROWS
 
 
@@ -73,15 +74,34 @@ def _few_int4(chunk, chunks, x, weight, scale, bias, out):
             i += rows
 
 
+@chunked
+def _one_int4_pairs(chunk, chunks, x, weight, scale, bias, out):
+    full_width()
+    n = weight.shape[0]
+    group = x.shape[1] // max(1, scale.shape[1])
+    sums = np.empty(_TILE, np.float32)
+    tiles = (n + _TILE - 1) // _TILE
+    for tile in range(tiles * chunk // chunks, tiles * (chunk + 1) // chunks):
+        first = tile * _TILE
+        _pairs_int4(x, weight, first, scale, group, sums)
+        for j in range(min(_TILE, n - first)):
+            out[0, first + j] = sums[j] + bias[first + j]
+
+
 def _linear(bits: int, input: torch.Tensor, weight: torch.Tensor, scale: Any, bias: Any) -> torch.Tensor:
     rows, in_features, out_features = input.shape[:-1].numel(), input.shape[-1], len(weight)
     x = input.view(rows, in_features)
     bias = torch.zeros(out_features) if bias is None else bias.float()
     if rows <= FEW_ROWS:
         out = torch.empty((rows, out_features), dtype=torch.float32)
-        body = _few_int8 if bits == 8 else _few_int4
         chunks = chunks_of(-(-out_features // _TILE), 1 + 4096 // max(1, in_features)) if rows else 0
-        body(chunks, chunks, x.float(), weight, scale, bias, out)
+        groups = scale.shape[1]
+        pairs = bits == 4 and rows == 1 and x.dtype is torch.bfloat16 and cpu_dots.PAIRS
+        if pairs and groups and in_features % (128 * groups) == 0:
+            x, body = cpu_dots.arranged_for_pairs(x, groups), _one_int4_pairs
+        else:
+            x, body = x.float(), _few_int8 if bits == 8 else _few_int4
+        body(chunks, chunks, x, weight, scale, bias, out)
     else:
         tile = cpu_tile.bfloat16_tile() if x.dtype is torch.bfloat16 else None
         if tile is None:

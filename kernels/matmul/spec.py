@@ -125,6 +125,7 @@ OPERATIONS = [
             _case((1,), 3, 32, 4),
             _case((5,), 523, 160, 4),
             _case((1,), 1031, 96, 4, bias=False),
+            _case((1,), 1031, 512, 4, group=256),
             _case((2, 97), 141, 192, 4, group=96),
             _case((205,), 70, 1536, 4, bias=False, group=768),
             _case((0,), 7, 64, 4),
