@@ -1,7 +1,7 @@
 """Matrix products with small numbers: linear layers of int8 and int4 weights, and bfloat16 matrices.
 
-Weights are quantised symmetrically (zero is zero): by output row to int8, by groups of a row to int4. Activations
-stay as they are, so the only error is that of the weights, at most half a step each.
+Weights are quantised symmetrically (zero is zero): by output row to int8, by groups of a row to int4.
+Activations stay as they are, so the only error is that of the weights, at most half a step each.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _TAKEN = (*FLOATS, torch.int8, torch.uint8)
 
 
 def _shape(tensor: torch.Tensor) -> str:
-    return "(" + ", ".join(map(str, tensor.shape)) + ")"
+    return str(tuple(tensor.shape))
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -37,16 +37,18 @@ def _check_weight(name: str, weight: torch.Tensor) -> None:
 def _check_finite(name: str, scale: torch.Tensor) -> None:
     if not torch.compiler.is_compiling() and not scale.isfinite().all():
         row = int((~scale.isfinite()).reshape(len(scale), -1).any(1).nonzero()[0])
-        raise ValueError(f"{name}: row {row} of weight holds an infinity or a NaN, which no scale can represent")
+        raise ValueError(
+            f"{name}: row {row} of weight holds an infinity or a NaN, which no scale can represent"
+        )
 
 
 def quantize_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(weight_int8, scale): weight is about weight_int8 * scale[:, None], to half a scale at most.
 
-    weight: (out, in) float32, bfloat16 or float16, as ``torch.nn.Linear`` has it. weight_int8: (out, in), -127 to
-    127. scale: (out,) float32, the row's largest magnitude / 127; 0 for a row of zeros. Rounded to nearest, ties to
-    even. Not differentiable. TypeError when weight is not floating-point; ValueError when it is not a matrix or
-    (outside ``torch.compile``) not finite.
+    weight: (out, in) float32, bfloat16 or float16, as ``torch.nn.Linear`` has it. weight_int8: (out, in),
+    -127 to 127. scale: (out,) float32, the row's largest magnitude / 127; 0 for a row of zeros. Rounded to
+    nearest, ties to even. Not differentiable. TypeError when weight is not floating-point; ValueError when it
+    is not a matrix or (outside ``torch.compile``) not finite.
     """
     _check_weight("quantize_int8", weight)
     weight = weight.detach()
@@ -63,8 +65,8 @@ def quantize_int4(weight: torch.Tensor, group_size: int = 128) -> tuple[torch.Te
     """(weight_int4, scale): each ``group_size`` weights of a row share a scale; error at most half of it.
 
     weight: (out, in) as for ``quantize_int8``. group_size: a multiple of 32 that divides in. weight_int4:
-    (out, in / 2) uint8, two integers q + 8 in a byte, q from -7 to 7 (symmetric: no zero point): byte j of a group
-    holds the group's j-th weight in its lower and the (j + group_size / 2)-th in its upper half. scale:
+    (out, in / 2) uint8, two integers q + 8 in a byte, q from -7 to 7 (symmetric: no zero point): byte j of a
+    group holds the group's j-th weight in its lower and the (j + group_size / 2)-th in its upper half. scale:
     (out, in / group_size) float32, the group's largest magnitude / 7.
     """
     _check_weight("quantize_int4", weight)
@@ -135,29 +137,36 @@ def _check_linear(
         )
     if bits == 8:
         if scale.shape != (rows,):
-            raise ValueError(f"{name}: scale has shape {_shape(scale)}; it must be ({rows},), one a weight row")
+            raise ValueError(
+                f"{name}: scale has shape {_shape(scale)}; it must be ({rows},), one a weight row"
+            )
     elif scale.dim() != 2 or len(scale) != rows:
-        raise ValueError(f"{name}: scale has shape {_shape(scale)}; it must be ({rows}, in_features / group_size)")
+        raise ValueError(
+            f"{name}: scale has shape {_shape(scale)}; it must be ({rows}, in_features / group_size)"
+        )
     elif in_features and (scale.shape[1] == 0 or in_features % (32 * scale.shape[1])):
         raise ValueError(
-            f"{name}: scale has {scale.shape[1]} groups a row, which do not cut {in_features} in_features into "
-            "groups of a multiple of 32"
+            f"{name}: scale has {scale.shape[1]} groups a row, which do not cut {in_features} "
+            "in_features into groups of a multiple of 32"
         )
     if bias is not None:
         if bias.shape != (rows,):
             raise ValueError(f"{name}: bias has shape {_shape(bias)}; it must be ({rows},)")
         if bias.dtype is not input.dtype:
-            raise TypeError(f"{name}: bias is {_name(bias.dtype)}, input {_name(input.dtype)}; they must agree")
+            raise TypeError(
+                f"{name}: bias is {_name(bias.dtype)}, input {_name(input.dtype)}; they must agree"
+            )
 
 
 def linear_int8(
     input: torch.Tensor, weight_int8: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """``torch.nn.functional.linear`` with the weight weight_int8 * scale[:, None], which is never written out.
+    """``torch.nn.functional.linear`` with the weight weight_int8 * scale[:, None], which is never written
+    out.
 
-    input: (..., in) float32, bfloat16 or float16. weight_int8, scale: of ``quantize_int8``. bias: (out,) of the
-    input's dtype. Result: (..., out) of the input's dtype, from float32 sums. Differentiable in input and bias; the
-    weight takes no gradient. ValueError and TypeError say which shape or dtype does not fit.
+    input: (..., in) float32, bfloat16 or float16. weight_int8, scale: of ``quantize_int8``. bias: (out,) of
+    the input's dtype. Result: (..., out) of the input's dtype, from float32 sums. Differentiable in input and
+    bias; the weight takes no gradient. ValueError and TypeError say which shape or dtype does not fit.
     """
     _check_linear("linear_int8", 8, input, weight_int8, scale, bias)
     if use_torch("linear_int8", weight_int8, input, scale, bias, dtypes=_TAKEN):
@@ -168,7 +177,7 @@ def linear_int8(
 def linear_int4(
     input: torch.Tensor, weight_int4: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The same with the weight that ``quantize_int4`` packed. The size of a group follows from scale's shape."""
+    """The same with the weight of ``quantize_int4``. The size of a group follows from scale's shape."""
     _check_linear("linear_int4", 4, input, weight_int4, scale, bias)
     if use_torch("linear_int4", weight_int4, input, scale, bias, dtypes=_TAKEN):
         return reference.linear_int4(input, weight_int4, scale, bias)
@@ -220,9 +229,9 @@ _linear_int4 = _register_linear(4)
 def matmul_bf16(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a @ b of bfloat16 with float32 sums, rounded to bfloat16 once; differentiable.
 
-    a: (..., m, k) or (k,); b: (k, n). On a CPU: AMX tiles, else AVX-512 VDPBF16PS, else torch's own product, as on a
-    GPU (cuBLAS). A transposed view of a contiguous matrix is read as it lies. TypeError for another dtype,
-    ValueError for shapes that do not fit.
+    a: (..., m, k) or (k,); b: (k, n). On a CPU: AMX tiles, else AVX-512 VDPBF16PS, else torch's own product,
+    as on a GPU (cuBLAS). A transposed view of a contiguous matrix is read as it lies. TypeError for another
+    dtype, ValueError for shapes that do not fit.
     """
     if a.dtype is not torch.bfloat16 or b.dtype is not torch.bfloat16:
         raise TypeError(f"matmul_bf16: a is {_name(a.dtype)} and b {_name(b.dtype)}; both must be bfloat16")

@@ -9,7 +9,7 @@ from kernels.matmul.cpu_tile import bfloat16_tile
 
 
 def matmul_bf16(a: torch.Tensor, b: torch.Tensor, transpose_a: bool, transpose_b: bool) -> torch.Tensor:
-    """The product of two contiguous bfloat16 matrices, either given transposed; float32 sums, rounded once."""
+    """The product of contiguous bfloat16 matrices, either given transposed; float32 sums, rounded once."""
     m, n = a.shape[1 if transpose_a else 0], b.shape[0 if transpose_b else 1]
     tile = bfloat16_tile()
     if tile is None:

@@ -1,12 +1,12 @@
 """Inner products of quantised weight rows with a few rows of activations, in registers.
 
-For few activations a product is a stream of weights: each is read once, widened in registers and multiplied with
-1 or 4 rows of float32 activations, for 4 weight rows at a time, so that a load of activations serves four
-multiplications. While four rows are read, the next four are fetched: a row is often just a page, where the
-hardware's own prefetching stops.
+For few activations a product is a stream of weights: each is read once, widened in registers and multiplied
+with 1 or 4 rows of float32 activations, for 4 weight rows at a time, so that a load of activations serves
+four multiplications. While four rows are read, the next four are fetched: a row is often just a page, where
+the hardware's own prefetching stops.
 
-int4 weights are looked up: a nibble selects one of the 16 multiples of its group's scale (VPERMPS), which costs one
-instruction where masking, converting and scaling cost four.
+int4 weights are looked up: a nibble selects one of the 16 multiples of its group's scale (VPERMPS), which
+costs one instruction where masking, converting and scaling cost four.
 """
 
 from __future__ import annotations
@@ -14,19 +14,23 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import numpy as np
+import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels.peaks import FEATURES, LONG, address, declare, splat
+from kernels.matmul.cpu_tile import compiled_features
+from kernels.peaks import LONG, address, declare, splat
+from kernels.peaks_matrix import BFloat
 
 LANES = 16
 WEIGHT_ROWS = 4  # of one tile
 _BYTE, _WORD, _FLOAT = ir.IntType(8), ir.IntType(32), ir.FloatType()
 _BYTES, _WORDS = ir.VectorType(_BYTE, LANES), ir.VectorType(_WORD, LANES)
 _FLOATS = ir.VectorType(_FLOAT, LANES)
-_LOOKUP = bool(FEATURES.get("avx512f"))
+_LOOKUP = "avx512f" in compiled_features()
 _LINE = 64
 
 
@@ -83,8 +87,8 @@ def _cells(builder: Any, count: int) -> list[Any]:
 def dots_int8(x_rows: int) -> Any:
     """Intrinsic (x, first_x, weight, first_weight, out): inner products over the columns in full vectors.
 
-    x: (m, k) float32; weight: (n, k) int8; out: x_rows * WEIGHT_ROWS float32, x's row first. The last k mod 16
-    columns are left to the caller.
+    x: (m, k) float32; weight: (n, k) int8; out: x_rows * WEIGHT_ROWS float32, x's row first. The last k mod
+    16 columns are left to the caller.
     """
 
     @intrinsic
@@ -96,9 +100,7 @@ def dots_int8(x_rows: int) -> Any:
             cells = _cells(builder, x_rows * WEIGHT_ROWS)
 
             def step(position: Any) -> None:
-                numbers = [
-                    _load(builder, builder.gep(row, [position]), _FLOATS) for row in left.pointers
-                ]
+                numbers = [_load(builder, builder.gep(row, [position]), _FLOATS) for row in left.pointers]
                 for j, row in enumerate(right.pointers):
                     integers = builder.sext(_load(builder, builder.gep(row, [position]), _BYTES), _WORDS)
                     value = builder.sitofp(integers, _FLOATS)
@@ -127,8 +129,8 @@ def dots_int8(x_rows: int) -> Any:
 def dots_int4(x_rows: int) -> Any:
     """Intrinsic (x, first_x, weight, first_weight, scale, group, out): the same of int4 weights, all columns.
 
-    weight: (n, k / 2), as ``quantize_int4`` packs it: in each group, the lower nibbles are its first half. scale:
-    (n, k / group) float32. group: a multiple of 32.
+    weight: (n, k / 2), as ``quantize_int4`` packs it: in each group, the lower nibbles are its first half.
+    scale: (n, k / group) float32. group: a multiple of 32.
     """
 
     @intrinsic
@@ -177,9 +179,10 @@ def dots_int4(x_rows: int) -> Any:
                     factor = splat(builder, builder.load(builder.gep(row, [groups.index])), LANES)
                     tables.append(builder.fmul(multiples, factor) if _LOOKUP else factor)
                     _prefetch(builder, builder.gep(bytes_row, [builder.add(start, later)]))
-                with cgutils.for_range_slice(
-                    builder, LONG(0), half, LONG(LANES), LONG, inc=True
-                ) as (within, _):
+                with cgutils.for_range_slice(builder, LONG(0), half, LONG(LANES), LONG, inc=True) as (
+                    within,
+                    _,
+                ):
                     step(builder.add(start, within), builder.add(column, within), tables)
             _finish(context, builder, signature, args, 6, cells)
             return context.get_dummy_value()
@@ -187,3 +190,74 @@ def dots_int4(x_rows: int) -> Any:
         return types.void(x, first_x, weight, first_weight, scale, group, out), codegen
 
     return dots
+
+
+def _bfloat16_bits(number: float) -> int:
+    return int(np.array([number], np.float32).view(np.uint32)[0]) >> 16
+
+
+PAIRS = {"avx512f", "avx512bw", "avx512bf16"} <= compiled_features()
+"""Whether ``dots_int4_pairs`` exists here."""
+
+
+@intrinsic
+def dots_int4_pairs(
+    typing: Any, x: Any, weight: Any, first_weight: Any, scale: Any, group: Any, out: Any
+) -> Any:
+    """``dots_int4`` of one row of bfloat16 activations: twice the weights in each instruction (VPERMW,
+    VDPBF16PS).
+
+    64 bytes of weights are 32 16-bit words of four nibbles; nibble i of every word is looked up at once, as
+    exact bfloat16 integers, against 32 activations. x: (1, k), arranged by ``arranged_for_pairs``. The scale
+    multiplies each group's sum. group: a multiple of 128.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        words, pairs = ir.VectorType(ir.IntType(16), 32), ir.VectorType(BFloat(), 32)
+        lookup = declare(builder, "llvm.x86.avx512.permvar.hi.512", words, [words, words])
+        dot = declare(builder, "llvm.x86.avx512bf16.dpbf16ps.512", _FLOATS, [_FLOATS, pairs, pairs])
+        multiples = ir.Constant(words, [_bfloat16_bits(float(i % 16 - 8)) for i in range(32)])
+        left = _Rows(context, builder, signature.args[0], args[0], LONG(0), 1).pointers[0]
+        right = _Rows(context, builder, signature.args[1], args[1], args[2], WEIGHT_ROWS)
+        factors = _Rows(context, builder, signature.args[3], args[3], args[2], WEIGHT_ROWS)
+        later = builder.mul(right.columns, LONG(WEIGHT_ROWS))
+        half = builder.lshr(args[4], LONG(1))
+        cells = _cells(builder, WEIGHT_ROWS)
+        with cgutils.for_range(builder, factors.columns, intp=LONG) as groups:
+            parts = _cells(builder, WEIGHT_ROWS)
+            for part in parts:
+                builder.store(_constant([0.0] * LANES), part)
+            start = builder.mul(groups.index, half)
+            with cgutils.for_range_slice(builder, LONG(0), half, LONG(_LINE), LONG, inc=True) as (within, _):
+                place = builder.add(start, within)
+                activations = []
+                for i in range(4):
+                    pointer = builder.gep(left, [builder.add(builder.shl(place, LONG(1)), LONG(32 * i))])
+                    value = builder.load(builder.bitcast(pointer, words.as_pointer()))
+                    value.align = 2
+                    activations.append(builder.bitcast(value, pairs))
+                for row, part in zip(right.pointers, parts, strict=True):
+                    _prefetch(builder, builder.gep(row, [builder.add(place, later)]))
+                    packed = builder.load(builder.bitcast(builder.gep(row, [place]), words.as_pointer()))
+                    packed.align = 1
+                    total = builder.load(part)
+                    for i, activation in enumerate(activations):
+                        index = builder.lshr(packed, ir.Constant(words, [4 * i] * 32)) if i else packed
+                        values = builder.bitcast(builder.call(lookup, [multiples, index]), pairs)
+                        total = builder.call(dot, [total, values, activation])
+                    builder.store(total, part)
+            for row, part, cell in zip(factors.pointers, parts, cells, strict=True):
+                factor = splat(builder, builder.load(builder.gep(row, [groups.index])), LANES)
+                builder.store(_fma(builder, factor, builder.load(part), builder.load(cell)), cell)
+        _finish(context, builder, signature, args, 5, cells)
+        return context.get_dummy_value()
+
+    return types.void(x, weight, first_weight, scale, group, out), codegen
+
+
+def arranged_for_pairs(x: torch.Tensor, groups: int) -> torch.Tensor:
+    """(rows, k): each 128 activations that meet 64 bytes of weights, in the order of the weights' nibbles."""
+    rows, columns = x.shape
+    # (half of the group, 64 bytes, word, byte of the word) -> (64 bytes, byte of the word, half, word)
+    parts = x.view(rows, groups, 2, columns // groups // 128, 32, 2)
+    return parts.permute(0, 1, 3, 5, 2, 4).reshape(rows, columns)

@@ -1,7 +1,8 @@
 """``linear`` with quantised weights on the CPU: inner products for few rows, a blocked product for many.
 
-Either way a weight is widened in registers or in a block that stays in cache; the weights are never written out as
-floats. Sums are float32. bfloat16 activations meet exact bfloat16 weights in the matrix unit where there is one.
+Either way a weight is widened in registers or in a block that stays in cache; the weights are never written
+out as floats. Sums are float32. bfloat16 activations meet exact bfloat16 weights in the matrix unit where
+there is one.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ FEW_ROWS = 12  # of activations: up to here inner products are faster than packi
 
 _one_int8, _four_int8 = cpu_dots.dots_int8(1), cpu_dots.dots_int8(4)
 _one_int4, _four_int4 = cpu_dots.dots_int4(1), cpu_dots.dots_int4(4)
+_pairs_int4 = cpu_dots.dots_int4_pairs
 _TILE = cpu_dots.WEIGHT_ROWS
 
 
@@ -72,19 +74,39 @@ def _few_int4(chunk, chunks, x, weight, scale, bias, out):
             i += rows
 
 
+@chunked
+def _one_int4_pairs(chunk, chunks, x, weight, scale, bias, out):
+    full_width()
+    n = weight.shape[0]
+    group = x.shape[1] // max(1, scale.shape[1])
+    sums = np.empty(_TILE, np.float32)
+    tiles = (n + _TILE - 1) // _TILE
+    for tile in range(tiles * chunk // chunks, tiles * (chunk + 1) // chunks):
+        first = tile * _TILE
+        _pairs_int4(x, weight, first, scale, group, sums)
+        for j in range(min(_TILE, n - first)):
+            out[0, first + j] = sums[j] + bias[first + j]
+
+
 def _linear(bits: int, input: torch.Tensor, weight: torch.Tensor, scale: Any, bias: Any) -> torch.Tensor:
     rows, in_features, out_features = input.shape[:-1].numel(), input.shape[-1], len(weight)
     x = input.view(rows, in_features)
-    out = torch.empty((rows, out_features), dtype=torch.float32)
     bias = torch.zeros(out_features) if bias is None else bias.float()
     if rows <= FEW_ROWS:
-        body = _few_int8 if bits == 8 else _few_int4
+        out = torch.empty((rows, out_features), dtype=torch.float32)
         chunks = chunks_of(-(-out_features // _TILE), 1 + 4096 // max(1, in_features)) if rows else 0
-        body(chunks, chunks, x.float(), weight, scale, bias, out)
+        groups = scale.shape[1]
+        pairs = bits == 4 and rows == 1 and x.dtype is torch.bfloat16 and cpu_dots.PAIRS
+        if pairs and groups and in_features % (128 * groups) == 0:
+            x, body = cpu_dots.arranged_for_pairs(x, groups), _one_int4_pairs
+        else:
+            x, body = x.float(), _few_int8 if bits == 8 else _few_int4
+        body(chunks, chunks, x, weight, scale, bias, out)
     else:
         tile = cpu_tile.bfloat16_tile() if x.dtype is torch.bfloat16 else None
         if tile is None:
             tile, x = cpu_tile.fma_tile(), x.float()
+        out = torch.empty((rows, out_features), dtype=x.dtype)
         weight = weight.view(torch.int8)
         product(tile, x, weight, out, transpose_b=True, bits=bits, scale=scale, bias=bias)
     return out.to(input.dtype).view(*input.shape[:-1], out_features)
@@ -95,7 +117,7 @@ def _grad_input(bits: int, grad: torch.Tensor, weight: torch.Tensor, scale: torc
     out = torch.empty((rows, in_features), dtype=torch.float32)
     tile = cpu_tile.fma_tile()  # weights with their scale are no bfloat16 numbers
     weight = weight.view(torch.int8)
-    product(tile, grad.float().view(rows, len(weight)), weight, out, bits=bits, scale=scale, scaled_rows=True)
+    product(tile, grad.float().view(rows, len(weight)), weight, out, bits=bits, scale=scale)
     return out.to(grad.dtype).view(*grad.shape[:-1], in_features)
 
 
@@ -109,7 +131,7 @@ def linear_int8(
 def linear_int4(
     input: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """input (..., in), weight (out, in / 2) uint8, scale (out, groups) float32, bias (out,) or None; contiguous."""
+    """input (..., in), weight (out, in / 2) uint8, scale (out, groups), bias (out,) or None; contiguous."""
     return _linear(4, input, weight, scale, bias)
 
 

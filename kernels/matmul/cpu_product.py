@@ -1,9 +1,8 @@
-"""Blocked matrix products on the CPU: A is packed once, B block by block where it is used.
+"""Blocked matrix products on the CPU, of factors that ``cpu_pack`` has packed.
 
-One body serves every source of B: bfloat16, and int8 or int4 weights, which are widened while they are packed. A
-block of B (``_DEPTH`` words deep, ``_WIDTH`` columns) is packed into the second-level cache of the thread that needs
-it and used for ``_HEIGHT`` rows of the output, so that packing costs a few instructions in a hundred; the sums of
-the block of the output stay in cache, as float32, until they are complete.
+A block of the output (``_HEIGHT`` x ``_WIDTH``) is one chunk of work: its sums stay in the second-level cache
+as float32 while the common dimension passes by in blocks of ``_DEPTH`` words, a panel of A held in the first
+level. B is packed by strips that stay in the last level, each used for all rows of A.
 
 Source: Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication" (blocks and panels).
 """
@@ -15,188 +14,66 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 
+from kernels.matmul.cpu_pack import column_chunks, pack_columns, pack_lines
 from kernels.matmul.cpu_tile import Tile
-from kernels.simd import bits_as_float, float_as_bits, full_width
-from kernels.storage import narrow, widen
+from kernels.simd import full_width
+from kernels.storage import narrow
 from kernels.threads import chunked
 
-f32 = np.float32
-_DEPTH = 256  # words of a block of B
-_WIDTH = 128  # its columns
-_HEIGHT = 192  # rows of the output that share it
-
-_inline = njit(error_model="numpy", fastmath={"contract"})
-
-
-@_inline
-def pair_of(low: Any, high: Any) -> Any:
-    """Two float32 that are bfloat16 numbers in one word, the first in the lower half; typed as float32."""
-    upper = float_as_bits(high) & np.int32(-65536)
-    return bits_as_float(upper | ((float_as_bits(low) >> np.int32(16)) & np.int32(0xFFFF)))
-
-
-# --- rows of a source as float32 -----------------------------------------------------------------
-
-
-@_inline
-def floats_row(source: Any, row: Any, start: Any, stop: Any, bits: Any, group: Any, out: Any) -> None:
-    """out[: stop - start] = source[row, start:stop] of floats; bits and group are not used."""
-    line = source[row, start:stop]
-    for j in range(stop - start):
-        out[j] = widen(line[j])
-
-
-@_inline
-def integers_row(source: Any, row: Any, start: Any, stop: Any, bits: Any, group: Any, out: Any) -> None:
-    """The same of int8 weights, or of int4 weights as ``quantize_int4`` packs them."""
-    if bits == 8:
-        line = source[row, start:stop]
-        for j in range(stop - start):
-            out[j] = f32(line[j])
-        return
-    half = group // 2
-    position = start
-    while position < stop:  # up to the end of a half group at a time
-        first, within = position // group * group, position % group
-        upper = within >= half
-        byte = first // 2 + within - (half if upper else 0)
-        count = min(stop - position, half - within + (half if upper else 0))
-        shift = np.int32(4 if upper else 0)
-        line, target = source[row, byte : byte + count], out[position - start : position - start + count]
-        for j in range(count):
-            nibble = (np.int32(line[j]) >> shift) & np.int32(15)
-            target[j] = f32(np.int32(nibble - np.int32(8)))
-        position += count
-
-
-# --- packing A -----------------------------------------------------------------------------------
+_DEPTH = 256  # words
+_WIDTH = 128  # columns
+_HEIGHT = 192  # rows
+_STRIP_BYTES = 8 << 20  # of packed B
 
 
 @cache
-def _pack_rows(tile: Tile, transposed: bool) -> Any:
-    """A body that packs panels of ``tile.rows`` rows of A, filled up with zeros.
+def _product(tile: Tile) -> Any:
+    """A body for one block of the output: out[:, first:] = (a @ b, times scale by groups of k) + bias.
 
-    source: (m, k), or (k, m) where transposed. out: (panels, words, rows), or (panels, rows, words) by_rows.
+    a, b: packed. scale: (n, groups), of ``group`` words each, a multiple of the tile's steps.
     """
-    height, pair, by_rows = tile.rows, tile.pair, tile.by_rows
-
-    @_inline
-    def element(source, row, k):
-        if transposed:
-            return widen(source[k, row]) if k < source.shape[0] and row < source.shape[1] else f32(0)
-        return widen(source[row, k]) if k < source.shape[1] and row < source.shape[0] else f32(0)
+    height, width, by_rows = tile.rows, tile.columns, tile.by_rows
+    multiply, begin, end, tiles = tile.multiply, tile.begin, tile.end, tile.tiles
+    panels_at_once = max(1, _HEIGHT // height)
+    columns_at_once = _WIDTH // width
 
     @chunked
-    def pack(chunk, source, out):
-        full_width()
-        words = out.shape[2] if by_rows else out.shape[1]
-        for i in range(height):
-            row = chunk * height + i
-            for w in range(words):
-                if pair == 1:
-                    value = element(source, row, w)
-                else:
-                    value = pair_of(element(source, row, 2 * w), element(source, row, 2 * w + 1))
-                if by_rows:
-                    out[chunk, i, w] = value
-                else:
-                    out[chunk, w, i] = value
-
-    return pack
-
-
-# --- the product ---------------------------------------------------------------------------------
-
-
-@cache
-def _product(tile: Tile, transposed: bool, integers: bool, scaled_rows: bool) -> Any:
-    """A body that computes one block of the output.
-
-    a: packed. source of B: (k, n), or (n, k) where transposed. scale: (rows of source, groups) or None: with
-    scaled_rows the source's rows are multiplied while packed (B not transposed), else the sums of each group are.
-    """
-    height, width, pair = tile.rows, tile.columns, tile.pair
-    multiply, begin, end, config, by_rows = tile.multiply, tile.begin, tile.end, tile.config, tile.by_rows
-    multiple = tile.steps
-    read = integers_row if integers else floats_row
-
-    @_inline
-    def pack(source, scale, bits, group, k, stop, words, column, columns, lines, out):
-        """Words k to stop of ``columns`` columns in panels of (words, width)."""
-        if transposed:
-            for panel in range((columns + width - 1) // width):
-                start = panel * words * width
-                target = out[start : start + words * width].reshape(words, width)
-                line = lines[0]
-                for j in range(width):
-                    n = column + panel * width + j
-                    if panel * width + j < columns:
-                        read(source, n, k, stop, bits, group, lines[0])
-                        lines[0, stop - k : words * pair] = f32(0)
-                    else:
-                        lines[0, : words * pair] = f32(0)
-                    for w in range(words):
-                        target[w, j] = line[w] if pair == 1 else pair_of(line[2 * w], line[2 * w + 1])
-            return
-        for w in range(words):
-            for part in range(pair):
-                row = k + w * pair + part
-                lines[part, :] = f32(0)
-                if row < stop:
-                    read(source, row, column, column + columns, bits, group, lines[part])
-                    if scaled_rows:
-                        for j in range(columns):
-                            lines[part, j] *= scale[row, (column + j) // group]
-            for panel in range((columns + width - 1) // width):
-                start = (panel * words + w) * width
-                target = out[start : start + width]
-                low = lines[0, panel * width : (panel + 1) * width]
-                high = lines[pair - 1, panel * width : (panel + 1) * width]
-                for j in range(width):
-                    target[j] = low[j] if pair == 1 else pair_of(low[j], high[j])
-
-    @chunked
-    def product(chunk, across, depth, a, source, scale, bits, group, bias, out):
+    def product(chunk, across, first, a, b, scale, group, bias, out):
         full_width()
         m, n = out.shape
-        panels_at_once = max(1, _HEIGHT // height)
-        first_panel = chunk // across * panels_at_once
-        panels = min(panels_at_once, a.shape[0] - first_panel)
-        column = chunk % across * _WIDTH
-        columns = min(_WIDTH, n - column)
-        column_panels = (columns + width - 1) // width
-        all_words = a.shape[2] if by_rows else a.shape[1]
+        words = b.shape[1]
+        low_panel = chunk // across * panels_at_once
+        panels = min(panels_at_once, a.shape[0] - low_panel)
+        low_column = chunk % across * columns_at_once
+        column_panels = min(columns_at_once, b.shape[0] - low_column)
+        column = first + low_column * width
+        columns = min(column_panels * width, n - column)
         sums = np.zeros((panels * height, _WIDTH), np.float32)
         flat = sums.reshape(-1)
-        packed = np.empty(_DEPTH * _WIDTH, np.float32)
-        lines = np.empty((pair, max(_WIDTH, _DEPTH * pair)), np.float32)
-        factors = np.ones(_WIDTH, np.float32)
-        whole = a.reshape(-1)
-        begin(config)
-        k = 0
-        while k < depth:
-            stop = min(k + _DEPTH * pair, depth)
-            if scale is not None and not scaled_rows:
-                stop = min(stop, (k // group + 1) * group)  # one factor for the whole block
-                for j in range(columns):
-                    factors[j] = scale[column + j, k // group]
-            words = (stop - k + pair * multiple - 1) // (pair * multiple) * multiple
-            pack(source, scale, bits, group, k, stop, words, column, columns, lines, packed)
+        factors = np.zeros(_WIDTH, np.float32)
+        left, right = a.reshape(-1), b.reshape(-1)
+        begin(tiles)
+        word = 0
+        while word < words:
+            within = word // group
+            stop = min(word + _DEPTH, (within + 1) * group, words)  # one factor for the whole block
+            for j in range(columns):
+                factors[j] = scale[column + j, within]
             for p in range(panels):
-                start = (first_panel + p) * all_words * height + k // pair * (1 if by_rows else height)
+                start = (low_panel + p) * words * height + word * (1 if by_rows else height)
                 for q in range(column_panels):
                     multiply(
-                        whole, start, all_words, packed, q * words * width, words,
+                        left, start, words, right, ((low_column + q) * words + word) * width, stop - word,
                         factors, q * width, flat, p * height * _WIDTH + q * width, _WIDTH,
                     )  # fmt: skip
-            k = stop
+            word = stop
         end()
-        row = first_panel * height
-        for i in range(min(panels * height, m - row)):
+        for i in range(min(panels * height, m - low_panel * height)):
+            source, shift = sums[i], bias[column : column + columns]
+            target = out[low_panel * height + i, column : column + columns]
             for j in range(columns):
-                out[row + i, column + j] = narrow(sums[i, j] + bias[column + j], out)
+                target[j] = narrow(source[j] + shift[j], out)
 
     return product
 
@@ -211,32 +88,50 @@ def product(
     transpose_b: bool = False,
     bits: int = 0,
     scale: torch.Tensor | None = None,
-    scaled_rows: bool = False,
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """out = a @ b with this tile; every tensor contiguous and two-dimensional, bias (n,) float32.
+    """out = a @ b + bias with this tile; matrices contiguous, bias (n,) float32.
 
-    a: (m, k) floats, or (k, m) where transpose_a. b: (k, n), or (n, k) where transpose_b: bfloat16, or weights of
-    ``bits`` 8 or 4 with scale (rows of b, groups) float32. out: (m, n). A tile of bfloat16 pairs takes a only in
-    bfloat16.
+    a: (m, k), or (k, m) where transpose_a. b: (k, n), or (n, k) where transpose_b: of floats; or int8
+    weights, or packed int4 weights, with ``bits`` 8 or 4 and scale (rows of b, groups) float32. A tile of
+    pairs takes floats in bfloat16 only, and integers only where transpose_b (scaled integers are no bfloat16
+    numbers).
     """
     m, n = out.shape
-    depth = a.shape[0] if transpose_a else a.shape[1]
-    multiple = tile.pair * tile.steps
-    words = -(-depth // multiple) * tile.steps
-    panels = -(-m // tile.rows)
     if not m or not n:
         return out
-    shape = (panels, tile.rows, words) if tile.by_rows else (panels, words, tile.rows)
-    packed = torch.empty(shape, dtype=torch.float32)
-    _pack_rows(tile, transpose_a)(panels if words else 0, a, packed)
-    across = -(-n // _WIDTH)
-    chunks = across * -(-panels // max(1, _HEIGHT // tile.rows))
+    if tile.by_rows and transpose_a:
+        a, transpose_a = a.t().contiguous(), False
+    depth = a.shape[0] if transpose_a else a.shape[1]
+    words = -(-depth // (tile.pair * tile.steps)) * tile.steps
+    panels = -(-m // tile.rows)
+    left = torch.empty((panels, tile.rows, words) if tile.by_rows else (panels, words, tile.rows))
     group = 1
-    if scale is not None:
-        in_features = b.shape[1] * (2 if bits == 4 else 1)
-        group = max(1, in_features // max(1, scale.shape[1]))
-    body = _product(tile, transpose_b, bits > 0, scaled_rows)
-    bias = torch.zeros(n) if bias is None else bias
-    body(chunks, across, depth, packed, b, scale, bits, group, bias, out)
+    if bits and scale is not None:
+        group = max(1, b.shape[1] * (8 // bits) // max(1, scale.shape[1]))
+    unscaled = torch.ones((n, 1))
+    if transpose_a:
+        body = pack_columns(tile.rows, tile.pair, False)
+        body(column_chunks(panels, tile.rows), a, 0, depth, 0, 1, unscaled, left)
+    else:
+        pack_lines(tile.rows, tile.pair, False, tile.by_rows)(panels, a, 0, depth, 0, 1, left)
+    by_groups = transpose_b and scale is not None
+    factors = scale if by_groups and scale is not None else unscaled
+    factor_words = group // tile.pair if by_groups and factors.shape[1] > 1 else max(1, words)
+    if bias is None:
+        bias = torch.zeros(n)
+    strip = max(_WIDTH, _STRIP_BYTES // (4 * max(1, words)) // _WIDTH * _WIDTH)
+    down = -(-panels // max(1, _HEIGHT // tile.rows))
+    right = torch.empty((-(-min(strip, n) // tile.columns), words, tile.columns))
+    for first in range(0, n, strip):
+        count = -(-min(strip, n - first) // tile.columns)
+        part = right[:count]
+        if transpose_b:
+            pack_lines(tile.columns, tile.pair, bits > 0)(count, b, first, depth, bits, group, part)
+        else:
+            body = pack_columns(tile.columns, tile.pair, bits > 0)
+            chunks = column_chunks(count, tile.columns)
+            body(chunks, b, first, depth, bits, group, unscaled if scale is None else scale, part)
+        across = -(-count // (_WIDTH // tile.columns))
+        _product(tile)(across * down, across, first, left, part, factors, factor_words, bias, out)
     return out

@@ -5,28 +5,31 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from kernels.simd import full_width, maximum
+from kernels.simd import bits_as_float, float_as_bits, full_width
 from kernels.storage import widen
 from kernels.threads import chunked, chunks_of
 
 f32 = np.float32
-_ROUND = f32(12582912.0)  # added and taken away, it rounds a float32 below 2**22 to the nearest integer, ties even
+_ROUND = f32(
+    12582912.0
+)  # added and taken away, it rounds a float32 below 2**22 to the nearest integer, ties even
 
 
-@chunked(fastmath=("reassoc", "contract", "nsz"))
+@chunked
 def _largest(chunk, chunks, weight, group, out):
-    """out[row, g] = the largest magnitude of the group; NaN where it holds an infinity or a NaN."""
+    """out[row, g] = the largest magnitude of the group; infinite or NaN where it holds such a value.
+
+    Magnitudes are compared by their bits, which are in the same order, NaN last: one integer instruction.
+    """
     full_width()
     rows, groups = out.shape
     for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
         for g in range(groups):
             line = weight[i, g * group : (g + 1) * group]
-            top, odd = f32(0), f32(0)
+            top = np.int32(0)
             for j in range(group):
-                value = widen(line[j])
-                top = maximum(top, abs(value))
-                odd += value - value
-            out[i, g] = top + odd
+                top = max(top, float_as_bits(abs(widen(line[j]))))
+            out[i, g] = bits_as_float(top)
 
 
 @chunked

@@ -1,11 +1,12 @@
-"""Register tiles of a matrix product: the innermost loop, in vector instructions, for each unit a CPU may have.
+"""Register tiles of a matrix product: the innermost loop, in vector instructions, for each unit a CPU may
+have.
 
-A tile is ``rows`` x ``columns`` sums that stay in registers while the loop runs over the common dimension. Both
-factors are packed into 32-bit words, so that one loop serves two units: a word is one float32 for the FMA unit, or
-two bfloat16 of consecutive k for VDPBF16PS. The AMX tile reads the same packed words of B.
+A tile is ``rows`` x ``columns`` sums that stay in registers while the loop runs over the common dimension.
+Both factors are packed into 32-bit words, so that one loop serves two units: a word is one float32 for the
+FMA unit, or two bfloat16 of consecutive k for VDPBF16PS. The AMX tile reads the same packed words of B.
 
-Sources: Van Zee and van de Geijn 2015, "BLIS", section 4 (the micro-kernel and its panels); Intel 64 and IA-32
-Optimization Reference Manual, chapters on AVX-512 BF16 and AMX (the pair-interleaved layout of B).
+Sources: Van Zee and van de Geijn 2015, "BLIS", section 4 (the micro-kernel and its panels); Intel 64 and
+IA-32 Optimization Reference Manual, chapters on AVX-512 BF16 and AMX (the pair-interleaved layout of B).
 """
 
 from __future__ import annotations
@@ -19,25 +20,44 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.extending import intrinsic
 
 from kernels import peaks_matrix
-from kernels.peaks import BITS, FUSED, LANES32, LONG, address, declare, splat
+from kernels.peaks import LONG, address, declare, splat
+from kernels.simd import host_features
 
 BYTE = ir.IntType(8)
 FLOAT = ir.FloatType()
+
+
+@cache
+def compiled_features() -> frozenset[str]:
+    """LLVM's names of the features that numba compiles for: the host's, unless NUMBA_CPU_FEATURES says
+    others.
+
+    An instruction that is not among them stops LLVM, and with it the process.
+    """
+    if config.CPU_FEATURES is None:
+        return host_features()
+    return frozenset(name[1:] for name in config.CPU_FEATURES.split(",") if name.startswith("+"))
+
+
+def _lanes() -> int:
+    """float32 in one register."""
+    features = compiled_features()
+    return 16 if "avx512f" in features else 8 if "avx" in features else 4
 
 
 @dataclass(frozen=True, eq=False)
 class Tile:
     """A unit and how it wants its factors.
 
-    rows, columns: of the tile. pair: consecutive k in one word (2 where words hold bfloat16 pairs). steps: the
-    words of a block are a multiple of this. by_rows: A is packed (panel, row, word), else (panel, word, row).
-    multiply(a, a_start, a_stride, b, b_start, steps, scale, scale_start, c, c_start, c_stride): the tile's
-    c += scale * (a @ b), float32, scale a row of ``columns`` factors. begin(config) and end() stand around the
-    products of one thread.
+    rows, columns: of the tile. pair: consecutive k in one word (2 where words hold bfloat16 pairs). steps:
+    the words of a block are a multiple of this. by_rows: A is packed (panel, row, word), else (panel, word,
+    row). multiply(a, a_start, a_stride, b, b_start, steps, scale, scale_start, c, c_start, c_stride): the
+    tile's c += scale * (a @ b), float32, scale a row of ``columns`` factors. begin(tiles) and end() stand
+    around the products of one thread.
     """
 
     name: str
@@ -49,11 +69,11 @@ class Tile:
     multiply: Callable[..., Any]
     begin: Callable[..., Any]
     end: Callable[..., Any]
-    config: np.ndarray
+    tiles: np.ndarray
 
 
 @njit
-def _no_begin(config: Any) -> None:
+def _no_begin(tiles: Any) -> None:
     pass
 
 
@@ -91,6 +111,8 @@ def _vectors(builder: Any, pointer: Any, lanes: int, count: int) -> list[Any]:
 def _multiply(rows: int, vectors: int, lanes: int, pairs: bool) -> Any:
     """The loop of the FMA unit, or with ``pairs`` that of VDPBF16PS (16 lanes)."""
     single = ir.VectorType(FLOAT, lanes)
+    # Without the instruction llvm.fma is a call into libm; every CPU but early x86 has it.
+    fused = "fma" in compiled_features() or platform.machine() not in ("x86_64", "AMD64", "i386", "i686")
 
     @intrinsic
     def multiply(
@@ -115,9 +137,7 @@ def _multiply(rows: int, vectors: int, lanes: int, pairs: bool) -> Any:
                     for j, value in enumerate(values):
                         cell = cells[i * vectors + j]
                         builder.store(combine(builder, builder.load(cell), factor, value), cell)
-            factors = _vectors(
-                builder, _pointer(context, builder, signature, args, 6, 7), lanes, vectors
-            )
+            factors = _vectors(builder, _pointer(context, builder, signature, args, 6, 7), lanes, vectors)
             for i in range(rows):
                 start = builder.add(args[9], builder.mul(args[10], LONG(i)))
                 out = builder.gep(address(context, builder, signature.args[8], args[8]), [start])
@@ -134,7 +154,7 @@ def _multiply(rows: int, vectors: int, lanes: int, pairs: bool) -> Any:
             pair = ir.VectorType(peaks_matrix.BFloat(), 2 * lanes)
             dot = declare(builder, "llvm.x86.avx512bf16.dpbf16ps.512", single, [single, pair, pair])
             return builder.call(dot, [total, builder.bitcast(factor, pair), builder.bitcast(value, pair)])
-        if FUSED:
+        if fused:
             fma = declare(builder, f"llvm.fma.v{lanes}f32", single, [single] * 3)
             return builder.call(fma, [factor, value, total])
         return builder.fadd(total, builder.fmul(factor, value))
@@ -149,10 +169,11 @@ def fma_tile() -> Tile:
     12 x 2 vectors where there are 32 registers (AVX-512, ARM): 24 sums, 2 vectors of B and a broadcast; 6 x 2
     where there are 16.
     """
-    many = BITS == 512 or platform.machine() in ("aarch64", "arm64")
+    lanes = _lanes()
+    many = lanes == 16 or platform.machine() in ("aarch64", "arm64")
     rows = 12 if many else 6
     return Tile(
-        "fma", rows, 2 * LANES32, 1, 1, False, _multiply(rows, 2, LANES32, False), _no_begin, _no_end,
+        "fma", rows, 2 * lanes, 1, 1, False, _multiply(rows, 2, lanes, False), _no_begin, _no_end,
         np.zeros(64, np.uint8),
     )  # fmt: skip
 
@@ -166,11 +187,13 @@ def dot_tile() -> Tile:
     )  # fmt: skip
 
 
+@cache
 def bfloat16_tile() -> Tile | None:
     """The best bfloat16 unit of this CPU that this process may use, or None."""
-    if not peaks_matrix.amx_unavailable():
+    features = compiled_features()
+    if {"amx-tile", "amx-bf16", "avx512f"} <= features and not peaks_matrix.amx_unavailable():
         return amx_tile()
-    return dot_tile() if peaks_matrix.HAS_DOT_BF16 else None
+    return dot_tile() if {"avx512f", "avx512bf16"} <= features else None
 
 
 # --- AMX -----------------------------------------------------------------------------------------
@@ -181,13 +204,13 @@ def _tile_call(builder: Any, name: str, kinds: list[Any], values: list[Any]) -> 
 
 
 @intrinsic
-def _configure(typing: Any, config: Any) -> Any:
+def _configure(typing: Any, tiles: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = address(context, builder, signature.args[0], args[0])
         _tile_call(builder, "ldtilecfg", [BYTE.as_pointer()], [builder.bitcast(data, BYTE.as_pointer())])
         return context.get_dummy_value()
 
-    return types.void(config), codegen
+    return types.void(tiles), codegen
 
 
 @intrinsic
@@ -250,5 +273,5 @@ def _multiply_amx(
 @cache
 def amx_tile() -> Tile:
     """Four accumulator tiles, 32 x 32; ``peaks_matrix.amx_unavailable()`` must have been asked first."""
-    config = peaks_matrix.tile_config()
-    return Tile("AMX TDPBF16PS", 32, 32, 2, 16, True, _multiply_amx, _configure, _release, config)
+    tiles = peaks_matrix.tile_config()
+    return Tile("AMX TDPBF16PS", 32, 32, 2, 16, True, _multiply_amx, _configure, _release, tiles)

@@ -7,15 +7,17 @@ import torch.nn.functional as F
 
 
 def quantize(weight: torch.Tensor, group_size: int, levels: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(integers -levels to levels, scale (out, groups)): each group's largest magnitude becomes ``levels``."""
+    """(integers -levels to levels, scale (out, groups)): a group's largest magnitude becomes ``levels``."""
     groups = weight.float().unflatten(1, (-1, group_size))
     scale = groups.abs().amax(-1) / levels
-    integers = torch.where(scale[..., None] > 0, groups / scale[..., None], 0.0).round().clamp(-levels, levels)
+    integers = (
+        torch.where(scale[..., None] > 0, groups / scale[..., None], 0.0).round().clamp(-levels, levels)
+    )
     return integers.flatten(1).to(torch.int8), scale
 
 
 def unpack_int4(weight: torch.Tensor, groups: int) -> torch.Tensor:
-    """The integers -8 to 7 of a packed int4 weight (out, in / 2) of ``groups`` groups a row, int8 (out, in)."""
+    """The integers of a packed int4 weight (out, in / 2) of ``groups`` groups a row: int8 (out, in)."""
     parts = weight.unflatten(1, (groups, -1)).to(torch.int16)
     return (torch.cat([parts & 15, parts >> 4], -1) - 8).flatten(1).to(torch.int8)
 

@@ -28,17 +28,19 @@ def _case(rows: tuple[int, ...], out: int, inner: int, bits: int, bias: bool = T
     return Case(label + (f" group {group}" if bits == 4 else ""), make)
 
 
+def _weight(arguments: Arguments) -> torch.Tensor:
+    return arguments["weight_int8"] if "weight_int8" in arguments else arguments["weight_int4"]
+
+
 def _bytes(arguments: Arguments, backward: bool) -> int:
     """Weights, activations and outputs once each; backward reads the gradient and writes the input's."""
-    weight = arguments.get("weight_int8", arguments.get("weight_int4"))
-    input = arguments["input"]
+    weight, input = _weight(arguments), arguments["input"]
     result = input.shape[:-1].numel() * weight.shape[0] * input.element_size()
     return tensor_bytes(weight, arguments["scale"], input) + result
 
 
 def _flops(arguments: Arguments, backward: bool) -> int:
-    weight = arguments.get("weight_int8", arguments.get("weight_int4"))
-    return 2 * arguments["input"].numel() * weight.shape[0]
+    return 2 * arguments["input"].numel() * _weight(arguments).shape[0]
 
 
 def _torch_int8(arguments: Arguments, direction: str) -> Step | None:
@@ -83,9 +85,7 @@ def _jax_int8(arguments: Arguments, direction: str) -> Step | None:
     import jax
     import jax.numpy as jnp
 
-    x, weight, scale = (
-        jnp.asarray(arguments[name].numpy()) for name in ("input", "weight_int8", "scale")
-    )
+    x, weight, scale = (jnp.asarray(arguments[name].numpy()) for name in ("input", "weight_int8", "scale"))
     run = jax.jit(lambda x, weight, scale: (x @ weight.astype(x.dtype).T) * scale)
     return lambda: run(x, weight, scale).block_until_ready()
 
@@ -125,6 +125,7 @@ OPERATIONS = [
             _case((1,), 3, 32, 4),
             _case((5,), 523, 160, 4),
             _case((1,), 1031, 96, 4, bias=False),
+            _case((1,), 1031, 512, 4, group=256),
             _case((2, 97), 141, 192, 4, group=96),
             _case((205,), 70, 1536, 4, bias=False, group=768),
             _case((0,), 7, 64, 4),
