@@ -11,7 +11,16 @@ from typing import Any
 
 _PLACES = {
     "FallbackWarning": "kernels.op",
+    "elu": "kernels.activation",
+    "gelu": "kernels.activation",
+    "leaky_relu": "kernels.activation",
+    "relu": "kernels.activation",
+    "sigmoid": "kernels.activation",
+    "silu": "kernels.activation",
     "softmax": "kernels.activation",
+    "softplus": "kernels.activation",
+    "swiglu": "kernels.activation",
+    "tanh": "kernels.activation",
 }
 """Public name -> module."""
 

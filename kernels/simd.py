@@ -211,6 +211,36 @@ def exp_float32(x):
     return _times_power_of_two((p * (r * r) + r) + f32(1.0), shifted)
 
 
+@intrinsic
+def _power_of_two(typing, shifted):
+    """2**n, where n, from -126 to 127, is what was added to 1.5 * 2**23 to give ``shifted``."""
+
+    def codegen(context, builder, signature, args):
+        word = ir.IntType(32)
+        bits = builder.shl(builder.bitcast(args[0], word), word(23))  # of the sum, n alone stays
+        return builder.bitcast(builder.add(bits, word(127 << 23)), ir.FloatType())
+
+    return (types.float32(shifted), codegen) if shifted is types.float32 else None
+
+
+@_inline
+def exp_nonpositive_float32(x):
+    """e**x for x <= 0 in half the operations of ``exp_float32``; error below 2 ulp from -20 on, 4 ulp below.
+
+    0 below -87 (no denormals), NaN for NaN. What softmax and every function of e**-|x| needs. As above, but ln 2
+    is one number (n times it is exact inside a fused multiply-add), the power of two is one factor, and
+    exp(r) = 1 + r p(r) with p of degree 4 (9.3e-8).
+    """
+    shifted = x * _LOG2_E + _ROUND
+    r = x - (shifted - _ROUND) * f32(0.6931471805599453)
+    p = f32(0.00829005241) * r + f32(0.0418993123)
+    p = p * r + f32(0.1666764766)
+    p = p * r + f32(0.4999913871)
+    p = p * r + f32(0.999999702)
+    power = _power_of_two(shifted)
+    return f32(0.0) if x < f32(-87.0) else power * (p * r) + power
+
+
 @_inline
 def log_float32(x):
     """ln x; error below 1 ulp. -inf for +-0, NaN below 0, inf for inf, NaN for NaN; denormals are exact.
