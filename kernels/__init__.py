@@ -15,6 +15,7 @@ _PLACES = {
     "gelu": "kernels.activation",
     "leaky_relu": "kernels.activation",
     "relu": "kernels.activation",
+    "rotary_embedding": "kernels.rotary",
     "sigmoid": "kernels.activation",
     "silu": "kernels.activation",
     "softmax": "kernels.activation",

@@ -225,18 +225,19 @@ def _power_of_two(typing, shifted):
 
 @_inline
 def exp_nonpositive_float32(x):
-    """e**x for x <= 0 in half the operations of ``exp_float32``; error below 2 ulp from -20 on, 4 ulp below.
+    """e**x for x <= 0 (and to 88) in fewer operations; error below 1.6 ulp from -20 on, 5 ulp below.
 
-    0 below -87 (no denormals), NaN for NaN. What softmax and every function of e**-|x| needs. As above, but ln 2
-    is one number (n times it is exact inside a fused multiply-add), the power of two is one factor, and
-    exp(r) = 1 + r p(r) with p of degree 4 (9.3e-8).
+    0 below -87 (no denormals), NaN for NaN. What softmax and every function of e**-|x| needs. As
+    ``exp_float32``, but ln 2 is one number (n times it is exact inside a fused multiply-add) and the power of
+    two is one factor, whose bits come from the rounding itself.
     """
     shifted = x * _LOG2_E + _ROUND
     r = x - (shifted - _ROUND) * f32(0.6931471805599453)
-    p = f32(0.00829005241) * r + f32(0.0418993123)
-    p = p * r + f32(0.1666764766)
-    p = p * r + f32(0.4999913871)
-    p = p * r + f32(0.999999702)
+    p = f32(1.38142251e-3) * r + f32(8.36892426e-3)
+    p = p * r + f32(4.16684076e-2)
+    p = p * r + f32(0.166665196)
+    p = p * r + f32(0.49999994)
+    p = p * r + f32(1.0)
     power = _power_of_two(shifted)
     return f32(0.0) if x < f32(-87.0) else power * (p * r) + power
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-FAMILIES = ("activation",)
+FAMILIES = ("activation", "rotary")
 
 Arguments = dict[str, Any]
 """Keyword arguments of the public function; tensors among them."""

@@ -43,6 +43,21 @@ def _rotate(chunk, chunks, x, out, cos, sin, sizes, interleaved, sign):
             out[target + step * p + apart] = narrow(b * c + a * s, out)
 
 
+def empty_result(x: torch.Tensor) -> torch.Tensor:
+    """Memory for the result, laid out as x where a row of x is contiguous."""
+    out = torch.empty_like(x)
+    if x.dim() > 4 or out.stride(-1) != 1:
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return out
+
+
+def four_dimensions(x: torch.Tensor) -> torch.Tensor:
+    """x as (batch, heads, length, dim), its rows contiguous; a copy where it must be."""
+    if x.dim() > 4 or x.stride(-1) != 1:
+        x = x.contiguous()
+    return x.flatten(0, -4) if x.dim() > 4 else x[(None,) * (4 - x.dim())]
+
+
 def _span(tensor: torch.Tensor) -> torch.Tensor:
     """The memory that the tensor's elements lie in, as one dimension."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
@@ -53,14 +68,18 @@ def rotate(
     x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool, inverse: bool
 ) -> torch.Tensor:
     """x (..., length, dim) turned by the angles of cos and sin (length, dim / 2), or back by ``inverse``."""
-    out = torch.empty_like(x)
+    out = empty_result(x)
     if not out.numel():
         return out
-    if x.stride(-1) != 1 or min(x.stride()) < 0:
-        x = torch.empty_like(x).copy_(x)
-    if out.stride(-1) != 1:
-        return torch.empty_like(x).copy_(
-            rotate(x.contiguous(), cos, sin, interleaved, inverse)
-        )
-    source, target = (part.flatten(0, -4) if part.dim() > 4 else part for part in (x, out))
+    source, target = four_dimensions(x), four_dimensions(out)
+    cos, sin = cos.contiguous(), sin.contiguous()
+    loops = [
+        (source.shape[axis], source.stride(axis), target.stride(axis), cos.shape[1] if axis == 2 else 0)
+        for axis in range(3)
+    ]
+    loops.sort(key=lambda loop: -loop[2])
+    rows = out.numel() // out.shape[-1]
+    chunks = chunks_of(rows, 1 + 8192 // out.shape[-1])
+    sizes = torch.tensor(loops)
+    _rotate(chunks, chunks, _span(source), _span(target), cos, sin, sizes, interleaved, -1.0 if inverse else 1.0)
     return out

@@ -9,10 +9,7 @@ def rotary_embedding(
     x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool = False
 ) -> torch.Tensor:
     """Each pair of coordinates, as a complex number, times cos + i sin of its position and frequency."""
-    if interleaved:
-        pairs = x.unflatten(-1, (-1, 2))
-    else:
-        pairs = x.unflatten(-1, (2, -1)).transpose(-1, -2)
-    turned = torch.view_as_complex(pairs.contiguous()) * torch.complex(cos, sin)
-    pairs = torch.view_as_real(turned)
-    return (pairs if interleaved else pairs.transpose(-1, -2)).flatten(-2)
+    shape = (-1, 2) if interleaved else (2, -1)
+    first, second = x.unflatten(-1, shape).unbind(-1 if interleaved else -2)
+    turned = torch.complex(first, second) * torch.complex(cos, sin)
+    return torch.stack((turned.real, turned.imag), -1 if interleaved else -2).flatten(-2)
