@@ -14,3 +14,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--full", action="store_const", const="full", dest="perflab_scale", help=f"large {size}")
     group.addoption("--perflab-plan", default=None, help="run the plan in this file (used by perflab run)")
+    group.addoption(
+        "--device", default="cpu", choices=("cpu", "cuda"), dest="perflab_device", help="of test_kernels.py"
+    )
+    group.addoption("--perflab-rows", default=None, help="append the rows of test_kernels.py to this file")

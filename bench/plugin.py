@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 USED = pytest.StashKey[bool]()
 COMPARISONS = pytest.StashKey[list[str]]()
 WORLDS = pytest.StashKey[Any]()
+TABLES = pytest.StashKey[list[Callable[[int], str]]]()
+"""What suites print at the end: functions of the terminal's width."""
 SECONDS_PER_FUNCTION = 0.9  # pytest-benchmark's default is 1 s and its calibration
 
 
@@ -60,6 +62,8 @@ class Paired:
 
     def __init__(self, request: pytest.FixtureRequest, benchmark: Any) -> None:
         self._request, self._benchmark = request, benchmark
+        self.medians: dict[str, float] = {}
+        """Seconds of one call by name, after the comparison."""
 
     def __call__(
         self,
@@ -144,6 +148,7 @@ class Paired:
 
         lines = self._request.config.stash.setdefault(COMPARISONS, [])
         for name, item in timed.items():
+            self.medians[name] = sorted(item.seconds)[len(item.seconds) // 2]
             extra: dict[str, Any] = {
                 "cold_s": item.cold_seconds,
                 "cpu_s": sorted(item.cpu_seconds)[len(item.cpu_seconds) // 2],
@@ -180,3 +185,6 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.section("paired comparisons (new/base, 95 % interval)", sep="-")
         for line in lines:
             terminalreporter.write_line(line)
+    for table in config.stash.get(TABLES, []):
+        terminalreporter.write_line("")
+        terminalreporter.write(table(terminalreporter._tw.fullwidth))

@@ -40,8 +40,9 @@ def register(
     """Register ``perflab::<schema>`` and return the overload to call.
 
     schema: ``"name(Tensor input, float eps) -> (Tensor, Tensor)"``; outputs are new tensors, and a mutated
-    argument is written ``Tensor(a!)``. cpu: the implementation on CPU tensors. cuda: ``"package.module:function"``
-    of the implementation on CUDA tensors, imported when it is first called (Triton stays unloaded elsewhere).
+    argument is written ``Tensor(a!)``. cpu: the implementation on CPU tensors. cuda:
+    ``"package.module:function"`` of the implementation on CUDA tensors, imported when it is first called
+    (Triton stays unloaded elsewhere).
     fake: shapes and dtypes of the outputs, without data. setup_context and backward: as
     ``torch.library.register_autograd`` takes them.
     """

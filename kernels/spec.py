@@ -1,8 +1,9 @@
 """What an operation is, once: its reference, its shapes, what it moves. Tests, benchmarks and labs read it.
 
 Each family's ``spec.py`` lists its operations in ``OPERATIONS`` and may list further ``BENCHMARKS``;
-``operations()`` and ``benchmarks()`` gather them. ``tests/kernels/test_operations.py`` holds every operation to
-its float64 reference on every case; ``bench/suites/test_kernels.py`` times every benchmark beside its peers.
+``operations()`` and ``benchmarks()`` gather them. ``tests/kernels/test_operations.py`` holds every operation
+to its float64 reference on every case; ``bench/suites/test_kernels.py`` times every benchmark beside its
+peers.
 """
 
 from __future__ import annotations
@@ -45,10 +46,11 @@ class Case:
 class Benchmark:
     """One line of the table of speeds.
 
-    operation: the public function. direction: ``forward``, ``backward`` or ``forward+backward``. ways(device):
-    builds the steps that do the same work, ours as ``kernels``, the others by the peer's name. bytes_moved: what
-    must cross memory at least, each tensor once. flops: where arithmetic is the limit, else 0. target: the least
-    speed-up over the best peer that the project aims at on a CPU; None where it has promised none.
+    operation: the public function. direction: ``forward``, ``backward`` or ``forward+backward``.
+    ways(device): builds the steps that do the same work, ours as ``kernels``, the others by the peer's name.
+    bytes_moved: what must cross memory at least, each tensor once. flops: where arithmetic is the limit,
+    else 0. target: the least speed-up over the best peer that the project aims at on a CPU, None where it has
+    promised none.
     """
 
     operation: str
@@ -75,9 +77,10 @@ class Operation:
 
     name: of the function. function: it. reference: the same, in plain torch, right in float64. eager: torch's
     own best eager way with the same arguments, the yardstick of accuracy and the first peer in speed.
-    gradients: names of the arguments that take one. cases: small and awkward sizes for the tests; the second is
-    the one that stands for all. sizes: those worth timing, in float32. bytes_moved(arguments, backward) and
-    flops(arguments, backward): see ``Benchmark``. targets: ``{direction: target}``, one line of the table each.
+    gradients: names of the arguments that take one. cases: small and awkward sizes for the tests; the second
+    is the one that stands for all. sizes: those worth timing, in float32. bytes_moved(arguments, backward)
+    and flops(arguments, backward): see ``Benchmark``. targets: ``{direction: target}``, one line of the table
+    each.
     peers: further ways to do the same. dtypes: what the kernels take.
     """
 

@@ -2,8 +2,8 @@
 
 numba has no 16-bit floats on a CPU. Tensors of them reach compiled functions as integers
 (``kernels.threads.ELEMENTS``): int16 holds IEEE half precision, uint16 holds bfloat16, the upper half of a
-float32. ``load`` and ``store`` do the right thing for each element type, float32 and float64 included, so that
-one function body serves all; the conversions are plain instructions, and loops over them vectorise
+float32. ``widen`` and ``narrow`` do the right thing for each element type, float32 and float64 included, so
+that one function body serves all; the conversions are plain instructions, and loops over them vectorise
 (VCVTPH2PS, VCVTPS2PH for half; shifts and adds for bfloat16).
 """
 
@@ -38,7 +38,7 @@ def widen(typing: Any, element: Any) -> Any:
 
 @intrinsic
 def narrow(typing: Any, value: Any, like: Any) -> Any:
-    """A float32 or float64 in the element type of ``like``, rounded to nearest, ties to even; NaN stays NaN."""
+    """A float in the element type of the array ``like``, rounded to nearest, ties to even; NaN stays NaN."""
     if not isinstance(like, types.Array) or value not in (types.float32, types.float64):
         return None
     element = like.dtype

@@ -116,7 +116,7 @@ class chunked:
         chunks = arguments[0]
         if chunks < 1:
             return None
-        key = []
+        key: list[Any] = []
         values: list[Any] = [0, chunks]
         for value in arguments[1:]:
             if isinstance(value, torch.Tensor):
@@ -164,9 +164,8 @@ class chunked:
                 if kind not in (int, float, bool):
                     raise TypeError(f"{self.__name__} takes tensors, numbers and None, no {kind.__name__}")
                 word = f"block[{position}]"
-                lines.append(
-                    f"{name} = " + {float: f"as_float({word})", int: word, bool: f"{word} != 0"}[kind]
-                )
+                read = {float: f"as_float({word})", int: word, bool: f"{word} != 0"}[kind]
+                lines.append(f"{name} = {read}")
                 position += 1
                 layout += "d" if kind is float else "q"
         text = "\n    ".join(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-for folder in ("bench", "kernels"):  # command.py and precision.py stand there
-    sys.path.insert(0, str(Path(__file__).parent / folder))
+sys.path.insert(0, str(Path(__file__).parent / "bench"))  # command.py stands there
+sys.path.insert(0, str(Path(__file__).parent / "kernels"))  # and precision.py
 
 from command import bring_labs, perflab, read
 

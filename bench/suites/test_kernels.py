@@ -1,15 +1,118 @@
 """``kernels`` beside the best peer: every line of ``kernels.spec.benchmarks()``, in both allocator columns.
 
-    pytest bench/suites/test_kernels.py --quick
+    pytest bench/suites/test_kernels.py --quick [--device cuda]
 
-Each line is timed in interleaved rounds in one process, ours against torch eager, torch.compile and the peers
-that its family names; the speed-up is against the fastest of them. The allocator is fixed when a process starts
-(with glibc's default, a large output is page-faulted anew at every call), so the tuned column is measured by a
-child process. The table stands at the end of the run.
+Each line is timed in interleaved rounds in one process: ours, torch eager, torch.compile, the peers that its
+family names, and ``limit``, a copy of as many bytes as the operation must move. The speed-up is against the
+fastest peer, the fraction is limit / ours. The allocator is fixed when a process starts (with glibc's default
+a large output is page-faulted anew at every call), so the tuned column is measured by a child process. The
+table stands at the end of the run.
 """
 
 from __future__ import annotations
 
-from kernels.spec import benchmarks
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-LINES = benchmarks()
+import pytest
+
+from bench.environment import allocator_environment, allocator_mode
+from bench.plugin import TABLES, Paired, register
+from bench.suites.kernel_table import Row, render
+from kernels.spec import Benchmark, benchmarks
+
+LINES = {line.name: line for line in benchmarks()}
+SECONDS_PER_WAY = {"quick": 0.3, "full": 3.0}
+ROWS = pytest.StashKey[list[Row]]()
+
+
+@pytest.fixture
+def rows(pytestconfig: pytest.Config) -> list[Row]:
+    """The table's rows so far; the first use announces the table."""
+    if ROWS not in pytestconfig.stash:
+        pytestconfig.stash[ROWS] = []
+        tables = pytestconfig.stash.setdefault(TABLES, [])
+        tables.append(lambda width: render(pytestconfig.stash[ROWS], width))
+    return pytestconfig.stash[ROWS]
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig: pytest.Config) -> str:
+    import torch
+
+    device = pytestconfig.getoption("perflab_device")
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.exit("--device cuda: torch finds no CUDA device here", returncode=2)
+    return device
+
+
+def _limit(line: Benchmark, device: str) -> Callable[[], object]:
+    """A copy that moves as many bytes as the operation must, as fast as this machine copies."""
+    import torch
+
+    elements = max(1024, line.bytes_moved // 8)
+    source, target = torch.rand(elements, device=device), torch.empty(elements, device=device)
+    if device == "cuda":
+        return lambda: target.copy_(source)
+    # Past the caches where they would only be filled in vain; which is faster depends on the size.
+    import timeit
+
+    from kernels.copy import copy, streamed_copy
+
+    ways = [lambda: copy(source, target), lambda: streamed_copy(source, target)]
+    return min(ways, key=lambda way: min(timeit.repeat(way, number=3, repeat=5)))
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_kernel(name: str, paired: Paired, device: str, rows: list[Row], pytestconfig: pytest.Config) -> None:
+    line = LINES[name]
+    ways = dict(line.ways(device))
+    ours = ways.pop("kernels")
+    peers = sorted(ways)
+    for way in ways.values():
+        way()  # compiling peers take seconds, which are no part of a comparison
+    if line.bytes_moved:  # the limit goes along in the same rounds
+        ways["limit"] = _limit(line, device)
+    seconds = SECONDS_PER_WAY.get(pytestconfig.getoption("perflab_scale"), 1.0) * (1 + len(ways))
+    clock = "cuda" if device == "cuda" else "host"
+    functions: dict[str, Any] = {"kernels": ours, **ways}
+    results: Any = paired(seconds=seconds, clock=clock, **functions)
+    if len(ways) == 1:
+        results = {next(iter(ways)): results}
+    row = Row.of(line, allocator_mode(), paired.medians, {peer: results[peer] for peer in peers})
+    rows.append(row)
+    if path := pytestconfig.getoption("perflab_rows"):
+        with open(path, "a") as file:
+            file.write(json.dumps(vars(row)) + "\n")
+
+
+def test_tuned_column(benchmark: Any, device: str, rows: list[Row], pytestconfig: pytest.Config) -> None:
+    """The same lines in a process whose malloc keeps its memory."""
+    if benchmark.disabled or allocator_mode() == "tuned" or device == "cuda":
+        pytest.skip("the tuned column is this run's own, or means nothing here")
+    if not rows:
+        pytest.skip("no line was measured")
+    scale = pytestconfig.getoption("perflab_scale")
+    with tempfile.TemporaryDirectory() as folder:
+        entries, table = Path(folder) / "entries.json", Path(folder) / "rows"
+        tests = [f"{__file__}::test_kernel[{row.name}]" for row in rows]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+        command += [
+            f"--benchmark-json={entries}",
+            f"--perflab-rows={table}",
+            *([f"--{scale}"] if scale else []),
+        ]
+        environment = {**os.environ, **allocator_environment("tuned")}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        rows.extend(Row(**json.loads(line)) for line in table.read_text().splitlines())
+        for entry in json.loads(entries.read_text())["benchmarks"]:
+            stats, group = entry["stats"], entry["group"]
+            name = f"{entry['param']}/tuned"
+            register(benchmark, name, stats["data"], stats["iterations"], entry["extra_info"], group)

@@ -17,8 +17,8 @@ def as_tuple(value):
 def assert_accurate(ours, theirs, exact, what):
     """``ours`` errs at most twice as much as ``theirs``.
 
-    ``theirs`` counts as one rounding of the largest exact value at least, the price of storing a result in the
-    dtype at all. Both are maxima: over few elements they are luck, so cases have some thousands.
+    ``theirs`` counts as one rounding of the largest exact value at least, the price of storing a result in
+    the dtype at all. Both are maxima: over few elements they are luck, so cases have some thousands.
     """
     assert ours.shape == exact.shape, f"{what}: shape {tuple(ours.shape)}, not {tuple(exact.shape)}"
     assert ours.dtype == theirs.dtype, f"{what}: {ours.dtype}, torch gives {theirs.dtype}"

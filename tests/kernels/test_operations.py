@@ -34,11 +34,12 @@ def kernels_alone(monkeypatch):
 def run(function, arguments, gradients=(), seed=1):
     """(outputs, gradients of a random weighting of the outputs with respect to the named arguments)."""
     arguments = {
-        name: value.detach().clone().requires_grad_(name in gradients)
-        if isinstance(value, torch.Tensor)
-        else value
+        name: value.detach().clone() if isinstance(value, torch.Tensor) else value
         for name, value in arguments.items()
     }
+    for name in gradients:
+        if arguments.get(name) is not None:
+            arguments[name].requires_grad_()
     outputs = as_tuple(function(**arguments))
     if not gradients:
         return outputs, ()
@@ -92,12 +93,11 @@ def test_results_do_not_depend_on_threads(operation, case):
             results.append(run(operation.function, arguments, operation.gradients))
     finally:
         torch.set_num_threads(threads)
-    workers = [
-        threading.Thread(
-            target=lambda: results.append(run(operation.function, arguments, operation.gradients))
-        )
-        for _ in range(2)
-    ]
+
+    def work():
+        results.append(run(operation.function, arguments, operation.gradients))
+
+    workers = [threading.Thread(target=work) for _ in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:

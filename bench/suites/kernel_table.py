@@ -1,0 +1,109 @@
+"""The table of speeds that ``test_kernels.py`` prints: a row for each line and allocator."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bench.stats import Comparison
+    from kernels.spec import Benchmark
+
+
+@dataclass(frozen=True)
+class Row:
+    """Ours beside the fastest peer; low and high bound the speed-up; fraction is limit / ours."""
+
+    name: str
+    allocator: str
+    seconds: float
+    peer: str
+    peer_seconds: float
+    low: float
+    speedup: float
+    high: float
+    fraction: float | None
+    flops: float
+    target: float | None
+
+    @classmethod
+    def of(
+        cls,
+        line: Benchmark,
+        allocator: str,
+        medians: Mapping[str, float],
+        against: Mapping[str, Comparison],
+    ) -> Row:
+        """against: each peer compared with ours, so that its ratio is our speed-up over it."""
+        peer = min(against, key=lambda name: against[name].ratio)
+        limit = medians["limit"] / medians["kernels"] if "limit" in medians else None
+        return cls(
+            line.name,
+            allocator,
+            medians["kernels"],
+            peer,
+            medians[peer],
+            against[peer].low,
+            against[peer].ratio,
+            against[peer].high,
+            limit,
+            line.flops / medians["kernels"],
+            line.target,
+        )
+
+    @property
+    def verdict(self) -> str:
+        """Against the target; without one, against the peer."""
+        wanted = self.target if self.target is not None else 1.0
+        if self.low >= wanted:
+            return "met" if self.target is not None else "faster"
+        if self.high < wanted:
+            return "missed" if self.target is not None else "slower"
+        return "met, not surely" if self.speedup >= wanted else "missed, not surely"
+
+
+def render(rows: list[Row], width: int) -> str:
+    """The table as text, every line, won or lost; lines of the same benchmark stand together."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from bench.report.units import format_seconds
+
+    table = Table(box=box.SIMPLE_HEAD, title="kernels beside the best peer (speed-up = peer / kernels)")
+    for heading in (
+        "operation",
+        "malloc",
+        "kernels",
+        "best peer",
+        "",
+        "speed-up",
+        "95 % interval",
+        "of limit",
+    ):
+        table.add_column(
+            heading, justify="left" if heading in ("operation", "malloc", "best peer") else "right"
+        )
+    table.add_column("target")
+    order = list(dict.fromkeys(row.name for row in rows))
+    for row in sorted(rows, key=lambda row: (order.index(row.name), row.allocator)):
+        limit = f"{row.fraction:.0%} of copy" if row.fraction is not None else ""
+        if row.flops:
+            limit = f"{row.flops / 1e9:.0f} GFLOP/s"
+        target = f"{row.target:.2f} {row.verdict}" if row.target is not None else row.verdict
+        table.add_row(
+            row.name,
+            row.allocator,
+            format_seconds(row.seconds),
+            row.peer,
+            format_seconds(row.peer_seconds),
+            f"{row.speedup:.2f}",
+            f"[{row.low:.2f}, {row.high:.2f}]".replace("[", r"\["),
+            limit,
+            target,
+        )
+    text = io.StringIO()
+    Console(file=text, width=max(width, 130)).print(table)
+    return text.getvalue()
