@@ -8,6 +8,7 @@ import torch
 
 from kernels.op import register, use_torch
 from kernels.rotary import cpu
+from kernels.rotary.layout import empty_result
 
 
 def rotary_embedding(
@@ -63,7 +64,7 @@ _rotary = register(
     "rotary_embedding(Tensor x, Tensor cos, Tensor sin, bool interleaved, bool inverse) -> Tensor",
     cpu=cpu.rotate,
     cuda="kernels.rotary.gpu:rotate",
-    fake=lambda x, cos, sin, interleaved, inverse: cpu.empty_result(x),
+    fake=lambda x, cos, sin, interleaved, inverse: empty_result(x),
     setup_context=_keep,
     backward=_backward,
 )

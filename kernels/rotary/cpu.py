@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from kernels.rotary.lanes import LANES, rotate_halves, rotate_neighbours
+from kernels.rotary.layout import empty_result, four_dimensions, loops_of
 from kernels.storage import narrow, widen
 from kernels.threads import chunked, chunks_of
 
@@ -43,21 +44,6 @@ def _rotate(chunk, chunks, x, out, cos, sin, sizes, interleaved, sign):
             out[target + step * p + apart] = narrow(b * c + a * s, out)
 
 
-def empty_result(x: torch.Tensor) -> torch.Tensor:
-    """Memory for the result, laid out as x where a row of x is contiguous."""
-    out = torch.empty_like(x)
-    if x.dim() > 4 or out.stride(-1) != 1:
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return out
-
-
-def four_dimensions(x: torch.Tensor) -> torch.Tensor:
-    """x as (batch, heads, length, dim), its rows contiguous; a copy where it must be."""
-    if x.dim() > 4 or x.stride(-1) != 1:
-        x = x.contiguous()
-    return x.flatten(0, -4) if x.dim() > 4 else x[(None,) * (4 - x.dim())]
-
-
 def _span(tensor: torch.Tensor) -> torch.Tensor:
     """The memory that the tensor's elements lie in, as one dimension."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
@@ -73,13 +59,9 @@ def rotate(
         return out
     source, target = four_dimensions(x), four_dimensions(out)
     cos, sin = cos.contiguous(), sin.contiguous()
-    loops = [
-        (source.shape[axis], source.stride(axis), target.stride(axis), cos.shape[1] if axis == 2 else 0)
-        for axis in range(3)
-    ]
-    loops.sort(key=lambda loop: -loop[2])
     rows = out.numel() // out.shape[-1]
     chunks = chunks_of(rows, 1 + 8192 // out.shape[-1])
-    sizes = torch.tensor(loops)
-    _rotate(chunks, chunks, _span(source), _span(target), cos, sin, sizes, interleaved, -1.0 if inverse else 1.0)
+    sizes = torch.tensor(loops_of(source, target))
+    sign = -1.0 if inverse else 1.0
+    _rotate(chunks, chunks, _span(source), _span(target), cos, sin, sizes, interleaved, sign)
     return out

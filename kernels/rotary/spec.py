@@ -38,7 +38,12 @@ def _case(*shape: int, interleaved: bool = False, transposed: bool = False) -> C
 
 def _jax(arguments: Arguments, direction: str) -> Step | None:
     x = arguments["x"]
-    if direction != "forward" or x.dtype != torch.float32 or x.device.type != "cpu" or arguments["interleaved"]:
+    if (
+        direction != "forward"
+        or x.dtype != torch.float32
+        or x.device.type != "cpu"
+        or arguments["interleaved"]
+    ):
         return None
     import jax
     import jax.numpy as jnp
