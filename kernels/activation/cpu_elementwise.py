@@ -23,11 +23,12 @@ LEAST = 8192
 """Elements that repay a chunk of their own."""
 
 
-def _inline(function: Callable[..., Any]) -> Any:
+def inline(function: Callable[..., Any]) -> Any:
+    """Compile a function that becomes part of the loop it is called from."""
     return njit(error_model="numpy", fastmath={"contract"}, forceinline=True)(function)
 
 
-@_inline
+@inline
 def _where(condition: Any, left: Any, right: Any) -> Any:
     return left if condition else right
 
@@ -47,7 +48,7 @@ def _as_float32(typing: Any, numbers: Any) -> Any:
 
 
 FORMULAS = translate(
-    {"exp_nonpositive": exp_nonpositive_float32, "where": _where, "abs": abs}, _inline, np.float32
+    {"exp_nonpositive": exp_nonpositive_float32, "where": _where, "abs": abs}, inline, np.float32
 )
 """The formulas as numba functions of float32, inlined where they are called."""
 
@@ -61,7 +62,10 @@ def forward_body(member: Elementwise) -> chunked:
     def forward(chunk, chunks, x, out, *parameters):
         full_width()
         numbers = _as_float32(parameters)
-        for i in range(x.size * chunk // chunks, x.size * (chunk + 1) // chunks):
+        low, high = x.size * chunk // chunks, x.size * (chunk + 1) // chunks
+        # Slices: an index that might be negative counts from the end, which makes every load a gather.
+        x, out = x[low:high], out[low:high]
+        for i in range(x.size):
             out[i] = narrow(value(widen(x[i]), *numbers), out)
 
     return forward
@@ -76,7 +80,9 @@ def backward_body(member: Elementwise) -> chunked:
     def backward(chunk, chunks, grad, kept, grad_input, *parameters):
         full_width()
         numbers = _as_float32(parameters)
-        for i in range(kept.size * chunk // chunks, kept.size * (chunk + 1) // chunks):
+        low, high = kept.size * chunk // chunks, kept.size * (chunk + 1) // chunks
+        grad, kept, grad_input = grad[low:high], kept[low:high], grad_input[low:high]
+        for i in range(kept.size):
             grad_input[i] = narrow(gradient(widen(grad[i]), widen(kept[i]), *numbers), grad_input)
 
     return backward

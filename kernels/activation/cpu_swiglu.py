@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import torch
 
-from kernels.activation.cpu_elementwise import FORMULAS, LEAST
+from kernels.activation.cpu_elementwise import FORMULAS, LEAST, inline
 from kernels.activation.layout import rows_of
 from kernels.simd import full_width
 from kernels.storage import narrow, widen
 from kernels.threads import chunked, chunks_of
 
-_sigmoid, _silu, _silu_gradient = FORMULAS["sigmoid"], FORMULAS["silu"], FORMULAS["silu_gradient"]
+_silu, _silu_gradient = FORMULAS["silu"], FORMULAS["silu_gradient"]
+
+
+@inline
+def _range(size, chunk, chunks):
+    return size * chunk // chunks, size * (chunk + 1) // chunks
 
 
 @chunked
 def _forward(chunk, chunks, gate, gate_stride, up, up_stride, out, rows, columns):
     full_width()
     # One row: its columns are shared out. Several: the rows are.
-    for i in range(
-        rows * chunk // chunks if rows > 1 else 0, rows * (chunk + 1) // chunks if rows > 1 else 1
-    ):
-        low, high = (0, columns) if rows > 1 else (columns * chunk // chunks, columns * (chunk + 1) // chunks)
-        g, u, o = gate[i * gate_stride :], up[i * up_stride :], out[i * columns :]
-        for j in range(low, high):
+    first, last = _range(rows, chunk, chunks) if rows > 1 else (0, 1)
+    low, high = _range(columns, chunk, chunks) if rows == 1 else (0, columns)
+    for i in range(first, last):
+        g = gate[i * gate_stride + low : i * gate_stride + high]
+        u = up[i * up_stride + low : i * up_stride + high]
+        o = out[i * columns + low : i * columns + high]
+        for j in range(g.size):
             o[j] = narrow(_silu(widen(g[j])) * widen(u[j]), out)
 
 
@@ -32,16 +38,22 @@ def _backward(
 ):
     """``grad_up`` is None where it is not wanted."""
     full_width()
-    for i in range(
-        rows * chunk // chunks if rows > 1 else 0, rows * (chunk + 1) // chunks if rows > 1 else 1
-    ):
-        low, high = (0, columns) if rows > 1 else (columns * chunk // chunks, columns * (chunk + 1) // chunks)
-        d, g, u = grad[i * grad_stride :], gate[i * gate_stride :], up[i * up_stride :]
-        for j in range(low, high):
-            x = widen(g[j])
-            grad_gate[i * columns + j] = narrow(_silu_gradient(widen(d[j]) * widen(u[j]), x), grad_gate)
-            if grad_up is not None:
-                grad_up[i * columns + j] = narrow(_silu(x) * widen(d[j]), grad_up)
+    first, last = _range(rows, chunk, chunks) if rows > 1 else (0, 1)
+    low, high = _range(columns, chunk, chunks) if rows == 1 else (0, columns)
+    for i in range(first, last):
+        d = grad[i * grad_stride + low : i * grad_stride + high]
+        g = gate[i * gate_stride + low : i * gate_stride + high]
+        u = up[i * up_stride + low : i * up_stride + high]
+        o = grad_gate[i * columns + low : i * columns + high]
+        if grad_up is None:
+            for j in range(g.size):
+                o[j] = narrow(_silu_gradient(widen(d[j]) * widen(u[j]), widen(g[j])), grad_gate)
+        else:
+            p = grad_up[i * columns + low : i * columns + high]
+            for j in range(g.size):
+                x = widen(g[j])
+                o[j] = narrow(_silu_gradient(widen(d[j]) * widen(u[j]), x), grad_gate)
+                p[j] = narrow(_silu(x) * widen(d[j]), grad_up)
 
 
 def _shape(*tensors: torch.Tensor) -> tuple[int, int, int]:

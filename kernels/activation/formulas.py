@@ -13,6 +13,7 @@ derivative is a function of that. NaN and infinities come out as from torch's ow
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FunctionType
@@ -190,7 +191,7 @@ def translate(
     names: ``exp_nonpositive``, ``where``, ``abs``. number: the type of the constants (a bare 0.5 is a float64 to
     numba and would take the whole loop with it).
     """
-    space = dict(names)
+    space = {"__builtins__": builtins, **names}
     for formula in _FORMULAS:
         constants = tuple(number(c) if isinstance(c, float) else c for c in formula.__code__.co_consts)
         copy = FunctionType(formula.__code__.replace(co_consts=constants), space, formula.__name__)
