@@ -226,6 +226,37 @@ def exp_float32(x):
     return _times_power_of_two((p * (r * r) + r) + f32(1.0), shifted)
 
 
+@intrinsic
+def _power_of_two(typing, shifted):
+    """2**n, where n, from -126 to 127, is what was added to 1.5 * 2**23 to give ``shifted``."""
+
+    def codegen(context, builder, signature, args):
+        word = ir.IntType(32)
+        bits = builder.shl(builder.bitcast(args[0], word), word(23))  # of the sum, n alone stays
+        return builder.bitcast(builder.add(bits, word(127 << 23)), ir.FloatType())
+
+    return (types.float32(shifted), codegen) if shifted is types.float32 else None
+
+
+@_inline
+def exp_nonpositive_float32(x):
+    """e**x for x <= 0 (and to 88) in fewer operations; error below 1.6 ulp from -20 on, 5 ulp below.
+
+    0 below -87 (no denormals), NaN for NaN. What softmax and every function of e**-|x| needs. As
+    ``exp_float32``, but ln 2 is one number (n times it is exact inside a fused multiply-add) and the power of
+    two is one factor, whose bits come from the rounding itself.
+    """
+    shifted = x * _LOG2_E + _ROUND
+    r = x - (shifted - _ROUND) * f32(0.6931471805599453)
+    p = f32(1.38142251e-3) * r + f32(8.36892426e-3)
+    p = p * r + f32(4.16684076e-2)
+    p = p * r + f32(0.166665196)
+    p = p * r + f32(0.49999994)
+    p = p * r + f32(1.0)
+    power = _power_of_two(shifted)
+    return f32(0.0) if x < f32(-87.0) else power * (p * r) + power
+
+
 @_inline
 def exp_nonpositive_float32(x):
     """e**x for x <= 0; error below 1.1 ulp. 0 below -87.33, where the result would be denormal; NaN for NaN.

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-FAMILIES = ("activation", "attention", "loss", "matmul", "normalization", "optimizer")
+FAMILIES = ("activation", "attention", "loss", "matmul", "normalization", "optimizer", "rotary")
 
 Arguments = dict[str, Any]
 """Keyword arguments of the public function; tensors among them."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from kernels.simd import exp_float32, full_width, maximum
+from kernels.simd import exp_nonpositive_float32, full_width, maximum
 from kernels.storage import narrow, widen
 from kernels.threads import chunked, chunks_of
 
@@ -28,7 +28,7 @@ def _forward(chunk, chunks, x, out):
             top = maximum(top, widen(x[i, j]))
         total = f32(0)
         for j in range(columns):
-            row[j] = exp_float32(widen(x[i, j]) - top)
+            row[j] = exp_nonpositive_float32(widen(x[i, j]) - top)
             total += row[j]
         scale = f32(1) / total
         for j in range(columns):

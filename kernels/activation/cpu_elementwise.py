@@ -1,0 +1,115 @@
+"""Functions of one element on the CPU: one generator of loops for the whole family (formulas.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from kernels.activation.formulas import FAMILY, Elementwise, translate
+from kernels.activation.layout import flat, like
+from kernels.simd import exp_nonpositive_float32, full_width
+from kernels.storage import narrow, widen
+from kernels.threads import chunked, chunks_of
+
+LEAST = 8192
+"""Elements that repay a chunk of their own."""
+
+
+def inline(function: Callable[..., Any]) -> Any:
+    """Compile a function that becomes part of the loop it is called from."""
+    return njit(error_model="numpy", fastmath={"contract"}, forceinline=True)(function)
+
+
+@inline
+def _where(condition: Any, left: Any, right: Any) -> Any:
+    return left if condition else right
+
+
+@intrinsic
+def _as_float32(typing: Any, numbers: Any) -> Any:
+    """A tuple of float64 as float32, to be multiplied with elements without widening them."""
+    if not isinstance(numbers, types.UniTuple | types.Tuple) or set(numbers) - {types.float64}:
+        return None
+    made = types.UniTuple(types.float32, len(numbers))
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        values = cgutils.unpack_tuple(builder, args[0], len(numbers))
+        return context.make_tuple(builder, made, [builder.fptrunc(v, ir.FloatType()) for v in values])
+
+    return made(numbers), codegen
+
+
+FORMULAS = translate(
+    {"exp_nonpositive": exp_nonpositive_float32, "where": _where, "abs": abs}, inline, np.float32
+)
+"""The formulas as numba functions of float32, inlined where they are called."""
+
+
+@cache
+def forward_body(member: Elementwise) -> chunked:
+    """``out = value(x)`` over flat tensors of one size, any of the three dtypes."""
+    value = FORMULAS[member.value.__name__]
+
+    @chunked
+    def forward(chunk, chunks, x, out, *parameters):
+        full_width()
+        numbers = _as_float32(parameters)
+        low, high = x.size * chunk // chunks, x.size * (chunk + 1) // chunks
+        # Slices: an index that might be negative counts from the end, which makes every load a gather.
+        x, out = x[low:high], out[low:high]
+        for i in range(x.size):
+            out[i] = narrow(value(widen(x[i]), *numbers), out)
+
+    return forward
+
+
+@cache
+def backward_body(member: Elementwise) -> chunked:
+    """``grad_input = gradient(grad, kept)`` over flat tensors of one size."""
+    gradient = FORMULAS[member.gradient.__name__]
+
+    @chunked
+    def backward(chunk, chunks, grad, kept, grad_input, *parameters):
+        full_width()
+        numbers = _as_float32(parameters)
+        low, high = kept.size * chunk // chunks, kept.size * (chunk + 1) // chunks
+        grad, kept, grad_input = grad[low:high], kept[low:high], grad_input[low:high]
+        for i in range(kept.size):
+            grad_input[i] = narrow(gradient(widen(grad[i]), widen(kept[i]), *numbers), grad_input)
+
+    return backward
+
+
+def forward(name: str) -> Callable[..., torch.Tensor]:
+    """``function(input, *parameters)`` of the member with this name."""
+    member = FAMILY[name]
+
+    def run(input: torch.Tensor, *parameters: float) -> torch.Tensor:
+        out = torch.empty_like(input)
+        chunks = chunks_of(out.numel(), LEAST)
+        forward_body(member)(chunks, chunks, flat(like(input, out)), flat(out), *parameters)
+        return out
+
+    return run
+
+
+def backward(name: str) -> Callable[..., torch.Tensor]:
+    """``function(grad, kept, *parameters)`` of the member with this name."""
+    member = FAMILY[name]
+
+    def run(grad: torch.Tensor, kept: torch.Tensor, *parameters: float) -> torch.Tensor:
+        out = torch.empty_like(kept)
+        chunks = chunks_of(out.numel(), LEAST)
+        arguments = [flat(like(tensor, out)) for tensor in (grad, kept)]
+        backward_body(member)(chunks, chunks, *arguments, flat(out), *parameters)
+        return out
+
+    return run

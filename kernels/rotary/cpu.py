@@ -1,0 +1,97 @@
+"""Rotary position embedding on the CPU: x is read once and written once, the tables stay in cache."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from kernels.rotary.lanes import LANES, rotate_halves, rotate_neighbours, stream_halves, stream_neighbours
+from kernels.rotary.layout import empty_result, four_dimensions, loops_of
+from kernels.simd import STREAM_BYTES, store_fence
+from kernels.storage import narrow, widen
+from kernels.threads import chunked, chunks_of
+
+f32 = np.float32
+STREAM_FROM = 8 << 20
+"""Bytes of a result from which it is written past the caches."""
+
+
+@chunked
+def _rotate(chunk, chunks, x, out, cos, sin, sizes, interleaved, streamed, sign):
+    """Rows are taken in the order of memory: sizes[k] = extent, stride in x, in out and in the tables of loop k."""
+    sign = f32(sign)
+    pairs = cos.shape[1]
+    whole = pairs - pairs % LANES
+    cosines, sines = cos.reshape(cos.size), sin.reshape(sin.size)
+    size_1, size_2 = sizes[1, 0], sizes[2, 0]
+    x_0, x_1, x_2 = sizes[0, 1], sizes[1, 1], sizes[2, 1]
+    out_0, out_1, out_2 = sizes[0, 2], sizes[1, 2], sizes[2, 2]
+    angle_0, angle_1, angle_2 = sizes[0, 3], sizes[1, 3], sizes[2, 3]
+    rows = sizes[0, 0] * size_1 * size_2
+    first, last = rows * chunk // chunks, rows * (chunk + 1) // chunks
+    # Divided once: a division for every row of 64 would cost more than the row.
+    i, j, k = first // (size_1 * size_2), first // size_2 % size_1, first % size_2 - 1
+    for _ in range(first, last):
+        k += 1
+        if k == size_2:
+            k = 0
+            j += 1
+            if j == size_1:
+                j = 0
+                i += 1
+        start = i * x_0 + j * x_1 + k * x_2
+        target = i * out_0 + j * out_1 + k * out_2
+        angle = i * angle_0 + j * angle_1 + k * angle_2
+        if interleaved:
+            for p in range(0, whole, LANES):
+                a, o = start + 2 * p, target + 2 * p
+                if streamed:
+                    stream_neighbours(x, out, a, a + LANES, o, o + LANES, cosines, sines, angle + p, sign)
+                else:
+                    rotate_neighbours(x, out, a, a + LANES, o, o + LANES, cosines, sines, angle + p, sign)
+        else:
+            for p in range(0, whole, LANES):
+                a, o = start + p, target + p
+                if streamed:
+                    stream_halves(x, out, a, a + pairs, o, o + pairs, cosines, sines, angle + p, sign)
+                else:
+                    rotate_halves(x, out, a, a + pairs, o, o + pairs, cosines, sines, angle + p, sign)
+        step, apart = (2, 1) if interleaved else (1, pairs)
+        for p in range(whole, pairs):
+            a, b = widen(x[start + step * p]), widen(x[start + step * p + apart])
+            c, s = widen(cosines[angle + p]), sign * widen(sines[angle + p])
+            out[target + step * p] = narrow(a * c - b * s, out)
+            out[target + step * p + apart] = narrow(b * c + a * s, out)
+    if streamed:
+        store_fence()
+
+
+def _span(tensor: torch.Tensor) -> torch.Tensor:
+    """The memory that the tensor's elements lie in, as one dimension."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.as_strided((last + 1,), (1,))
+
+
+def rotate(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool, inverse: bool
+) -> torch.Tensor:
+    """x (..., length, dim) turned by the angles of cos and sin (length, dim / 2), or back by ``inverse``."""
+    out = empty_result(x)
+    if not out.numel():
+        return out
+    source, target = four_dimensions(x), four_dimensions(out)
+    cos, sin = cos.contiguous(), sin.contiguous()
+    rows = out.numel() // out.shape[-1]
+    chunks = chunks_of(rows, 1 + 8192 // out.shape[-1])
+    sizes = torch.tensor(loops_of(source, target))
+    sign = -1.0 if inverse else 1.0
+    # Past the caches: what is written is not read first, and every vector must be a cache line of its own.
+    streamed = (
+        x.dtype == torch.float32
+        and out.numel() * 4 >= STREAM_FROM
+        and out.data_ptr() % STREAM_BYTES == 0
+        and cos.shape[1] % LANES == 0
+        and all(stride % LANES == 0 for stride in target.stride()[:3])
+    )
+    _rotate(chunks, chunks, _span(source), _span(target), cos, sin, sizes, interleaved, streamed, sign)
+    return out
