@@ -122,6 +122,9 @@ def forward_rows(
     store_fence()
 
 
+PAGE_BYTES = 4096
+
+
 def is_descending(out: torch.Tensor, *inputs: torch.Tensor) -> bool:
     """Whether rows of ``out`` are better stored from their ends.
 
@@ -129,9 +132,16 @@ def is_descending(out: torch.Tensor, *inputs: torch.Tensor) -> bool:
     malloc puts equal tensors 64 bytes apart, so that going up each load would follow such a store: 1.3x
     slower.
     """
-    ahead = min((out.data_ptr() - value.data_ptr()) % 4096 or 4096 for value in inputs)
-    behind = min((value.data_ptr() - out.data_ptr()) % 4096 or 4096 for value in inputs)
+    ahead = min((out.data_ptr() - value.data_ptr()) % PAGE_BYTES or PAGE_BYTES for value in inputs)
+    behind = min((value.data_ptr() - out.data_ptr()) % PAGE_BYTES or PAGE_BYTES for value in inputs)
     return ahead < behind
+
+
+def empty_beside(out: torch.Tensor, distance: int, *shape: int) -> torch.Tensor:
+    """New float32 memory whose place within a page is ``distance`` bytes from that of ``out``."""
+    memory = torch.empty(math.prod(shape) + PAGE_BYTES // 4)
+    start = (out.data_ptr() + distance - memory.data_ptr()) % PAGE_BYTES // 4
+    return memory[start : start + math.prod(shape)].view(shape)
 
 
 def is_streamed(out: torch.Tensor, columns: int) -> bool:
@@ -144,11 +154,12 @@ def is_streamed(out: torch.Tensor, columns: int) -> bool:
     )
 
 
-def parameter(value: torch.Tensor | None, columns: int, otherwise: float) -> torch.Tensor:
-    """The parameter as a float32 vector; constant where there is none."""
-    if value is None:
-        return torch.full((columns,), otherwise)
-    return value.reshape(columns).float().contiguous()
+def parameter(
+    value: torch.Tensor | None, columns: int, otherwise: float, out: torch.Tensor, distance: int
+) -> torch.Tensor:
+    """The parameter as a float32 vector, constant where there is none; copied to where no store delays it."""
+    placed = empty_beside(out, distance, columns)
+    return placed.fill_(otherwise) if value is None else placed.copy_(value.reshape(columns))
 
 
 def _forward(
@@ -166,7 +177,10 @@ def _forward(
     shape = (input.numel() // columns, columns)
     rstd = torch.empty(shape[0])
     mean = torch.empty_like(rstd) if centred else rstd
-    weights, biases = parameter(weight, columns, 1.0), parameter(bias, columns, 0.0)
+    descending = is_descending(out, input)
+    step = -128 if descending else 128
+    weights = parameter(weight, columns, 1.0, out, step)
+    biases = parameter(bias, columns, 0.0, out, 2 * step)
     chunks = chunks_of(shape[0], 1 + 8192 // columns)
     forward_rows(
         chunks,
@@ -179,7 +193,7 @@ def _forward(
         centred,
         residual is not None,
         is_streamed(out, columns) and is_streamed(total, columns),
-        is_descending(out, input, weights, biases),
+        descending,
         out.view(shape),
         total.view(shape),
         mean,

@@ -17,7 +17,15 @@ import torch
 from numba import njit
 
 from kernels.lanes import load_16, prefetch, store_16, stream_lanes
-from kernels.normalization.cpu import AHEAD_BYTES, SUM, inline, is_descending, is_streamed, parameter
+from kernels.normalization.cpu import (
+    AHEAD_BYTES,
+    SUM,
+    empty_beside,
+    inline,
+    is_descending,
+    is_streamed,
+    parameter,
+)
 from kernels.simd import full_width, store_fence
 from kernels.storage import narrow, widen
 from kernels.threads import chunked, chunks_of
@@ -152,8 +160,10 @@ def _backward(
     """Fills grad_input; (grad_weight, grad_bias) in float32, empty where not asked for."""
     shape = (rstd.numel(), columns)
     chunks = chunks_of(shape[0], 16, 64)  # few enough partial rows, and short enough sums, both for accuracy
-    weights = torch.empty(chunks, columns) if weighted else None
-    biases = torch.empty(chunks, columns) if biased else None
+    out = input if grad_input is None else grad_input
+    descending = grad_input is not None and is_descending(out, grad, input)
+    weights = empty_beside(out, 1024, chunks, columns) if weighted else None
+    biases = empty_beside(out, 3072, chunks, columns) if biased else None
     backward_rows(
         chunks,
         chunks,
@@ -162,11 +172,11 @@ def _backward(
         input.view(shape),
         rstd if mean is None else mean,
         rstd,
-        parameter(weight, columns, 1.0),
+        parameter(weight, columns, 1.0, out, -128 if descending else 128),
         mean is not None,
         grad_sum is not None,
         grad_input is not None and is_streamed(grad_input, columns),
-        grad_input is not None and is_descending(grad_input, grad, input),
+        descending,
         biased,
         None if grad_input is None else grad_input.view(shape),
         weights,
