@@ -16,27 +16,14 @@ _ROUND = f32(
 
 
 @chunked
-def _largest(chunk, chunks, weight, group, out):
-    """out[row, g] = the largest magnitude of the group; infinite or NaN where it holds such a value.
+def _groups(chunk, chunks, weight, levels, four, scale, out):
+    """Integers -levels to levels; with ``four``, two in a byte as ``kernels.quantize_int4`` says.
 
-    Magnitudes are compared by their bits, which are in the same order, NaN last: one integer instruction.
+    Magnitudes are compared by their bits, which are in the same order, infinity and NaN last: one integer
+    instruction, and a scale that is not finite where the group holds such a value.
     """
     full_width()
-    rows, groups = out.shape
-    for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
-        for g in range(groups):
-            line = weight[i, g * group : (g + 1) * group]
-            top = np.int32(0)
-            for j in range(group):
-                top = max(top, float_as_bits(abs(widen(line[j]))))
-            out[i, g] = bits_as_float(top)
-
-
-@chunked
-def _round(chunk, chunks, weight, largest, levels, four, out):
-    """Integers -levels to levels; with ``four``, two in a byte as ``kernels.quantize_int4`` says."""
-    full_width()
-    rows, groups = largest.shape
+    rows, groups = scale.shape
     group = weight.shape[1] // max(1, groups)
     half = group // 2
     line = np.empty(group, np.int32)
@@ -44,10 +31,14 @@ def _round(chunk, chunks, weight, largest, levels, four, out):
     for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
         for g in range(groups):
             source = weight[i, g * group : (g + 1) * group]
-            scale = largest[i, g] / most
+            largest = np.int32(0)
             for j in range(group):
-                # Division, not a product with 1 / scale: the nearest multiple of the scale that is stored.
-                ratio = widen(source[j]) / scale if scale > f32(0) else f32(0)
+                largest = max(largest, float_as_bits(abs(widen(source[j]))))
+            step = bits_as_float(largest) / most
+            scale[i, g] = step
+            for j in range(group):
+                # Division, not a product with 1 / step: the nearest multiple of the scale that is stored.
+                ratio = widen(source[j]) / step if step > f32(0) else f32(0)
                 ratio = most if ratio > most else (-most if ratio < -most else ratio)
                 line[j] = np.int32((ratio + _ROUND) - _ROUND)
             if four:
@@ -62,14 +53,11 @@ def _round(chunk, chunks, weight, largest, levels, four, out):
 
 def _quantize(weight: torch.Tensor, group: int, levels: int, out: torch.Tensor) -> torch.Tensor:
     rows, columns = weight.shape
-    scale = torch.empty((rows, columns // max(1, group)), dtype=torch.float32)
-    chunks = chunks_of(rows, 1 + 8192 // max(1, columns))
+    scale = torch.zeros((rows, columns // max(1, group)))
     if weight.numel():
-        _largest(chunks, chunks, weight, group, scale)
-        _round(chunks, chunks, weight, scale, levels, levels == 7, out)
-    else:
-        scale.zero_()
-    return scale.div_(levels)
+        chunks = chunks_of(rows, 1 + 8192 // max(1, columns))
+        _groups(chunks, chunks, weight, levels, levels == 7, scale, out)
+    return scale
 
 
 def quantize_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
