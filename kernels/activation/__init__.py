@@ -1,7 +1,8 @@
 """Activations: softmax and functions of one element, with ``torch.nn.functional``'s signatures.
 
-The elementwise functions take tensors of any shape in float32, bfloat16 and float16, and lay the result out in
-memory as torch does. Other dtypes run torch's own function, and so does ``inplace=True``, which has no fused form.
+The elementwise functions take tensors of any shape in float32, bfloat16 and float16, and lay the result out
+in memory as torch does. Other dtypes run torch's own function, and so does ``inplace=True``, which has no
+fused form.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """Functions of one element, each declared once: its value and its gradient, as formulas.
 
-The formulas are ordinary Python over a namespace that a backend supplies: ``exp_nonpositive`` (e**x for x <= 0),
-``where`` and ``abs``. ``translate`` reads them into that namespace: compiled by numba (cpu_elementwise.py), by
-Triton (gpu_elementwise.py), or over torch's float64 (the tests' gradcheck). Everything else is arithmetic here, so
-no backend needs a library of mathematics (numba has none that vectorises; Triton's fails in its interpreter).
+The formulas are ordinary Python over a namespace that a backend supplies: ``exp_nonpositive`` (e**x for x <=
+0), ``where`` and ``abs``. ``translate`` reads them into that namespace: compiled by numba
+(cpu_elementwise.py), by Triton (gpu_elementwise.py), or over torch's float64 (the tests' gradcheck).
+Everything else is arithmetic here, so no backend needs a library of mathematics (numba has none that
+vectorises; Triton's fails in its interpreter).
 
-Every exponential that is used is of a number that is not positive: nothing overflows. ``where`` computes both its
-sides and takes one, so that no branch is needed.
+Every exponential that is used is of a number that is not positive: nothing overflows. ``where`` computes
+both its sides and takes one, so that no branch is needed.
 A gradient takes the incoming gradient and what the forward pass keeps: its input, or its output where the
 derivative is a function of that. NaN and infinities come out as from torch's own functions.
 """
@@ -66,7 +67,9 @@ def leaky_relu_gradient(grad, x, negative_slope):
 
 
 def expm1_nonpositive(x):
-    """e**x - 1 for x <= 0 without cancellation: above -0.5 x + x**2 p(x), p of degree 4 (relative error 1.4e-9)."""
+    """e**x - 1 for x <= 0 without cancellation: above -0.5 x + x**2 p(x), p of degree 4 (relative error
+    1.4e-9).
+    """
     p = 0.0011282321 * x + 0.0081961257
     p = p * x + 0.0416332446
     p = p * x + 0.1666630954
@@ -85,8 +88,8 @@ def elu_gradient(grad, x, alpha):
 def softplus(x, beta, threshold):
     """ln(1 + e**v) / beta with v = beta x, and x itself where v > threshold.
 
-    ln(1 + e**v) = max(v, 0) + ln(1 + u), u = e**-|v|; ln(1 + u) = 2 artanh(s), s = u / (2 + u) <= 1/3, whose odd
-    series is cut to degree 9 and fitted (relative error 4.5e-9).
+    ln(1 + e**v) = max(v, 0) + ln(1 + u), u = e**-|v|; ln(1 + u) = 2 artanh(s), s = u / (2 + u) <= 1/3, whose
+    odd series is cut to degree 9 and fitted (relative error 4.5e-9).
     """
     v = beta * x
     u = exp_nonpositive(-abs(v))
@@ -154,8 +157,8 @@ def gelu_tanh_gradient(grad, x):
 class Elementwise:
     """One member of the family: ``value(x, *parameters)`` and ``gradient(grad, kept, *parameters)``.
 
-    parameters: names of the scalars, as torch's function calls them. keeps_output: ``kept`` is the output, which
-    the next layer keeps anyway; else it is the input.
+    parameters: names of the scalars, as torch's function calls them. keeps_output: ``kept`` is the output,
+    which the next layer keeps anyway; else it is the input.
     """
 
     name: str
@@ -188,8 +191,8 @@ def translate(
 ) -> dict[str, Any]:
     """Every formula by name, over the backend's names and compiled by it.
 
-    names: ``exp_nonpositive``, ``where``, ``abs``. number: the type of the constants (a bare 0.5 is a float64 to
-    numba and would take the whole loop with it).
+    names: ``exp_nonpositive``, ``where``, ``abs``. number: the type of the constants (a bare 0.5 is a
+    float64 to numba and would take the whole loop with it).
     """
     space = {"__builtins__": builtins, **names}
     for formula in _FORMULAS:

@@ -1,5 +1,8 @@
 """Functions of one element on the GPU: one pair of Triton kernels for the whole family (formulas.py)."""
 
+# Triton declares constants by annotation, and types nothing else.
+# mypy: allow-incomplete-defs
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -36,7 +39,8 @@ def _abs(x):
 FORMULAS = translate({"exp_nonpositive": _exp, "where": _where, "abs": _abs, "tl": tl}, triton.jit)
 """The formulas as Triton functions of float32."""
 
-value = gradient = None  # for the two kernels below, ``_kernel`` puts one member's formulas here
+value: Any = None
+gradient: Any = None  # for the two kernels below, ``_kernel`` puts one member's formulas here
 
 
 def _forward(x, out, elements, first, second, PARAMETERS: tl.constexpr, BLOCK: tl.constexpr):
@@ -82,7 +86,9 @@ def _kernel(member: Elementwise, direction: str) -> Any:
 
 
 def configuration(element_size: int) -> tuple[dict[str, int], dict[str, int]]:
-    """Four warps, each thread two 16-byte accesses a tensor: enough in flight to fill the memory's pipeline."""
+    """Four warps, each thread two 16-byte accesses a tensor: enough in flight to fill the memory's
+    pipeline.
+    """
     return {"BLOCK": 4 * 32 * 2 * 16 // element_size}, {"num_warps": 4}
 
 

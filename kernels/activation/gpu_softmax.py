@@ -3,6 +3,9 @@
 Source: Milakov and Gimelshein 2018, "Online normalizer calculation for softmax", section 3.
 """
 
+# Triton declares constants by annotation, and types nothing else.
+# mypy: allow-incomplete-defs
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING

@@ -6,22 +6,27 @@ import torch
 
 
 def like(tensor: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
-    """``tensor`` with its elements laid out as those of ``example``, an ``empty_like``; copied if they are not."""
+    """``tensor`` with its elements laid out as those of ``example``, an ``empty_like``; copied if they are
+    not.
+    """
     if tensor.stride() == example.stride() or tensor.numel() == 0:
         return tensor
     return torch.empty_like(example).copy_(tensor)
 
 
 def flat(tensor: torch.Tensor) -> torch.Tensor:
-    """All elements in memory order, without a copy. The tensor fills its memory, as any ``empty_like`` does."""
+    """All elements in memory order, without a copy. The tensor fills its memory, as any ``empty_like``
+    does.
+    """
     return tensor.as_strided((tensor.numel(),), (1,))
 
 
 def rows_of(tensor: torch.Tensor, columns: int) -> tuple[torch.Tensor, int]:
-    """Rows of ``columns`` elements and the stride between them: (flat memory, stride). Copied where it must be.
+    """Rows of ``columns`` elements and the stride between them: (flat memory, stride). Copied where it must
+    be.
 
-    ``columns`` is the last dimension or, of a contiguous tensor, all of it. One half of ``x.chunk(2, -1)`` is read
-    where it lies.
+    ``columns`` is the last dimension or, of a contiguous tensor, all of it. One half of ``x.chunk(2, -1)``
+    is read where it lies.
     """
     if tensor.is_contiguous():
         return tensor.view(-1), columns

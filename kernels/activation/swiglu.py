@@ -14,8 +14,8 @@ from kernels.op import register, use_torch
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up (Shazeer 2020, "GLU Variants Improve Transformer").
 
-    gate, up: one shape and dtype, else ValueError; float32, bfloat16 or float16 (others run torch's own). The two
-    halves of one projection (``projection.chunk(2, -1)``) are read where they lie.
+    gate, up: one shape and dtype, else ValueError; float32, bfloat16 or float16 (others run torch's own).
+    The two halves of one projection (``projection.chunk(2, -1)``) are read where they lie.
     """
     if gate.shape != up.shape or gate.dtype != up.dtype:
         raise ValueError(

@@ -16,11 +16,11 @@ def rotary_embedding(
 ) -> torch.Tensor:
     """Each pair of x's coordinates turned by the angle of its position and frequency.
 
-    x: (..., length, dim), for instance (batch, heads, length, dim); cos, sin: (length, dim / 2), in any of the
-    dtypes, constants (no gradient). Returns x's shape, dtype and layout in memory; computed in float32.
-    Coordinate j is paired with j + dim / 2 (GPT-NeoX, Llama), or 2 j with 2 j + 1 where ``interleaved`` (GPT-J,
-    RoFormer). The gradient is turned back by the same angles. float32, bfloat16, float16; others run torch's own.
-    ValueError where the shapes do not fit.
+    x: (..., length, dim), for instance (batch, heads, length, dim); cos, sin: (length, dim / 2), in any of
+    the dtypes, constants (no gradient). Returns x's shape, dtype and layout in memory; computed in float32.
+    Coordinate j is paired with j + dim / 2 (GPT-NeoX, Llama), or 2 j with 2 j + 1 where ``interleaved``
+    (GPT-J, RoFormer). The gradient is turned back by the same angles. float32, bfloat16, float16; others run
+    torch's own. ValueError where the shapes do not fit.
     """
     if use_torch("rotary_embedding", x, cos, sin):
         _check(x, cos, sin)

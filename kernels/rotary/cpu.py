@@ -5,20 +5,19 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from kernels.rotary.lanes import LANES, rotate_halves, rotate_neighbours, stream_halves, stream_neighbours
+from kernels.rotary.lanes import LANES, rotate_halves, rotate_neighbours
 from kernels.rotary.layout import empty_result, four_dimensions, loops_of
-from kernels.simd import STREAM_BYTES, store_fence
 from kernels.storage import narrow, widen
 from kernels.threads import chunked, chunks_of
 
 f32 = np.float32
-STREAM_FROM = 8 << 20
-"""Bytes of a result from which it is written past the caches."""
 
 
 @chunked
-def _rotate(chunk, chunks, x, out, cos, sin, sizes, interleaved, streamed, sign):
-    """Rows are taken in the order of memory: sizes[k] = extent, stride in x, in out and in the tables of loop k."""
+def _rotate(chunk, chunks, x, out, cos, sin, sizes, interleaved, sign):
+    """Rows are taken in the order of memory: sizes[k] = extent, stride in x, in out and in the tables of
+    loop k.
+    """
     sign = f32(sign)
     pairs = cos.shape[1]
     whole = pairs - pairs % LANES
@@ -45,25 +44,17 @@ def _rotate(chunk, chunks, x, out, cos, sin, sizes, interleaved, streamed, sign)
         if interleaved:
             for p in range(0, whole, LANES):
                 a, o = start + 2 * p, target + 2 * p
-                if streamed:
-                    stream_neighbours(x, out, a, a + LANES, o, o + LANES, cosines, sines, angle + p, sign)
-                else:
-                    rotate_neighbours(x, out, a, a + LANES, o, o + LANES, cosines, sines, angle + p, sign)
+                rotate_neighbours(x, out, a, a + LANES, o, o + LANES, cosines, sines, angle + p, sign)
         else:
             for p in range(0, whole, LANES):
                 a, o = start + p, target + p
-                if streamed:
-                    stream_halves(x, out, a, a + pairs, o, o + pairs, cosines, sines, angle + p, sign)
-                else:
-                    rotate_halves(x, out, a, a + pairs, o, o + pairs, cosines, sines, angle + p, sign)
+                rotate_halves(x, out, a, a + pairs, o, o + pairs, cosines, sines, angle + p, sign)
         step, apart = (2, 1) if interleaved else (1, pairs)
         for p in range(whole, pairs):
             a, b = widen(x[start + step * p]), widen(x[start + step * p + apart])
             c, s = widen(cosines[angle + p]), sign * widen(sines[angle + p])
             out[target + step * p] = narrow(a * c - b * s, out)
             out[target + step * p + apart] = narrow(b * c + a * s, out)
-    if streamed:
-        store_fence()
 
 
 def _span(tensor: torch.Tensor) -> torch.Tensor:
@@ -85,13 +76,5 @@ def rotate(
     chunks = chunks_of(rows, 1 + 8192 // out.shape[-1])
     sizes = torch.tensor(loops_of(source, target))
     sign = -1.0 if inverse else 1.0
-    # Past the caches: what is written is not read first, and every vector must be a cache line of its own.
-    streamed = (
-        x.dtype == torch.float32
-        and out.numel() * 4 >= STREAM_FROM
-        and out.data_ptr() % STREAM_BYTES == 0
-        and cos.shape[1] % LANES == 0
-        and all(stride % LANES == 0 for stride in target.stride()[:3])
-    )
-    _rotate(chunks, chunks, _span(source), _span(target), cos, sin, sizes, interleaved, streamed, sign)
+    _rotate(chunks, chunks, _span(source), _span(target), cos, sin, sizes, interleaved, sign)
     return out

@@ -1,5 +1,8 @@
 """Rotary position embedding on the GPU: x is read once and written once, the tables come from the caches."""
 
+# Triton declares constants by annotation, and types nothing else.
+# mypy: allow-incomplete-defs
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING

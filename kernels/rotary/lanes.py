@@ -1,7 +1,7 @@
 """Sixteen pairs of coordinates turned at once, as LLVM vectors.
 
-A head has 32 to 128 pairs: too few for the loop vectoriser, whose unrolled body of 64 would never run. Here the
-vectors are written out; where the CPU has narrower registers LLVM splits them.
+A head has 32 to 128 pairs: too few for the loop vectoriser, whose unrolled body of 64 would never run. Here
+the vectors are written out; where the CPU has narrower registers LLVM splits them.
 """
 
 from __future__ import annotations
@@ -42,13 +42,8 @@ def _load(context: Any, builder: Any, kind: Any, array: Any, offset: Any) -> Any
     return value
 
 
-def _store(
-    context: Any, builder: Any, kind: Any, array: Any, offset: Any, value: Any, streamed: bool
-) -> None:
-    """array[offset : offset + 16] = value, rounded to nearest even as ``kernels.storage.narrow`` does.
-
-    streamed: past the caches, as ``kernels.simd.stream_16``; the address must be a multiple of 64 bytes.
-    """
+def _store(context: Any, builder: Any, kind: Any, array: Any, offset: Any, value: Any) -> None:
+    """array[offset : offset + 16] = value, rounded to nearest even as ``kernels.storage.narrow`` does."""
     if kind.dtype is types.int16:
         value = builder.bitcast(builder.fptrunc(value, _HALVES), _SHORTS)
     elif kind.dtype is types.uint16:
@@ -59,10 +54,7 @@ def _store(
         chosen = builder.select(is_nan, builder.or_(bits, _all(0x00400000)), rounded)
         value = builder.trunc(builder.lshr(chosen, _all(16)), _SHORTS)
     pointer, size = _address(context, builder, kind, array, offset)
-    store = builder.store(value, pointer)
-    store.align = size * LANES if streamed else size
-    if streamed:
-        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_WORD, 1)]))
+    builder.store(value, pointer).align = size
 
 
 def _spread(builder: Any, value: Any) -> Any:
@@ -75,7 +67,7 @@ def _chosen(builder: Any, left: Any, right: Any, lanes: list[int]) -> Any:
     return builder.shuffle_vector(left, right, ir.Constant(ir.VectorType(_WORD, len(lanes)), lanes))
 
 
-def _rotation(interleaved: bool, streamed: bool) -> Any:
+def _rotation(interleaved: bool) -> Any:
     @intrinsic
     def rotate(typing, x, out, first, second, out_first, out_second, cos, sin, angle, sign):
         arrays = (x, out, cos, sin)
@@ -101,8 +93,8 @@ def _rotation(interleaved: bool, streamed: bool) -> Any:
                 low = [lane for pair in range(LANES // 2) for lane in (pair, pair + LANES)]
                 high = [lane + LANES // 2 for lane in low]
                 turned = _chosen(builder, *turned, low), _chosen(builder, *turned, high)
-            _store(context, builder, kinds[1], args[1], args[4], turned[0], streamed)
-            _store(context, builder, kinds[1], args[1], args[5], turned[1], streamed)
+            _store(context, builder, kinds[1], args[1], args[4], turned[0])
+            _store(context, builder, kinds[1], args[1], args[5], turned[1])
             return context.get_dummy_value()
 
         offsets = (types.int64,) * 4
@@ -111,13 +103,9 @@ def _rotation(interleaved: bool, streamed: bool) -> Any:
     return rotate
 
 
-rotate_halves = _rotation(interleaved=False, streamed=False)
+rotate_halves = _rotation(interleaved=False)
 """rotate_halves(x, out, first, second, out_first, out_second, cos, sin, angle, sign): x[first:first+16] and
 x[second:second+16] turned by cos[angle:angle+16] and sign * sin[...], written to out in the same order."""
 
-rotate_neighbours = _rotation(interleaved=True, streamed=False)
+rotate_neighbours = _rotation(interleaved=True)
 """As ``rotate_halves``, but the pairs are neighbours: element 2k and 2k + 1 of x[first:] and x[second:]."""
-
-stream_halves = _rotation(interleaved=False, streamed=True)
-stream_neighbours = _rotation(interleaved=True, streamed=True)
-"""The same, written past the caches: out_first and out_second must lie on multiples of 64 bytes (float32) or 32."""

@@ -21,7 +21,9 @@ def four_dimensions(x: torch.Tensor) -> torch.Tensor:
 
 
 def loops_of(source: torch.Tensor, target: torch.Tensor) -> list[tuple[int, int, int, int]]:
-    """(extent, stride in source, in target, in the tables) of the loops over rows, as target lies in memory."""
+    """(extent, stride in source, in target, in the tables) of the loops over rows, as target lies in
+    memory.
+    """
     pairs = source.shape[-1] // 2
     loops = [
         (source.shape[axis], source.stride(axis), target.stride(axis), pairs if axis == 2 else 0)

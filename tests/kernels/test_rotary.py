@@ -36,14 +36,6 @@ def test_layout_in_memory_is_kept_and_gradients_may_have_another():
     torch.testing.assert_close(kernels.rotary_embedding(part, cos, sin), eager(part, cos, sin))
 
 
-@pytest.mark.parametrize("interleaved", [False, True])
-def test_results_past_the_caches_are_the_same(monkeypatch, interleaved):
-    x, (cos, sin) = torch.randn(2, 3, 9, 96), tables(9, 48)
-    expected = kernels.rotary_embedding(x, cos, sin, interleaved)
-    monkeypatch.setattr(cpu, "STREAM_FROM", 0)
-    assert torch.equal(kernels.rotary_embedding(x, cos, sin, interleaved), expected)
-
-
 def test_tables_may_be_float32_beside_bfloat16():
     x, (cos, sin) = torch.randn(7, 64).bfloat16(), tables(7, 32)
     out = kernels.rotary_embedding(x, cos, sin)
@@ -80,4 +72,3 @@ def test_sixteen_pairs_are_turned_in_512_bit_registers():
     assert code.packed_fma >= 4
     assert not code.libm
     assert code.float64 <= 2  # the sign, once
-    assert "vmovntps" in cpu._rotate.compiled.inspect_asm(types)
