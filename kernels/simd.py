@@ -182,25 +182,12 @@ def _times_power_of_two(typing, value, shifted):
     return (types.float32(value, shifted), codegen) if value is types.float32 is shifted else None
 
 
-@intrinsic
-def _with_exponent(typing, value, shifted):
-    """value * 2**n, where n is what was added to 1.5 * 2**23 + 127 to give ``shifted``; -126 <= n <= 127."""
-
-    def codegen(context, builder, signature, args):
-        word = ir.IntType(32)
-        power = builder.shl(builder.bitcast(args[1], word), word(23))
-        return builder.fmul(args[0], builder.bitcast(power, ir.FloatType()))
-
-    return (types.float32(value, shifted), codegen) if value is types.float32 is shifted else None
-
-
 # --- mathematics ---------------------------------------------------------------------------------
 
 _inline = njit(error_model="numpy", fastmath={"contract"}, forceinline=True)
 
 # Rounds a float32 below 2**22 to an integer: the sum's last bit is worth one.
 _ROUND = f32(12582912.0)
-_ROUND_BIASED = f32(12582912.0 + 127.0)  # its sums hold n + 127, the exponent bits of 2**n
 _LOG2_E = f32(1.4426950408889634)
 _LN2_HIGH = f32(0.693359375)  # 9 significant bits, so that n * _LN2_HIGH is exact
 _LN2_LOW = f32(-2.1219444005469057e-4)
@@ -255,25 +242,6 @@ def exp_nonpositive_float32(x):
     p = p * r + f32(1.0)
     power = _power_of_two(shifted)
     return f32(0.0) if x < f32(-87.0) else power * (p * r) + power
-
-
-@_inline
-def exp_nonpositive_float32(x):
-    """e**x for x <= 0; error below 1.1 ulp. 0 below -87.33, where the result would be denormal; NaN for NaN.
-
-    As ``exp_float32``, for less: a softmax subtracts the maximum first, so the exponent cannot overflow, and
-    what is smaller than 1e-38 of the largest term is nothing. One factor then makes the power of two, and its
-    bits are already in place in the sum that rounds. Wrong for x > 88.
-    """
-    shifted = x * _LOG2_E + _ROUND_BIASED
-    n = shifted - _ROUND_BIASED
-    r = (x - n * _LN2_HIGH) - n * _LN2_LOW
-    p = f32(1.38144545e-3) * r + f32(8.36877829e-3)
-    p = p * r + f32(4.16683766e-2)
-    p = p * r + f32(0.1666652)
-    p = p * r + f32(0.49999993)
-    result = _with_exponent((p * (r * r) + r) + f32(1.0), shifted)
-    return f32(0.0) if x < f32(-87.33) else result
 
 
 @_inline

@@ -140,17 +140,21 @@ def configuration(
     float32 goes without matrix units (ieee), so its blocks are small. int4: BLOCK_K counts bytes and divides
     half a group.
     """
-    if dtype is torch.float32:
+    few_bytes = dtype is torch.float32  # a row of int4 bytes that is a float32 block wide would be long
+    if dtype is torch.float32 and rows <= 16 and bits == 4 and backward:
+        m, n, k, warps, stages = 16, 32, 64, 4, 4
+        few_bytes = False  # below 64 bytes a row no load is 16 bytes wide
+    elif dtype is torch.float32:
         m, n, k, warps, stages = (16, 32, 32, 4, 3) if rows <= 16 else (32, 32, 32, 4, 2)
     elif rows <= 16:
-        m, n, k, warps, stages = (16, 32, 32, 4, 4) if backward else (16, 32, 128, 4, 4)
+        m, n, k, warps, stages = (16, 64, 64, 4, 3) if backward else (16, 32, 128, 4, 4)
     elif rows <= 64:
         m, n, k, warps, stages = 64, 64, 64, 4, 3
     else:
         m, n, k, warps, stages = (128, 64, 128, 8, 3) if backward else (128, 128, 64, 8, 3)
     if bits == 4:
         half = group // 2
-        k = min(k, 64 if dtype is not torch.float32 else 16, half & -half)
+        k = min(k, 16 if few_bytes else 64, half & -half)
     return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": max(16, k)}, {"num_warps": warps, "num_stages": stages}
 
 
