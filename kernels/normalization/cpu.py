@@ -1,8 +1,7 @@
 """Layer and root-mean-square normalisation on the CPU, forward: each row crosses memory once.
 
 One body serves both norms, with and without a residual. A row is read twice: for its statistics, from memory,
-and for the output, from the first-level cache. While the second pass streams its result past the caches, it
-asks for the rows to come, so that memory never waits for arithmetic.
+and for the output, from the first-level cache. Large outputs are streamed past the caches.
 
 Mean and variance come from one pass over x - s, with s the mean of the row's first elements: variance =
 mean((x - s)**2) - (mean - s)**2 (Chan, Golub and LeVeque 1983, "Algorithms for computing the sample
@@ -18,14 +17,13 @@ import numpy as np
 import torch
 from numba import njit
 
-from kernels.lanes import load_16, prefetch, store_16, stream_lanes
+from kernels.lanes import load_16, store_16, stream_lanes
 from kernels.simd import STREAM_BYTES, full_width, store_fence
 from kernels.storage import narrow, widen
 from kernels.threads import chunked, chunks_of
 
 f32 = np.float32
 SUM = ("reassoc", "contract", "nsz")
-AHEAD_BYTES = 12288  # how far ahead rows are asked for: measured best between 8 and 16 KiB
 STREAMED_BYTES = 16 << 20
 """Outputs of at least so many bytes are streamed: they would leave the caches before anyone reads them."""
 
@@ -62,8 +60,6 @@ def forward_rows(
     first, step = (whole - 16, -16) if descending else (0, 16)
     count = f32(columns)
     head = min(64, columns)
-    following, following_residual = x.reshape(x.size), residual.reshape(residual.size)
-    ahead = AHEAD_BYTES // x.itemsize
     staged = np.empty(columns if added else 0, x.dtype)
     for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
         row = x[i]
@@ -99,20 +95,21 @@ def forward_rows(
         scale = f32(f32(1) / math.sqrt(variance + f32(eps)))
         rstd[i] = scale
         out_row = out[i]
-        for vector in range(whole // 16):
-            j = first + vector * step
-            result = _output(load_16(row, j), middle, scale, load_16(weight, j), load_16(bias, j))
-            prefetch(following, i * columns + j + ahead)
-            if streamed:
+        if streamed:  # not asked for each vector: that costs a tenth
+            for vector in range(whole // 16):
+                j = first + vector * step
+                result = _output(load_16(row, j), middle, scale, load_16(weight, j), load_16(bias, j))
                 stream_lanes(out_row, j, result)
-            else:
+        else:
+            for vector in range(whole // 16):
+                j = first + vector * step
+                result = _output(load_16(row, j), middle, scale, load_16(weight, j), load_16(bias, j))
                 store_16(out_row, j, result)
         for j in range(whole, columns):
             out_row[j] = narrow(_output(widen(row[j]), middle, scale, weight[j], bias[j]), out)
         if added:
             total_row = total[i]
             for j in range(0, whole, 16):
-                prefetch(following_residual, i * columns + j + ahead)
                 if streamed:
                     stream_lanes(total_row, j, load_16(row, j))
                 else:
