@@ -2,7 +2,7 @@
 
 numba compiles what an njit function calls anew into every caller. For large kernels that several bodies
 share, such as those of ``kernels.tiles``, that is seconds for each. ``compiled_once`` compiles such a
-function when the first body that uses it is compiled, and the bodies hold its address.
+function when the first body that uses it is compiled; the bodies call it by a symbol.
 
 Its arguments are numbers; memory is given by address: ``address(array, index)`` on the one side,
 ``floats_at(address, count)`` on the other. The caller keeps the arrays alive during the call.
@@ -17,8 +17,10 @@ from typing import Any
 import numba
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
+from kernels.compiled_cache import address_of, provide, require
 from kernels.threads import _pointer_to
 
 _LONG = ir.IntType(64)
@@ -36,14 +38,22 @@ def compiled_once(floats: tuple[str, ...] = (), fastmath: tuple[str, ...] = ("co
         kinds = tuple(types.float32 if name in floats else types.int64 for name in names)
         options = {"error_model": "numpy", "fastmath": set(fastmath)}
 
+        symbol = f"perflab_{function.__module__}_{function.__qualname__}".replace(".", "_")
+        kept = []
+
         @cache
-        def entry() -> Any:
-            return numba.cfunc(types.void(*kinds), **options)(function)
+        def entry() -> int:
+            address, code = address_of(types.void(*kinds), function, options)
+            kept.append(code)
+            return address
+
+        provide(symbol, entry)
 
         def typed(typing: Any, *arguments: Any) -> Any:
             def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+                require(symbol)
                 kind = ir.FunctionType(ir.VoidType(), [argument.type for argument in args])
-                builder.call(builder.inttoptr(_LONG(entry().address), kind.as_pointer()), args)
+                builder.call(cgutils.get_or_insert_function(builder.module, kind, symbol), args)
                 return context.get_dummy_value()
 
             return types.void(*kinds), codegen

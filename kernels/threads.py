@@ -32,6 +32,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from kernels.compiled_cache import address_of
+
 _WORD = ir.IntType(64)
 _BYTE = ctypes.c_char
 _C_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -185,9 +187,10 @@ class chunked:
         )
         exec(text, space)
         signature = types.void(types.CPointer(types.int64))
-        worker = numba.cfunc(signature, error_model="numpy")(space["worker"])
-        self._kept.append(worker)  # its machine code lives as long as it does
-        return _C_FUNCTION(worker.address), worker.address, struct.Struct(layout).pack
+        space["worker"].__name__ = self.__name__
+        address, kept = address_of(signature, space["worker"], {"error_model": "numpy"})
+        self._kept.append(kept)  # the machine code lives as long as this does
+        return _C_FUNCTION(address), address, struct.Struct(layout).pack
 
 
 _BODIES: weakref.WeakSet[chunked] = weakref.WeakSet()

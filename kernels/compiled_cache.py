@@ -1,0 +1,188 @@
+"""Machine code of numba functions, kept on disk: a kernel is compiled once for a machine, not once a process.
+
+numba's own cache knows a function by the file it stands in. Kernels here call functions of other files and are
+in part generated, so a file is kept for each combination of: the text of everything in ``kernels``, the
+versions of numba and llvmlite, the CPU that is compiled for, the code of the function and of all that it
+reaches through closures and globals, its signature and its options. What cannot be described so is compiled
+each time. A file that is damaged or was written by another version is compiled anew and replaced.
+
+Files lie in ``$PERFLAB_HOME/kernels`` or ``~/.cache/perflab/kernels``; deleting them costs a compilation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pickle
+import types as python
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import llvmlite.binding as llvm
+import numba
+import numpy as np
+from numba.core.registry import cpu_target
+from numba.extending import _Intrinsic
+
+_ENTRIES: dict[str, Callable[[], int]] = {}
+"""Symbols that kept machine code may call -> what compiles or loads the function and returns its address."""
+_called: list[set[str]] = []
+"""Symbols met by the compilations under way, innermost last."""
+
+
+def folder() -> Path:
+    """Where machine code is kept."""
+    chosen = os.environ.get("PERFLAB_HOME")
+    if chosen:
+        return Path(chosen) / "kernels"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perflab" / "kernels"
+
+
+def provide(symbol: str, entry: Callable[[], int]) -> None:
+    """Let compiled functions call ``symbol``; ``entry`` gives its address when it is first needed."""
+    _ENTRIES[symbol] = entry
+
+
+def require(symbol: str) -> None:
+    """Called while a function is compiled that calls ``symbol``: makes it known to the linker."""
+    for called in _called:
+        called.add(symbol)
+    llvm.add_symbol(symbol, _ENTRIES[symbol]())
+
+
+def address_of(signature: Any, function: Callable[..., Any], options: dict[str, Any]) -> tuple[int, Any]:
+    """(address of the C function that ``numba.cfunc(signature, **options)`` makes, what keeps it alive)."""
+    path = _path(signature, function, options)
+    if path is not None and (found := _load(path)) is not None:
+        return found
+    _called.append(set())
+    try:
+        compiled = numba.cfunc(signature, **options)(function)
+        called = _called[-1]
+    finally:
+        _called.pop()
+    if path is not None and not compiled._library.has_dynamic_globals:
+        _save(path, compiled, called)
+    return compiled.address, compiled
+
+
+# --- what a function is --------------------------------------------------------------------------
+
+
+@cache
+def _surroundings() -> bytes:
+    """Digest of the package's text, the compilers and the CPU."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    codegen = cpu_target.target_context.codegen()
+    digest.update(repr((numba.__version__, llvmlite.__version__, codegen.magic_tuple())).encode())
+    return digest.digest()
+
+
+class _Unknown(Exception):
+    """Something that a digest cannot describe."""
+
+
+def _describe(value: Any, seen: dict[int, int]) -> Any:
+    """Plain data that differs where the compiled code may differ; _Unknown where that cannot be told."""
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+        return repr(value)
+    if isinstance(value, np.generic):
+        return (value.dtype.str, value.tobytes())
+    if isinstance(value, python.ModuleType):
+        return ("module", value.__name__)
+    if isinstance(value, type | numba.types.Type | np.dtype | python.BuiltinFunctionType | np.ufunc):
+        return repr(value)
+    if isinstance(value, tuple | list):
+        return tuple(_describe(item, seen) for item in value)
+    if isinstance(value, set | frozenset):
+        return tuple(sorted(repr(_describe(item, seen)) for item in value))
+    if isinstance(value, dict):
+        return tuple((_describe(key, seen), _describe(item, seen)) for key, item in value.items())
+    if id(value) in seen:
+        return ("again", seen[id(value)])
+    seen[id(value)] = len(seen)
+    if isinstance(value, _Intrinsic):
+        return ("intrinsic", _describe(value._defn, seen))
+    if hasattr(value, "py_func") and hasattr(value, "targetoptions"):
+        return ("compiled", _describe(value.py_func, seen), _describe(value.targetoptions, seen))
+    if isinstance(value, python.FunctionType):
+        return _describe_function(value, seen)
+    if callable(value) and type(value).__module__.startswith(("numba", "functools")):
+        return ("callable", type(value).__qualname__, getattr(value, "__name__", ""))
+    raise _Unknown(type(value).__name__)
+
+
+def _describe_function(function: python.FunctionType, seen: dict[int, int]) -> Any:
+    own = function.__module__ or ""
+    if own.partition(".")[0] in ("numba", "llvmlite", "numpy", "torch"):
+        return ("library", own, function.__qualname__)
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    found = [
+        _describe_code(function.__code__),
+        _describe(cells, seen),
+        _describe(function.__defaults__, seen),
+    ]
+    for name in sorted(_names(function.__code__)):
+        if name in function.__globals__:
+            found.append((name, _describe(function.__globals__[name], seen)))
+    return tuple(found)
+
+
+def _describe_code(code: python.CodeType) -> Any:
+    constants = tuple(
+        _describe_code(item) if isinstance(item, python.CodeType) else repr(item) for item in code.co_consts
+    )
+    return (code.co_name, code.co_code, constants, code.co_names, code.co_varnames, code.co_freevars)
+
+
+def _names(code: python.CodeType) -> set[str]:
+    inner = [_names(item) for item in code.co_consts if isinstance(item, python.CodeType)]
+    return set(code.co_names).union(*inner)
+
+
+def _path(signature: Any, function: Callable[..., Any], options: dict[str, Any]) -> Path | None:
+    try:
+        described = (str(signature), _describe(function, {}), _describe(options, {}))
+        digest = hashlib.sha256(_surroundings() + repr(described).encode()).hexdigest()
+        return folder() / f"{function.__name__}-{digest[:32]}"
+    except (_Unknown, OSError, ValueError):
+        return None
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def _save(path: Path, compiled: Any, called: set[str]) -> None:
+    """Written beside and renamed, so that no other process reads half of it. A full disk costs nothing."""
+    state = compiled._library.serialize_using_object_code()
+    data = pickle.dumps((state, compiled._wrapper_name, sorted(called)))
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(hashlib.sha256(data).digest() + data)
+        temporary.replace(path)
+
+
+def _load(path: Path) -> tuple[int, Any] | None:
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    check, data = content[:32], content[32:]
+    if hashlib.sha256(data).digest() != check:
+        return None
+    state, name, called = pickle.loads(data)
+    if any(symbol not in _ENTRIES for symbol in called):
+        return None
+    for symbol in called:
+        require(symbol)
+    context = cpu_target.target_context
+    context.refresh()
+    library = context.codegen().unserialize_library(state)
+    return library.get_pointer_to_function(name), library
