@@ -93,6 +93,13 @@ def _eps(eps: float | None) -> float:
 
 def _addends(name: str, input: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Both in the dtype of their sum."""
+    if (
+        isinstance(input, torch.Tensor)
+        and isinstance(residual, torch.Tensor)
+        and input.shape == residual.shape
+        and input.dtype == residual.dtype
+    ):
+        return input, residual
     for label, value in (("input", input), ("residual", residual)):
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"{name}: {label} must be a Tensor, not {type(value).__name__}")
@@ -101,10 +108,8 @@ def _addends(name: str, input: torch.Tensor, residual: torch.Tensor) -> tuple[to
             f"{name}: input has shape {tuple(input.shape)} and residual {tuple(residual.shape)}; "
             "they must be the same (expand the smaller one first)"
         )
-    if input.dtype != residual.dtype:
-        dtype = torch.promote_types(input.dtype, residual.dtype)
-        return input.to(dtype), residual.to(dtype)
-    return input, residual
+    dtype = torch.promote_types(input.dtype, residual.dtype)
+    return input.to(dtype), residual.to(dtype)
 
 
 def _takes(
@@ -115,9 +120,12 @@ def _takes(
     residual: torch.Tensor | None = None,
 ) -> bool:
     """Whether the kernels run. Arguments that torch refuses are left to torch, whose errors say why."""
+    if not isinstance(input, torch.Tensor) or use_torch(
+        name, input
+    ):  # small tensors are to lose no time here
+        return False
     if (
-        not isinstance(input, torch.Tensor)
-        or not isinstance(normalized_shape, tuple | list)
+        not isinstance(normalized_shape, tuple | list)
         or not normalized_shape
         or input.shape[-len(normalized_shape) :] != tuple(normalized_shape)
     ):

@@ -154,7 +154,14 @@ def is_streamed(out: torch.Tensor, columns: int) -> bool:
 def parameter(
     value: torch.Tensor | None, columns: int, otherwise: float, out: torch.Tensor, distance: int
 ) -> torch.Tensor:
-    """The parameter as a float32 vector, constant where there is none; copied to where no store delays it."""
+    """The parameter as a float32 vector, constant where there is none.
+
+    Beside a large ``out`` it is copied to where no store delays its loads; elsewhere the copy costs more.
+    """
+    if out.numel() < STREAMED_BYTES // 4:
+        if value is None:
+            return torch.full((columns,), otherwise)
+        return value.reshape(columns).float().contiguous()
     placed = empty_beside(out, distance, columns)
     return placed.fill_(otherwise) if value is None else placed.copy_(value.reshape(columns))
 

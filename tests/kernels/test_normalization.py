@@ -249,8 +249,9 @@ def test_loops_fill_512_bit_registers_and_call_nothing():
     for body in (cpu.forward_rows, cpu_backward.backward_rows):
         signature = next(s for s in body.compiled.signatures if s[2].dtype.name == "float32")
         found = inspect_function(body.compiled, tuple(signature))
-        wide = [loop for loop in found.loops if loop.packed_bits == 512 and loop.packed > 1]
-        assert len(wide) >= 2, body.__name__
+        sums = [loop for loop in found.loops if loop.packed >= 8]  # unrolled by LLVM's vectoriser
+        assert sums, body.__name__
+        assert all(loop.packed_bits == 512 for loop in sums), body.__name__
         assert not found.libm
         assert found.float64 == 0
 
