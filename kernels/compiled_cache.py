@@ -1,7 +1,7 @@
 """Machine code of numba functions, kept on disk: a kernel is compiled once for a machine, not once a process.
 
-numba's own cache knows a function by the file it stands in. Kernels here call functions of other files and are
-in part generated, so a file is kept for each combination of: the text of everything in ``kernels``, the
+numba's own cache knows a function by the file it stands in. Kernels here call functions of other files and
+are in part generated, so a file is kept for each combination of: the text of everything in ``kernels``, the
 versions of numba and llvmlite, the CPU that is compiled for, the code of the function and of all that it
 reaches through closures and globals, its signature and its options. What cannot be described so is compiled
 each time. A file that is damaged or was written by another version is compiled anew and replaced.
@@ -25,6 +25,7 @@ import llvmlite
 import llvmlite.binding as llvm
 import numba
 import numpy as np
+from llvmlite import ir
 from numba.core.registry import cpu_target
 from numba.extending import _Intrinsic
 
@@ -92,12 +93,14 @@ def _describe(value: Any, seen: dict[int, int]) -> Any:
     """Plain data that differs where the compiled code may differ; _Unknown where that cannot be told."""
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         return repr(value)
-    if isinstance(value, np.generic):
-        return (value.dtype.str, value.tobytes())
+    if isinstance(value, np.generic | np.ndarray):
+        return (value.dtype.str, value.shape, value.tobytes())
     if isinstance(value, python.ModuleType):
         return ("module", value.__name__)
     if isinstance(value, type | numba.types.Type | np.dtype | python.BuiltinFunctionType | np.ufunc):
         return repr(value)
+    if isinstance(value, ir.Type | ir.Value):
+        return ("llvm", str(value))
     if isinstance(value, tuple | list):
         return tuple(_describe(item, seen) for item in value)
     if isinstance(value, set | frozenset):

@@ -113,6 +113,18 @@ class chunked:
         self._kept: list[Any] = []
         _BODIES.add(self)
 
+    @property
+    def signatures(self) -> list[tuple[types.Type, ...]]:
+        """Types of the arguments it has been called with, as ``compiled`` takes them."""
+        fold = self.compiled._compiler.fold_argument_types  # *arguments become one tuple
+        return [tuple(fold(_signature(key), {})[1]) for key in self._workers]
+
+    def assembly(self, signature: tuple[types.Type, ...]) -> str:
+        """The machine code of the body for one of ``signatures``, compiled anew where it came from disk."""
+        if signature not in self.compiled.overloads:
+            self.compiled.compile(signature)
+        return self.compiled.inspect_asm(signature)
+
     def __call__(self, *arguments: Any) -> Any:
         if not hasattr(self, "compiled"):
             self._take(arguments[0])
@@ -203,7 +215,7 @@ def calls_in(step: Callable[[], object]) -> dict[chunked, list[tuple[types.Type,
         for body in before:
             body._workers = {}
         step()
-        return {body: [_signature(key) for key in body._workers] for body in _BODIES if body._workers}
+        return {body: body.signatures for body in _BODIES if body._workers}
     finally:
         for body, workers in before.items():
             body._workers = {**workers, **body._workers}

@@ -141,8 +141,8 @@ def configuration(
     half a group.
     """
     few_bytes = dtype is torch.float32  # a row of int4 bytes that is a float32 block wide would be long
-    if dtype is torch.float32 and rows <= 16 and bits == 4 and backward:
-        m, n, k, warps, stages = 16, 32, 64, 4, 4
+    if dtype is torch.float32 and rows <= 16 and (backward or bits == 4):
+        m, n, k, warps, stages = (16, 32, 128, 4, 4) if backward else (16, 32, 32, 4, 3)
         few_bytes = False  # below 64 bytes a row no load is 16 bytes wide
     elif dtype is torch.float32:
         m, n, k, warps, stages = (16, 32, 32, 4, 3) if rows <= 16 else (32, 32, 32, 4, 2)

@@ -153,12 +153,11 @@ def test_loops_are_packed_at_512_bits_without_gathers_or_libm():
     x = torch.rand(64)
     for name, member in FAMILY.items():
         cpu_elementwise.forward(name)(x, *PARAMETERS.get(name, ()))
-        body = cpu_elementwise.forward_body(member).compiled
         cpu_softmax.softmax(x[None])
-        for compiled in (body, cpu_softmax._forward.compiled):
-            types = next(iter(compiled.overloads))
-            code = inspect_function(compiled, tuple(types))
+        for body in (cpu_elementwise.forward_body(member), cpu_softmax._forward):
+            types = body.signatures[0]
+            code = inspect_function(body.compiled, types)
             assert code.verdict == "packed, 512 bit", code.summary
             assert not code.libm
             assert code.float64 == 0
-            assert "gather" not in compiled.inspect_asm(types)
+            assert "gather" not in body.assembly(types)

@@ -333,6 +333,7 @@ MEMORY = """
 import sys, torch
 import torch.nn.functional as F
 import kernels
+import kernels.op
 from bench.environment import peak_memory_bytes, reset_peak_memory
 
 hidden, target = torch.randn(2048, 128), torch.randint(0, 32000, (2048,))
@@ -345,6 +346,7 @@ function = {
     "kernels": kernels.linear_cross_entropy,
     "torch": lambda hidden, weight, target: F.cross_entropy(hidden @ weight.T, target),
 }[sys.argv[1]]
+kernels.op.crossover = lambda name, device: 0  # so that the first run compiles what the second uses
 run(2, function)
 if not reset_peak_memory():
     sys.exit(77)

@@ -264,13 +264,13 @@ def test_bfloat16_product_compiles_passes_opcheck_and_needs_no_certain_threads()
 def test_inner_products_stay_in_full_registers(bits):
     kernels.linear_int8(X[:1], INT8, torch.ones(5))
     kernels.linear_int4(X[:1], INT4, torch.ones(5, 2))
-    body = (cpu_linear._few_int8 if bits == 8 else cpu_linear._few_int4).compiled
-    code = inspect_function(body)
+    body = cpu_linear._few_int8 if bits == 8 else cpu_linear._few_int4
+    code = inspect_function(body.compiled, body.signatures[-1])
     assert code.packed_fma >= 16 + 4, (
         code.summary
     )  # tiles of 4 x 4 and 1 x 4; what is scalar is the end of a row
     assert not code.libm
-    assembly = "\n".join(body.inspect_asm().values())
+    assembly = body.assembly(body.signatures[-1])
     converted, looked_up = assembly.count("vcvtdq2ps"), len(re.findall("\tvperm(?:ps|d)\t.*zmm", assembly))
     assert (converted, looked_up)[bits == 4] >= 8, "weights are widened in registers"
     assert "prefetch" in assembly

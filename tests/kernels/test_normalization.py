@@ -247,8 +247,8 @@ def test_loops_fill_512_bit_registers_and_call_nothing():
     cpu.layer_norm(x, ones, ones, 8, 1e-5)
     cpu_backward.norm_backward(x, None, x, torch.zeros(4), torch.ones(4), ones, 8, True)
     for body in (cpu.forward_rows, cpu_backward.backward_rows):
-        signature = next(s for s in body.compiled.signatures if s[2].dtype.name == "float32")
-        found = inspect_function(body.compiled, tuple(signature))
+        signature = next(s for s in body.signatures if s[2].dtype.name == "float32")
+        found = inspect_function(body.compiled, signature)
         sums = [loop for loop in found.loops if loop.packed >= 8]  # unrolled by LLVM's vectoriser
         assert sums, body.__name__
         assert all(loop.packed_bits == 512 for loop in sums), body.__name__

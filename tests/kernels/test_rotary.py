@@ -66,8 +66,8 @@ def test_tables_that_want_a_gradient_are_refused():
 @pytest.mark.skipif("avx512f" not in host_features(), reason="512-bit registers are AVX-512's")
 def test_sixteen_pairs_are_turned_in_512_bit_registers():
     cpu.rotate(torch.ones(3, 64), *tables(3, 32), False, False)
-    types = next(t for t in cpu._rotate.compiled.overloads if t[2].dtype.name == "float32")
-    code = inspect_function(cpu._rotate.compiled, tuple(types))
+    types = next(t for t in cpu._rotate.signatures if t[2].dtype.name == "float32")
+    code = inspect_function(cpu._rotate.compiled, types)
     assert code.vector_bits == 512
     assert code.packed_fma >= 4
     assert not code.libm

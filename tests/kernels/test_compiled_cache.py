@@ -1,0 +1,174 @@
+"""kernels/compiled_cache.py: the same code is not compiled twice, another one is never taken for it."""
+
+import subprocess
+import sys
+
+import numba
+import pytest
+import torch
+
+from kernels import compiled_cache
+from kernels.compiled_cache import address_of
+from kernels.compiled_once import compiled_once, floats_at
+from kernels.threads import chunked
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERFLAB_HOME", str(tmp_path))
+    return tmp_path / "kernels"
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """Functions that numba was asked to compile."""
+    found = []
+    original = numba.cfunc
+
+    def counted(*arguments, **options):
+        compile_it = original(*arguments, **options)
+        return lambda function: found.append(function.__name__) or compile_it(function)
+
+    monkeypatch.setattr(numba, "cfunc", counted)
+    return found
+
+
+def make_scale(factor):
+    """A body whose code is the same for every factor: only what it closes over differs."""
+
+    @chunked
+    def scale(chunk, x):
+        for i in range(x.size):
+            x[i] *= factor
+
+    return scale
+
+
+def scaled(factor):
+    x = torch.ones(5)
+    make_scale(factor)(1, x)
+    return x.tolist()
+
+
+def test_a_second_process_would_load_what_the_first_compiled(folder, compilations):
+    assert scaled(3.0) == scaled(3.0) == [3.0] * 5
+    assert compilations == ["scale"]
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_what_a_body_closes_over_tells_it_apart(folder, compilations):
+    assert (scaled(3.0), scaled(5.0)) == ([3.0] * 5, [5.0] * 5)
+    assert len(compilations) == 2
+
+
+def test_a_function_that_a_body_calls_tells_it_apart(folder, compilations):
+    def with_inner(inner):
+        @chunked
+        def apply(chunk, x):
+            for i in range(x.size):
+                x[i] = inner(x[i])
+
+        x = torch.ones(3)
+        apply(1, x)
+        return x.tolist()
+
+    assert with_inner(numba.njit(lambda value: value + 1)) == [2.0] * 3
+    assert with_inner(numba.njit(lambda value: value + 2)) == [3.0] * 3
+    assert len(compilations) == 2
+
+
+def test_types_of_arguments_and_flags_tell_it_apart(folder, compilations):
+    scale = make_scale(2.0)
+    for dtype in (torch.float32, torch.float64):
+        x = torch.ones(2, dtype=dtype)
+        scale(1, x)
+        assert x.tolist() == [2.0, 2.0]
+    assert len(compilations) == 2
+
+
+@pytest.mark.parametrize("damage", [b"", b"short", lambda content: content[:-1] + b"x"])
+def test_a_damaged_file_is_compiled_anew_and_replaced(folder, compilations, damage):
+    scaled(3.0)
+    (path,) = folder.iterdir()
+    content = path.read_bytes()
+    path.write_bytes(damage(content) if callable(damage) else damage)
+    assert scaled(3.0) == [3.0] * 5
+    assert len(compilations) == 2
+    scaled(3.0)
+    assert len(compilations) == 2
+
+
+def test_another_text_of_the_package_is_compiled_anew(folder, compilations, monkeypatch):
+    scaled(3.0)
+    monkeypatch.setattr(compiled_cache, "_surroundings", lambda: b"another version")
+    scaled(3.0)
+    assert len(compilations) == 2
+
+
+def test_a_folder_that_cannot_be_written_costs_nothing(tmp_path, compilations, monkeypatch):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("PERFLAB_HOME", str(blocked))
+    assert scaled(7.0) == [7.0] * 5
+
+
+def test_what_cannot_be_described_is_not_kept(folder):
+    assert compiled_cache._path("void()", lambda: 1, {"odd": object()}) is None
+
+
+def test_functions_called_by_symbol_are_found_again(tmp_path):
+    """In three processes: the first compiles, the second loads, the third has lost the called one."""
+    code = (
+        "import torch, sys; sys.path.insert(0, sys.argv[1])\n"
+        "from shared import body\n"
+        "x = torch.ones(4); body(1, x); print(x.tolist())\n"
+    )
+    (tmp_path / "shared.py").write_text(
+        "from kernels.compiled_once import address, compiled_once, floats_at\n"
+        "from kernels.threads import chunked\n"
+        "@compiled_once()\n"
+        "def add_one(place, count):\n"
+        "    x = floats_at(place, count)\n"
+        "    for i in range(count):\n"
+        "        x[i] += 1\n"
+        "@chunked\n"
+        "def body(chunk, x):\n"
+        "    add_one(address(x, 0), x.size)\n"
+    )
+    import os
+
+    environment = {**os.environ, "PERFLAB_HOME": str(tmp_path / "home")}
+    for attempt in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=60,
+        )
+        assert done.stdout.strip() == "[2.0, 2.0, 2.0, 2.0]", done.stderr
+        kept = sorted((tmp_path / "home" / "kernels").iterdir())
+        assert len(kept) == 2
+        if attempt == 1:
+            next(path for path in kept if path.name.startswith("add_one")).unlink()
+
+
+def test_the_cfunc_of_a_signature_is_callable_from_c(folder):
+    import ctypes
+
+    def double(value):
+        return value * 2
+
+    address, kept = address_of(numba.types.int64(numba.types.int64), double, {})
+    assert ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(address)(21) == 42
+    assert kept is not None
+
+
+def test_compiled_once_takes_numbers():
+    @compiled_once(floats=("value",))
+    def fill(place, count, value):
+        x = floats_at(place, count)
+        for i in range(count):
+            x[i] = value
+
+    assert [str(kind) for kind in fill.kinds] == ["int64", "int64", "float32"]
