@@ -126,6 +126,7 @@ def test_figures_are_those_of_the_committed_results():
 def kernel_figures(saved):
     """The README's lines about the committed run of bench/suites/test_kernels.py."""
     rows = [entry["extra_info"]["row"] for entry in saved["benchmarks"] if "row" in entry["extra_info"]]
+    assert {row["allocator"] for row in rows} == {"default", "tuned"}
     machine = saved["machine_info"]
     where = f"{machine['cpu']['brand_raw']}, {machine['perflab']['usable_cores']} cores"
     yield (

@@ -50,7 +50,7 @@ class Row:
             against[peer].high,
             limit,
             line.flops / medians["kernels"],
-            line.target,
+            line.target if allocator == "tuned" else None,  # targets are about kernels, not page faults
         )
 
     @property

@@ -6,7 +6,8 @@ Each line is timed in interleaved rounds in one process: ours, torch eager, torc
 family names, and ``limit``, a copy of as many bytes as the operation must move. The speed-up is against the
 fastest peer, the fraction is limit / ours. The allocator is fixed when a process starts (with glibc's default
 a large output is page-faulted anew at every call), so the tuned column is measured by a child process. The
-table stands at the end of the run.
+table stands at the end of the run. A quick run times only the lines for which ``kernels.spec`` states a
+target.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from bench.suites.kernel_table import Row, render
 from kernels.spec import Benchmark, benchmarks
 
 LINES = {line.name: line for line in benchmarks()}
-SECONDS_PER_WAY = {"quick": 0.3, "full": 3.0}
+SECONDS_PER_WAY = {"quick": 0.2, "full": 3.0}
 ROWS = pytest.StashKey[list[Row]]()
 
 
@@ -69,7 +70,14 @@ def _limit(line: Benchmark, device: str) -> Callable[[], object]:
     return min(ways, key=lambda way: min(timeit.repeat(way, number=3, repeat=5)))
 
 
-@pytest.mark.parametrize("name", LINES)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A quick run times the lines that have a target."""
+    if "name" in metafunc.fixturenames:
+        quick = metafunc.config.getoption("perflab_scale") == "quick"
+        names = [name for name, line in LINES.items() if line.target is not None or not quick]
+        metafunc.parametrize("name", names)
+
+
 def test_kernel(name: str, paired: Paired, device: str, rows: list[Row], pytestconfig: pytest.Config) -> None:
     line = LINES[name]
     ways = dict(line.ways(device))
@@ -92,6 +100,7 @@ def test_kernel(name: str, paired: Paired, device: str, rows: list[Row], pytestc
     paired.extra_info["kernels"]["row"] = vars(row)
 
 
+@pytest.mark.timeout(3600)
 def test_tuned_column(benchmark: Any, device: str, rows: list[Row], pytestconfig: pytest.Config) -> None:
     """The same lines in a process whose malloc keeps its memory."""
     if benchmark.disabled or allocator_mode() == "tuned" or device == "cuda":
