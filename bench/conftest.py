@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """On a machine where perflab is not installed (``make gpu``) its plugin is loaded from here."""
-    if not config.pluginmanager.hasplugin("perflab"):
-        from bench import plugin
+    from bench import plugin
 
+    if not config.pluginmanager.is_registered(plugin):
         config.pluginmanager.register(plugin, "perflab")

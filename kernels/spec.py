@@ -126,7 +126,11 @@ class Operation:
                 "torch.compile": step_of(torch.compile(self.eager), arguments, self.gradients, direction),
             }
             for label, peer in self.peers.items():
-                if (step := peer(arguments, direction)) is not None:
+                try:
+                    step = peer(arguments, direction)
+                except ImportError:  # a peer that is not installed does not compete
+                    continue
+                if step is not None:
                     found[label] = step
             return found
 

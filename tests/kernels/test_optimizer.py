@@ -10,8 +10,6 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from precision import assert_accurate
 from test_operations import Recorded
 
@@ -19,6 +17,10 @@ import kernels
 from kernels.inspect import inspect_function
 from kernels.optimizer import cpu, cpu_lists, operations, reference
 from kernels.simd import vector_bits
+
+pytest.importorskip("hypothesis")  # a GPU machine may lack it
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 RULES = {
     "SGD": (reference.sgd, ("momentum_buffer",)),
