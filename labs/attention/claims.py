@@ -106,7 +106,7 @@ CLAIMS = (
     Claim(
         "Read page by page, the cache still saves three quarters of computing everything again.",
         pages_save_as_well,
-        "The table beside says what the pages cost against a contiguous cache: on a CPU, several times as much "
-        "where the gather is not at the limit of memory. If it fails, look at the page size.",
+        "The table beside says what the pages cost against a contiguous cache: on a CPU, several times as "
+        "much where the gather is not at the limit of memory. If it fails, look at the page size.",
     ),
 )
