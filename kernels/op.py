@@ -5,7 +5,7 @@ that autograd, ``torch.compile(fullgraph=True)`` and ``torch.library.opcheck`` w
 question each public function asks first: would torch's own operation serve better here?
 
 Registration alone costs microseconds, which small tensors do not repay: below a measured size
-(``kernels/crossover.json``, elements of the first tensor) the eager public function calls torch's op.
+(``kernels/crossover.json``, elements) the eager public function calls torch's op.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _crossover() -> dict[str, dict[str, int]]:
 
 @cache
 def crossover(name: str, device: str) -> int:
-    """Elements of the first tensor below which the eager public function calls torch's op."""
+    """Elements below which the eager public function calls torch's op."""
     return _crossover().get(device, {}).get(name, 0)
 
 
@@ -108,15 +108,20 @@ _warned: set[tuple[str, str]] = set()
 
 
 def use_torch(
-    name: str, first: torch.Tensor, *others: torch.Tensor | None, dtypes: Sequence[torch.dtype] = FLOATS
+    name: str,
+    first: torch.Tensor,
+    *others: torch.Tensor | None,
+    dtypes: Sequence[torch.dtype] = FLOATS,
+    elements: int | None = None,
 ) -> bool:
     """True where torch's own operation should run: a small tensor, or one that the kernels do not take.
 
-    Only the second is worth a ``FallbackWarning``, once for each operation and reason.
+    Only the second is worth a ``FallbackWarning``, once for each operation and reason. elements: what is held
+    against the crossover, where it is not the elements of ``first``.
     """
     if not torch.compiler.is_compiling():
         kind = first.device.type
-        if first.numel() < crossover(name, kind):
+        if (first.numel() if elements is None else elements) < crossover(name, kind):
             return True
     reason = _unsupported(first, others, dtypes)
     if reason and not torch.compiler.is_compiling():

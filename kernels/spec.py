@@ -1,9 +1,10 @@
 """What an operation is, once: its reference, its shapes, what it moves. Tests, benchmarks and labs read it.
 
-Each family's ``spec.py`` lists its operations in ``OPERATIONS`` and may list further ``BENCHMARKS``;
-``operations()`` and ``benchmarks()`` gather them. ``tests/kernels/test_operations.py`` holds every operation
-to its float64 reference on every case; ``bench/suites/test_kernels.py`` times every benchmark beside its
-peers.
+Each family's ``spec.py`` lists its operations in ``OPERATIONS`` and may list further ``BENCHMARKS`` and
+``SIZED``; ``operations()``, ``benchmarks()`` and ``sized()`` gather them.
+``tests/kernels/test_operations.py`` holds every operation to its float64 reference on every case;
+``bench/suites/test_kernels.py`` times every benchmark beside its peers, ``bench/suites/test_crossover.py``
+small sizes beside torch.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 
 import torch
 
+NEVER = 2**62
+"""A crossover that no tensor reaches."""
 FAMILIES = ("activation", "attention", "loss", "matmul", "normalization", "optimizer", "rotary")
 
 Arguments = dict[str, Any]
@@ -67,6 +70,21 @@ class Benchmark:
         return f"{self.operation} {self.direction} {self.label} {str(self.dtype).removeprefix('torch.')}"
 
 
+@dataclass(frozen=True)
+class Sized:
+    """An operation at any size: where do our kernels begin to beat torch's own operation?
+
+    ways(rows, columns, device): the elements that decide (see ``kernels.op.use_torch``), and the steps, ours
+    and torch's. columns: the width at which the rows are counted. most: what the crossover may be at most,
+    for operations that are there to hold less memory.
+    """
+
+    operation: str
+    ways: Callable[[int, int, str], tuple[int, Step, Step]]
+    columns: int = 1024
+    most: int = NEVER
+
+
 def _no_flops(arguments: Arguments, backward: bool) -> int:
     return 0
 
@@ -81,7 +99,9 @@ class Operation:
     is the one that stands for all. sizes: those worth timing, in float32. bytes_moved(arguments, backward)
     and flops(arguments, backward): see ``Benchmark``. targets: ``{direction: target}``, one line of the table
     each.
-    peers: further ways to do the same. dtypes: what the kernels take.
+    peers: further ways to do the same. dtypes: what the kernels take. sized(rows, columns): the case of that
+    size, on which the crossover to torch is measured (see ``Sized``), at ``columns`` columns; None where the
+    kernels run at every size. counted(arguments): the elements that decide; None: the first tensor's.
     """
 
     name: str
@@ -96,6 +116,27 @@ class Operation:
     peers: Mapping[str, Peer] = field(default_factory=dict)
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
     targets: Mapping[str, float | None] = field(default_factory=lambda: {"forward": None})
+    sized: Callable[[int, int], Case] | None = None
+    counted: Callable[[Arguments], int] | None = None
+    columns: int = 1024
+    most: int = NEVER
+
+    def sizes_of(self) -> Iterator[Sized]:
+        """How to run it at any size, if it can be."""
+        make = self.sized
+        if make is None:
+            return
+
+        def ways(rows: int, columns: int, device: str) -> tuple[int, Step, Step]:
+            arguments = make(rows, columns).arguments(torch.float32, device)
+            tensors = (value for value in arguments.values() if isinstance(value, torch.Tensor))
+            elements = self.counted(arguments) if self.counted else next(tensors).numel()
+            ours, theirs = (
+                step_of(function, arguments, (), "forward") for function in (self.function, self.eager)
+            )
+            return elements, ours, theirs
+
+        yield Sized(self.name, ways, self.columns, self.most)
 
     def benchmarks(self, dtype: torch.dtype = torch.float32) -> Iterator[Benchmark]:
         """A line for each size and direction."""
@@ -186,6 +227,19 @@ def benchmarks() -> list[Benchmark]:
             getattr(spec, "BENCHMARKS", ()),
         )
         for line in group
+    ]
+
+
+def sized() -> list[Sized]:
+    """Every operation that can be run at any size."""
+    return [
+        one
+        for spec in _specs()
+        for group in (
+            *(operation.sizes_of() for operation in getattr(spec, "OPERATIONS", ())),
+            getattr(spec, "SIZED", ()),
+        )
+        for one in group
     ]
 
 

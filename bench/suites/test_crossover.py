@@ -2,86 +2,102 @@
 
     pytest bench/suites/test_crossover.py --write-crossover
 
-Each operation's benchmark case is cut along its first dimension to 1, 2, 4, ... rows; the crossover is the
-smallest number of elements of the first tensor from which ours, called without a crossover, is not slower
-than torch at every larger size. The forward pass decides: the backward runs what the forward chose.
+Each operation runs at 1, 2, 4, ... rows, until torch takes 20 ms, which does not notice what a launch costs,
+or has 16 MB of float32: glibc's malloc fetches larger results from the kernel, page by page, at every call,
+which is no property of an operation. The crossover is the size from which on ours, called without a
+crossover, serves better. The forward pass decides: the backward runs what the forward chose.
+
+``test_small`` then holds every public function, as users call it, to twice torch's time at (8, 64).
 """
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from statistics import median
 
 import pytest
 
 from bench.plugin import TABLES
 from bench.rounds import Timed, call_cold, pairs, run_rounds, warm_up
 from bench.stats import Comparison, compare_pairs
-from kernels.spec import Arguments, Operation, operations, step_of
+from kernels.op import without_crossover
+from kernels.spec import NEVER, Sized, Step, sized
 
 SIZES = Path(__file__).parents[2] / "kernels" / "crossover.json"
-NEVER = 2**62
-OPERATIONS = {operation.name: operation for operation in operations() if operation.sizes}
+LONG_SECONDS, LARGE_ELEMENTS = 0.02, 1 << 22
+OPERATIONS: dict[str, list[Sized]] = {}
+for one in sized():
+    OPERATIONS.setdefault(one.operation, []).append(one)
 
 
-def cut(arguments: Arguments, rows: int) -> Arguments:
-    """The arguments with the first ``rows`` rows of every tensor that has as many as the first tensor."""
-    import torch
-
-    tensors = [value for value in arguments.values() if isinstance(value, torch.Tensor)]
-    length = tensors[0].shape[0]
-    return {
-        name: value[:rows].contiguous()
-        if isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == length
-        else value
-        for name, value in arguments.items()
-    }
-
-
-def elements(arguments: Arguments) -> int:
-    import torch
-
-    return next(value for value in arguments.values() if isinstance(value, torch.Tensor)).numel()
-
-
-def compare(operation: Operation, arguments: Arguments) -> Comparison:
-    """torch's seconds over ours, in interleaved rounds of a fifth of a second."""
-    base, new = (
-        Timed(step_of(function, arguments, (), "forward"))
-        for function in (operation.function, operation.eager)
-    )
+def compare(base_step: Step, new_step: Step, seconds: float) -> tuple[Comparison, float]:
+    """new over base in interleaved rounds of so many seconds in all; and the median seconds of new."""
+    base, new = Timed(base_step), Timed(new_step)
     for timed in (base, new):
         call_cold(timed)
         warm_up(timed, 0.05)
-    run_rounds({"base": base, "new": new}, 0.2)
-    return compare_pairs(*pairs(base, new))
+    run_rounds({"base": base, "new": new}, seconds)
+    return compare_pairs(*pairs(base, new)), median(new.seconds)
 
 
-def find(operation: Operation) -> tuple[int, list[tuple[int, float]]]:
-    """(crossover in elements, [(elements, speed-up over torch)])."""
-    import torch
+def measure(one: Sized) -> list[tuple[int, Comparison]]:
+    """[(elements, torch's seconds over ours)] at growing sizes."""
+    found: list[tuple[int, Comparison]] = []
+    seconds, rows = 0.0, 1
+    while seconds < LONG_SECONDS and (not found or found[-1][0] < LARGE_ELEMENTS):
+        elements, ours, torchs = one.ways(rows, one.columns, "cpu")
+        comparison, seconds = compare(ours, torchs, 0.2)
+        found.append((elements, comparison))
+        rows *= 2
+    return found
 
-    whole = operation.sizes[0].arguments(torch.float32)
-    rows = next(value for value in whole.values() if isinstance(value, torch.Tensor)).shape[0]
-    cases = [cut(whole, 2**power) for power in range(rows.bit_length()) if 2**power <= rows]
-    found = [(elements(case), compare(operation, case)) for case in cases]
-    crossover = NEVER
-    for size, comparison in reversed(found):
-        if comparison.verdict == "faster":  # torch is
-            break
-        crossover = size
-    return crossover, [(size, comparison.ratio) for size, comparison in found]
+
+def crossover_of(found: list[tuple[int, Comparison]]) -> int:
+    """Where to go over from torch to ours, so that the wrong choice costs least over all measured sizes.
+
+    The cost of a choice is the logarithm of its time over the other's, where it is the slower one: a few
+    sizes at which noise or a cache decides do not move the crossover. 0: ours everywhere; NEVER: torch's.
+    """
+    sizes = [0, *(elements for elements, _ in found[1:]), NEVER]
+    gains = [math.log(comparison.ratio) for _, comparison in found]  # of ours over torch
+
+    def cost(cut: int) -> float:
+        return sum(max(0.0, gain) for gain in gains[:cut]) + sum(max(0.0, -gain) for gain in gains[cut:])
+
+    return sizes[min(range(len(sizes)), key=cost)]
+
+
+def say(config: pytest.Config, text: str) -> None:
+    """A line of the terminal's summary."""
+    config.stash.setdefault(TABLES, []).append(lambda width: text + "\n")
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_crossover(name: str, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kernels.op.crossover", lambda name, device: 0)
-    crossover, speedups = find(OPERATIONS[name])
-    shown = ", ".join(f"{size}: {speedup:.2f}" for size, speedup in speedups)
-    said = f"{name}: ours from {crossover if crossover < NEVER else 'no size'} elements ({shown})\n"
-    pytestconfig.stash.setdefault(TABLES, []).append(lambda width: said)
+def test_crossover(name: str, pytestconfig: pytest.Config) -> None:
+    crossovers = []
+    for one in OPERATIONS[name]:  # several where an option makes another operation of it: gelu
+        with without_crossover():
+            found = measure(one)
+        crossovers.append(min(one.most, crossover_of(found)))
+        shown = ", ".join(f"{size}: {comparison.ratio:.2f}" for size, comparison in found)
+        where = "at no size" if crossovers[-1] == NEVER else f"from {crossovers[-1]} elements"
+        say(pytestconfig, f"{name}: ours {where} (elements: torch's time over ours: {shown})")
+        assert len(found) > 1
     if pytestconfig.getoption("write_crossover"):
         data = json.loads(SIZES.read_text())
-        data["elements"]["cpu"][name] = crossover
+        data["elements"]["cpu"][name] = max(crossovers)
         data["elements"]["cpu"] = dict(sorted(data["elements"]["cpu"].items()))
         SIZES.write_text(json.dumps(data, indent=2) + "\n")
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_small(name: str, pytestconfig: pytest.Config) -> None:
+    """A public function is a choice that costs: at (8, 64) at most as much again as torch's own operation."""
+    for one in OPERATIONS[name]:
+        _, ours, torchs = one.ways(8, 64, "cpu")
+        comparison, seconds = compare(torchs, ours, 0.5)
+        said = f"{name} (8, 64): {comparison.ratio:.2f} times torch's time, {seconds * 1e6:.1f} us"
+        say(pytestconfig, said)
+        assert comparison.low <= 2.0, said

@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import pytest
 from bench.environment import allocator_environment, allocator_mode
 from bench.plugin import TABLES, Paired, register
 from bench.suites.kernel_table import Row, render
+from kernels.op import without_crossover
 from kernels.spec import Benchmark, benchmarks
 
 LINES = {line.name: line for line in benchmarks()}
@@ -78,6 +79,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("name", names)
 
 
+@pytest.fixture
+def every_size() -> Iterator[None]:
+    """The kernels themselves are timed, also where the public function would rather call torch."""
+    with without_crossover():
+        yield
+
+
+@pytest.mark.usefixtures("every_size")
 def test_kernel(name: str, paired: Paired, device: str, rows: list[Row], pytestconfig: pytest.Config) -> None:
     line = LINES[name]
     ways = dict(line.ways(device))

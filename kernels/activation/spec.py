@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -74,8 +76,10 @@ def _torch_swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return F.silu(gate) * up
 
 
-def _elementwise(name: str, *cases: Case, **more: Any) -> Operation:
-    """One of the family; each has an empty case and one of primes."""
+def _elementwise(
+    name: str, *cases: Case, options: Mapping[str, Any] = MappingProxyType({}), **more: Any
+) -> Operation:
+    """One of the family; each has an empty case and one of primes. options: of the call that is timed."""
     eager = getattr(F, name)
     if name in ("sigmoid", "tanh"):  # F's own are deprecated names of these
         eager = getattr(torch, name)
@@ -87,7 +91,9 @@ def _elementwise(name: str, *cases: Case, **more: Any) -> Operation:
         cases=[_case(0, 3), _case(37, 131), *cases],
         bytes_moved=lambda arguments, backward: (2 + backward) * tensor_bytes(arguments["input"]),
         gradients=("input",),
-        **{"sizes": [_case(*_TIMED)], **more},
+        sized=partial(_case, **options),
+        sizes=[_case(*_TIMED, **options)],
+        **more,
     )
 
 
@@ -119,6 +125,7 @@ OPERATIONS = [
             "jax.jit": _jax(lambda jax, x: jax.nn.softmax(x, -1)),
         },
         targets={"forward": 1.15, "backward": None},
+        sized=_softmax_case,
     ),
     _elementwise(
         "gelu",
@@ -128,7 +135,7 @@ OPERATIONS = [
     _elementwise(
         "gelu",
         _case(61, 67, approximate="tanh"),
-        sizes=[_case(*_TIMED, approximate="tanh")],
+        options={"approximate": "tanh"},
         peers={"out=": _written_out(torch._C._nn.gelu), "jax.jit": _gelu_of_jax(True)},
         targets={"forward": 1.05, "backward": None},
     ),
@@ -155,5 +162,6 @@ OPERATIONS = [
         gradients=("gate", "up"),
         peers={"jax.jit": _jax(lambda jax, gate, up: jax.nn.silu(gate) * up)},
         targets={"forward": 1.1, "backward": None},
+        sized=_pair_case,
     ),
 ]

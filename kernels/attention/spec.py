@@ -184,6 +184,10 @@ OPERATIONS = [
         flops=_flops,
         gradients=("query", "key", "value"),
         targets={"forward": 0.9, "backward": None},
+        sized=lambda rows, columns: _attend(
+            f"12x{rows}x{columns} causal", 1, 12, rows, rows, columns, is_causal=True
+        ),
+        columns=64,
     ),
     Operation(
         name="decode_attention",
@@ -202,6 +206,9 @@ OPERATIONS = [
             "torch loop": lambda arguments, direction: lambda: looped_decode(**arguments),
         },
         targets={"forward": 1.0},
+        sized=lambda rows, columns: _decode_case(
+            f"{rows}x{columns} keys 32/8 heads of 64", (columns,) * rows, 32, 8, 64, 16
+        ),
     ),
 ]
 

@@ -101,7 +101,9 @@ def linear_cross_entropy(
     """
     ignored = -100 if ignore_index is None else ignore_index
     reason: str | None = ""
-    if not use_torch("linear_cross_entropy", input, linear_weight, linear_bias):
+    if not use_torch(
+        "linear_cross_entropy", input, linear_weight, linear_bias, elements=_logits(input, linear_weight)
+    ):
         if options is not None:
             reason = "the options are those of torch's own chunks"
         else:
@@ -144,6 +146,12 @@ def linear_cross_entropy(
     if reduction == "none":
         loss = loss.view(target.shape)
     return _like_torchs(loss, input)
+
+
+def _logits(input: torch.Tensor, linear_weight: torch.Tensor) -> int:
+    """Elements of the logits; of the input where the shapes are wrong, which torch then says."""
+    features = input.shape[-1] if input.dim() else 0
+    return input.numel() // features * linear_weight.shape[0] if features and linear_weight.dim() else 0
 
 
 def _like_torchs(loss: torch.Tensor, input: torch.Tensor) -> torch.Tensor:

@@ -119,6 +119,7 @@ OPERATIONS = [
         gradients=("input",),
         peers={"jax.jit": _jax},
         targets={"forward": None, "forward+backward": 2.3},
+        sized=_case,
     ),
     Operation(
         name="linear_cross_entropy",
@@ -136,5 +137,8 @@ OPERATIONS = [
         gradients=("input", "linear_weight", "linear_bias"),
         peers={"torch chunks": _chunked_by_torch},
         targets={"forward+backward": 1.0},
+        sized=lambda rows, columns: _linear_case(rows, columns, columns),
+        counted=lambda arguments: len(arguments["input"]) * len(arguments["linear_weight"]),
+        most=1 << 20,  # logits of some megabytes
     ),
 ]

@@ -53,8 +53,7 @@ def quantize_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     _check_weight("quantize_int8", weight)
     weight = weight.detach()
     if use_torch("quantize_int8", weight):
-        integers, scale = reference.quantize(weight, max(1, weight.shape[1]), 127)
-        scale = scale[:, 0] if weight.shape[1] else scale.new_zeros(len(weight))
+        integers, scale = reference.quantize_int8(weight)
     else:
         integers, scale = _quantize_int8(weight.contiguous())
     _check_finite("quantize_int8", scale)
@@ -79,9 +78,7 @@ def quantize_int4(weight: torch.Tensor, group_size: int = 128) -> tuple[torch.Te
         )
     weight = weight.detach()
     if use_torch("quantize_int4", weight):
-        integers, scale = reference.quantize(weight, group_size, 7)
-        lower, upper = (integers + 8).to(torch.uint8).unflatten(1, (-1, group_size)).chunk(2, -1)
-        packed = (lower | upper << 4).flatten(1)
+        packed, scale = reference.quantize_int4(weight, group_size)
     else:
         packed, scale = _quantize_int4(weight.contiguous(), group_size)
     _check_finite("quantize_int4", scale)

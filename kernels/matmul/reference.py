@@ -16,6 +16,19 @@ def quantize(weight: torch.Tensor, group_size: int, levels: int) -> tuple[torch.
     return integers.flatten(1).to(torch.int8), scale
 
 
+def quantize_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each row has a scale."""
+    integers, scale = quantize(weight, max(1, weight.shape[1]), 127)
+    return integers, scale[:, 0] if weight.shape[1] else scale.new_zeros(len(weight))
+
+
+def quantize_int4(weight: torch.Tensor, group_size: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each group has a scale; two integers share a byte, the group's second half in the upper bits."""
+    integers, scale = quantize(weight, group_size, 7)
+    lower, upper = (integers + 8).to(torch.uint8).unflatten(1, (-1, group_size)).chunk(2, -1)
+    return (lower | upper << 4).flatten(1), scale
+
+
 def unpack_int4(weight: torch.Tensor, groups: int) -> torch.Tensor:
     """The integers of a packed int4 weight (out, in / 2) of ``groups`` groups a row: int8 (out, in)."""
     parts = weight.unflatten(1, (groups, -1)).to(torch.int16)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from kernels import matmul
 from kernels.matmul import reference
-from kernels.spec import Arguments, Benchmark, Case, Operation, Step, tensor_bytes
+from kernels.spec import Arguments, Benchmark, Case, Operation, Sized, Step, tensor_bytes
 
 
 def _case(rows: tuple[int, ...], out: int, inner: int, bits: int, bias: bool = True, group: int = 32) -> Case:
@@ -116,6 +115,8 @@ OPERATIONS = [
             "jax.jit": _jax_int8,
         },
         targets={"forward": 1.0},
+        sized=lambda rows, columns: _case((8,), rows, columns, 8),
+        counted=lambda arguments: arguments["weight_int8"].numel(),
     ),
     Operation(
         name="linear_int4",
@@ -143,39 +144,45 @@ OPERATIONS = [
             "float weight": _as_float(reference.dequantize_int4, "weight_int4"),
         },
         targets={"forward": 1.0},
+        sized=lambda rows, columns: _case((8,), rows, columns, 4),
+        counted=lambda arguments: arguments["weight_int4"].numel(),
     ),
 ]
+
+
+def _quantize_ways(name: str, rows: int, columns: int, device: str, **options: int) -> dict[str, Step]:
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)).to(device)
+    ours, theirs = getattr(matmul, name), getattr(reference, name)
+    return {"kernels": lambda: ours(weight, **options), "torch": lambda: theirs(weight, **options)}
 
 
 def _quantization(name: str, levels: int, group: int) -> Benchmark:
     rows, columns = 4096, 4096
 
     def ways(device: str) -> Mapping[str, Step]:
-        weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)).to(device)
-        compiled = torch.compile(reference.quantize)
-        function: Any = getattr(matmul, name)
-        return {
-            "kernels": lambda: function(weight),
-            "torch": lambda: reference.quantize(weight, group, levels),
-            "torch.compile": lambda: compiled(weight, group, levels),
-        }
+        found = _quantize_ways(name, rows, columns, device)
+        return {**found, "torch.compile": torch.compile(found["torch"])}
 
     written = rows * columns // (1 if levels == 127 else 2) + 4 * rows * columns // group
     label = f"{rows}x{columns}"
     return Benchmark(name, "forward", label, torch.float32, ways, 4 * rows * columns + written)
 
 
+def _product_ways(m: int, k: int, n: int, device: str) -> dict[str, Step]:
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(m, k, generator=generator).bfloat16().to(device)
+    b = torch.randn(k, n, generator=generator).bfloat16().to(device)
+    out = torch.empty(m, n, dtype=torch.bfloat16, device=device)
+    return {
+        "kernels": lambda: matmul.matmul_bf16(a, b),
+        "torch": lambda: a @ b,
+        "out=": lambda: torch.mm(a, b, out=out),
+    }
+
+
 def _product(m: int, k: int, n: int) -> Benchmark:
     def ways(device: str) -> Mapping[str, Step]:
-        generator = torch.Generator().manual_seed(0)
-        a = torch.randn(m, k, generator=generator).bfloat16().to(device)
-        b = torch.randn(k, n, generator=generator).bfloat16().to(device)
-        out = torch.empty(m, n, dtype=torch.bfloat16, device=device)
-        return {
-            "kernels": lambda: matmul.matmul_bf16(a, b),
-            "torch": lambda: a @ b,
-            "out=": lambda: torch.mm(a, b, out=out),
-        }
+        return _product_ways(m, k, n, device)
 
     label = f"{m}x{k}x{n}"
     moved = 2 * (m * k + k * n + m * n)
@@ -187,4 +194,24 @@ BENCHMARKS = [
     _quantization("quantize_int4", 7, 128),
     _product(1024, 1024, 1024),
     _product(1536, 1024, 4096),
+]
+
+
+def _sized_quantization(name: str, **options: int) -> Sized:
+    def ways(rows: int, columns: int, device: str) -> tuple[int, Step, Step]:
+        found = _quantize_ways(name, rows, columns, device, **options)
+        return rows * columns, found["kernels"], found["torch"]
+
+    return Sized(name, ways)
+
+
+def _sized_product(rows: int, columns: int, device: str) -> tuple[int, Step, Step]:
+    found = _product_ways(rows, columns, columns, device)
+    return rows * columns, found["kernels"], found["torch"]
+
+
+SIZED = [
+    _sized_quantization("quantize_int8"),
+    _sized_quantization("quantize_int4", group_size=32),
+    Sized("matmul_bf16", _sized_product),
 ]

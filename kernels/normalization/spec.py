@@ -127,6 +127,7 @@ def _operation(name: str, eager: Any, peers: dict[str, Peer], targets: dict[str,
         gradients=("input", *(["residual"] if added else []), "weight", *(["bias"] if biased else [])),
         peers=peers,
         targets=targets,
+        sized=partial(_case, added=added, biased=biased),
     )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from inspect import signature
 from math import prod
 from typing import Any
 
 import torch
 
 from kernels import optimizer
-from kernels.spec import Benchmark, Step
+from kernels.spec import Benchmark, Sized, Step
 
 Shapes = Sequence[tuple[int, ...]]
 
@@ -28,7 +29,7 @@ def _elements(shapes: Shapes) -> int:
     return sum(prod(shape) for shape in shapes)
 
 
-def _ways(
+def _eager_ways(
     name: str, shapes: Shapes, dtype: torch.dtype, options: Mapping[str, Any], device: str
 ) -> dict[str, Step]:
     """Steps on the same parameters and gradients, each with states of its own."""
@@ -36,13 +37,20 @@ def _ways(
     for param in params:
         param.grad = torch.randn_like(param)
     theirs = getattr(torch.optim, name)
-    found: dict[str, Step] = {
-        "kernels": getattr(optimizer, name)(params, **options).step,
-        "torch fused": theirs(params, fused=True, **options).step,
-        "torch foreach": theirs(params, foreach=True, **options).step,
-    }
+    found: dict[str, Step] = {"kernels": getattr(optimizer, name)(params, **options).step}
+    for way in ("fused", "foreach"):
+        if way in signature(theirs).parameters:  # torch has no fused update of some
+            found[f"torch {way}"] = theirs(params, **{way: True}, **options).step
     if len(shapes) < 16:  # Inductor takes minutes to compile an update of hundreds of tensors
         found["torch.compile"] = torch.compile(theirs(params, **options).step)
+    return found
+
+
+def _ways(
+    name: str, shapes: Shapes, dtype: torch.dtype, options: Mapping[str, Any], device: str
+) -> dict[str, Step]:
+    """Every way to make the step; the compiled ones are compiled when first called."""
+    found = _eager_ways(name, shapes, dtype, options, device)
     if device == "cpu" and name == "AdamW" and dtype is torch.float32:
         found["jax.jit"] = _jax_adamw(shapes, **options)
     return found
@@ -117,3 +125,14 @@ def _lines() -> Iterator[Benchmark]:
 
 
 BENCHMARKS = list(_lines())
+
+
+def _sized(name: str) -> Sized:
+    def ways(rows: int, columns: int, device: str) -> tuple[int, Step, Step]:
+        found = _eager_ways(name, [(rows, columns)] * 4, torch.float32, {}, device)
+        return 4 * rows * columns, found["kernels"], found.get("torch fused", found["torch foreach"])
+
+    return Sized(name, ways)
+
+
+SIZED = [_sized(name) for name in ("Adadelta", "Adagrad", "Adam", "AdamW", "RMSprop", "SGD")]

@@ -137,7 +137,7 @@ def test_all_claims_hold_when_the_predictions_come_true():
         (claims.window_is_linear, {"window_2048__fused": 1.0}),
         (claims.sharing_saves_the_copy, {"gqa_2048__fused": 1.0}),
         (claims.cache_saves_everything, {"token_2048__cache": 1.0}),
-        (claims.pages_save_as_well, {"token_2048__pages": 1.0}),
+        (claims.pages_cost_little, {"token_2048__pages": 1.0}),
     ],
 )
 def test_each_claim_can_fail(claim, times):
