@@ -1,0 +1,139 @@
+"""Ranks that live as long as the tests: ``run(world_size, function, ...)`` on a world of real processes.
+
+The processes are forked from one that has torch imported (multiprocessing's fork server), so that a world
+starts in milliseconds, and a test that kills a rank costs no more. Each call gets process groups of its own.
+What a rank raises, raises here, with its traceback; a rank that does not answer in time is named and ended.
+"""
+
+import contextlib
+import importlib
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+import traceback
+from datetime import timedelta
+from multiprocessing.connection import wait
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+START_SECONDS = 60.0
+
+
+class RankFailed(AssertionError):
+    """A rank raised; its traceback is in the message."""
+
+
+class Ranks:
+    """Up to ``most`` processes; a call uses the first ``world_size`` of them."""
+
+    def __init__(self, most=4):
+        self.most, self._number = most, 0
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["torch", "torch.distributed", "numba", "numpy"])
+        self._ranks = {}
+        self._folder = tempfile.TemporaryDirectory(prefix="perflab-ranks-")
+
+    def run(self, world_size, function, *arguments, backend="gloo", timeout=60.0, expect_death=()):
+        """[what ``function(*arguments)`` returned on each rank], run with a default process group.
+
+        function: importable (defined in a test module). backend None: without torch.distributed.
+        expect_death: ranks that end themselves; their result is None.
+        """
+        self._number += 1
+        store = os.path.join(self._folder.name, str(self._number))
+        place = (function.__module__, function.__qualname__)
+        for rank in range(world_size):
+            self._rank(rank)[1].send((place, arguments, backend, rank, world_size, store, timeout))
+        results = self._answers(world_size, timeout, f"{place[1]}{arguments}", expect_death)
+        failed = {rank: text for rank, (right, text) in results.items() if not right}
+        if failed:
+            raise RankFailed("\n".join(f"rank {r} of {world_size}: {text}" for r, text in failed.items()))
+        return [results[rank][1] if rank in results else None for rank in range(world_size)]
+
+    def _answers(self, world_size, timeout, what, expect_death):
+        results, dead, deadline = {}, set(), time.monotonic() + timeout + START_SECONDS * (self._number == 1)
+        while len(results) + len(dead) < world_size:
+            left = [rank for rank in range(world_size) if rank not in results and rank not in dead]
+            ready = wait([self._ranks[rank][1] for rank in left], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                self.close()
+                raise TimeoutError(
+                    f"{what}: no answer from ranks {left} of {world_size} within {timeout:.0f} s"
+                    + "".join(
+                        f"; rank {rank}: {text}" for rank, (right, text) in results.items() if not right
+                    )
+                )
+            for rank in left:
+                process, pipe = self._ranks[rank]
+                if pipe not in ready:
+                    continue
+                try:
+                    results[rank] = pipe.recv()
+                except EOFError:
+                    process.join()
+                    del self._ranks[rank]
+                    dead.add(rank)
+                    if rank not in expect_death:
+                        code = process.exitcode
+                        self.close()
+                        raise RankFailed(f"{what}: rank {rank} of {world_size} ended with {code}") from None
+        return results
+
+    def _rank(self, rank):
+        if rank not in self._ranks:
+            ours, theirs = self._context.Pipe()
+            process = self._context.Process(target=serve, args=(theirs, list(sys.path)), daemon=True)
+            process.start()
+            theirs.close()
+            self._ranks[rank] = process, ours
+        return self._ranks[rank]
+
+    def close(self):
+        """End every rank."""
+        for process, pipe in self._ranks.values():
+            pipe.close()
+            process.kill()
+            process.join()
+        self._ranks.clear()
+
+
+def serve(pipe, path):
+    """A rank: answer calls until the other end is gone."""
+    import torch
+
+    sys.path[:] = [str(ROOT), *path]
+    torch.set_num_threads(1)
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            place, arguments, backend, rank, world_size, store, timeout = pipe.recv()
+            try:
+                answer = True, call(place, arguments, backend, rank, world_size, store, timeout)
+            except BaseException as error:
+                text = "".join(traceback.format_exception(error))
+                answer = False, f"{type(error).__name__}: {error}\n{text}"
+            pipe.send(answer)
+
+
+def call(place, arguments, backend, rank, world_size, store, timeout):
+    import torch
+    import torch.distributed as dist
+
+    function = importlib.import_module(place[0])
+    for name in place[1].split("."):
+        function = getattr(function, name)
+    torch.manual_seed(0)
+    if backend is None:
+        return function(*arguments)
+    dist.init_process_group(
+        backend,
+        store=dist.FileStore(store, world_size),
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=timeout),
+    )
+    try:
+        return function(*arguments)
+    finally:
+        dist.destroy_process_group()
