@@ -95,7 +95,7 @@ def forward_rows(
         scale = f32(f32(1) / math.sqrt(variance + f32(eps)))
         rstd[i] = scale
         out_row = out[i]
-        if streamed:  # not asked for each vector: that costs a tenth
+        if streamed:  # not asked for each vector, which would cost
             for vector in range(whole // 16):
                 j = first + vector * step
                 result = _output(load_16(row, j), middle, scale, load_16(weight, j), load_16(bias, j))
@@ -126,8 +126,8 @@ def is_descending(out: torch.Tensor, *inputs: torch.Tensor) -> bool:
     """Whether rows of ``out`` are better stored from their ends.
 
     A load waits for an earlier store at the same place within a page of 4 KiB, though the pages differ.
-    malloc puts equal tensors 64 bytes apart, so that going up each load would follow such a store: 1.3x
-    slower.
+    malloc puts equal tensors 64 bytes apart, so that going up each load would follow such a
+    store.
     """
     ahead = min((out.data_ptr() - value.data_ptr()) % PAGE_BYTES or PAGE_BYTES for value in inputs)
     behind = min((value.data_ptr() - out.data_ptr()) % PAGE_BYTES or PAGE_BYTES for value in inputs)
