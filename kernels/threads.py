@@ -122,8 +122,6 @@ class Chunked:
         return self.compiled.inspect_asm(signature)
 
     def __call__(self, chunks: int, *arguments: Any) -> None:
-        if chunks < 1:
-            return
         key: list[Any] = []
         values: list[Any] = [0, chunks]
         for value in arguments:

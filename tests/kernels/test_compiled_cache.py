@@ -172,9 +172,10 @@ def test_the_cfunc_of_a_signature_is_callable_from_c(folder):
     def double(value):
         return value * 2
 
-    address, kept = address_of(numba.types.int64(numba.types.int64), double, {})
-    assert ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(address)(21) == 42
-    assert kept is not None
+    for kind, of_c in ((numba.types.int64, ctypes.c_int64), (numba.types.float64, ctypes.c_double)):
+        address, kept = address_of(kind(kind), double, {})
+        assert ctypes.CFUNCTYPE(of_c, of_c)(address)(21) == 42
+        assert kept is not None
 
 
 def test_compiled_once_takes_numbers():
