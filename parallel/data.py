@@ -22,8 +22,9 @@ from torch import nn
 from torch.distributed.algorithms.join import Join, Joinable, JoinHook
 from torch.utils import _pytree as pytree
 
-from parallel.buckets import Bucket, Reducer, Slot, assign, broadcast_from, bytes_of, limits, verify_same
+from parallel.buckets import broadcast_from, bytes_of, verify_same, waiting_for_others
 from parallel.memory import Memory
+from parallel.reducer import AllReduced
 from parallel.replicas import DataParallel
 
 __all__ = [
@@ -77,103 +78,6 @@ def predict_memory(module: nn.Module, gradient_as_bucket_view: bool = True) -> M
         optimizer=0,
         buffers=sum(map(bytes_of, module.buffers())) + (0 if gradient_as_bucket_view else gradients),
     )
-
-
-class AllReduced(Reducer):
-    """Buckets whose gradients are averaged over the ranks in place.
-
-    The mean is taken as PyTorch takes it: each gradient times 1/n as it enters the bucket, then the sum. That
-    is equal to the last bit to PyTorch's, and 16-bit gradients do not overflow in the sum.
-    """
-
-    def __init__(
-        self,
-        named: Sequence[tuple[str, torch.Tensor]],
-        group: Any,
-        bucket_cap_mb: float | None,
-        find_unused: bool,
-        as_view: bool,
-    ) -> None:
-        super().__init__([Slot(name, param) for name, param in named], group, find_unused)
-        self.as_view, self._limits, self._settled = as_view, limits(bucket_cap_mb), find_unused
-        # Modules are registered in about the order of use; backward goes the other way.
-        layout = assign([slot.param for slot in self.slots], *self._limits)
-        self._lay_out([[self.slots[index] for index in indices] for indices in reversed(layout)])
-
-    def _lay_out(self, slots_of_buckets: list[list[Slot]]) -> None:
-        self.buckets = [Bucket(index, slots) for index, slots in enumerate(slots_of_buckets)]
-        self.flats = []
-        for bucket in self.buckets:
-            param = bucket.slots[0].param
-            flat = torch.zeros(bucket.elements, dtype=param.dtype, device=param.device)
-            self.flats.append(flat)
-            for slot in bucket.slots:
-                former = getattr(slot, "view", None)
-                slot.view = _shaped_as(slot.param, flat, slot.offset)
-                if former is not None and slot.param.grad is former:
-                    slot.param.grad = slot.view.copy_(former)
-
-    def settle(self) -> None:
-        """Once, after the first backward: buckets in the order in which rank 0's gradients arrived.
-
-        The order of registration is a guess; a bucket that waits for one late gradient delays all behind it.
-        """
-        if self._settled or len(self.order) < len(self.slots):
-            return
-        self._settled = True
-        number = {slot: index for index, slot in enumerate(self.slots)}
-        order = torch.tensor([number[slot] for slot in self.order], device=self.slots[0].param.device)
-        dist.broadcast(order, dist.get_process_group_ranks(self.group)[0], group=self.group)
-        arrived = [self.slots[index] for index in order.tolist()]
-        layout = [[arrived[index] for index in i] for i in assign([s.param for s in arrived], *self._limits)]
-        if layout != [bucket.slots for bucket in self.buckets]:
-            self._lay_out(layout)
-
-    def _store(self, slot: Slot, gradient: torch.Tensor) -> None:
-        if gradient is slot.view:
-            gradient.div_(self.divisor)
-            return
-        torch.mul(gradient, 1.0 / self.divisor, out=slot.view)  # while the gradient is still in the cache
-        if self.as_view:
-            slot.param.grad = slot.view
-
-    def _store_missing(self, slot: Slot) -> None:
-        slot.view.zero_()
-
-    def _launch(self, bucket: Bucket) -> Any:
-        flat = self.flats[bucket.index]
-        return dist.all_reduce(flat, group=self.group, async_op=True) if bucket.elements else None
-
-    def _finish(self, bucket: Bucket) -> None:
-        for slot in bucket.slots:
-            gradient = slot.param.grad
-            if gradient is slot.view or not slot.used:
-                continue
-            if self.as_view:
-                slot.param.grad = slot.view
-            elif gradient is None:
-                slot.param.grad = slot.view.clone()
-            else:
-                gradient.copy_(slot.view)
-
-    def _incomplete(self) -> None:
-        names = self.missing()
-        self.reset()
-        if len(names) < len(self.slots):  # else it was autograd.grad for something else than parameters
-            raise RuntimeError(
-                f"rank {self.rank} of {self.world_size}: backward has ended without gradients for "
-                f"{', '.join(names[:5])}{' ...' * (len(names) > 5)} ({len(names)} of {len(self.slots)} "
-                "parameters), so that gradients were not averaged; pass find_unused_parameters=True if the loss need not "
-                "depend on every parameter"
-            )
-
-
-def _shaped_as(param: torch.Tensor, flat: torch.Tensor, offset: int) -> torch.Tensor:
-    """A view with the param's shape, and its strides where it has no gaps, as autograd would lay its
-    gradient."""
-    if torch.ops.aten.is_non_overlapping_and_dense(param):
-        return flat.as_strided(param.shape, param.stride(), offset)
-    return flat[offset : offset + param.numel()].view(param.shape)
 
 
 class DistributedDataParallel(nn.Module, Joinable):
@@ -300,7 +204,8 @@ class DistributedDataParallel(nn.Module, Joinable):
         count."""
         votes = torch.zeros(self.reducer.world_size + 1, dtype=torch.int64, device=self.device)
         votes[self.reducer.rank], votes[-1] = has_batch, synchronise
-        dist.all_reduce(votes, group=self.process_group)
+        with waiting_for_others("whether they have a batch", self.process_group):
+            dist.all_reduce(votes, group=self.process_group)
         *batches, synchronising = votes.tolist()
         if not self.divide_by_initial_world_size:
             self.reducer.divisor = sum(batches)

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from parallel.buckets import Bucket, Reducer, Slot, assign, bytes_of, limits
+from parallel.buckets import Bucket, Slot, assign, bytes_of, limits
+from parallel.reducer import Reducer
 
 # torch 2.13's names, and what they were called before.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
