@@ -1,0 +1,63 @@
+"""Sequence parallelism: between two tensor-parallel layers each rank holds a shard of the sequence.
+
+Source: Korthikanti et al. 2022 "Reducing Activation Recomputation in Large Transformer Models", section 4.2.2.
+What tensor parallelism leaves replicated (norms, dropout, the residual stream) is split along the sequence. The
+all-reduce after a row-parallel layer becomes a reduce-scatter, and the all-gather that completes it moves to the
+next column-parallel layer: the same bytes, activations divided by the number of ranks. Parameters that act on
+shards (norms, biases added after the reduce-scatter) get a part of their gradient on each rank: ``sum_gradient``.
+
+A ``SequenceParallel`` is shared by all layers of a model. Whatever splits the sequence (``scatter``, ``reduce_scatter``)
+says how long it is, so that it need not divide by the number of ranks, and a shard of a wrong length is an error.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from parallel.partition import Partition, split
+from parallel.tensor_regions import (
+    Group,
+    fresh,
+    gather_from_region,
+    reduce_scatter_to_region,
+    scatter_to_region,
+    start_all_reduce,
+)
+
+
+class SequenceParallel:
+    """group: the tensor-parallel group. dim: the sequence's dimension, 1 of (batch, sequence, features)."""
+
+    def __init__(self, group: Group = None, dim: int = 1) -> None:
+        self.group, self.dim = group, dim
+        self.length: int | None = None
+
+    @property
+    def partition(self) -> Partition:
+        """Of the sequence last split. ValueError: none was."""
+        if self.length is None:
+            raise ValueError("no sequence has been split yet: scatter or reduce_scatter comes before a gather")
+        return split(self.length, dist.get_world_size(self.group))
+
+    def _split(self, whole: torch.Tensor) -> Partition:
+        self.length = whole.shape[self.dim]
+        return self.partition
+
+    def scatter(self, whole: torch.Tensor) -> torch.Tensor:
+        """The own shard of what every rank has; backward all-gathers."""
+        return scatter_to_region(whole, self._split(whole), self.dim, self.group)
+
+    def reduce_scatter(self, partial: torch.Tensor) -> torch.Tensor:
+        """The own shard of the sum of every rank's part; backward all-gathers."""
+        return reduce_scatter_to_region(partial, self._split(partial), self.dim, self.group)
+
+    def gather(self, shard: torch.Tensor, partial: bool = False) -> torch.Tensor:
+        """The whole sequence. partial: what follows is parallel, so that backward reduce-scatters."""
+        return gather_from_region(shard, self.partition, self.dim, self.group, partial)
+
+
+def sum_gradient(parameter: nn.Parameter, group: Group = None) -> None:
+    """From now on each backward sums this parameter's gradient over the group before it is accumulated."""
+    parameter.register_hook(lambda grad: start_all_reduce(fresh(grad), group)())

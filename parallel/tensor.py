@@ -1,0 +1,318 @@
+"""Tensor parallelism: a linear layer split over its output features or over its input features.
+
+Source: Shoeybi et al. 2019 "Megatron-LM", section 3. Y = X W^T + b with W (out, in):
+
+- ``ColumnParallelLinear`` gives each rank rows of W (columns of W^T): X is whole on every rank, Y is split.
+- ``RowParallelLinear`` gives each rank columns of W: X is split as the column-parallel layer left it, Y is the
+  sum of every rank's product: one all-reduce.
+
+A block of column, any elementwise function, row (or attention on whole heads) then communicates once forward
+and once backward, where the column-parallel layer sums the gradient of X. That sum runs while the weight's
+gradient is computed. With sequence parallelism (``parallel.sequence``) X and Y outside are shards of the sequence.
+
+Sizes need not divide by the number of ranks, and attention heads stay whole: ``parallel.partition``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+from parallel.partition import Partition, split
+from parallel.sequence import SequenceParallel
+from parallel.tensor_regions import (
+    Group,
+    copy_to_region,
+    fresh,
+    gather_from_region,
+    reduce_from_region,
+    scatter_to_region,
+    start_all_gather,
+    start_all_reduce,
+    start_reduce_scatter,
+)
+
+
+class _ColumnLinear(torch.autograd.Function):
+    """X W^T + b whose backward sums the gradient of X over the group while it computes that of W.
+
+    With sequence parallelism X comes as a shard and is gathered; only the shard is kept for backward, which
+    gathers it again while it computes the gradient of X (Korthikanti et al., section 4.2.2).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        group: Group,
+        place: tuple[Partition, int] | None,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(input, weight)
+        ctx.group, ctx.place = group, place
+        whole = input if place is None else start_all_gather(input, *place, group)()
+        return F.linear(whole, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        input, weight = ctx.saved_tensors
+        needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_input = grad_weight = grad_bias = None
+        gathered = None
+        if needs_weight and ctx.place is not None:
+            gathered = start_all_gather(input, *ctx.place, ctx.group)
+        if needs_input:
+            partial = grad @ weight
+            if ctx.place is None:
+                reduced = start_all_reduce(partial, ctx.group)
+            else:
+                reduced = start_reduce_scatter(partial, *ctx.place, ctx.group)
+        if needs_weight:
+            whole = input if gathered is None else gathered()
+            grad_weight = grad.flatten(0, -2).T @ whole.flatten(0, -2)
+        if needs_bias:
+            grad_bias = grad.flatten(0, -2).sum(0)
+        if needs_input:
+            grad_input = reduced()
+        return grad_input, grad_weight, grad_bias, None, None
+
+
+class _ParallelLinear(nn.Module):
+    """What both have: a shard of ``nn.Linear``'s weight along ``dim``, and where it belongs."""
+
+    dim: int
+    """Dimension of the weight that is split: 0 for the columns of W^T, 1 for its rows."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        group: Group = None,
+        partition: Partition | None = None,
+        sequence: SequenceParallel | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.group, self.sequence = group, sequence
+        self.world, self.rank = dist.get_world_size(group), dist.get_rank(group)
+        size = in_features if self.dim else out_features
+        self.partition = split(size, self.world) if partition is None else partition
+        if self.partition.size != size or self.partition.parts != self.world:
+            raise ValueError(
+                f"the partition is of {self.partition.size} features over {self.partition.parts} ranks; the "
+                f"layer splits {size} over {self.world}"
+            )
+        whole = nn.Linear(in_features, out_features, bias, device=device, dtype=dtype)
+        self._adopt(whole)
+
+    def _adopt(self, linear: nn.Linear) -> None:
+        """Keep this rank's shard of a whole layer's parameters, copied, trained if they are."""
+        weight = fresh(self.partition.take(linear.weight.detach(), self.rank, self.dim))
+        self.weight = nn.Parameter(weight, linear.weight.requires_grad)
+        self.bias: nn.Parameter | None = None
+        if linear.bias is not None:
+            bias = linear.bias.detach()
+            bias = fresh(bias if self.dim else self.partition.take(bias, self.rank))
+            self.bias = nn.Parameter(bias, linear.bias.requires_grad)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, group: Group = None, **options: Any) -> Self:
+        """This rank's part of ``linear``, which must be the same on every rank. options: the constructor's."""
+        layer = cls(
+            linear.in_features,
+            linear.out_features,
+            linear.bias is not None,
+            group=group,
+            device="meta",
+            **options,
+        )
+        layer._adopt(linear)
+        return layer
+
+    def shards(self) -> dict[str, tuple[Partition, int]]:
+        """Parameter -> (partition, dimension) of those that are split."""
+        own: dict[str, tuple[Partition, int]] = {"weight": (self.partition, self.dim)}
+        if self.bias is not None and self.dim == 0:
+            own["bias"] = (self.partition, 0)
+        return own
+
+    def _shared(self, parameter: torch.Tensor) -> torch.Tensor:
+        """A parameter with what its replicas on other ranks contribute to its gradient."""
+        if not self.partition.replicated or not parameter.requires_grad:
+            return parameter
+        return _Replicated.apply(parameter, self.partition, self.group)
+
+    def _local_size(self) -> int:
+        return self.partition.sizes[self.rank]
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"held={self._local_size()}, rank={self.rank} of {self.world}, sequence={self.sequence is not None}"
+        )
+
+
+class _Replicated(torch.autograd.Function):
+    """A shard of which other ranks hold pieces too: its gradient is summed over those that hold it."""
+
+    @staticmethod
+    def forward(ctx: Any, shard: torch.Tensor, partition: Partition, group: Group) -> torch.Tensor:
+        ctx.partition, ctx.group = partition, group
+        return shard.view_as(shard)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        rank = dist.get_rank(ctx.group)
+        whole = grad.new_zeros(ctx.partition.size, *grad.shape[1:])
+        ctx.partition.put(grad, whole, rank)
+        return fresh(ctx.partition.take(start_all_reduce(whole, ctx.group)(), rank)), None, None
+
+
+class ColumnParallelLinear(_ParallelLinear):
+    """``nn.Linear`` whose output features are split: (..., in) -> (..., held by this rank).
+
+    The input is the same on every rank; with ``sequence`` it is this rank's shard of the sequence. Weight (held,
+    in) and bias (held) start as the shard of what ``nn.Linear`` draws, so that ranks seeded alike hold parts of
+    the very layer that a single process would have.
+
+    gather_output: give the whole output, on every rank. input_is_copied: the input has been through
+    ``copy_to_region`` (or ``sequence.gather(partial=True)``) already, once for several layers.
+    """
+
+    dim = 0
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        gather_output: bool = False,
+        input_is_copied: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, **options)
+        self.gather_output, self.input_is_copied = gather_output, input_is_copied
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        weight = self._shared(self.weight)
+        bias = None if self.bias is None else self._shared(self.bias)
+        input, weight, bias = _autocast(input, weight, bias)
+        if self.input_is_copied:
+            output = F.linear(input, weight, bias)
+        else:
+            place = None if self.sequence is None else (self.sequence.partition, self.sequence.dim)
+            output = _ColumnLinear.apply(input, weight, bias, self.group, place)
+        if self.gather_output:
+            output = gather_from_region(output, self.partition, -1, self.group)
+        return output
+
+    def predict_communication(
+        self, batch: int, length: int, itemsize: int, input_gradient: bool = True
+    ) -> Counter[str]:
+        """See ``parallel.tensor_plan.predict_communication``."""
+        moved: Counter[str] = Counter()
+        if self.world == 1:
+            return moved
+        if not self.input_is_copied:
+            if self.sequence is None:
+                moved["all_reduce"] += input_gradient * batch * length * self.in_features * itemsize
+            else:
+                whole = batch * self.world * -(-length // self.world) * self.in_features * itemsize
+                moved["all_gather"] += whole * (1 + self.weight.requires_grad)
+                moved["reduce_scatter"] += whole * input_gradient
+        if self.gather_output:
+            moved["all_gather"] += batch * length * self.world * self.partition.largest * itemsize
+        if self.partition.replicated:
+            rows = self.weight.requires_grad * self.in_features
+            rows += self.bias is not None and self.bias.requires_grad
+            moved["all_reduce"] += rows * self.out_features * self.weight.itemsize
+        return +moved
+
+
+class RowParallelLinear(_ParallelLinear):
+    """``nn.Linear`` whose input features are split: (..., held by this rank) -> (..., out), summed over ranks.
+
+    The output is the same on every rank; with ``sequence`` it is this rank's shard of the sequence. The weight is
+    (out, held); the bias (out) is whole on every rank and added once, after the sum. input_is_parallel False:
+    the input is whole, and split here.
+
+    ValueError: a partition in which ranks share features, whose products would be summed twice.
+    """
+
+    dim = 1
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        input_is_parallel: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, **options)
+        self.input_is_parallel = input_is_parallel
+        if self.partition.replicated:
+            raise ValueError("ranks share input features: their products would be summed twice")
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if not self.input_is_parallel:
+            input = scatter_to_region(input, self.partition, -1, self.group)
+        elif input.shape[-1] != self._local_size():
+            raise ValueError(
+                f"rank {self.rank} got {input.shape[-1]} input features and holds {self._local_size()} of "
+                f"{self.in_features}; the layer before must be column-parallel with the same partition"
+            )
+        input, weight, bias = _autocast(input, self.weight, self.bias)
+        partial = F.linear(input, weight)
+        if self.sequence is None:
+            output = reduce_from_region(partial, self.group)
+        else:
+            output = self.sequence.reduce_scatter(partial)
+            bias = bias if bias is None else copy_to_region(bias, self.group)  # each rank adds it to its shard
+        return output if bias is None else output + bias
+
+    def predict_communication(
+        self, batch: int, length: int, itemsize: int, input_gradient: bool = True
+    ) -> Counter[str]:
+        """See ``parallel.tensor_plan.predict_communication``."""
+        moved: Counter[str] = Counter()
+        if self.world == 1:
+            return moved
+        backward = input_gradient or self.weight.requires_grad
+        if not self.input_is_parallel and input_gradient:
+            moved["all_gather"] += batch * length * self.world * self.partition.largest * itemsize
+        if self.sequence is None:
+            moved["all_reduce"] += batch * length * self.out_features * itemsize
+        else:
+            whole = batch * self.world * -(-length // self.world) * self.out_features * itemsize
+            moved["reduce_scatter"] += whole
+            moved["all_gather"] += whole * backward
+            if self.bias is not None and self.bias.requires_grad:
+                moved["all_reduce"] += self.out_features * itemsize
+        return +moved
+
+
+def _autocast(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """In autocast's dtype where it is on: it does not see what happens in an autograd function's backward."""
+    device = input.device.type
+    if not torch.is_autocast_enabled(device):
+        return input, weight, bias
+    dtype = torch.get_autocast_dtype(device)
+    return input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)

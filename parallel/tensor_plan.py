@@ -1,0 +1,373 @@
+"""A plan that makes a model tensor-parallel without its knowledge: names of submodules, and what becomes of each.
+
+    parallelize(model, {
+        "embedding": "vocabulary",
+        "blocks.*.attention": "input",            # its layers share one input: its gradient is summed once
+        "blocks.*.attention.query": Column(unit=head_dim),
+        "blocks.*.attention.output": Row(unit=head_dim),
+        "blocks.*.attention.heads": "divided",    # a number that the module computes with
+        "blocks.*.mlp.up": "column",
+        "blocks.*.mlp.down": "row",
+        "head": "column",                         # tied to the embedding: stays tied
+    }, group)
+
+    "column", "row"          a linear layer: ``parallel.tensor``
+    "column_gathered"        column-parallel, its output gathered
+    "row_split"              row-parallel, its input whole and split here
+    "vocabulary"             an embedding: ``parallel.vocabulary``
+    "input"                  a module whose first argument feeds several column-parallel layers below it
+    "divided"                an int attribute, such as a number of heads: this rank's share
+
+with sequence parallelism (``sequence=True``), where column takes and row gives shards of the sequence, also
+
+    "vocabulary_scattered"   the embedding gives shards
+    "scatter"                a module whose first argument is whole and becomes a shard
+    "gather"                 a module that works on shards and whose output is gathered
+    "sequence"               a module that works on shards, such as a norm: its gradients are summed
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from parallel.agreement import DIMENSIONS, check_same
+from parallel.partition import Partition, concatenated, split
+from parallel.sequence import SequenceParallel, sum_gradient
+from parallel.tensor import ColumnParallelLinear, RowParallelLinear
+from parallel.tensor_regions import Group, copy_to_region, start_all_gather
+from parallel.vocabulary import VocabParallelEmbedding
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column-parallel linear layer. unit: features that stay together, such as a head's. sections: equal parts
+    of the output that are split each for itself (3 of a fused query, key, value; 2 of a fused gate and up).
+    partition: in place of both, such as of ``split_heads``."""
+
+    unit: int = 1
+    sections: int = 1
+    partition: Partition | None = None
+    gather_output: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row-parallel linear layer. unit, partition: as the column-parallel layer before it has."""
+
+    unit: int = 1
+    partition: Partition | None = None
+    input_is_parallel: bool = True
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A vocabulary-parallel embedding. scattered: its output is a shard of the sequence."""
+
+    partition: Partition | None = None
+    scattered: bool = False
+
+
+@dataclass(frozen=True)
+class Divided:
+    """An int attribute of a module: ``values[rank]`` takes its place."""
+
+    values: Sequence[int]
+
+
+Style = str | Column | Row | Vocabulary | Divided
+
+_STYLES: dict[str, Style] = {
+    "column": Column(),
+    "column_gathered": Column(gather_output=True),
+    "row": Row(),
+    "row_split": Row(input_is_parallel=False),
+    "vocabulary": Vocabulary(),
+    "vocabulary_scattered": Vocabulary(scattered=True),
+}
+_HOOKS = ("input", "scatter", "gather", "sequence")
+_SIGNATURES = 2
+"""Tensors among the model's arguments whose shapes are compared over the ranks at each forward."""
+
+
+@dataclass
+class TensorParallel:
+    """What ``parallelize`` did to a model; it lies there as ``model.tensor_parallel``."""
+
+    group: Group
+    sequence: SequenceParallel | None
+    hooks: dict[str, str] = field(default_factory=dict)
+    """Name of a submodule -> "input", "scatter", "gather" or "sequence"."""
+
+
+def parallelize(
+    module: nn.Module, plan: Mapping[str, Style], group: Group = None, *, sequence: bool = False, dim: int = 1
+) -> nn.Module:
+    """Replace submodules of ``module`` by their parallel form, in place, and return it.
+
+    plan: name -> style; ``*`` in a name stands for one component or a part of it. Every rank holds the same whole
+    module before (seed alike, or broadcast); afterwards its shards, and tied weights are still tied. The model
+    is called with the same whole input on every rank of the group, which each call checks. sequence: with
+    sequence parallelism along dimension ``dim``.
+
+    ValueError: a name that fits nothing, a style that does not exist or not for that module, a tied weight of
+    which the plan splits one use only, layers split in ways that do not fit.
+    """
+    state = TensorParallel(group, SequenceParallel(group, dim) if sequence else None)
+    chosen = _chosen(module, plan)
+    inputs = [name for name, style in chosen.items() if style == "input"]
+    tied: dict[int, tuple[nn.Parameter, nn.Parameter, tuple[Partition, int] | None, str]] = {}
+    replaced: dict[int, nn.Module] = {}
+    for name, style in chosen.items():
+        parent, _, last = name.rpartition(".")
+        owner = module.get_submodule(parent)
+        old = getattr(owner, last)
+        if isinstance(style, Divided) or style == "divided":
+            setattr(owner, last, _share(name, old, style, group))
+        elif isinstance(style, str):
+            _hook(old, name, style, state)
+        else:
+            copied = any(name.startswith(f"{above}.") for above in inputs)
+            if id(old) not in replaced:
+                replaced[id(old)] = _replacement(old, name, style, copied, state)
+                _tie(old, replaced[id(old)], name, tied)
+            setattr(owner, last, replaced[id(old)])
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if id(parameter) in tied and tied[id(parameter)][2] is not None:
+            raise ValueError(f"{name} is tied to {tied[id(parameter)][3]}, which is split: the plan needs both")
+    module.tensor_parallel = state  # type: ignore[assignment]
+    module.register_forward_pre_hook(_check_inputs(state.group), with_kwargs=True)
+    return module
+
+
+def _chosen(module: nn.Module, plan: Mapping[str, Style]) -> dict[str, Style]:
+    """Name -> style, the styles of strings looked up. ValueError as ``parallelize`` says."""
+    chosen: dict[str, Style] = {}
+    names = list(_names(module))
+    for pattern, style in plan.items():
+        if isinstance(style, str) and style not in (*_STYLES, *_HOOKS, "divided"):
+            known = ", ".join((*_STYLES, *_HOOKS, "divided"))
+            raise ValueError(f"{pattern}: {style!r} is not a style; they are {known}")
+        wanted = pattern.split(".")
+        found = [
+            name
+            for name in names
+            if len(parts := name.split(".")) == len(wanted) and all(map(fnmatchcase, parts, wanted))
+        ]
+        if not found:
+            near = difflib.get_close_matches(pattern, names, 1, 0.0)
+            raise ValueError(f"{pattern} is no submodule" + (f"; the nearest is {near[0]}" if near else ""))
+        for name in found:
+            if name in chosen:
+                raise ValueError(f"{name} fits two lines of the plan; {pattern} is the second")
+            chosen[name] = _STYLES.get(style, style) if isinstance(style, str) else style
+    return chosen
+
+
+def _names(module: nn.Module) -> Iterator[str]:
+    """Of submodules, and of their int attributes."""
+    for name, child in module.named_modules(remove_duplicate=False):
+        if name:
+            yield name
+        for key, value in vars(child).items():
+            if type(value) is int:
+                yield f"{name}.{key}" if name else key
+
+
+def _share(name: str, value: Any, style: Style, group: Group) -> int:
+    if type(value) is not int:
+        raise ValueError(f"{name} is a {type(value).__name__}; what can be divided is an int")
+    world, rank = dist.get_world_size(group), dist.get_rank(group)
+    values = style.values if isinstance(style, Divided) else split(value, world).sizes
+    if len(values) != world or min(values) < 1:
+        raise ValueError(f"{name}={value} gives {list(values)} to the {world} ranks; each needs at least 1")
+    return values[rank]
+
+
+def _replacement(
+    old: nn.Module, name: str, style: Column | Row | Vocabulary, copied: bool, state: TensorParallel
+) -> nn.Module:
+    world = dist.get_world_size(state.group)
+    kind = nn.Embedding if isinstance(style, Vocabulary) else nn.Linear
+    if not isinstance(old, kind):
+        raise ValueError(f"{name} is a {type(old).__name__}; {type(style).__name__} wants nn.{kind.__name__}")
+    if isinstance(style, Vocabulary):
+        if style.scattered and state.sequence is None:
+            raise ValueError(f"{name}: vocabulary_scattered needs sequence=True")
+        return VocabParallelEmbedding.from_embedding(
+            old,  # type: ignore[arg-type]
+            state.group,
+            partition=style.partition,
+            sequence=state.sequence if style.scattered else None,
+        )
+    partition = style.partition
+    try:
+        if isinstance(style, Row):
+            partition = partition or split(old.in_features, world, style.unit)  # type: ignore[arg-type]
+            return RowParallelLinear.from_linear(
+                old,  # type: ignore[arg-type]
+                state.group,
+                partition=partition,
+                input_is_parallel=style.input_is_parallel,
+                sequence=state.sequence,
+            )
+        if partition is None:
+            if old.out_features % style.sections:  # type: ignore[operator]
+                raise ValueError(f"{old.out_features} features are not {style.sections} equal sections")
+            section = split(old.out_features // style.sections, world, style.unit)  # type: ignore[operator]
+            partition = concatenated([section] * style.sections)
+        return ColumnParallelLinear.from_linear(
+            old,  # type: ignore[arg-type]
+            state.group,
+            partition=partition,
+            gather_output=style.gather_output,
+            input_is_copied=copied,
+            sequence=state.sequence,
+        )
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _tie(
+    old: nn.Module,
+    new: nn.Module,
+    name: str,
+    tied: dict[int, tuple[nn.Parameter, nn.Parameter, tuple[Partition, int] | None, str]],
+) -> None:
+    """Give ``new`` the parameter that took an old one's place elsewhere. ``tied`` keeps the old ones alive."""
+    for key, parameter in old.named_parameters(recurse=False):
+        place = new.shards().get(key)  # type: ignore[operator]
+        shard = getattr(new, key)
+        if id(parameter) in tied:
+            _, shard, other, first = tied[id(parameter)]
+            if other != place:
+                raise ValueError(f"{name}.{key} is tied to {first}, which is split in another way")
+            setattr(new, key, shard)
+        tied[id(parameter)] = parameter, shard, place, f"{name}.{key}"
+
+
+def _hook(old: nn.Module, name: str, style: str, state: TensorParallel) -> None:
+    sequence = state.sequence
+    if style != "input" and sequence is None:
+        raise ValueError(f"{name}: {style} needs sequence=True")
+    if not isinstance(old, nn.Module):
+        raise ValueError(f"{name} is a {type(old).__name__}, not a submodule")
+    if style == "input":
+
+        def copy(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+            first, *others = arguments
+            if sequence is None:
+                return (copy_to_region(first, state.group), *others)
+            return (sequence.gather(first, partial=True), *others)
+
+        old.register_forward_pre_hook(copy)
+    elif sequence is not None and style == "scatter":
+        old.register_forward_pre_hook(lambda _, arguments: (sequence.scatter(arguments[0]), *arguments[1:]))
+    elif sequence is not None and style == "gather":
+        old.register_forward_hook(lambda _, arguments, output: sequence.gather(output))
+    if style in ("gather", "sequence"):
+        for parameter in old.parameters():
+            if parameter.requires_grad:
+                sum_gradient(parameter, state.group)
+    state.hooks[name] = style
+
+
+def _check_inputs(group: Group) -> Any:
+    def check(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        tensors = [value for value in (*arguments, *named.values()) if isinstance(value, torch.Tensor)]
+        tensors = (tensors + [torch.empty(0, device=tensor.device) for tensor in tensors[:1]])[:_SIGNATURES]
+        if tensors:
+            check_same(tensors, "the input of a tensor-parallel model", group)
+
+    return check
+
+
+def full_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The whole of ``tensors``, on every rank: name of a parameter -> its shard, or its gradient, or a moment.
+
+    What is not split comes as it is.
+    """
+    layers = dict(module.named_modules(remove_duplicate=False))
+    whole = {}
+    for name, tensor in tensors.items():
+        owner, _, last = name.rpartition(".")
+        layer = layers[owner]
+        place = layer.shards().get(last) if hasattr(layer, "shards") else None  # type: ignore[operator]
+        if place is None:
+            whole[name] = tensor.detach()
+        else:
+            whole[name] = start_all_gather(tensor.detach(), *place, layer.group)()  # type: ignore[arg-type]
+    return whole
+
+
+def full_state_dict(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict that the module had before ``parallelize``, on every rank."""
+    return full_tensors(module, module.state_dict())
+
+
+def load_full_state_dict(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Take this rank's shards from a whole state dict, such as ``full_state_dict`` at another world size."""
+    layers = dict(module.named_modules(remove_duplicate=False))
+    own = {}
+    for name, tensor in state.items():
+        owner, _, last = name.rpartition(".")
+        layer = layers.get(owner)
+        place = layer.shards().get(last) if hasattr(layer, "shards") else None  # type: ignore[union-attr, operator]
+        own[name] = tensor if place is None else place[0].take(tensor, layer.rank, place[1])  # type: ignore[union-attr, arg-type]
+    module.load_state_dict(own)
+
+
+def predict_communication(
+    module: nn.Module,
+    batch: int,
+    length: int,
+    itemsize: int = 4,
+    without_input_gradient: Collection[str] = (),
+) -> dict[str, int]:
+    """Bytes that one rank moves in one forward and backward of a module of parallel layers.
+
+    Operation -> bytes, each call counted as the larger of its input and output. The module sees (batch, length)
+    positions, activations of ``itemsize`` bytes. without_input_gradient: names of layers whose input takes no
+    gradient (what comes before is frozen). A loss adds ``vocabulary.predict_loss_communication``.
+
+    Megatron-LM's sums: without sequence parallelism one all-reduce of the activations for each row-parallel layer
+    forward, and one for each column-parallel layer (or each "input") backward; with it, a reduce-scatter and
+    an all-gather in place of each, and the gather again in backward.
+    """
+    moved: Counter[str] = Counter()
+    state = getattr(module, "tensor_parallel", None)
+    columns = [layer for layer in module.modules() if isinstance(layer, ColumnParallelLinear)]
+    for name, layer in module.named_modules():
+        if hasattr(layer, "predict_communication"):
+            moved += layer.predict_communication(  # type: ignore[operator]
+                batch, length, itemsize, name not in without_input_gradient
+            )
+    if not isinstance(state, TensorParallel) or (world := dist.get_world_size(state.group)) == 1:
+        return dict(moved)
+    moved["all_gather"] += world * _SIGNATURES * (DIMENSIONS + 2) * 8
+    padded = length if state.sequence is None else world * -(-length // world)
+    for name, style in state.hooks.items():
+        hooked = module.get_submodule(name)
+        below = [layer for layer in hooked.modules() if isinstance(layer, ColumnParallelLinear)]
+        gradient = name not in without_input_gradient
+        whole = batch * padded * (below or columns)[0].in_features * itemsize
+        if style == "input" and state.sequence is None:
+            moved["all_reduce"] += whole * gradient
+        elif style == "input":
+            moved["all_gather"] += whole
+            moved["reduce_scatter"] += whole * gradient
+        elif style == "scatter":
+            moved["all_gather"] += whole * gradient
+        elif style == "gather":
+            moved["all_gather"] += whole
+        if style in ("gather", "sequence"):
+            moved["all_reduce"] += sum(p.nbytes for p in hooked.parameters() if p.requires_grad)
+    return dict(+moved)
