@@ -1,0 +1,231 @@
+"""What a checkpoint holds: a state taken apart into named tensors and a tree of plain values, and put back.
+
+The tree is JSON, the tensors are bytes, so reading one runs no code (a pickle does). Objects take part
+through ``state_dict`` and ``load_state_dict``, as in ``torch.distributed.checkpoint``. Loading is driven by
+the target: the checkpoint fills the tensors that are there and must fit them, whatever ranks wrote it.
+"""
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from parallel.sharded import Sharded
+
+
+@dataclass
+class PerRank:
+    """A part of the state that differs from rank to rank: generators, the model between two averagings.
+
+    At another world size a rank that the checkpoint knows gets its own again; one that it lacks keeps
+    what it has.
+    """
+
+    value: Any
+
+
+class RandomGenerators:
+    """Python's, NumPy's and torch's default random generators (the current CUDA device's too), as one state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        version, words, gauss = random.getstate()
+        name, keys, position, has_gauss, cached = np.random.get_state()  # type: ignore[misc]
+        state = {
+            "python": [version, torch.tensor(words), gauss],
+            "numpy": [name, torch.tensor(keys.astype(np.int64)), position, has_gauss, cached],  # type: ignore[union-attr]
+            "torch": torch.get_rng_state(),
+        }
+        if torch.cuda.is_available():
+            state["cuda"] = torch.cuda.get_rng_state()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        version, words, gauss = state["python"]
+        random.setstate((version, tuple(words.tolist()), gauss))
+        name, keys, *rest = state["numpy"]
+        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+        torch.set_rng_state(state["torch"])
+        if "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"])
+
+
+Tensors = dict[str, torch.Tensor | Sharded]
+Node = dict[str, Any]
+
+
+def is_stateful(value: Any) -> bool:
+    return hasattr(value, "state_dict") and hasattr(value, "load_state_dict")
+
+
+def take_apart(value: Any, tensors: Tensors, rank: int, path: tuple[str, ...] = ()) -> Node:
+    """The tree of ``value``, as JSON has it; its tensors go into ``tensors`` under their path.
+
+    Raises ValueError for what a checkpoint cannot hold without unpickling, and says where it stands.
+    """
+    where = "/".join(path)
+    if isinstance(value, PerRank):
+        return {"per_rank": [take_apart(value.value, tensors, rank, (*path, f"rank-{rank}"))]}
+    if isinstance(value, torch.Generator):
+        value = value.get_state()
+    if is_stateful(value):
+        value = value.state_dict()
+    if isinstance(value, (torch.Tensor, Sharded)):
+        if isinstance(value, torch.Tensor) and (value.layout != torch.strided or value.is_quantized):
+            raise ValueError(f"{where}: a checkpoint holds dense tensors, not {value.layout}")
+        if where in tensors:
+            raise ValueError(f"two tensors of the state have the name {where}")
+        tensors[where] = value
+        return {"tensor": where}
+    if isinstance(value, Mapping):
+        if wrong := [key for key in value if type(key) not in (str, int)]:
+            raise ValueError(f"{where}: the keys of a state are strings and integers, not {wrong[0]!r}")
+        return {
+            "dict": [[key, take_apart(item, tensors, rank, (*path, str(key)))] for key, item in value.items()]
+        }
+    if type(value) in (list, tuple):
+        items = [take_apart(item, tensors, rank, (*path, str(i))) for i, item in enumerate(value)]
+        return {type(value).__name__: items}
+    if value is None or type(value) in (bool, int, float, str):
+        return {"value": value}
+    raise ValueError(
+        f"{where}: a checkpoint holds tensors, dictionaries, lists, tuples, numbers, strings and objects with "
+        f"state_dict and load_state_dict, not a {type(value).__name__}"
+    )
+
+
+def merge(trees: list[Node], path: tuple[str, ...] = ()) -> Node:
+    """One tree of all ranks'. ValueError where they differ outside of `PerRank`, with the place and the ranks."""
+    first, where = trees[0], "/".join(path) or "the state"
+    for rank, tree in enumerate(trees):
+        if tree.keys() != first.keys():
+            kinds = f"{next(iter(first))} on rank 0 and a {next(iter(tree))} on rank {rank}"
+            raise ValueError(f"{where} is a {kinds}")
+    kind = next(iter(first))
+    if kind == "per_rank":
+        return {kind: [tree[kind][0] for tree in trees]}
+    if kind == "dict":
+        keys = [[key for key, _ in tree[kind]] for tree in trees]
+        for rank, theirs in enumerate(keys):
+            if theirs != keys[0]:
+                raise ValueError(f"{where} has the keys {keys[0]} on rank 0 and {theirs} on rank {rank}")
+        columns = zip(*(tree[kind] for tree in trees), strict=True)
+        return {kind: [[c[0][0], merge([node for _, node in c], (*path, str(c[0][0])))] for c in columns]}
+    if kind in ("list", "tuple"):
+        for rank, tree in enumerate(trees):
+            if len(tree[kind]) != len(first[kind]):
+                lengths = f"{len(first[kind])} items on rank 0 and {len(tree[kind])} on rank {rank}"
+                raise ValueError(f"{where} has {lengths}")
+        columns = zip(*(tree[kind] for tree in trees), strict=True)
+        return {kind: [merge(list(column), (*path, str(i))) for i, column in enumerate(columns)]}
+    for rank, tree in enumerate(trees):
+        if repr(tree) != repr(first):  # NaN equals itself here
+            values = f"{first[kind]!r} on rank 0 and {tree[kind]!r} on rank {rank}"
+            raise ValueError(f"{where} is {values}; wrap in PerRank what differs between ranks")
+    return first
+
+
+def is_plain(node: Node) -> bool:
+    """Whether a tree holds plain values alone: what stands in their place is then replaced whole."""
+    (kind, content), *_ = node.items()
+    if kind == "dict":
+        return all(is_plain(item) for _, item in content)
+    return kind == "value" or (kind in ("list", "tuple") and all(map(is_plain, content)))
+
+
+def is_plain_value(value: Any) -> bool:
+    if isinstance(value, (Mapping, list, tuple)):
+        return all(map(is_plain_value, value.values() if isinstance(value, Mapping) else value))
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def plain(node: Node) -> Any:
+    """The value of a tree for which `is_plain` holds."""
+    (kind, content), *_ = node.items()
+    if kind == "dict":
+        return {key: plain(item) for key, item in content}
+    if kind == "value":
+        return content
+    return (list if kind == "list" else tuple)(map(plain, content))
+
+
+@dataclass
+class Restore:
+    """Fits a checkpoint's tree to a target. ``tensors`` then says what is to be read; `finish` puts it in place."""
+
+    stored: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+    rank: int
+    tensors: Tensors
+
+    def fit(self, target: Any, node: Node, path: tuple[str, ...] = ()) -> Callable[[], Any]:
+        """The function that, once the tensors have been read, returns what stands in ``target``'s place."""
+        where = "/".join(path) or "the state"
+        kind = next(iter(node))
+        if isinstance(target, PerRank):
+            if kind != "per_rank":
+                raise ValueError(f"{where} is the same on all ranks in the checkpoint; here it is PerRank")
+            if self.rank >= len(node[kind]):
+                return lambda: target
+            finish = self.fit(target.value, node[kind][self.rank], path)
+            return lambda: (setattr(target, "value", finish()), target)[1]
+        if isinstance(target, torch.Generator):
+            state = self.fit(torch.empty_like(target.get_state()), node, path)
+            return lambda: (target.set_state(state()), target)[1]
+        if is_stateful(target):
+            template = target.state_dict()
+            if isinstance(target, torch.optim.Optimizer):
+                template = self._with_state(target, template, node, where)
+            loaded = self.fit(template, node, path)
+            return lambda: (target.load_state_dict(loaded()), target)[1]
+        if isinstance(target, (torch.Tensor, Sharded)) and kind == "tensor":
+            shape, dtype = self.stored[node[kind]]
+            if (shape, dtype) != (tuple(target.shape), target.dtype):
+                here = f"{tuple(target.shape)} {target.dtype} here"
+                raise ValueError(f"{where} is {shape} {dtype} in the checkpoint and {here}")
+            self.tensors[node[kind]] = target
+            return lambda: target
+        if path and is_plain(node) and is_plain_value(target):
+            return lambda: plain(node)
+        if isinstance(target, Mapping) and kind == "dict":
+            nodes = dict(node[kind])
+            if target.keys() != nodes.keys():
+                missing = [key for key in target if key not in nodes]
+                unknown = [key for key in nodes if key not in target]
+                raise ValueError(f"{where}: the checkpoint lacks {missing} and has {unknown}, which is not here")
+            parts = {key: self.fit(target[key], nodes[key], (*path, str(key))) for key in target}
+            return lambda: (target.update({key: part() for key, part in parts.items()}), target)[1]  # type: ignore[attr-defined]
+        if type(target) in (list, tuple) and kind == type(target).__name__ and len(target) == len(node[kind]):
+            items = [self.fit(t, n, (*path, str(i))) for i, (t, n) in enumerate(zip(target, node[kind], strict=True))]
+            return lambda: type(target)(item() for item in items)
+        if kind == "value" and is_plain_value(target):
+            return lambda: node[kind]
+        raise ValueError(f"{where} is a {kind} in the checkpoint and a {type(target).__name__} here")
+
+    def _with_state(
+        self, optimizer: torch.optim.Optimizer, template: dict[str, Any], node: Node, where: str
+    ) -> dict[str, Any]:
+        """An optimizer's state as the checkpoint has it: one that has made no step yet has none to fill.
+
+        A tensor of its parameter's shape is made like the parameter (sharded like it), another one whole.
+        """
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        numbers = [number for group in template["param_groups"] for number in group["params"]]
+        of = dict(zip(numbers, parameters, strict=False))
+        state: dict[Any, dict[str, Any]] = {}
+        for number, entries in dict(dict(node["dict"]).get("state", {"dict": []})["dict"]).items():
+            if number not in of:
+                raise ValueError(f"{where}: the checkpoint has a state for parameter {number}, which is not here")
+            state[number] = {}
+            for key, entry in entries["dict"]:
+                old = template["state"].get(number, {}).get(key)
+                if "tensor" in entry and not isinstance(old, (torch.Tensor, Sharded)):
+                    shape, dtype = self.stored[entry["tensor"]]
+                    like = of[number]
+                    if shape == tuple(like.shape) and shape != ():
+                        old = torch.zeros_like(like, dtype=dtype, requires_grad=False)
+                    else:
+                        old = torch.zeros(shape, dtype=dtype)
+                state[number][key] = old
+        return {**template, "state": state}
