@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -104,9 +105,38 @@ def rows_held(rows: int, world: int, rank: int) -> tuple[int, int]:
     return min(rank * chunk, rows), min((rank + 1) * chunk, rows)
 
 
-def padded_width(shape: Sequence[int], world: int) -> int:
-    """Elements of one rank's padded rows of a parameter; a scalar is a row."""
-    return -(-shape[0] // world) * math.prod(shape[1:]) if shape else 1
+@dataclass(frozen=True)
+class Layout:
+    """How the parameters of one group lie in the buffers of ``world`` ranks. widths: elements of each parameter's
+    padded rows on one rank."""
+
+    world: int
+    shapes: tuple[torch.Size, ...]
+    dtype: torch.dtype
+    compute_dtype: torch.dtype
+    reduce_dtype: torch.dtype
+
+    @staticmethod
+    def of(parameters: Sequence[torch.Tensor], world: int, policy: Any) -> Layout:
+        """parameters: of one dtype. policy: a MixedPrecisionPolicy."""
+        dtype = parameters[0].dtype
+        compute_dtype = policy.param_dtype if dtype.is_floating_point and policy.param_dtype else dtype
+        shapes = tuple(parameter.shape for parameter in parameters)
+        return Layout(world, shapes, dtype, compute_dtype, policy.reduce_dtype or compute_dtype)
+
+    @cached_property
+    def widths(self) -> list[int]:
+        return [-(-shape[0] // self.world) * math.prod(shape[1:]) if shape else 1 for shape in self.shapes]
+
+    @property
+    def lies_as_gathered(self) -> bool:
+        """Whether rank after rank is also parameter after parameter: nothing to rearrange after a gather."""
+        return self.world == 1 or len(self.shapes) == 1
+
+    @property
+    def sum_dtype(self) -> torch.dtype:
+        """What sums of gradients are taken in: the wider of the reduction's and the parameters'."""
+        return torch.promote_types(self.reduce_dtype, self.dtype)
 
 
 class Member:
@@ -115,7 +145,7 @@ class Member:
     def __init__(self, original: nn.Parameter, places: list[Place], group: Group) -> None:
         self.places, self.group, self.shape = places, group, original.shape
         world, rank = group.world, dist.get_rank(group.mesh.shard)
-        self.width = padded_width(self.shape, world)
+        self.width = group.layout.widths[len(group.members)]
         rows = self.shape[0] if self.shape else 1
         self.start, self.stop = rows_held(rows, world, rank)
         self.shard_shape = (self.stop - self.start, *self.shape[1:])
@@ -159,7 +189,7 @@ class Member:
         if self.gradient is None:
             self.gradient = gradient
         else:
-            self.gradient = self.gradient.to(self.group.reduce_dtype).add_(gradient)
+            self.gradient = self.gradient.to(self.group.layout.reduce_dtype).add_(gradient)
 
     def refresh(self, flat: torch.Tensor) -> None:
         """Values that were put in the shard's place since (``.data``, load_state_dict(assign=True)) are taken over."""
@@ -192,25 +222,22 @@ class Group:
     ) -> None:
         self.mesh, self.world = mesh, mesh.shard.size()
         self.ranks = self.world * (mesh.replicate.size() if mesh.replicate else 1)
-        self.dtype = next(iter(originals)).dtype
-        floating = self.dtype.is_floating_point
-        self.compute_dtype = policy.param_dtype if floating and policy.param_dtype else self.dtype
-        self.reduce_dtype = policy.reduce_dtype or self.compute_dtype
-        self.members = [Member(original, places, self) for original, places in originals.items()]
-        self.widths = [member.width for member in self.members]
-        self.starts = [0, *accumulate(self.widths)]
+        self.layout = Layout.of(list(originals), self.world, policy)
+        self.members: list[Member] = []
+        for original, places in originals.items():
+            self.members.append(Member(original, places, self))
+        self.starts = [0, *accumulate(self.layout.widths)]
         pin = getattr(offload, "pin_memory", False) and mesh.device.type != "cpu"
         home = mesh.device if offload is None else torch.device("cpu")
-        self.flat = torch.zeros(self.starts[-1], dtype=self.dtype, device=home, pin_memory=pin)
-        full = torch.empty(
-            self.world * self.starts[-1], dtype=self.compute_dtype, device=mesh.device
-        )
+        self.flat = torch.zeros(self.starts[-1], dtype=self.layout.dtype, device=home, pin_memory=pin)
+        dtype = self.layout.compute_dtype
+        full = torch.empty(self.world * self.starts[-1], dtype=dtype, device=mesh.device)
         self.full, self.nbytes = full.untyped_storage(), full.untyped_storage().nbytes()
         # What is gathered is written through aliases with a version counter of their own: to autograd, the
         # tensors that it saved in forward are what they were.
         self.written = full.data
         self.parts = [
-            part.view(self.world, -1) for part in full.data.split([self.world * w for w in self.widths])
+            part.view(self.world, -1) for part in full.data.split([self.world * width for width in self.layout.widths])
         ]
         for member, original, start in zip(self.members, originals, self.starts, strict=False):
             shard = self.flat[start : start + math.prod(member.shard_shape)].view(member.shard_shape)
@@ -246,18 +273,13 @@ class Group:
         """Start the all-gather, if the group is sharded and it has not been started."""
         if not self.sharded or self.work is not None:
             return
-        source = self.flat.to(self.mesh.device, self.compute_dtype, non_blocking=True)
-        if self._lies_as_gathered:
+        source = self.flat.to(self.mesh.device, self.layout.compute_dtype, non_blocking=True)
+        if self.layout.lies_as_gathered:
             self.full.resize_(self.nbytes)
             self.gathered = self.written
         else:
             self.gathered = source.new_empty(self.world * source.numel())
         self.work = all_gather_single(self.gathered, source, group=self.mesh.shard, async_op=True)
-
-    @property
-    def _lies_as_gathered(self) -> bool:
-        """Whether rank after rank is also parameter after parameter: nothing to rearrange then."""
-        return self.world == 1 or len(self.members) == 1
 
     @torch.no_grad()
     def wait(self) -> None:
@@ -265,10 +287,10 @@ class Group:
         if self.work is None:
             return
         self.work.wait()
-        if not self._lies_as_gathered:
+        if not self.layout.lies_as_gathered:
             self.full.resize_(self.nbytes)
             rows = self.gathered.view(self.world, -1)  # type: ignore[union-attr]
-            torch.split_with_sizes_copy(rows, self.widths, dim=1, out=self.parts)
+            torch.split_with_sizes_copy(rows, self.layout.widths, dim=1, out=self.parts)
         self.work = self.gathered = None
         self.sharded = False
         for member in self.members:
@@ -292,7 +314,7 @@ class Group:
         for member in self.members:
             member.keep_gradient()
             if member.gradient is not None:
-                member.gradient = member.gradient.to(self.reduce_dtype)
+                member.gradient = member.gradient.to(self.layout.reduce_dtype)
 
     def flags(self, used: tuple[bool, ...], dtype: torch.dtype) -> torch.Tensor:
         """(world, parameters): the same row to every rank, 1 where this rank has a gradient."""
@@ -308,36 +330,38 @@ class Reduction:
     @torch.no_grad()
     def __init__(self, group: Group) -> None:
         """Start it; the whole gradients are freed."""
-        self.group, mesh = group, group.mesh
+        self.group, layout, mesh = group, group.layout, group.mesh
         self.members = [member for member in group.members if member.shard.requires_grad]
         gradients = [member.take_gradient() for member in self.members]
         self.used = tuple(gradient is not None for gradient in gradients)
-        waited = any(gradient is not None and gradient.dtype is not group.compute_dtype for gradient in gradients)
-        dtype = group.reduce_dtype if waited else group.compute_dtype
+        waited = any(gradient is not None and gradient.dtype is not layout.compute_dtype for gradient in gradients)
+        dtype = layout.reduce_dtype if waited else layout.compute_dtype
         zero = torch.zeros(1, dtype=dtype, device=mesh.device)
         rows = [
             (zero.expand(member.shape) if gradient is None else gradient).reshape(member.shape or (1,)).to(dtype)
             for member, gradient in zip(self.members, gradients, strict=True)
         ]
         width = sum(member.width for member in self.members) + len(rows)
-        self.sent = torch.empty(group.world, width, dtype=group.reduce_dtype, device=mesh.device)
-        torch._chunk_cat([*rows, group.flags(self.used, dtype)], dim=0, num_chunks=group.world, out=self.sent)
+        sent = torch.empty(group.world, width, dtype=layout.reduce_dtype, device=mesh.device)
+        torch._chunk_cat([*rows, group.flags(self.used, dtype)], dim=0, num_chunks=group.world, out=sent)
+        del gradients, rows
         if self.divisor_before > 1:
-            self.sent.div_(self.divisor_before)
+            sent.div_(self.divisor_before)
+        self.received: torch.Tensor | None
+        self.work: Any
         if mesh.device.type == "cpu":
-            self.received = torch.empty_like(self.sent)
-            self.work = dist.all_to_all_single(self.received, self.sent, group=mesh.shard, async_op=True)
+            self.received = torch.empty_like(sent)
+            self.work = dist.all_to_all_single(self.received, sent, group=mesh.shard, async_op=True)
         else:
-            self.received = self.sent.new_empty(1, width)
-            self.work = reduce_scatter_single(self.received[0], self.sent, group=mesh.shard, async_op=True)
-        self.wide = torch.promote_types(group.reduce_dtype, group.dtype)
+            self.received = sent.new_empty(1, width)
+            self.work = reduce_scatter_single(self.received[0], sent, group=mesh.shard, async_op=True)
         self.across = mesh.replicate
         self.total: torch.Tensor | None = None
 
     @property
     def divisor_before(self) -> int:
         """float16 overflows: divide by about the square root of the ranks before, by the rest after."""
-        if self.group.reduce_dtype is not torch.float16:
+        if self.group.layout.reduce_dtype is not torch.float16:
             return 1
         return 2 ** math.ceil(math.log2(self.group.ranks) / 2)
 
@@ -345,31 +369,34 @@ class Reduction:
     def advance(self) -> bool:
         """Wait for what is under way; True: the gradients are there."""
         self.work.wait()
+        self.work = None  # which held what was sent
         if self.total is None:
             self.total = self._added()
         if self.across is not None:
-            self.total = self.total.to(self.group.reduce_dtype)
+            self.total = self.total.to(self.group.layout.reduce_dtype)
             self.work = dist.all_reduce(self.total, group=self.across, async_op=True)
             self.across = None
             return False
-        self._assign(self.total)
+        self._assign()
         return True
 
     def _added(self) -> torch.Tensor:
-        """The sum in the order of ranks, in the wider of the reduction's and the parameters' dtypes."""
-        first, *rest = self.received.unbind()
-        total = first.to(self.wide)
+        """The sum in the order of ranks."""
+        assert self.received is not None
+        (first, *rest), self.received = self.received.unbind(), None
+        total = first.to(self.group.layout.sum_dtype)
         if rest:
             total = torch.add(total, rest[0])
         for received in rest[1:]:
             total += received
-        del self.sent, self.received
         return total
 
-    def _assign(self, total: torch.Tensor) -> None:
+    def _assign(self) -> None:
         """Average, and give every shard its gradient: in its dtype, where it lives, added to one that is there."""
-        group = self.group
-        total = total.to(self.wide).div_(group.ranks / self.divisor_before).to(group.dtype)
+        group, layout = self.group, self.group.layout
+        assert self.total is not None
+        total = self.total.to(layout.sum_dtype).div_(group.ranks / self.divisor_before)
+        total, self.total = total.to(layout.dtype), None
         used: Sequence[bool] = self.used
         if not all(used):
             used = (total[-len(used) :] > 0).tolist()
