@@ -1,0 +1,415 @@
+"""One communication group of ``fully_shard``: its shards, their all-gather and the reduction of its gradients.
+
+Every parameter is split along its first dimension as ``torch.chunk`` deals rows, which is also FSDP2's
+``Shard(0)``: rank r of W holds rows [r c, (r + 1) c) of n, c = ceil(n / W), so that the last ranks may hold
+fewer rows or none. A rank's shards lie in one flat buffer, each padded to c rows: the buffer is what the
+all-gather sends, and an optimizer that steps on the shards writes it.
+
+Gradients are averaged over ranks. On CPU they go to the rank that holds the rows by all-to-all, and are added
+there in the order of ranks: every world and backend gives the same bits, and gloo takes half the time of its
+reduce-scatter, which all-reduces everything and keeps a part. On other devices it is a reduce-scatter.
+The bytes are the same. Beside the gradients goes one number for each parameter, which counts the ranks where
+backward reached it: a gradient that no rank has stays None, and one that a rank lacks is zero there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+# torch 2.13's names; before, the same functions were called otherwise.
+all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+@dataclass(frozen=True)
+class MixedPrecisionPolicy:
+    """torch.distributed.fsdp's (which serves as well): dtypes of what is gathered, reduced and returned.
+
+    param_dtype: of the gathered parameters, hence of compute; None: the parameters' own.
+    reduce_dtype: of the gradients while they are reduced; None: that of compute.
+    output_dtype: forward's floating-point outputs are cast to it. cast_forward_inputs: its inputs to param_dtype.
+    """
+
+    param_dtype: torch.dtype | None = None
+    reduce_dtype: torch.dtype | None = None
+    output_dtype: torch.dtype | None = None
+    cast_forward_inputs: bool = True
+
+
+@dataclass(frozen=True)
+class CPUOffloadPolicy:
+    """torch.distributed.fsdp's (which serves as well): shards, gradients and optimizer state live on the CPU."""
+
+    pin_memory: bool = True
+
+
+class Mesh(NamedTuple):
+    """shard: the ranks that split parameters. replicate: the ranks that hold the same shard (HSDP), or None."""
+
+    shard: dist.ProcessGroup
+    replicate: dist.ProcessGroup | None
+    device: torch.device
+
+
+class Place(NamedTuple):
+    """An attribute of a module that is a parameter; tied parameters have several."""
+
+    module: nn.Module
+    name: str
+
+    def put(self, parameter: nn.Parameter) -> None:
+        if type(self.module).__setattr__ is nn.Module.__setattr__:
+            self.module._parameters[self.name] = parameter
+        else:  # nn.RNN and its like keep lists of their parameters up to date
+            setattr(self.module, self.name, parameter)
+
+
+def places_of(module: nn.Module) -> dict[nn.Parameter, list[Place]]:
+    """The parameters of ``module`` that belong to no group yet and hold something, with where they stand.
+
+    ValueError: one is also in a group: it is tied to a parameter that was sharded without this one.
+    """
+    found: dict[nn.Parameter, list[Place]] = {}
+    for part_name, part in module.named_modules():
+        for name, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
+            if hasattr(parameter, "fsdp_sharded"):
+                raise ValueError(
+                    f"{part_name}.{name} of {type(module).__name__} is tied to a parameter that an earlier "
+                    "fully_shard has sharded: leave both to the call on a module that holds both"
+                )
+            if not hasattr(parameter, "fsdp") and parameter.numel():
+                found.setdefault(parameter, []).append(Place(part, name))
+    return found
+
+
+def by_dtype(places: dict[nn.Parameter, list[Place]]) -> list[dict[nn.Parameter, list[Place]]]:
+    """``places``, a dictionary for each dtype: what can travel in one buffer."""
+    kinds: dict[torch.dtype, dict[nn.Parameter, list[Place]]] = {}
+    for parameter, where in places.items():
+        kinds.setdefault(parameter.dtype, {})[parameter] = where
+    return list(kinds.values())
+
+
+def rows_held(rows: int, world: int, rank: int) -> tuple[int, int]:
+    """[start, stop) of the rows of ``rank``, as torch.chunk deals them."""
+    chunk = -(-rows // world)
+    return min(rank * chunk, rows), min((rank + 1) * chunk, rows)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the parameters of one group lie in the buffers of ``world`` ranks. widths: elements of each parameter's
+    padded rows on one rank."""
+
+    world: int
+    shapes: tuple[torch.Size, ...]
+    dtype: torch.dtype
+    compute_dtype: torch.dtype
+    reduce_dtype: torch.dtype
+
+    @staticmethod
+    def of(parameters: Sequence[torch.Tensor], world: int, policy: Any) -> Layout:
+        """parameters: of one dtype. policy: a MixedPrecisionPolicy."""
+        dtype = parameters[0].dtype
+        compute_dtype = policy.param_dtype if dtype.is_floating_point and policy.param_dtype else dtype
+        shapes = tuple(parameter.shape for parameter in parameters)
+        return Layout(world, shapes, dtype, compute_dtype, policy.reduce_dtype or compute_dtype)
+
+    @cached_property
+    def widths(self) -> list[int]:
+        return [-(-shape[0] // self.world) * math.prod(shape[1:]) if shape else 1 for shape in self.shapes]
+
+    @property
+    def lies_as_gathered(self) -> bool:
+        """Whether rank after rank is also parameter after parameter: nothing to rearrange after a gather."""
+        return self.world == 1 or len(self.shapes) == 1
+
+    @property
+    def sum_dtype(self) -> torch.dtype:
+        """What sums of gradients are taken in: the wider of the reduction's and the parameters'."""
+        return torch.promote_types(self.reduce_dtype, self.dtype)
+
+
+class Member:
+    """One parameter of a group: what is registered at its places is ``shard``, or ``whole`` while gathered."""
+
+    def __init__(self, original: nn.Parameter, places: list[Place], group: Group) -> None:
+        self.places, self.group, self.shape = places, group, original.shape
+        world, rank = group.world, dist.get_rank(group.mesh.shard)
+        self.width = group.layout.widths[len(group.members)]
+        rows = self.shape[0] if self.shape else 1
+        self.start, self.stop = rows_held(rows, world, rank)
+        self.shard_shape = (self.stop - self.start, *self.shape[1:])
+        self.gradient: torch.Tensor | None = None  # of steps that were not reduced, in the reduction's dtype
+
+    def take(self, whole: torch.Tensor) -> torch.Tensor:
+        """This rank's rows of a tensor of the parameter's shape: a view."""
+        return (whole if self.shape else whole.view(1))[self.start : self.stop]
+
+    def gather(self, shard: torch.Tensor) -> torch.Tensor:
+        """The tensor of the parameter's shape of which every rank gives its shard (all-gather)."""
+        mesh = self.group.mesh
+        padded = torch.zeros(self.width, dtype=shard.dtype, device=mesh.device)
+        padded[: shard.numel()].copy_(shard.detach().reshape(-1))
+        whole = torch.empty(self.width * self.group.world, dtype=shard.dtype, device=mesh.device)
+        all_gather_single(whole, padded, group=mesh.shard)
+        return whole[: self.shape.numel()].view(self.shape).to(shard.device)
+
+    def make(self, original: nn.Parameter, shard: torch.Tensor, whole: torch.Tensor) -> None:
+        """The two parameters, with what was hung on the original: attributes, hooks on its gradient."""
+        self.shard, self.whole = (nn.Parameter(data, original.requires_grad) for data in (shard, whole))
+        for parameter in (self.shard, self.whole):
+            vars(parameter).update(vars(original), fsdp=self)
+        for hook in (original._backward_hooks or {}).values():
+            self.whole.register_hook(hook)
+        for hook in (getattr(original, "_post_accumulate_grad_hooks", None) or {}).values():
+            self.shard.register_post_accumulate_grad_hook(hook)
+        self.address = self.shard.data_ptr()
+
+    def take_gradient(self) -> torch.Tensor | None:
+        """What backward has left since the last reduction, which is then ours to free."""
+        self.keep_gradient()
+        gradient, self.gradient = self.gradient, None
+        return gradient
+
+    def keep_gradient(self) -> None:
+        """Add the gradient of this backward to those that wait for a reduction."""
+        gradient, self.whole.grad = self.whole.grad, None
+        if gradient is None:
+            return
+        if self.gradient is None:
+            self.gradient = gradient
+        else:
+            self.gradient = self.gradient.to(self.group.layout.reduce_dtype).add_(gradient)
+
+    def refresh(self, flat: torch.Tensor) -> None:
+        """Values that were put in the shard's place since (``.data``, load_state_dict(assign=True)) are taken over."""
+        found = self.places[0].module._parameters[self.places[0].name]
+        if found is self.shard and (self.address == found.data_ptr() or not found.numel()):
+            return
+        if found is None or (found.shape, found.dtype, found.device) != (
+            self.shard_shape,
+            flat.dtype,
+            flat.device,
+        ):
+            raise ValueError(
+                f"{self.places[0].name} of {type(self.places[0].module).__name__} was replaced after "
+                f"fully_shard: a shard is {flat.dtype} {self.shard_shape} on {flat.device}; "
+                "change dtype and device before"
+            )
+        values, self.shard = found.detach(), found
+        found.data = flat[: values.numel()].view(self.shard_shape).copy_(values)
+        vars(found).update(fsdp=self)
+        self.address = found.data_ptr()
+        for place in self.places:
+            place.put(found)
+
+
+class Group:
+    """Parameters of one dtype that are gathered in one all-gather and whose gradients are reduced in one."""
+
+    def __init__(
+        self, originals: dict[nn.Parameter, list[Place]], mesh: Mesh, policy: Any, offload: Any
+    ) -> None:
+        self.mesh, self.world = mesh, mesh.shard.size()
+        self.ranks = self.world * (mesh.replicate.size() if mesh.replicate else 1)
+        self.layout = Layout.of(list(originals), self.world, policy)
+        self.members: list[Member] = []
+        for original, places in originals.items():
+            self.members.append(Member(original, places, self))
+        self.starts = [0, *accumulate(self.layout.widths)]
+        pin = getattr(offload, "pin_memory", False) and mesh.device.type != "cpu"
+        home = mesh.device if offload is None else torch.device("cpu")
+        self.flat = torch.zeros(self.starts[-1], dtype=self.layout.dtype, device=home, pin_memory=pin)
+        dtype = self.layout.compute_dtype
+        full = torch.empty(self.world * self.starts[-1], dtype=dtype, device=mesh.device)
+        self.full, self.nbytes = full.untyped_storage(), full.untyped_storage().nbytes()
+        # What is gathered is written through aliases with a version counter of their own: to autograd, the
+        # tensors that it saved in forward are what they were.
+        self.written = full.data
+        self.parts = [
+            part.view(self.world, -1) for part in full.data.split([self.world * width for width in self.layout.widths])
+        ]
+        for member, original, start in zip(self.members, originals, self.starts, strict=False):
+            shard = self.flat[start : start + math.prod(member.shard_shape)].view(member.shard_shape)
+            whole = full[self.world * start :][: member.shape.numel()].view(member.shape)
+            shard.copy_(member.take(self._of_first_rank(original.detach())))
+            member.make(original, shard, whole)
+        self.full.resize_(0)
+        self.gathered: torch.Tensor | None = None
+        self.work: Any = None
+        self.sharded = True
+        self._flags: dict[tuple[tuple[bool, ...], torch.dtype], torch.Tensor] = {}
+        self._install()
+
+    def _of_first_rank(self, values: torch.Tensor) -> torch.Tensor:
+        values = values.to(self.mesh.device).contiguous()
+        for group in (self.mesh.replicate, self.mesh.shard):
+            if group is not None:
+                dist.broadcast(values, dist.get_process_group_ranks(group)[0], group=group)
+        return values
+
+    def _install(self) -> None:
+        for member in self.members:
+            parameter = member.shard if self.sharded else member.whole
+            for place in member.places:
+                place.put(parameter)
+
+    def refresh(self) -> None:
+        for member, start in zip(self.members, self.starts, strict=False):
+            member.refresh(self.flat[start:])
+
+    @torch.no_grad()
+    def gather(self) -> None:
+        """Start the all-gather, if the group is sharded and it has not been started."""
+        if not self.sharded or self.work is not None:
+            return
+        source = self.flat.to(self.mesh.device, self.layout.compute_dtype, non_blocking=True)
+        if self.layout.lies_as_gathered:
+            self.full.resize_(self.nbytes)
+            self.gathered = self.written
+        else:
+            self.gathered = source.new_empty(self.world * source.numel())
+        self.work = all_gather_single(self.gathered, source, group=self.mesh.shard, async_op=True)
+
+    @torch.no_grad()
+    def wait(self) -> None:
+        """Wait for the all-gather and register the whole parameters."""
+        if self.work is None:
+            return
+        self.work.wait()
+        if not self.layout.lies_as_gathered:
+            self.full.resize_(self.nbytes)
+            rows = self.gathered.view(self.world, -1)  # type: ignore[union-attr]
+            torch.split_with_sizes_copy(rows, self.layout.widths, dim=1, out=self.parts)
+        self.work = self.gathered = None
+        self.sharded = False
+        for member in self.members:
+            if member.whole.requires_grad != member.shard.requires_grad:
+                member.whole.requires_grad_(member.shard.requires_grad)
+        self._install()
+
+    def reshard(self) -> None:
+        """Free the whole parameters and register the shards; a gather in flight is waited for and dropped."""
+        if self.work is not None:
+            self.work.wait()
+            self.work = self.gathered = None
+        elif self.sharded:
+            return
+        self.full.resize_(0)
+        self.sharded = True
+        self._install()
+
+    def keep_gradients(self) -> None:
+        """Instead of a reduction: gradients stay whole on every rank, and are summed in the reduction's dtype."""
+        for member in self.members:
+            member.keep_gradient()
+            if member.gradient is not None:
+                member.gradient = member.gradient.to(self.layout.reduce_dtype)
+
+    def flags(self, used: tuple[bool, ...], dtype: torch.dtype) -> torch.Tensor:
+        """(world, parameters): the same row to every rank, 1 where this rank has a gradient."""
+        if (used, dtype) not in self._flags:
+            row = torch.tensor(used, dtype=dtype, device=self.mesh.device)
+            self._flags[used, dtype] = row.expand(self.world, -1)
+        return self._flags[used, dtype]
+
+
+class Reduction:
+    """The gradients of a group on their way to its shards: ``advance`` until it says that they have arrived."""
+
+    @torch.no_grad()
+    def __init__(self, group: Group) -> None:
+        """Start it; the whole gradients are freed."""
+        self.group, layout, mesh = group, group.layout, group.mesh
+        self.members = [member for member in group.members if member.shard.requires_grad]
+        gradients = [member.take_gradient() for member in self.members]
+        self.used = tuple(gradient is not None for gradient in gradients)
+        waited = any(gradient is not None and gradient.dtype is not layout.compute_dtype for gradient in gradients)
+        dtype = layout.reduce_dtype if waited else layout.compute_dtype
+        zero = torch.zeros(1, dtype=dtype, device=mesh.device)
+        rows = [
+            (zero.expand(member.shape) if gradient is None else gradient).reshape(member.shape or (1,)).to(dtype)
+            for member, gradient in zip(self.members, gradients, strict=True)
+        ]
+        width = sum(member.width for member in self.members) + len(rows)
+        sent = torch.empty(group.world, width, dtype=layout.reduce_dtype, device=mesh.device)
+        torch._chunk_cat([*rows, group.flags(self.used, dtype)], dim=0, num_chunks=group.world, out=sent)
+        del gradients, rows
+        if self.divisor_before > 1:
+            sent.div_(self.divisor_before)
+        self.received: torch.Tensor | None
+        self.work: Any
+        if mesh.device.type == "cpu":
+            self.received = torch.empty_like(sent)
+            self.work = dist.all_to_all_single(self.received, sent, group=mesh.shard, async_op=True)
+        else:
+            self.received = sent.new_empty(1, width)
+            self.work = reduce_scatter_single(self.received[0], sent, group=mesh.shard, async_op=True)
+        self.across = mesh.replicate
+        self.total: torch.Tensor | None = None
+
+    @property
+    def divisor_before(self) -> int:
+        """float16 overflows: divide by about the square root of the ranks before, by the rest after."""
+        if self.group.layout.reduce_dtype is not torch.float16:
+            return 1
+        return 2 ** math.ceil(math.log2(self.group.ranks) / 2)
+
+    @torch.no_grad()
+    def advance(self) -> bool:
+        """Wait for what is under way; True: the gradients are there."""
+        self.work.wait()
+        self.work = None  # which held what was sent
+        if self.total is None:
+            self.total = self._added()
+        if self.across is not None:
+            self.total = self.total.to(self.group.layout.reduce_dtype)
+            self.work = dist.all_reduce(self.total, group=self.across, async_op=True)
+            self.across = None
+            return False
+        self._assign()
+        return True
+
+    def _added(self) -> torch.Tensor:
+        """The sum in the order of ranks."""
+        assert self.received is not None
+        (first, *rest), self.received = self.received.unbind(), None
+        total = first.to(self.group.layout.sum_dtype)
+        if rest:
+            total = torch.add(total, rest[0])
+        for received in rest[1:]:
+            total += received
+        return total
+
+    def _assign(self) -> None:
+        """Average, and give every shard its gradient: in its dtype, where it lives, added to one that is there."""
+        group, layout = self.group, self.group.layout
+        assert self.total is not None
+        total = self.total.to(layout.sum_dtype).div_(group.ranks / self.divisor_before)
+        total, self.total = total.to(layout.dtype), None
+        used: Sequence[bool] = self.used
+        if not all(used):
+            used = (total[-len(used) :] > 0).tolist()
+        total = total.to(group.flat.device)
+        start = 0
+        for member, reached in zip(self.members, used, strict=True):
+            if reached:
+                shape = member.shard_shape
+                gradient = total[start : start + math.prod(shape)].view(shape)
+                if member.shard.grad is None:
+                    member.shard.grad = gradient
+                else:
+                    member.shard.grad.add_(gradient)
+                for hook in (getattr(member.shard, "_post_accumulate_grad_hooks", None) or {}).values():
+                    hook(member.shard)
+            start += member.width

@@ -1,0 +1,256 @@
+"""What a step under ``fully_shard`` communicates and holds, computed from the plain modules (meta device too).
+
+``units`` are the modules that ``fully_shard`` is called on, in the order of the calls: the root is the last.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from parallel.fsdp_group import Layout, MixedPrecisionPolicy, Place, by_dtype, places_of, rows_held
+from parallel.memory import Memory
+
+
+class Planned(NamedTuple):
+    """A group before it exists."""
+
+    layout: Layout
+    parameters: list[nn.Parameter]
+    places: list[list[Place]]
+
+    def bytes_gathered(self) -> int:
+        return self.layout.world * self.bytes_cast()
+
+    def bytes_cast(self) -> int:
+        return sum(self.layout.widths) * self.layout.compute_dtype.itemsize
+
+    def reduced(self) -> int:
+        """Elements of one rank's part of the gradients, with the count of ranks that have each."""
+        widths = zip(self.parameters, self.layout.widths, strict=True)
+        return sum(width + 1 for parameter, width in widths if parameter.requires_grad)
+
+
+def planned(units: Sequence[nn.Module], world_size: int, policy: Any) -> list[list[Planned]]:
+    """The groups of each unit."""
+    taken: set[nn.Parameter] = set()
+    plans = []
+    for unit in units:
+        own = {p: places for p, places in places_of(unit).items() if p not in taken}
+        taken |= own.keys()
+        plans.append(
+            [
+                Planned(Layout.of(list(group), world_size, policy), list(group), list(group.values()))
+                for group in by_dtype(own)
+            ]
+        )
+    left = [name for name, p in units[-1].named_parameters() if p not in taken and p.numel()]
+    if left or len(units) != sum(unit in units for unit in units[-1].modules()):
+        raise ValueError("units are submodules of the last, the root, each once")
+    return plans
+
+
+def _each(reshard_after_forward: bool | Sequence[bool], units: Sequence[nn.Module]) -> Sequence[bool]:
+    if isinstance(reshard_after_forward, bool):
+        return [reshard_after_forward] * len(units)
+    if len(reshard_after_forward) != len(units):
+        raise ValueError(f"reshard_after_forward: {len(reshard_after_forward)} values for {len(units)} units")
+    return reshard_after_forward
+
+
+def predict_communication(
+    units: Sequence[nn.Module],
+    world_size: int,
+    *,
+    replicas: int = 1,
+    reshard_after_forward: bool | Sequence[bool] = True,
+    mp_policy: Any = None,
+    backwards: int = 1,
+    device: str = "cpu",
+) -> dict[str, int]:
+    """Payload bytes of one step of one rank.
+
+    world_size: ranks that split the parameters. replicas: how often (HSDP). reshard_after_forward: one value, or
+    one for each unit. backwards: of the step, all but the last without gradient synchronisation. Prefetching
+    moves gathers, and changes no bytes.
+
+    all_gather: the padded parameters in param_dtype, for forward and, where they were freed, for backward.
+    all_to_all (on CPU; reduce_scatter on other devices): the padded gradients in reduce_dtype and a number for
+    each parameter. all_reduce (HSDP): one rank's part of these.
+    """
+    payload = {"all_gather": 0, "all_to_all" if device == "cpu" else "reduce_scatter": 0}
+    reduction = list(payload)[1]
+    plans = planned(units, world_size, mp_policy or MixedPrecisionPolicy())
+    for groups, reshards in zip(plans, _each(reshard_after_forward, units), strict=True):
+        for group in groups:
+            part = group.reduced() * group.layout.reduce_dtype.itemsize
+            payload["all_gather"] += group.bytes_gathered() * (1 + reshards) * backwards
+            payload[reduction] += world_size * part
+            if replicas > 1:
+                payload["all_reduce"] = payload.get("all_reduce", 0) + part
+    return {name: count for name, count in payload.items() if count}
+
+
+def predict_memory(
+    units: Sequence[nn.Module],
+    world_size: int,
+    *,
+    rank: int = 0,
+    replicas: int = 1,
+    reshard_after_forward: bool | Sequence[bool] = True,
+    mp_policy: Any = None,
+    optimizer_tensors: int = 2,
+    optimizer_scalars: int = 1,
+    device: str = "cpu",
+) -> Memory:
+    """Bytes that ``rank`` of those that split the parameters holds, activations apart.
+
+    optimizer_tensors, optimizer_scalars: the optimizer's state of a parameter, as large as its shard and as
+    single float32 numbers: (2, 1) for AdamW, (0, 0) for SGD. buffers: what a step needs at its peak besides
+    parameters, gradients and state, for one backward a step: gathered parameters (of the unit that runs and
+    the next), whole gradients, gradients on their way. Units run in the order in which they are registered.
+    """
+    policy = mp_policy or MixedPrecisionPolicy()
+    plans = planned(units, world_size, policy)
+    groups = [group for plan in plans for group in plan]
+    parameters = sum(sum(group.layout.widths) * group.layout.dtype.itemsize for group in groups)
+    gradients = sum(group.reduced() * group.layout.dtype.itemsize for group in groups)
+    state = 0
+    for group in groups:
+        for parameter in group.parameters:
+            if parameter.requires_grad:
+                first, last = rows_held(parameter.shape[0] if parameter.dim() else 1, world_size, rank)
+                held = (last - first) * math.prod(parameter.shape[1:])
+                state += optimizer_tensors * held * group.layout.dtype.itemsize + 4 * optimizer_scalars
+    step = _Step(units, plans, _each(reshard_after_forward, units), replicas, device)
+    return Memory(parameters, gradients, state, step.peak() - gradients)
+
+
+class _Step:
+    """A step's allocations, in the order in which ``fsdp_runtime`` makes them."""
+
+    def __init__(
+        self,
+        units: Sequence[nn.Module],
+        plans: list[list[Planned]],
+        reshards: Sequence[bool],
+        replicas: int,
+        device: str,
+    ) -> None:
+        self.plans = dict(zip(units, plans, strict=True))
+        self.reshards = dict(zip(units, reshards, strict=True))
+        self.replicas, self.device = replicas, device
+        self.root = units[-1]
+        self.started = [module for module in self.root.modules() if module in self.plans]
+        self.live: dict[Any, int] = {}
+        self.most = 0
+        self.reductions: list[tuple[Planned, int]] = []
+
+    def hold(self, what: Any, bytes_held: int) -> None:
+        self.live[what] = self.live.get(what, 0) + bytes_held
+        self.most = max(self.most, sum(self.live.values()))
+
+    def free(self, what: Any) -> None:
+        self.live.pop(what, None)
+
+    def peak(self) -> int:
+        """The most bytes live at once."""
+        finished: list[nn.Module] = []
+        self.forward(self.root, finished)
+        self.backward(self.root, finished)
+        while self.reductions:
+            self.advance()
+        return self.most
+
+    def gather(self, unit: nn.Module) -> None:
+        if ("whole", unit) in self.live or ("gathered", unit) in self.live:
+            return
+        for group in self.plans[unit]:
+            if group.layout.compute_dtype is not group.layout.dtype:
+                self.hold(("gathered", unit), group.bytes_cast())
+            self.hold(("gathered", unit), group.bytes_gathered())
+
+    def wait(self, unit: nn.Module) -> None:
+        self.gather(unit)
+        if ("whole", unit) in self.live:
+            return
+        for group in self.plans[unit]:
+            self.hold(("whole", unit), 0 if group.layout.lies_as_gathered else group.bytes_gathered())
+        self.free(("gathered", unit))
+        for group in self.plans[unit]:
+            self.hold(("whole", unit), group.bytes_gathered() if group.layout.lies_as_gathered else 0)
+
+    def below(self, unit: nn.Module, module: nn.Module | None = None) -> Iterator[nn.Module]:
+        """The modules of ``unit`` that belong to no unit below it, and those units, in order."""
+        for child in [unit] if module is None else module.children():
+            if child is not unit and child in self.plans:
+                yield child
+                continue
+            yield child
+            yield from self.below(unit, child)
+
+    def forward(self, unit: nn.Module, finished: list[nn.Module]) -> None:
+        index = self.started.index(unit)
+        self.wait(unit)
+        if index + 1 < len(self.started):
+            self.gather(self.started[index + 1])
+        for module in self.below(unit):
+            if module is not unit and module in self.plans:
+                self.forward(module, finished)
+        finished.append(unit)
+        if self.reshards[unit]:
+            self.free(("whole", unit))
+
+    def backward(self, unit: nn.Module, finished: list[nn.Module]) -> None:
+        index = finished.index(unit)
+        self.wait(unit)
+        if index:
+            self.gather(finished[index - 1])
+        had: set[nn.Parameter] = set()
+        for module in reversed(list(self.below(unit))):
+            if module is not unit and module in self.plans:
+                self.backward(module, finished)
+                continue
+            for group in self.plans[unit]:
+                for parameter, places in zip(group.parameters, group.places, strict=True):
+                    if parameter.requires_grad and any(place.module is module for place in places):
+                        size = parameter.numel() * group.layout.compute_dtype.itemsize
+                        self.hold(("gradient", unit) if parameter not in had else "second of tied", size)
+                        self.free("second of tied")
+                        had.add(parameter)
+        self.free(("whole", unit))
+        for group in self.plans[unit]:
+            if group.reduced():
+                self.advance()
+                self.reduce(group)
+        self.free(("gradient", unit))
+
+    def reduce(self, group: Planned) -> None:
+        layout, key = group.layout, len(self.live)
+        part = group.reduced() * layout.reduce_dtype.itemsize
+        self.hold(("sent", key), layout.world * part)
+        for parameter, width in zip(group.parameters, layout.widths, strict=True):
+            if parameter.requires_grad and (parameter.shape[0] if parameter.dim() else 1) % layout.world:
+                self.hold("padded", layout.world * width * layout.compute_dtype.itemsize)
+        self.free("padded")
+        self.hold(("received", key), part * (layout.world if self.device == "cpu" else 1))
+        self.reductions.append((group, key))
+
+    def advance(self) -> None:
+        waiting, self.reductions = self.reductions, []
+        for group, key in waiting:
+            layout, elements = group.layout, group.reduced()
+            self.free(("sent", key))
+            final = elements * layout.dtype.itemsize
+            self.hold(("sum", key), elements * layout.sum_dtype.itemsize)
+            self.free(("received", key))
+            if layout.sum_dtype is not layout.dtype:
+                self.hold("gradients", final)
+                self.free(("sum", key))
+            else:
+                self.free(("sum", key))
+                self.hold("gradients", final)

@@ -1,0 +1,133 @@
+"""Whole state dicts of a module that ``fully_shard`` was applied to, and of its optimizer.
+
+All of these communicate: every rank calls them. ``module.state_dict()`` communicates nothing and holds shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from parallel.fsdp_group import Member
+from parallel.fsdp_runtime import units_of
+
+
+def sharded(tensor: Any) -> Member | None:
+    """How a registered parameter is sharded; None of a buffer or a parameter that is not."""
+    return getattr(tensor, "fsdp", None)
+
+
+def _state(module: nn.Module) -> dict[str, torch.Tensor]:
+    for unit in units_of(module):
+        unit.reshard()
+    return module.state_dict(keep_vars=True)
+
+
+@torch.no_grad()
+def full_state_dict(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict of the module as it was before ``fully_shard``: names, whole shapes, dtypes; on every rank.
+
+    Parameters that are tied are one tensor. Tensors are copies, on the device where the shards live.
+    """
+    copies: dict[torch.Tensor, torch.Tensor] = {}
+    state = _state(module)
+    for tensor in state.values():
+        if tensor not in copies:
+            layout = sharded(tensor)
+            copies[tensor] = layout.gather(tensor) if layout else tensor.detach().clone()
+    return {name: copies[tensor] for name, tensor in state.items()}
+
+
+@torch.no_grad()
+def load_full_state_dict(module: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> None:
+    """The inverse: every rank gives the whole state dict and takes its shards of it.
+
+    ValueError: names or shapes are not the module's; nothing has been loaded then.
+    """
+    state = _state(module)
+    wrong = [f"missing {name}" for name in state if name not in state_dict]
+    wrong += [f"unexpected {name}" for name in state_dict if name not in state]
+    for name, tensor in state.items():
+        shape = layout.shape if (layout := sharded(tensor)) else tensor.shape
+        if name in state_dict and state_dict[name].shape != shape:
+            wrong.append(f"{name} of {tuple(state_dict[name].shape)} where the module has {tuple(shape)}")
+    if wrong:
+        raise ValueError("the state dict does not fit: " + ", ".join(wrong))
+    for name, tensor in state.items():
+        layout = sharded(tensor)
+        tensor.copy_(layout.take(state_dict[name]) if layout else state_dict[name])
+
+
+def _named(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
+    names = {parameter: name for name, parameter in reversed(list(module.named_parameters()))}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter not in names:
+                raise ValueError(
+                    f"the optimizer has a parameter of {tuple(parameter.shape)} that the module has not: make "
+                    "the optimizer after fully_shard"
+                )
+            yield names[parameter], parameter
+
+
+@torch.no_grad()
+def full_optimizer_state_dict(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """``optimizer.state_dict()`` with names instead of numbers and whole tensors instead of shards.
+
+    ValueError: the optimizer has parameters that are not the module's shards.
+    """
+    _state(module)
+    names = {parameter: name for name, parameter in _named(module, optimizer)}
+    state = {}
+    for parameter, name in names.items():
+        layout = sharded(parameter)
+        state[name] = {
+            key: layout.gather(value) if layout and _is_shard(value, parameter) else value
+            for key, value in optimizer.state[parameter].items()
+        }
+    groups = [
+        {**group, "params": [names[parameter] for parameter in group["params"]]}
+        for group in optimizer.param_groups
+    ]
+    return {"state": state, "param_groups": groups}
+
+
+@torch.no_grad()
+def load_full_optimizer_state_dict(
+    module: nn.Module, optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]
+) -> None:
+    """The inverse, for an optimizer with the same parameter groups, over any number of ranks.
+
+    ValueError: the names in the state dict's groups are not those of the optimizer's.
+    """
+    _state(module)
+    found = [[name for name in group["params"]] for group in state_dict["param_groups"]]
+    named = list(_named(module, optimizer))
+    order = iter(named)
+    wanted = [[next(order)[0] for _ in group["params"]] for group in optimizer.param_groups]
+    if found != wanted:
+        raise ValueError(f"the optimizer's parameter groups are {wanted}; the state dict has {found}")
+    state: dict[int, dict[str, Any]] = {}
+    for number, (name, parameter) in enumerate(named):
+        layout = sharded(parameter)
+        if name in state_dict["state"]:
+            state[number] = {
+                key: layout.take(value).clone() if layout and _is_whole(value, layout) else value
+                for key, value in state_dict["state"][name].items()
+            }
+    numbers = iter(range(len(named)))
+    groups = [
+        {**group, "params": [next(numbers) for _ in group["params"]]} for group in state_dict["param_groups"]
+    ]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _is_shard(value: Any, parameter: nn.Parameter) -> bool:
+    return isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.dim() > 0
+
+
+def _is_whole(value: Any, layout: Member) -> bool:
+    return isinstance(value, torch.Tensor) and value.shape == layout.shape
