@@ -1,0 +1,239 @@
+"""How ranks pass bytes through shared memory: slots that are written, read and written again.
+
+Every member of an exchange owns a few slots, each behind a cache line that says which round it holds and what it
+is part of. An operation is a number of rounds; in one round a member
+
+1. waits until everybody is done with what its slot held before, copies one chunk of its tensor into the slot (or
+   one chunk for each member, where each gets something else) and publishes it by storing the round's number;
+2. waits for the same round of those that it reads from, copies their chunks out, or reduces them in the order of
+   ranks into its tensor, and says so by increasing its count of rounds taken.
+
+The rounds are pipelined: while a peer reads one slot the next is written, and chunks are small enough to go from
+cache to cache. All numbers only grow, so nothing is reset between operations. All collectives, send and recv are
+this one function with other tables; all_reduce of two ranks is one pass, which moves the same bytes as
+reduce-scatter and all-gather do (a ring: Patarasuk and Yuan 2009), with half the waits.
+
+``exchange`` never blocks for long: after a while of spinning and of giving its core away (``sched_yield``) it
+returns STALLED and can be called again with the same block. Who waits longer, sleeps, looks after signals,
+time-outs and dead peers, is ``parallel.shm_group``, in Python. Loads acquire, stores release.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import numba
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from kernels.compiled_cache import address_of
+from kernels.threads import _pointer_to
+
+DONE, STALLED, DIFFERENT, RUNNING = range(4)
+"""What ``exchange`` returns: finished; no progress; a header that differs; enough work for one call."""
+
+LINE = 64
+POSTS, COMPARES = 1, 2  # role: writes a header in round 0; waits for everybody's and compares them
+
+# Words of the block, which describes one operation and how far it has come.
+MEMBERS, ME, SLOTS, STRIDE, SLOT_BASE, TAKEN_BASE, SCRATCH, MOST, SPINS, YIELDS = range(10)
+BEFORE, ROUNDS, CHUNK, PARTS, ROLE, SIGNATURE, COUNT, REDUCE, FACTOR, WRITTEN, CONSUMED = range(10, 21)
+TABLES = 21  # input addresses, input bytes, output addresses, output bytes, sources: one each a member
+
+_LONG, _VOID = ir.IntType(64), ir.VoidType()
+_BYTES = ir.IntType(8).as_pointer()
+
+
+@intrinsic
+def load_acquire(typing: Any, address: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load_atomic(builder.inttoptr(args[0], _LONG.as_pointer()), "acquire", 8)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def store_release(typing: Any, address: Any, value: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store_atomic(args[1], builder.inttoptr(args[0], _LONG.as_pointer()), "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def copy_bytes(typing: Any, target: Any, source: Any, count: Any) -> Any:
+    """memcpy of the C library, which knows the CPU."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(_BYTES, [_BYTES, _BYTES, _LONG])
+        function = cgutils.get_or_insert_function(builder.module, kind, "memcpy")
+        builder.call(
+            function, [builder.inttoptr(args[0], _BYTES), builder.inttoptr(args[1], _BYTES), args[2]]
+        )
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def call_reduction(
+    typing: Any, function: Any, out: Any, sources: Any, members: Any, count: Any, scratch: Any, factor: Any
+) -> Any:
+    """Call the C function at an address, made by ``parallel.shm_reduce``."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(_VOID, [_LONG] * 6).as_pointer()
+        builder.call(builder.inttoptr(args[0], kind), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 7), codegen
+
+
+@intrinsic
+def give_way(typing: Any) -> Any:
+    """``sched_yield``: the peer may be waiting for this very core."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.IntType(32), [])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def pause(typing: Any) -> Any:
+    """Tell an x86 core that this is a spin; nothing elsewhere."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if str(builder.module.triple).startswith("x86_64"):
+            kind = ir.FunctionType(_VOID, [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def word_address(typing: Any, block: Any, index: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.add(builder.ptrtoint(args[0], _LONG), builder.shl(args[1], _LONG(3)))
+
+    return types.int64(block, types.int64), codegen
+
+
+_longs = _pointer_to(types.int64)
+
+
+def exchange(block: Any) -> Any:
+    """Rounds of the operation that the block describes, until it is done, stalled or has used its share."""
+    members, me, slots, stride = block[MEMBERS], block[ME], block[SLOTS], block[STRIDE]
+    slot_base, taken_base, before = block[SLOT_BASE], block[TAKEN_BASE], block[BEFORE]
+    rounds, chunk, parts, role = block[ROUNDS], block[CHUNK], block[PARTS], block[ROLE]
+    written, consumed = block[WRITTEN], block[CONSUMED]
+    input_bytes, outputs = TABLES + members, TABLES + 2 * members
+    output_bytes, sources = TABLES + 3 * members, TABLES + 4 * members
+    waited, handled = 0, 0
+    while True:
+        moved = False
+        # Headers are compared before a second round is written, so that all ranks stop in the same one.
+        if written < rounds and (written == 0 or consumed > 0):
+            offset = written * chunk
+            posts = written == 0 and role & POSTS != 0
+            for part in range(parts):
+                posts |= block[input_bytes + part] > offset
+            free = True
+            if posts:
+                for q in range(members):
+                    free &= q == me or load_acquire(taken_base + q * LINE) > before + written - slots
+            if free:
+                if posts:
+                    slot = slot_base + (me * slots + (before + written) % slots) * stride
+                    for part in range(parts):
+                        size = min(block[input_bytes + part] - offset, chunk)
+                        if size > 0 and (parts == 1 or part != me):
+                            copy_bytes(slot + LINE + part * chunk, block[TABLES + part] + offset, size)
+                    header = _header(_longs(slot))
+                    header[1], header[2] = block[SIGNATURE], block[COUNT]
+                    store_release(slot, before + written + 1)
+                written += 1
+                moved = True
+        if consumed < written:
+            offset = consumed * chunk
+            compares = consumed == 0 and role & COMPARES != 0
+            place = (before + consumed) % slots
+            here = True
+            for q in range(members):
+                if q != me and (compares or block[output_bytes + q] > offset):
+                    here &= load_acquire(slot_base + (q * slots + place) * stride) > before + consumed
+            if here:
+                if compares:
+                    for q in range(members):
+                        header = _header(_longs(slot_base + (q * slots + place) * stride))
+                        if header[1] != block[SIGNATURE] or header[2] != block[COUNT]:
+                            block[WRITTEN], block[CONSUMED] = written, consumed
+                            return DIFFERENT
+                part = me * chunk if parts > 1 else 0
+                if block[REDUCE] != 0:
+                    size = min(block[output_bytes] - offset, chunk)
+                    if size > 0:
+                        for q in range(members):
+                            block[sources + q] = slot_base + (q * slots + place) * stride + LINE + part
+                        block[sources + me] = block[TABLES + (me if parts > 1 else 0)] + offset
+                        call_reduction(
+                            block[REDUCE],
+                            block[outputs] + offset,
+                            word_address(block, sources),
+                            members,
+                            size,
+                            block[SCRATCH],
+                            block[FACTOR],
+                        )
+                else:
+                    for q in range(members):
+                        size = min(block[output_bytes + q] - offset, chunk)
+                        source = slot_base + (q * slots + place) * stride + LINE + part
+                        if q == me:
+                            source = block[TABLES + (me if parts > 1 else 0)] + offset
+                        target = block[outputs + q] + offset
+                        if size > 0 and target != source:
+                            copy_bytes(target, source, size)
+                store_release(taken_base + me * LINE, before + consumed + 1)
+                consumed += 1
+                moved = True
+                handled += 1
+        if consumed == rounds:
+            block[WRITTEN], block[CONSUMED] = written, consumed
+            return DONE
+        if moved:
+            waited = 0
+            if handled < block[MOST]:
+                continue
+        elif waited < block[SPINS]:
+            waited += 1
+            pause()
+            continue
+        elif waited < block[SPINS] + block[YIELDS]:
+            waited += 1
+            give_way()
+            continue
+        block[WRITTEN], block[CONSUMED] = written, consumed
+        return RUNNING if handled else STALLED
+
+
+@numba.njit(forceinline=True)
+def _header(slot: Any) -> Any:
+    return numba.carray(slot, (3,))
+
+
+@cache
+def compiled() -> tuple[Any, Any]:
+    """(``exchange`` for Python, called with the address of a block and without the GIL; what keeps it alive)."""
+    kind = types.int64(types.CPointer(types.int64))
+    address, kept = address_of(kind, exchange, {"error_model": "numpy"})
+    return ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)(address), kept
