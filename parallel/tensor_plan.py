@@ -313,16 +313,21 @@ def full_state_dict(module: nn.Module) -> dict[str, torch.Tensor]:
     return full_tensors(module, module.state_dict())
 
 
-def load_full_state_dict(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Take this rank's shards from a whole state dict, such as ``full_state_dict`` at another world size."""
+def local_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The inverse of ``full_tensors``: this rank's shards of whole tensors. Nothing is communicated."""
     layers = dict(module.named_modules(remove_duplicate=False))
     own = {}
-    for name, tensor in state.items():
+    for name, tensor in tensors.items():
         owner, _, last = name.rpartition(".")
         layer = layers.get(owner)
         place = layer.shards().get(last) if hasattr(layer, "shards") else None  # type: ignore[union-attr, operator]
         own[name] = tensor if place is None else place[0].take(tensor, layer.rank, place[1])  # type: ignore[union-attr, arg-type]
-    module.load_state_dict(own)
+    return own
+
+
+def load_full_state_dict(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Take this rank's shards from a whole state dict, such as ``full_state_dict`` at another world size."""
+    module.load_state_dict(local_tensors(module, state))
 
 
 def predict_communication(

@@ -1,0 +1,48 @@
+"""``torchrun --nproc-per-node 2 -m labs.train --strategy fsdp``: a line a step on rank 0."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> int:
+    from labs.train.options import parse
+
+    options = parse()
+    import importlib
+
+    import torch
+    import torch.distributed as dist
+
+    from labs.train.loop import train
+    from labs.train.strategies import build
+    from parallel import elastic, link
+
+    cuda = options.backend == "nccl"
+    if cuda and not torch.cuda.is_available():
+        print(
+            "labs.train: --backend nccl needs CUDA devices, and torch finds none; use gloo or shm",
+            file=sys.stderr,
+        )
+        return 2
+    if options.backend == "shm":
+        importlib.import_module("parallel.shm")
+    backend = link.wrap(options.backend)
+    with elastic.join(backend, options.timeout, options.join_timeout) as world:
+        device = torch.device("cuda", world.local_rank) if cuda else torch.device("cpu")
+        if cuda:
+            torch.cuda.set_device(device)
+        try:
+            trainer = build(options, device)
+            for report in train(options, trainer, device):
+                if dist.get_rank() == 0:
+                    print(report.line(options.steps), flush=True)
+        except ValueError as error:
+            if dist.get_rank() == 0:
+                print(f"labs.train: {error}", file=sys.stderr)
+            return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

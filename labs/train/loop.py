@@ -1,0 +1,117 @@
+"""The steps of a training run, each with what was counted of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from labs.machine import Machine, load_cached
+from labs.models.formulas import flops_per_token
+from labs.models.text import Batches, standard_library
+from labs.train.options import Options
+from labs.train.strategies import Trainer
+from parallel import checkpoint, link, memory
+from parallel.checkpoint import PerRank, RandomGenerators
+
+MEMORY_STEPS = 2
+"""Steps of a run whose memory is counted, which takes time: the first makes the optimizer's state, the second
+is like all that follow."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One step, as this rank saw it; loss is that of the whole batch before the step.
+
+    communicated_bytes: payload of this rank's calls. exposed_seconds: it was blocked in communication.
+    peak_bytes: the most that torch held at once in the last step whose memory was counted.
+    mfu: share of the ranks' peak FLOP/s that the model's own FLOPs make up; None where no peak is known.
+    """
+
+    step: int
+    loss: float
+    seconds: float
+    tokens: int
+    communicated_bytes: int
+    exposed_seconds: float
+    peak_bytes: int
+    mfu: float | None
+
+    def line(self, steps: int) -> str:
+        parts = [
+            f"step {self.step}/{steps}",
+            f"loss {self.loss:.4f}",
+            f"{self.tokens / self.seconds:,.0f} tokens/s",
+            "MFU unknown (perflab calibrate)" if self.mfu is None else f"MFU {self.mfu:.1%}",
+            f"communicated {self.communicated_bytes / 1e6:.3f} MB",
+            f"peak memory {self.peak_bytes / 1e6:.2f} MB",
+            f"exposed {self.exposed_seconds * 1e3:.1f} of {self.seconds * 1e3:.1f} ms",
+        ]
+        return "  ".join(parts)
+
+
+def peak_flops(device: torch.device, processes: int) -> float | None:
+    """What the ranks could compute in float32 per second: the cores that they share, or one GPU each."""
+    machine = load_cached()
+    if machine is None:
+        return None
+    if device.type == "cuda":
+        return _peak(machine.gpu, processes) if machine.gpu else None
+    return _peak(machine, 1)
+
+
+def _peak(machine: Machine, times: int) -> float | None:
+    try:
+        return times * machine.peak("float32", unit="matrix", threads=0)
+    except ValueError:
+        return None
+
+
+def train(options: Options, trainer: Trainer, device: torch.device) -> Iterator[StepReport]:
+    """Run the steps that are still to do; checkpoints are written and read as the options say."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    share, shares = (rank, world) if trainer.shares > 1 else (0, 1)
+    text = standard_library().train
+    batches = Batches(text, options.batch, options.length, options.seed, share, shares)
+    peak = peak_flops(device, world)
+    flops = flops_per_token(options.model(), options.length) * options.batch * options.length
+    generators = PerRank(RandomGenerators())
+    done = 0
+    if options.resume and checkpoint.latest(options.checkpoint):
+        state = trainer.checkpointed.capture()
+        done = checkpoint.load(options.checkpoint, {"training": state, "generators": generators})
+        trainer.checkpointed.restore(state)
+    held = memory.held_bytes(trainer.checkpointed.model.parameters())
+    peak_bytes = 0
+    for step in range(done, options.steps):
+        tokens, targets = (tensor.to(device) for tensor in batches[step])
+        start = time.perf_counter()
+        with link.counted() as traffic:
+            if step - done < MEMORY_STEPS:
+                with memory.tracked(device) as tracker:
+                    loss = trainer.step(tokens, targets)
+                peak_bytes = held + tracker.peak_bytes
+                held += tracker.live_bytes
+            else:
+                loss = trainer.step(tokens, targets)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - start
+        loss = loss.float()
+        dist.all_reduce(loss)
+        yield StepReport(
+            step + 1,
+            loss.item() / world,
+            seconds,
+            options.batch * options.length,
+            sum(traffic.payload.values()),
+            traffic.waited_seconds,
+            peak_bytes,
+            flops / seconds / peak if peak else None,
+        )
+        if options.checkpoint and ((step + 1) % options.save_every == 0 or step + 1 == options.steps):
+            state = trainer.checkpointed.capture()
+            checkpoint.save(options.checkpoint, step + 1, {"training": state, "generators": generators})

@@ -1,0 +1,153 @@
+"""What a checkpoint of a training run holds, in one form whatever the strategy.
+
+    {"model": {name: tensor}, "exp_avg": {name: tensor}, "exp_avg_sq": ..., "optimizer_step": tensor}
+
+Names and shapes are those of the plain model; of what ranks hold together each hands in a ``Sharded`` part.
+So a run goes on with another number of ranks, or by another strategy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from parallel.expert import MixtureOfExperts
+from parallel.fsdp_state import sharded
+from parallel.sharded import Sharded
+from parallel.tensor_plan import full_tensors, local_tensors
+from parallel.zero import ZeroRedundancyOptimizer
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+Tensors = dict[str, Any]
+"""Of the model's parameters, by name: tensors, or this rank's ``Sharded`` parts."""
+
+
+class Checkpointed:
+    """A model and its AdamW as a checkpoint sees them, where every rank has all of both."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.model, self.optimizer = model, optimizer
+
+    def capture(self) -> dict[str, Any]:
+        """The state, or, before a checkpoint is loaded, what to fill."""
+        step = next(iter(self._inner_states()))["step"]
+        return {
+            **{kind: self._outward(tensors) for kind, tensors in self._live().items()},
+            "optimizer_step": step.detach().clone(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what ``capture`` gave and a checkpoint has filled."""
+        with torch.no_grad():
+            for kind, tensors in self._live().items():
+                self._inward(tensors, state[kind])
+            for own in self._inner_states():
+                own["step"].copy_(state["optimizer_step"])
+
+    # What strategies differ in.
+
+    def _live(self) -> dict[str, Tensors]:
+        """This rank's memory, by kind and name."""
+        named = dict(self.model.named_parameters())
+        self._inner_states()
+        return {
+            "model": {name: parameter.detach() for name, parameter in named.items()},
+            **{key: {n: self.optimizer.state[p][key] for n, p in named.items()} for key in MOMENTS},
+        }
+
+    def _outward(self, live: Tensors) -> Tensors:
+        return live
+
+    def _inward(self, live: Tensors, filled: Tensors) -> None:
+        """What ``_outward`` gave was live memory: it is filled already."""
+
+    def _inner_states(self) -> list[dict[str, Any]]:
+        """The states of AdamW; of one that has made no step yet they are zeros."""
+        inner: Any = self.optimizer
+        if isinstance(inner, ZeroRedundancyOptimizer):
+            inner = inner.optim
+        for group in inner.param_groups:
+            for parameter in group["params"]:
+                if not inner.state[parameter]:
+                    inner.state[parameter] = {
+                        "step": torch.zeros((), device=parameter.device),
+                        **{key: torch.zeros_like(parameter, requires_grad=False) for key in MOMENTS},
+                    }
+        return list(inner.state.values())
+
+
+class CheckpointedShards(Checkpointed):
+    """``fully_shard``: a rank has some rows of each parameter and of its moments."""
+
+    def _outward(self, live: Tensors) -> Tensors:
+        parameters = dict(self.model.named_parameters())
+        return {name: self._part(parameters[name], tensor) for name, tensor in live.items()}
+
+    @staticmethod
+    def _part(parameter: nn.Parameter, tensor: torch.Tensor) -> Any:
+        layout = sharded(parameter)
+        if layout is None:
+            return tensor
+        return Sharded(tensor, tuple(layout.shape), layout.start * layout.shape[1:].numel())
+
+
+class CheckpointedZero(Checkpointed):
+    """``ZeroRedundancyOptimizer``: a rank has the model, and the moments of a range of its elements."""
+
+    optimizer: ZeroRedundancyOptimizer
+
+    def _live(self) -> dict[str, Tensors]:
+        self._inner_states()
+        assert self.optimizer.optim is not None
+        named = dict(self.model.named_parameters())
+        live: dict[str, Tensors] = {"model": {name: p.detach() for name, p in named.items()}}
+        pieces = {piece.slot.param: piece for piece in self.optimizer.pieces()}
+        for key in MOMENTS:
+            live[key] = {}
+            for name, parameter in named.items():
+                piece, tensor, first = pieces.get(parameter), parameter.detach().new_empty(0), 0
+                if piece is not None:
+                    tensor, first = self.optimizer.optim.state[piece.tensor][key], piece.first
+                live[key][name] = Sharded(tensor, tuple(parameter.shape), first)
+        return live
+
+
+class CheckpointedTensorParallel(Checkpointed):
+    """Shards along any dimension: gathered, and shared out again."""
+
+    def _outward(self, live: Tensors) -> Tensors:
+        return full_tensors(self.model, live)
+
+    def _inward(self, live: Tensors, filled: Tensors) -> None:
+        for name, part in local_tensors(self.model, filled).items():
+            live[name].copy_(part)
+
+
+class CheckpointedExperts(Checkpointed):
+    """A mixture of experts: a layer's experts are stacked in one tensor, of which a rank has some rows."""
+
+    def _outward(self, live: Tensors) -> Tensors:
+        out = dict(live)
+        for name, (layer, parts) in self._stacks().items():
+            rows = torch.stack([out.pop(part) for part in parts])
+            ((first, _),) = layer.partition.ranges[layer.rank]
+            out[name] = Sharded(rows, (layer.partition.size, *rows.shape[1:]), first * rows[0].numel())
+        return dict(sorted(out.items()))
+
+    def _inward(self, live: Tensors, filled: Tensors) -> None:
+        for name, (_, parts) in self._stacks().items():
+            for part, row in zip(parts, filled[name].local.unbind(), strict=True):
+                live[part].copy_(row)
+
+    def _stacks(self) -> dict[str, tuple[MixtureOfExperts, list[str]]]:
+        """Name of a stack -> its layer, and the names of this rank's parameters in it."""
+        found = {}
+        for path, layer in self.model.named_modules():
+            if isinstance(layer, MixtureOfExperts):
+                first = next(iter(layer.experts.values()))
+                for key, _ in first.named_parameters():
+                    parts = [f"{path}.experts.{number}.{key}" for number in layer.experts]
+                    found[f"{path}.experts.{key}"] = layer, parts
+        return found

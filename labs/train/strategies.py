@@ -1,0 +1,222 @@
+"""How each strategy is applied to the GPT. The model knows nothing of it.
+
+Every builder seeds alike, so all ranks begin with the same model, whatever their number. All strategies but
+``expert`` (another model) and ``local_sgd`` (other steps) compute what ``single`` computes, to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from labs.models.gpt import GPT
+from labs.models.layers import FeedForward
+from labs.train.options import Options
+from labs.train.state import (
+    Checkpointed,
+    CheckpointedExperts,
+    CheckpointedShards,
+    CheckpointedTensorParallel,
+    CheckpointedZero,
+)
+from parallel.context import ring_attention, sequence_partition
+from parallel.data import DistributedDataParallel
+from parallel.expert import DenseMixtureOfExperts, MixtureOfExperts, average_gradients
+from parallel.fsdp import fully_shard
+from parallel.tensor_plan import Column, Row, Style, parallelize
+from parallel.vocabulary import vocab_parallel_cross_entropy
+from parallel.zero import ZeroRedundancyOptimizer
+
+BALANCE = 0.01
+"""Weight of the loss that balances experts (Fedus et al. 2021, section 2.2)."""
+
+
+class Trainer:
+    """A model made parallel, with what a step does. ``shares``: by how many ranks a batch is divided.
+
+    call: (tokens, targets) -> this rank's loss, with a graph. after_backward: what the strategy still does to
+    the gradients.
+    """
+
+    def __init__(
+        self,
+        checkpointed: Checkpointed,
+        call: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        shares: int = 1,
+        after_backward: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.checkpointed, self.call = checkpointed, call
+        self.shares, self.after_backward = shares, after_backward
+
+    def step(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """One step of the optimizer; this rank's loss before it."""
+        optimizer = self.checkpointed.optimizer
+        optimizer.zero_grad()
+        loss = self.call(tokens, targets)
+        loss.backward()
+        self.after_backward()
+        optimizer.step()
+        return loss.detach()
+
+
+def build(options: Options, device: torch.device) -> Trainer:
+    """The model on ``device`` by the strategy that is asked for. ValueError: it does not fit the ranks."""
+    torch.manual_seed(options.seed)
+    return BUILDERS[options.strategy](options, device)
+
+
+def loss_of(model: Callable[..., torch.Tensor], tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
+
+
+def adamw(model: nn.Module, options: Options) -> torch.optim.AdamW:
+    return torch.optim.AdamW(model.parameters(), lr=options.learning_rate)
+
+
+def single(options: Options, device: torch.device) -> Trainer:
+    if dist.get_world_size() > 1:
+        raise ValueError(f"--strategy single is one process; torchrun started {dist.get_world_size()}")
+    model = GPT(options.model()).to(device)
+    return Trainer(Checkpointed(model, adamw(model, options)), partial(loss_of, model))
+
+
+def ddp(options: Options, device: torch.device) -> Trainer:
+    model = GPT(options.model()).to(device)
+    wrapped = DistributedDataParallel(model)
+    return Trainer(
+        Checkpointed(model, adamw(model, options)), partial(loss_of, wrapped), shares=dist.get_world_size()
+    )
+
+
+def zero1(options: Options, device: torch.device) -> Trainer:
+    model = GPT(options.model()).to(device)
+    optimizer = ZeroRedundancyOptimizer(
+        model.parameters(), torch.optim.AdamW, stage=1, lr=options.learning_rate
+    )
+    wrapped = DistributedDataParallel(model)
+    return Trainer(
+        CheckpointedZero(model, optimizer), partial(loss_of, wrapped), shares=dist.get_world_size()
+    )
+
+
+def zero2(options: Options, device: torch.device) -> Trainer:
+    model = GPT(options.model()).to(device)
+    optimizer = ZeroRedundancyOptimizer(
+        model.parameters(), torch.optim.AdamW, stage=2, lr=options.learning_rate
+    )
+    return Trainer(CheckpointedZero(model, optimizer), partial(loss_of, model), shares=dist.get_world_size())
+
+
+def fsdp(options: Options, device: torch.device, mesh: dist.DeviceMesh | None = None) -> Trainer:
+    model = GPT(options.model()).to(device)
+    for block in model.blocks:
+        fully_shard(block, mesh)
+    fully_shard(model, mesh)
+    return Trainer(
+        CheckpointedShards(model, adamw(model, options)),
+        partial(loss_of, model),
+        shares=dist.get_world_size(),
+    )
+
+
+def hsdp(options: Options, device: torch.device) -> Trainer:
+    world = dist.get_world_size()
+    shard = options.shard_size or max(1, world // 2)
+    if world % shard:
+        raise ValueError(f"--shard-size {shard} does not divide the {world} ranks")
+    mesh = init_device_mesh(device.type, (world // shard, shard), mesh_dim_names=("replicate", "shard"))
+    return fsdp(options, device, mesh)
+
+
+def tensor_plan(options: Options) -> dict[str, Style]:
+    """Megatron's: layers before a nonlinearity by columns, those behind it by rows, the vocabulary split."""
+    head = options.model().size_of_head
+    return {
+        "embedding.tokens": "vocabulary",
+        "blocks.*.attention": "input",
+        "blocks.*.attention.query": Column(unit=head),
+        "blocks.*.attention.key": Column(unit=head),
+        "blocks.*.attention.value": Column(unit=head),
+        "blocks.*.attention.output": Row(unit=head),
+        "blocks.*.feed_forward.up": "column",
+        "blocks.*.feed_forward.down": "row",
+        "head": "column",
+    }
+
+
+def tensor(options: Options, device: torch.device) -> Trainer:
+    world = dist.get_world_size()
+    if options.heads % world:
+        raise ValueError(f"--heads {options.heads} cannot be split evenly over {world} ranks")
+    model = parallelize(GPT(options.model()).to(device), tensor_plan(options))
+
+    def loss(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return vocab_parallel_cross_entropy(model(tokens), targets, vocabulary=options.model().vocabulary)
+
+    return Trainer(CheckpointedTensorParallel(model, adamw(model, options)), loss)
+
+
+def context(options: Options, device: torch.device) -> Trainer:
+    """Each rank has two pieces of every sequence, and keys and values travel round the ring."""
+    world, rank = dist.get_world_size(), dist.get_rank()
+    if options.length % (2 * world):
+        raise ValueError(
+            f"--length {options.length} is no multiple of {2 * world}: causal ring attention cuts a sequence "
+            f"into two pieces a rank"
+        )
+    partition = sequence_partition(options.length, world, is_causal=True)
+    model = GPT(options.model()).to(device)
+    for block in model.blocks:
+        block.attention.attend = partial(ring_attention, lengths=partition.sizes)
+    positions = partition.take(torch.arange(options.length, device=device), rank, 0)
+    wrapped = DistributedDataParallel(model)
+
+    def loss(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        tokens, targets = (partition.take(whole, rank, 1) for whole in (tokens, targets))
+        return loss_of(partial(wrapped, positions=positions), tokens, targets)
+
+    return Trainer(Checkpointed(model, adamw(model, options)), loss)
+
+
+def expert(options: Options, device: torch.device) -> Trainer:
+    """Each block's feed-forward layer becomes several, of which a token visits two."""
+    model = GPT(options.model())
+    layers = []
+    for block in model.blocks:
+        experts = [FeedForward(options.model()) for _ in range(options.experts)]
+        router = nn.Linear(options.width, options.experts, bias=False)
+        dense = DenseMixtureOfExperts(router, experts, top_k=min(2, options.experts))
+        block.feed_forward = MixtureOfExperts.from_dense(dense)
+        layers.append(block.feed_forward)
+    model.to(device)
+
+    def loss(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        found = loss_of(model, tokens, targets)
+        balance = torch.stack([layer.auxiliary_loss for layer in layers]).mean()
+        return found + BALANCE * balance
+
+    return Trainer(
+        CheckpointedExperts(model, adamw(model, options)),
+        loss,
+        shares=dist.get_world_size(),
+        after_backward=partial(average_gradients, model),
+    )
+
+
+BUILDERS: dict[str, Callable[[Options, torch.device], Trainer]] = {
+    "single": single,
+    "ddp": ddp,
+    "zero1": zero1,
+    "zero2": zero2,
+    "fsdp": fsdp,
+    "hsdp": hsdp,
+    "tensor": tensor,
+    "context": context,
+    "expert": expert,
+}
