@@ -1,7 +1,7 @@
 """Attention of a sequence to itself or to another, with shared key heads and a cache, as one module.
 
-Sources: Vaswani et al. 2017, section 3.2; Shazeer 2019 (one key head for all: multi-query); Ainslie et al. 2023
-(one for a group of query heads: grouped).
+Sources: Vaswani et al. 2017, section 3.2; Shazeer 2019 (one key head for all: multi-query); Ainslie et al.
+2023 (one for a group of query heads: grouped).
 """
 
 from __future__ import annotations

@@ -54,10 +54,14 @@ class EncoderDecoder(nn.Module):
         self.target_embedding = Embedding(config, config.target_vocabulary)
         self.decoder = Stack(config, config.decoder_layers, decoder=True)
         self.head = nn.Linear(config.width, config.target_vocabulary, bias=False)
-        if config.tied:
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Ties what is tied and draws every parameter: also after ``to_empty``, which undoes ties."""
+        if self.config.tied:
             self.target_embedding.tokens.weight = self.source_embedding.tokens.weight
             self.head.weight = self.source_embedding.tokens.weight
-        initialize(self, config)
+        initialize(self, self.config, generator)
 
     def forward(
         self, source: torch.Tensor, target: torch.Tensor, source_mask: torch.Tensor | None = None

@@ -120,8 +120,8 @@ def activation_bytes_of_pair(
         total += kept.embedding(batch, length) + layers * kept.block(batch, length)
         total += kept.norm(batch * length) if config.has_final_norm else 0
         total += kept.states(batch * length)  # the memory, once for all that attend to it; the head's input
-    cross = kept.sublayer(batch * target_length) + kept.attention(batch, target_length, source_length)
-    total += config.decoder_layers * cross
+    attention = kept.attention(batch, target_length, source_length, rotated=False)
+    total += config.decoder_layers * (kept.sublayer(batch * target_length) + attention)
     return total + (kept.loss(batch * target_length, config.target_vocabulary) if loss else 0)
 
 
@@ -161,17 +161,18 @@ class _Kept:
         """Around attention or feed-forward: the norm, the input of the first matrices, the dropout."""
         return self.norm(tokens) + self.states(tokens) + self.dropout(tokens)
 
-    def attention(self, batch: int, queries: int, keys: int) -> int:
-        """Query, key, value, output and the logarithm of each query's sum. With dropout torch computes the
-        scores in float32 at least, with keys and values repeated for each head, and keeps weights, mask and
-        their product."""
+    def attention(self, batch: int, queries: int, keys: int, rotated: bool) -> int:
+        """Query, key, value, output and the logarithm of each query's sum; where queries are rotated they
+        lie head by head, and so does the output, which the last layer then keeps in its own order too. With
+        dropout torch computes the scores in float32 at least, with keys and values repeated for each head,
+        and keeps weights, mask and their product."""
         heads, size = self.config.heads, self.config.size_of_head
         output = queries * heads * size * self.size
         if self.config.dropout:
             kept = heads * (queries * size + 2 * keys * size + 3 * queries * keys) * self.wide
         else:
             numbers = queries * heads * size + 2 * keys * self.config.key_heads * size
-            kept = numbers * self.size + queries * heads * self.wide
+            kept = numbers * self.size + queries * heads * self.wide + (output if rotated else 0)
         return batch * (kept + output)
 
     def feed_forward(self, tokens: int) -> int:
@@ -182,7 +183,8 @@ class _Kept:
     def block(self, batch: int, length: int) -> int:
         """Self-attention and feed-forward."""
         tokens = batch * length
-        return 2 * self.sublayer(tokens) + self.attention(batch, length, length) + self.feed_forward(tokens)
+        attention = self.attention(batch, length, length, rotated=self.config.positions == "rotary")
+        return 2 * self.sublayer(tokens) + attention + self.feed_forward(tokens)
 
     def loss(self, tokens: int, vocabulary: int) -> int:
         """The logarithms of all probabilities, and the number of targets."""

@@ -20,8 +20,8 @@ from labs.models.layers import Block, Embedding, norm
 class GPT(nn.Module):
     """``GPT(config)(tokens)`` gives logits; ``torch.nn.functional.cross_entropy`` makes them a loss.
 
-    Parallelism and pipelines are applied from outside to ``embedding``, ``blocks``, ``norm`` and ``head``. There are
-    no buffers: what else the model needs is computed from positions.
+    Parallelism and pipelines are applied from outside to ``embedding``, ``blocks``, ``norm`` and ``head``.
+    There are no buffers: what else the model needs is computed from positions.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -31,9 +31,13 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = norm(config) if config.norm_position == "pre" else nn.Identity()
         self.head = nn.Linear(config.width, config.vocabulary, bias=False)
-        if config.tied:
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Ties what is tied and draws every parameter: also after ``to_empty``, which undoes ties."""
+        if self.config.tied:
             self.head.weight = self.embedding.tokens.weight
-        initialize(self, config)
+        initialize(self, self.config, generator)
 
     def forward(
         self,

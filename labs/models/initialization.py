@@ -59,12 +59,11 @@ def _of_matrix(config: BlockConfig, layer: nn.Linear, sums: int) -> float:
 
 @torch.no_grad()
 def initialize(model: nn.Module, config: BlockConfig, generator: torch.Generator | None = None) -> None:
-    """Draws every parameter of ``model`` in place, in the order of ``named_parameters``.
-
-    Also for a model that was built on the meta device and given memory by ``to_empty``.
-    """
+    """Draws every parameter of ``model`` in place, in the order of ``named_parameters``."""
     promised = variances(model, config)
     for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            continue  # there is no memory yet to draw into
         if promised[name]:
             nn.init.normal_(parameter, std=math.sqrt(promised[name]), generator=generator)
         else:

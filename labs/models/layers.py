@@ -1,13 +1,14 @@
 """What a transformer is built from beside attention: embedding, norms, feed-forward, and the block of them.
 
-Sources: Ba et al. 2016 (LayerNorm); Zhang and Sennrich 2019 (RMSNorm); Hendrycks and Gimpel 2016 (GELU); Shazeer
-2020, "GLU Variants Improve Transformer" (SwiGLU); Xiong et al. 2020 (pre- and post-norm).
+Sources: Ba et al. 2016 (LayerNorm); Zhang and Sennrich 2019 (RMSNorm); Hendrycks and Gimpel 2016 (GELU);
+Shazeer 2020, "GLU Variants Improve Transformer" (SwiGLU); Xiong et al. 2020 (pre- and post-norm).
 """
 
 from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -93,6 +94,9 @@ class Embedding(nn.Module):
         return self.dropout(x)
 
 
+Sublayer = Callable[[torch.Tensor], torch.Tensor]
+
+
 class Block(nn.Module):
     """Attention, attention to a memory where ``cross``, feed-forward; a residual sum and a norm around each.
 
@@ -121,16 +125,23 @@ class Block(nn.Module):
         memory_cache: KeyValueCache | None = None,
     ) -> torch.Tensor:
         """(batch, length, width) to the same. mask, cache: of the self-attention; memory...: of the other."""
-        attend = partial(self.attention, rotation=rotation, mask=mask, cache=cache)
+
+        def attend(y: torch.Tensor) -> torch.Tensor:
+            return self.attention(y, mask=mask, rotation=rotation, cache=cache)
+
         x = self._residual(x, self.attention_norm, attend)
-        if self.cross_attention is not None:
+        cross = self.cross_attention
+        if cross is not None:
             if memory is None:
                 raise ValueError("a block with cross-attention needs memory, the states it attends to")
-            look = partial(self.cross_attention, memory=memory, mask=memory_mask, cache=memory_cache)
+
+            def look(y: torch.Tensor) -> torch.Tensor:
+                return cross(y, memory, memory_mask, cache=memory_cache)
+
             x = self._residual(x, self.cross_attention_norm, look)
         return self._residual(x, self.feed_forward_norm, self.feed_forward)
 
-    def _residual(self, x: torch.Tensor, norm: nn.Module, sublayer: nn.Module) -> torch.Tensor:
+    def _residual(self, x: torch.Tensor, norm: nn.Module, sublayer: Sublayer) -> torch.Tensor:
         if self.pre:
             return x + self.dropout(sublayer(norm(x)))
         return norm(x + self.dropout(sublayer(x)))

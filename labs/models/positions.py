@@ -1,7 +1,7 @@
 """Where a token stands: rotations of queries and keys, or sinusoids added to embeddings.
 
-Sources: Su et al. 2021, "RoFormer", section 3.2 (rotary); Vaswani et al. 2017, section 3.5 (sinusoids); Llama 3.1's
-``rope_scaling`` as published with its weights.
+Sources: Su et al. 2021, "RoFormer", section 3.2 (rotary); Vaswani et al. 2017, section 3.5 (sinusoids); Llama
+3.1's ``rope_scaling`` as published with its weights.
 """
 
 from __future__ import annotations
