@@ -62,8 +62,8 @@ def waiting_for_others(what: str, group: Any) -> Iterator[None]:
     except RuntimeError as error:
         raise RuntimeError(
             f"rank {dist.get_rank(group)} of {dist.get_world_size(group)} waited in vain for the others with "
-            f"{what}: a rank has died, has fewer batches than the others (see join) or left parameters unused (see "
-            f"find_unused_parameters). {error}"
+            f"{what}: a rank has died, has fewer batches than the others (see join) or left parameters unused "
+            f"(see find_unused_parameters). {error}"
         ) from error
 
 

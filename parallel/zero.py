@@ -97,7 +97,8 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
         super().add_param_group(param_group)
         if self.optim is not None:
             self.optim.add_param_group(self._sharded(self.param_groups[-1]))
-            self._copy_settings(self.optim.param_groups, self.param_groups)
+            # Its defaults; the other groups' settings may have been changed outside since the last step.
+            self._copy_settings(self.optim.param_groups[-1:], self.param_groups[-1:])
             self._watch()
 
     def _sharded(self, group: Group) -> Group:
@@ -151,13 +152,20 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
         self._copy_settings(self.param_groups, self.optim.param_groups)
         self.optim.step()
         self._copy_settings(self.optim.param_groups, self.param_groups)
-        works = [bucket.gather(self.process_group) for bucket in self.buckets]
         self._release()
         self._full_state = None
-        for bucket, work in zip(self.buckets, works, strict=True):
-            if work is not None:
-                with waiting_for_others(f"the parameters of bucket {bucket.index}", self.process_group):
-                    work.wait()
+        for bucket in self.buckets:
+            if bucket.index > 1:  # two on their way at once: backends copy what they gather
+                self._await(self.buckets[bucket.index - 2])
+            bucket.work = bucket.gather(self.process_group)
+        for bucket in self.buckets[-2:]:
+            self._await(bucket)
+
+    def _await(self, bucket: ShardedBucket) -> None:
+        if bucket.work is not None:
+            with waiting_for_others(f"the parameters of bucket {bucket.index}", self.process_group):
+                bucket.work.wait()
+            bucket.work = None
 
     def _release(self) -> None:
         if self.reducer is not None:

@@ -64,13 +64,17 @@ def gather(optimizer: ZeroRedundancyOptimizer, to: int) -> dict[str, Any] | None
         pieces = [share[number] for share in shares if number in share]  # ranks own ranges in their order
         if pieces:
             state[number] = {
+                name: value for name, value in pieces[0].items() if name not in ("first", "last")
+            } | {
                 name: torch.cat([piece[name] for piece in pieces]).view(param.shape)
-                if isinstance(value, torch.Tensor) and name not in _SCALARS
-                else value
-                for name, value in pieces[0].items()
-                if name not in ("first", "last")
+                for name, _ in _elementwise(pieces[0])
             }
     return {"state": state, "param_groups": _groups(optimizer)}
+
+
+def _elementwise(values: dict[str, Any]) -> list[tuple[str, torch.Tensor]]:
+    """The state that has one value for each element of the parameter."""
+    return [(n, v) for n, v in values.items() if isinstance(v, torch.Tensor) and n not in _SCALARS]
 
 
 def load(optimizer: ZeroRedundancyOptimizer, state_dict: dict[str, Any]) -> None:
@@ -85,22 +89,21 @@ def load(optimizer: ZeroRedundancyOptimizer, state_dict: dict[str, Any]) -> None
         raise ValueError(f"the state has groups of {sizes[0]} parameters, the optimizer of {sizes[1]}")
     numbers = [number for group in theirs for number in group["params"]]
     index = {param: numbers[place] for param, place in _numbers(optimizer).items()}
+    for param, number in index.items():
+        for name, value in _elementwise(state_dict["state"].get(number, {})):
+            if value.shape != param.shape:
+                raise ValueError(
+                    f"{name} of parameter {number} has shape {list(value.shape)} in the state; the parameter "
+                    f"has {list(param.shape)}"
+                )
     state: dict[int, dict[str, Any]] = {}
     for number, piece in enumerate(optimizer.pieces()):
-        param = piece.slot.param
-        values = state_dict["state"].get(index[param])
-        if values is None:
-            continue
-        state[number] = {}
-        for name, value in values.items():
-            if isinstance(value, torch.Tensor) and name not in _SCALARS:
-                if value.shape != param.shape:
-                    raise ValueError(
-                        f"{name} of {piece.slot.name} has shape {list(value.shape)} in the state; the "
-                        f"parameter has {list(param.shape)}"
-                    )
-                value = value.reshape(-1)[piece.first : piece.last].clone()
-            state[number][name] = value
+        values = state_dict["state"].get(index[piece.slot.param])
+        if values is not None:
+            # The optimizer counts in place: nothing is shared with the caller's state, nor between ranks.
+            state[number] = {n: v.clone() if isinstance(v, torch.Tensor) else v for n, v in values.items()}
+            for name, value in _elementwise(values):
+                state[number][name] = value.reshape(-1)[piece.first : piece.last].clone()
     inner = optimizer.optim.state_dict()["param_groups"]
     settings = [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in theirs]
     groups = [{**g, **new, "params": g["params"]} for g, new in zip(inner, settings, strict=True)]
