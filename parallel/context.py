@@ -177,23 +177,28 @@ def ring_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    group: Group = None,
-    *,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    group: Group = None,
     lengths: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    """softmax(scale query key^T) value over a sequence of which each rank holds a shard; this rank's shard of it.
+    """As ``F.scaled_dot_product_attention``, of a sequence of which each rank has a shard; this rank's shard of it.
 
-    query: (batch, heads, n, dim); key, value: (batch, kv_heads, n, dim), n the length of this rank's shard:
-    that of ``sequence_partition(length, world_size, is_causal)``. heads: kv_heads or a multiple of it. scale:
-    1 / sqrt(dim) by default. lengths: every rank's n, if they are known to be right; else ranks exchange
-    their shapes first.
+    query: (batch, heads, n, dim); key, value: (batch, kv_heads, n, dim), n the length of this rank's shard: that
+    of ``sequence_partition(length, world_size, is_causal)``. kv_heads: heads, or a divisor with ``enable_gqa``.
+    scale: 1 / sqrt(dim) by default. lengths: every rank's n, if they are known to be right; else ranks
+    exchange their shapes first. ``functools.partial(ring_attention, group=group)`` is a model's attention.
 
-    Sums over blocks are float32 for 16-bit tensors. ValueError on every rank: shapes, dtypes or settings that
-    differ between ranks, lengths that are not the partition's.
+    Sums over blocks are float32 for 16-bit tensors. ValueError: a mask or dropout, which have no such form; and
+    on every rank: shapes, dtypes or settings that differ between ranks, lengths that are not the partition's.
     """
-    lengths = checked_lengths(query, key, value, is_causal, lengths, group)
+    lengths = checked_lengths(
+        query, key, value, attn_mask, dropout_p, is_causal, enable_gqa, lengths, group
+    )
     partition = sequence_partition(sum(lengths), dist.get_world_size(group), is_causal)
     if partition.sizes != list(lengths):
         order = "in zig-zag order " if is_causal else ""
@@ -208,47 +213,64 @@ def checked_lengths(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
+    attn_mask: torch.Tensor | None,
+    dropout_p: float,
     is_causal: bool,
+    enable_gqa: bool,
     lengths: Sequence[int] | None,
     group: Group,
 ) -> list[int]:
-    """Every rank's length of sequence. ValueError: shapes that do not fit, here or between ranks."""
-    world = dist.get_world_size(group)
-    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)} and value {tuple(value.shape)}"
-    fits = query.dim() == 4 == key.dim() and key.shape == value.shape
-    fits = fits and query.shape[::2] == key.shape[::2] and query.shape[3] == key.shape[3]
-    fits = fits and key.shape[1] > 0 and query.shape[1] % key.shape[1] == 0
-    fits = fits and query.dtype == key.dtype == value.dtype
+    """Every rank's length of sequence. ValueError: arguments that do not fit, here or between ranks."""
+    world, rank = dist.get_world_size(group), dist.get_rank(group)
+    wrong = _wrong(query, key, value, attn_mask, dropout_p, enable_gqa)
     if lengths is None:
-        # A rank whose own shapes do not fit says so to the others, so that none is left waiting.
-        size = (*query.shape, 0, 0, 0, 0)[:4]
-        code = FLOATS_AND_DOUBLE.index(query.dtype) if query.dtype in FLOATS_AND_DOUBLE else -1
-        own = [int(fits), size[2], size[0], size[1], key.shape[1] if key.dim() > 1 else 0, size[3], code, is_causal]
+        # A rank whose own arguments do not fit says so to the others, so that none is left waiting.
+        own = [0] * EXCHANGED
+        if not wrong:
+            batch, heads, length, dim = query.shape
+            code = FLOATS_AND_DOUBLE.index(query.dtype)
+            own = [1, length, batch, heads, key.shape[1], dim, code, int(is_causal)]
         rows = exchange(own, query.device, group)
-        bad = [rank for rank, row in enumerate(rows) if not row[0]]
-        if fits and bad:
-            raise ValueError(f"on rank {bad[0]} query, key and value do not fit together; here {shapes}")
-        if fits and any(row[2:] != rows[0][2:] for row in rows):
-            raise ValueError(
-                "batch, heads, kv_heads, dim, dtype and is_causal must agree; "
-                + "; ".join(
-                    f"rank {rank} has ({row[2]}, {row[3]}, {row[4]}, {row[5]}) "
-                    f"{FLOATS_AND_DOUBLE[row[6]] if row[6] >= 0 else 'another dtype'}, is_causal={bool(row[7])}"
-                    for rank, row in enumerate(rows)
-                )
+        bad = [other for other, row in enumerate(rows) if not row[0]]
+        if not wrong and bad:
+            wrong = f"query, key and value do not fit together on rank {bad[0]}, which says how"
+        elif not wrong and any(row[2:] != rows[0][2:] for row in rows):
+            wrong = "batch, heads, kv_heads, dim, dtype and is_causal differ between ranks: " + "; ".join(
+                f"rank {other} has {tuple(row[2:6])} {FLOATS_AND_DOUBLE[row[6]]}, {bool(row[7])}"
+                for other, row in enumerate(rows)
             )
         lengths = [row[1] for row in rows]
-    if not fits:
+    if wrong:
+        raise ValueError(wrong)
+    if len(lengths) != world or lengths[rank] != query.shape[2]:
         raise ValueError(
-            f"{shapes} of {query.dtype}, {key.dtype} and {value.dtype} do not fit: query is (batch, heads, n, "
-            "dim), key and value are (batch, kv_heads, n, dim), heads a multiple of kv_heads, one dtype"
-        )
-    if len(lengths) != world or lengths[dist.get_rank(group)] != query.shape[2]:
-        raise ValueError(
-            f"lengths {list(lengths)} are not those of {world} ranks of which rank {dist.get_rank(group)} has "
-            f"{query.shape[2]}"
+            f"lengths={list(lengths)} are not those of {world} ranks of which rank {rank} has {query.shape[2]}"
         )
     return list(lengths)
+
+
+def _wrong(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None,
+    dropout_p: float,
+    enable_gqa: bool,
+) -> str:
+    """What does not fit together in the arguments of one rank, or nothing."""
+    if attn_mask is not None or dropout_p:
+        return f"a mask or dropout (dropout_p={dropout_p}) has no form over ranks; is_causal has"
+    fits = query.dim() == 4 == key.dim() and key.shape == value.shape and key.shape[1] > 0
+    fits = fits and query.shape[::2] == key.shape[::2] and query.shape[3] == key.shape[3]
+    fits = fits and query.shape[1] % key.shape[1] == 0 and (enable_gqa or query.shape[1] == key.shape[1])
+    fits = fits and query.dtype == key.dtype == value.dtype and query.dtype in FLOATS_AND_DOUBLE
+    if fits:
+        return ""
+    return (
+        f"query {tuple(query.shape)} {query.dtype}, key {tuple(key.shape)} {key.dtype} and value "
+        f"{tuple(value.shape)} {value.dtype} do not fit: query is (batch, heads, n, dim), key and value are (batch, "
+        "kv_heads, n, dim) of one float dtype, kv_heads is heads, or with enable_gqa a divisor of it"
+    )
 
 
 def predict_communication(

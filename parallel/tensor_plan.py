@@ -41,7 +41,7 @@ from torch import nn
 
 from parallel.agreement import DIMENSIONS, check_same
 from parallel.partition import Partition, concatenated, split
-from parallel.sequence import SequenceParallel, sum_gradient
+from parallel.sequence import SequenceParallel, sum_gradients
 from parallel.tensor import ColumnParallelLinear, RowParallelLinear
 from parallel.tensor_regions import Group, copy_to_region, start_all_gather
 from parallel.vocabulary import VocabParallelEmbedding
@@ -96,6 +96,9 @@ _STYLES: dict[str, Style] = {
 _HOOKS = ("input", "scatter", "gather", "sequence")
 _SIGNATURES = 2
 """Tensors among the model's arguments whose shapes are compared over the ranks at each forward."""
+
+SIGNATURE_BYTES = _SIGNATURES * (DIMENSIONS + 2) * 8
+"""What each rank tells the others for that."""
 
 
 @dataclass
@@ -274,9 +277,7 @@ def _hook(old: nn.Module, name: str, style: str, state: TensorParallel) -> None:
     elif sequence is not None and style == "gather":
         old.register_forward_hook(lambda _, arguments, output: sequence.gather(output))
     if style in ("gather", "sequence"):
-        for parameter in old.parameters():
-            if parameter.requires_grad:
-                sum_gradient(parameter, state.group)
+        sum_gradients(old, state.group)
     state.hooks[name] = style
 
 
@@ -352,7 +353,7 @@ def predict_communication(
             )
     if not isinstance(state, TensorParallel) or (world := dist.get_world_size(state.group)) == 1:
         return dict(moved)
-    moved["all_gather"] += world * _SIGNATURES * (DIMENSIONS + 2) * 8
+    moved["all_gather"] += world * SIGNATURE_BYTES
     padded = length if state.sequence is None else world * -(-length // world)
     for name, style in state.hooks.items():
         hooked = module.get_submodule(name)

@@ -228,7 +228,7 @@ def vocab_parallel_cross_entropy(
     if target.device.type == "cpu" and bool((kept & ((flat < 0) | (flat >= partition.size))).any()):
         raise IndexError(f"a target lies outside the vocabulary of {partition.size}, and is not {ignore_index}")
     loss = _CrossEntropy.apply(
-        logits.reshape(-1, logits.shape[-1]), flat, partition, ignore_index, label_smoothing, group
+        logits.reshape(flat.numel(), logits.shape[-1]), flat, partition, ignore_index, label_smoothing, group
     )
     if reduction == "mean":
         return loss.sum() / kept.sum()
