@@ -31,14 +31,13 @@ from torch.autograd.function import once_differentiable
 from kernels.op import FLOATS_AND_DOUBLE
 from parallel.agreement import exchange
 from parallel.attention_block import block_backward, block_forward, merge
-from parallel.memory import Memory
 from parallel.partition import Partition, split
 from parallel.tensor_regions import Group
 
 
 def zigzag(length: int, world_size: int) -> Partition:
     """Rank i holds chunks i and 2p-1-i of the 2p into which ``length`` is cut (sizes differ by one at most)."""
-    chunks = [piece for ((piece,)) in split(length, 2 * world_size).ranges]
+    chunks = [piece for (piece,) in split(length, 2 * world_size).ranges]
     return Partition(length, tuple((chunks[i], chunks[-1 - i]) for i in range(world_size)))
 
 
@@ -73,9 +72,7 @@ class _Ring:
         self.works.clear()
 
 
-def _parts(
-    rank: int, other: int, partition: Partition, is_causal: bool
-) -> tuple[slice, slice, bool]:
+def _parts(rank: int, other: int, partition: Partition, is_causal: bool) -> tuple[slice, slice, bool]:
     """(own queries, keys of ``other``, causal) that rank computes against the keys of another."""
     everything = slice(None)
     if not is_causal or rank == other:
@@ -196,9 +193,7 @@ def ring_attention(
     Sums over blocks are float32 for 16-bit tensors. ValueError: a mask or dropout, which have no such form; and
     on every rank: shapes, dtypes or settings that differ between ranks, lengths that are not the partition's.
     """
-    lengths = checked_lengths(
-        query, key, value, attn_mask, dropout_p, is_causal, enable_gqa, lengths, group
-    )
+    lengths = checked_lengths(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa, lengths, group)
     partition = sequence_partition(sum(lengths), dist.get_world_size(group), is_causal)
     if partition.sizes != list(lengths):
         order = "in zig-zag order " if is_causal else ""

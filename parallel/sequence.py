@@ -39,7 +39,9 @@ class SequenceParallel:
     def partition(self) -> Partition:
         """Of the sequence last split. ValueError: none was."""
         if self.length is None:
-            raise ValueError("no sequence has been split yet: scatter or reduce_scatter comes before a gather")
+            raise ValueError(
+                "no sequence has been split yet: scatter or reduce_scatter comes before a gather"
+            )
         return split(self.length, dist.get_world_size(self.group))
 
     def _split(self, whole: torch.Tensor) -> Partition:

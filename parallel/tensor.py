@@ -283,7 +283,9 @@ class RowParallelLinear(_ParallelLinear):
             output = reduce_from_region(partial, self.group)
         else:
             output = self.sequence.reduce_scatter(partial)
-            bias = bias if bias is None else copy_to_region(bias, self.group)  # each rank adds it to its shard
+            bias = (
+                bias if bias is None else copy_to_region(bias, self.group)
+            )  # each rank adds it to its shard
         return output if bias is None else output + bias
 
     def predict_communication(

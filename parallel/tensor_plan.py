@@ -145,7 +145,9 @@ def parallelize(
             setattr(owner, last, replaced[id(old)])
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if id(parameter) in tied and tied[id(parameter)][2] is not None:
-            raise ValueError(f"{name} is tied to {tied[id(parameter)][3]}, which is split: the plan needs both")
+            raise ValueError(
+                f"{name} is tied to {tied[id(parameter)][3]}, which is split: the plan needs both"
+            )
     module.tensor_parallel = state  # type: ignore[assignment]
     module.register_forward_pre_hook(_check_inputs(state.group), with_kwargs=True)
     return module

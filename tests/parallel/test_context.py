@@ -219,4 +219,3 @@ def in_subgroups():
 
 def test_rings_in_subgroups(ranks):
     assert max(ranks.run(4, in_subgroups)) < 1e-13
-

@@ -41,7 +41,10 @@ def test_every_query_head_has_its_key_head(group, kv_heads, dim, parts):
         local_heads, local_keys = len(queries) // dim, len(keys) // dim
         if local_heads:
             assert local_heads % local_keys == 0
-            assert torch.equal(keys.view(-1, dim)[:, 0].repeat_interleave(local_heads // local_keys), queries.view(-1, dim)[:, 0])
+            assert torch.equal(
+                keys.view(-1, dim)[:, 0].repeat_interleave(local_heads // local_keys),
+                queries.view(-1, dim)[:, 0],
+            )
     assert sum(query.sizes) == heads * dim
     assert key.replicated == (kv_heads < parts)
 

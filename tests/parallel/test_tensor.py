@@ -132,7 +132,9 @@ def trains_as_one(options, sequence, shared_input, dtype, length, frozen):
     if options.get("tied", True):
         assert model.head.weight is model.embedding.weight
     # Not Adam: it makes of a gradient that is zero but for rounding (a key's bias) a full step.
-    optimizers = [torch.optim.SGD(m.parameters(), 0.1, momentum=0.9, weight_decay=0.1) for m in (alone, model)]
+    optimizers = [
+        torch.optim.SGD(m.parameters(), 0.1, momentum=0.9, weight_decay=0.1) for m in (alone, model)
+    ]
     worst = 0.0
     for step, (tokens, target) in enumerate(batches(6, length)):
         expected = F.cross_entropy(alone(tokens).flatten(0, 1), target.flatten())
@@ -175,7 +177,16 @@ def test_training_equals_one_process(ranks, world):
         for number, options in enumerate(heads)
         for sequence in (False, True)
     ]
-    cases.append((HEADS[1], True, True, torch.float64, 8, ("blocks.0.norm", "blocks.1.gate_up", "blocks.0.attention.output")))
+    cases.append(
+        (
+            HEADS[1],
+            True,
+            True,
+            torch.float64,
+            8,
+            ("blocks.0.norm", "blocks.1.gate_up", "blocks.0.attention.output"),
+        )
+    )
     cases.append((HEADS[1], False, False, torch.float64, 8, ("embedding", "blocks.0.attention.key")))
     cases.append((HEADS[1], True, False, torch.float32, 8, ()))
     for found in ranks.run(world, many, cases):
@@ -211,7 +222,11 @@ def test_communication_is_what_is_predicted(ranks, world):
         (options, sequence, shared, dtype, 9, frozen)
         for options, dtype, frozen in (
             ({}, torch.float32, ()),
-            ({"kv_heads": 1}, torch.bfloat16, ("blocks.1.gate_up", "blocks.0.norm", "blocks.1.attention.output")),
+            (
+                {"kv_heads": 1},
+                torch.bfloat16,
+                ("blocks.1.gate_up", "blocks.0.norm", "blocks.1.attention.output"),
+            ),
         )
         for sequence in (False, True)
         for shared in (False, True)
@@ -355,7 +370,8 @@ def with_data_parallel():
     for tokens, target in batches(3, 9, batch=4):
         mine = slice(2 * mesh.get_local_rank("data"), 2 * mesh.get_local_rank("data") + 2)
         halves = [
-            F.cross_entropy(alone(tokens[h]).flatten(0, 1), target[h].flatten()) for h in (slice(2), slice(2, 4))
+            F.cross_entropy(alone(tokens[h]).flatten(0, 1), target[h].flatten())
+            for h in (slice(2), slice(2, 4))
         ]
         (sum(halves) / 2).backward()
         vocab_parallel_cross_entropy(
