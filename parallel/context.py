@@ -21,7 +21,7 @@ gradient that each rank adds to, which arrives at home after p steps. Ulysses, t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from torch.autograd.function import once_differentiable
 from kernels.op import FLOATS_AND_DOUBLE
 from parallel.agreement import exchange
 from parallel.attention_block import block_backward, block_forward, merge
+from parallel.memory import Memory
 from parallel.partition import Partition, split
 from parallel.tensor_regions import Group
 
@@ -105,12 +106,13 @@ class _RingAttention(torch.autograd.Function):
                 coming = _block_of(block, partition.sizes[(other - 1) % ring.world])
                 ring.start(block, coming)
             rows, keys, causal = _parts(ring.rank, other, partition, is_causal)
-            part = block_forward(query[:, :, rows], *block[:, :, :, keys], causal, scale)
+            block_key, block_value = block[:, :, :, keys]
+            part = block_forward(query[:, :, rows], block_key, block_value, causal, scale)
             if output is None:
                 output, log_sum_exp = part
-            elif part[1].numel() and block[:, :, :, keys].numel():
+            elif part[1].numel() and block_key.numel():
                 merge(output[:, :, rows], log_sum_exp[:, :, rows], *part)
-            del part
+            del part, block_key, block_value  # whose storage would outlive its step
             ring.finish()
             if step < ring.world - 1:
                 block = coming
@@ -129,17 +131,19 @@ class _RingAttention(torch.autograd.Function):
         block = torch.stack([key, value])
         wide = log_sum_exp.dtype  # sums of gradients are float32 for 16-bit tensors
         grad_query = torch.zeros_like(query, dtype=wide)
-        grad_block: torch.Tensor | None = None
+        arriving = torch.zeros_like(block, dtype=wide)
         for step in range(ring.world):
             other = (ring.rank - step) % ring.world
             if step < ring.world - 1:
                 coming = _block_of(block, partition.sizes[(other - 1) % ring.world])
                 ring.start(block, coming)
             rows, keys, causal = _parts(ring.rank, other, partition, is_causal)
+            block_key, block_value = block[:, :, :, keys]
             part = block_backward(
                 grad[:, :, rows],
                 query[:, :, rows],
-                *block[:, :, :, keys],
+                block_key,
+                block_value,
                 output[:, :, rows],
                 log_sum_exp[:, :, rows],
                 causal,
@@ -147,22 +151,18 @@ class _RingAttention(torch.autograd.Function):
             )
             grad_query[:, :, rows] += part[0]
             gradients.finish()  # what the ranks before have added to this block's gradient is here now
-            arrived = torch.zeros_like(block, dtype=wide) if step == 0 else arriving
+            arrived = arriving
             arrived[0, :, :, keys] += part[1]
             arrived[1, :, :, keys] += part[2]
-            del part
+            del part, block_key, block_value  # whose storage would outlive its step
             if ring.world > 1:
                 arriving = _block_of(arrived, partition.sizes[(other - 1) % ring.world])
                 gradients.start(arrived, arriving)
-                grad_block = arriving
-            else:
-                grad_block = arrived
             ring.finish()
             if step < ring.world - 1:
                 block = coming
         gradients.finish()
-        assert grad_block is not None
-        grad_key, grad_value = grad_block.to(key.dtype)
+        grad_key, grad_value = arriving.to(key.dtype)
         return grad_query.to(query.dtype), grad_key, grad_value, None, None, None, None
 
 
@@ -297,3 +297,41 @@ def predict_communication(
 
 EXCHANGED = 8
 """Numbers in which a rank describes its shapes."""
+
+
+def predict_memory(
+    batch: int,
+    heads: int,
+    kv_heads: int,
+    length: int,
+    dim: int,
+    itemsize: int,
+    world_size: int,
+    rank: int,
+    is_causal: bool = False,
+    workspace: Callable[[int, int], int] = lambda queries, keys: 0,
+) -> Memory:
+    """Bytes that the backward of one ``ring_attention`` holds at its peak (forward holds less).
+
+    gradients: of this rank's query, key and value. buffers: the rest of the peak. That is, while a block is
+    computed, the block and the one on its way, the gradients of a block that are being sent and those that
+    have arrived, in at least float32; so a rank holds a few shards, however many ranks there are. workspace: what
+    ``block_backward`` of so many queries and keys takes by itself, results included (the kernel's affair). Between
+    forward and backward, output and log-sum-exp are kept: heads * n * (dim * itemsize + 4) bytes a sequence.
+    """
+    partition = sequence_partition(length, world_size, is_causal)
+    sizes, wide = partition.sizes, max(4, itemsize)
+    token = batch * kv_heads * dim * 2  # elements of keys and values, or of their gradients
+    own_query = batch * heads * dim * sizes[rank]
+    peak = 0
+    for step in range(world_size):
+        other = (rank - step) % world_size
+        held = token * itemsize * sizes[other] + own_query * wide
+        if step < world_size - 1:
+            held += token * itemsize * sizes[(other - 1) % world_size]
+        held += token * wide * (sizes[other] + (step > 0) * sizes[(other + 1) % world_size])
+        rows, keys, _ = _parts(rank, other, partition, is_causal)
+        queries = len(range(sizes[rank])[rows])
+        peak = max(peak, held + workspace(queries, len(range(sizes[other])[keys])))
+    gradients = (own_query + token * sizes[rank]) * itemsize
+    return Memory(0, gradients, 0, peak - gradients)

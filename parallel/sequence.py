@@ -78,10 +78,10 @@ def sum_gradients(module: nn.Module, group: Group = None) -> None:
         ]
         try:
             for parameters, name, parameter in places:
-                parameters[name] = copy_to_region(parameter, group)  # type: ignore[assignment]
+                parameters[name] = copy_to_region(parameter, group)
             return forward(*arguments, **named)
         finally:
             for parameters, name, parameter in places:
                 parameters[name] = parameter
 
-    module.forward = forward_with_copies  # type: ignore[method-assign]
+    module.forward = forward_with_copies

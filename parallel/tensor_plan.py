@@ -148,7 +148,7 @@ def parallelize(
             raise ValueError(
                 f"{name} is tied to {tied[id(parameter)][3]}, which is split: the plan needs both"
             )
-    module.tensor_parallel = state  # type: ignore[assignment]
+    module.tensor_parallel = state
     module.register_forward_pre_hook(_check_inputs(state.group), with_kwargs=True)
     return module
 
@@ -208,7 +208,7 @@ def _replacement(
         if style.scattered and state.sequence is None:
             raise ValueError(f"{name}: vocabulary_scattered needs sequence=True")
         return VocabParallelEmbedding.from_embedding(
-            old,  # type: ignore[arg-type]
+            old,
             state.group,
             partition=style.partition,
             sequence=state.sequence if style.scattered else None,
@@ -216,21 +216,21 @@ def _replacement(
     partition = style.partition
     try:
         if isinstance(style, Row):
-            partition = partition or split(old.in_features, world, style.unit)  # type: ignore[arg-type]
+            partition = partition or split(old.in_features, world, style.unit)
             return RowParallelLinear.from_linear(
-                old,  # type: ignore[arg-type]
+                old,
                 state.group,
                 partition=partition,
                 input_is_parallel=style.input_is_parallel,
                 sequence=state.sequence,
             )
         if partition is None:
-            if old.out_features % style.sections:  # type: ignore[operator]
+            if old.out_features % style.sections:
                 raise ValueError(f"{old.out_features} features are not {style.sections} equal sections")
-            section = split(old.out_features // style.sections, world, style.unit)  # type: ignore[operator]
+            section = split(old.out_features // style.sections, world, style.unit)
             partition = concatenated([section] * style.sections)
         return ColumnParallelLinear.from_linear(
-            old,  # type: ignore[arg-type]
+            old,
             state.group,
             partition=partition,
             gather_output=style.gather_output,
@@ -249,7 +249,7 @@ def _tie(
 ) -> None:
     """Give ``new`` the parameter that took an old one's place elsewhere. ``tied`` keeps the old ones alive."""
     for key, parameter in old.named_parameters(recurse=False):
-        place = new.shards().get(key)  # type: ignore[operator]
+        place = new.shards().get(key)
         shard = getattr(new, key)
         if id(parameter) in tied:
             _, shard, other, first = tied[id(parameter)]
@@ -303,11 +303,11 @@ def full_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict
     for name, tensor in tensors.items():
         owner, _, last = name.rpartition(".")
         layer = layers[owner]
-        place = layer.shards().get(last) if hasattr(layer, "shards") else None  # type: ignore[operator]
+        place = layer.shards().get(last) if hasattr(layer, "shards") else None
         if place is None:
             whole[name] = tensor.detach()
         else:
-            whole[name] = start_all_gather(tensor.detach(), *place, layer.group)()  # type: ignore[arg-type]
+            whole[name] = start_all_gather(tensor.detach(), place[0], place[1], layer.group)()
     return whole
 
 
@@ -322,9 +322,9 @@ def load_full_state_dict(module: nn.Module, state: Mapping[str, torch.Tensor]) -
     own = {}
     for name, tensor in state.items():
         owner, _, last = name.rpartition(".")
-        layer = layers.get(owner)
-        place = layer.shards().get(last) if hasattr(layer, "shards") else None  # type: ignore[union-attr, operator]
-        own[name] = tensor if place is None else place[0].take(tensor, layer.rank, place[1])  # type: ignore[union-attr, arg-type]
+        layer = layers.get(owner, module)
+        place = layer.shards().get(last) if hasattr(layer, "shards") else None
+        own[name] = tensor if place is None else place[0].take(tensor, layer.rank, place[1])
     module.load_state_dict(own)
 
 
@@ -350,7 +350,7 @@ def predict_communication(
     columns = [layer for layer in module.modules() if isinstance(layer, ColumnParallelLinear)]
     for name, layer in module.named_modules():
         if hasattr(layer, "predict_communication"):
-            moved += layer.predict_communication(  # type: ignore[operator]
+            moved += layer.predict_communication(
                 batch, length, itemsize, name not in without_input_gradient
             )
     if not isinstance(state, TensorParallel) or (world := dist.get_world_size(state.group)) == 1:

@@ -115,8 +115,11 @@ def ulysses_attention(
     """
     lengths = checked_lengths(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa, lengths, group)
     query_heads, key_heads = split_heads(query.shape[1], key.shape[1], 1, dist.get_world_size(group))
-    parts = _ToHeads.apply(_Layout([query_heads, key_heads, key_heads], lengths, group), query, key, value)
-    seen = scaled_dot_product_attention(*parts, is_causal=is_causal, scale=scale, enable_gqa=True)
+    layout = _Layout([query_heads, key_heads, key_heads], lengths, group)
+    query, key, value = _ToHeads.apply(layout, query, key, value)
+    seen = scaled_dot_product_attention(
+        query, key, value, is_causal=is_causal, scale=scale, enable_gqa=True
+    )
     return _ToSequence.apply(_Layout([query_heads], lengths, group), seen)
 
 

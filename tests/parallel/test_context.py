@@ -1,5 +1,6 @@
 """Ring attention and Ulysses equal attention on one process, forward and backward, and move what they predict."""
 
+import functools
 import os
 import re
 import signal
@@ -10,7 +11,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from ranks import RankFailed
 
-from parallel import context, ulysses
+from parallel import context, memory, ulysses
+from parallel.attention_block import block_backward
 from parallel.context import ring_attention, sequence_partition
 from parallel.partition import split
 from parallel.ulysses import ulysses_attention
@@ -219,3 +221,46 @@ def in_subgroups():
 
 def test_rings_in_subgroups(ranks):
     assert max(ranks.run(4, in_subgroups)) < 1e-13
+
+
+def held(sizes, dtype, is_causal):
+    """(peak of the backward, prediction) in bytes; what one block takes by itself is measured on its own."""
+    batch, heads, kv_heads, length, dim = sizes
+    world, rank = dist.get_world_size(), dist.get_rank()
+
+    @functools.cache
+    def workspace(queries, keys):
+        query, grad, output = (torch.randn(batch, heads, queries, dim).to(dtype) for _ in range(3))
+        key, value = torch.randn(2, batch, kv_heads, keys, dim).to(dtype)
+        statistics = torch.zeros(batch, heads, queries, dtype=torch.promote_types(dtype, torch.float32))
+        call = functools.partial(block_backward, grad, query, key, value, output, statistics, False, 1.0)
+        call()
+        with memory.tracked() as tracker:
+            call()
+        # In the ring, halves of a shard are copied to be contiguous.
+        whole_queries, whole_keys = queries == shard, keys == shard
+        copied = 0 if whole_queries else 3 * query.nbytes + statistics.nbytes
+        copied += 0 if whole_keys else 2 * key.nbytes
+        return tracker.peak_bytes + copied
+
+    partition = sequence_partition(length, world, is_causal)
+    shard = partition.sizes[rank]
+    own = [partition.take(tensor, rank, 2).clone() for tensor in whole(*sizes, dtype)]
+    leaves = [tensor.requires_grad_() for tensor in own[:3]]
+    output = ring_attention(*leaves, is_causal=is_causal, enable_gqa=True)
+    with memory.tracked() as tracker:
+        output.backward(own[3])
+    wanted = context.predict_memory(*sizes, dtype.itemsize, world, rank, is_causal, workspace)
+    return tracker.peak_bytes, wanted.total
+
+
+def all_held(cases):
+    return [held(*case) for case in cases]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_memory_is_what_is_predicted(ranks, world):
+    cases = [((2, 8, 2, 384, 32), torch.float32, is_causal) for is_causal in (False, True)]
+    for found in ranks.run(world, all_held, cases):
+        for case, (peak, wanted) in zip(cases, found, strict=True):
+            assert abs(peak - wanted) < 0.01 * wanted, (case, peak, wanted)

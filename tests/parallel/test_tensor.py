@@ -10,10 +10,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from parallel import tensor_plan
+from parallel import memory, tensor_plan
 from parallel.partition import concatenated, split, split_heads
 from parallel.sequence import SequenceParallel
-from parallel.tensor import ColumnParallelLinear, RowParallelLinear
+from parallel.tensor import ColumnParallelLinear, RowParallelLinear, predict_memory
 from parallel.tensor_plan import (
     Column,
     Divided,
@@ -534,3 +534,40 @@ def test_what_is_wrong_is_said_on_every_rank(ranks):
         ]
         for message, pattern in zip(messages, expected, strict=True):
             assert re.search(pattern, message), (pattern, message)
+
+
+def kept():
+    """[(bytes of parameters, gradients, moments, saved tensors), prediction] of layers with and without sequence."""
+    rank, found = dist.get_rank(), []
+    for sequence in (None, SequenceParallel()):
+        for trains in (True, False):
+            column = ColumnParallelLinear(12, 21, sequence=sequence)
+            row = RowParallelLinear(21, 10, sequence=sequence)
+            column.weight.requires_grad_(trains)
+            row.weight.requires_grad_(trains)
+            whole = torch.randn(2, 9, 12)
+            first = (whole if sequence is None else sequence.scatter(whole)).requires_grad_()
+            second = torch.randn(2, 9, row.partition.sizes[rank], requires_grad=True)
+            for layer, x in ((column, first), (row, second)):
+                saved = []
+                optimizer = torch.optim.Adam([p for p in layer.parameters() if p.requires_grad])
+                with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+                    output = layer(x)
+                output.sum().backward()
+                optimizer.step()
+                weights = memory.held_bytes(layer.parameters())
+                parts = (
+                    weights,
+                    memory.held_bytes(p.grad for p in layer.parameters() if p.grad is not None),
+                    memory.held_bytes(t for s in optimizer.state.values() for t in s.values() if t.dim()),
+                    memory.held_bytes([*layer.parameters(), *saved]) - weights,
+                )
+                found.append((parts, predict_memory(layer, 2, 9, 4)))
+    return [(parts, (m.parameters, m.gradients, m.optimizer, m.buffers)) for parts, m in found]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_memory_is_what_is_predicted(ranks, world):
+    for found in ranks.run(world, kept):
+        for parts, wanted in found:
+            assert parts == wanted
