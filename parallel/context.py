@@ -21,7 +21,7 @@ gradient that each rank adds to, which arrives at home after p steps. Ulysses, t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ from parallel.tensor_regions import Group
 
 def zigzag(length: int, world_size: int) -> Partition:
     """Rank i holds chunks i and 2p-1-i of the 2p into which ``length`` is cut (sizes differ by one at most)."""
-    chunks = [piece for ((piece,)) in split(length, 2 * world_size).ranges]
+    chunks = [piece for (piece,) in split(length, 2 * world_size).ranges]
     return Partition(length, tuple((chunks[i], chunks[-1 - i]) for i in range(world_size)))
 
 
@@ -73,9 +73,7 @@ class _Ring:
         self.works.clear()
 
 
-def _parts(
-    rank: int, other: int, partition: Partition, is_causal: bool
-) -> tuple[slice, slice, bool]:
+def _parts(rank: int, other: int, partition: Partition, is_causal: bool) -> tuple[slice, slice, bool]:
     """(own queries, keys of ``other``, causal) that rank computes against the keys of another."""
     everything = slice(None)
     if not is_causal or rank == other:
@@ -108,12 +106,13 @@ class _RingAttention(torch.autograd.Function):
                 coming = _block_of(block, partition.sizes[(other - 1) % ring.world])
                 ring.start(block, coming)
             rows, keys, causal = _parts(ring.rank, other, partition, is_causal)
-            part = block_forward(query[:, :, rows], *block[:, :, :, keys], causal, scale)
+            block_key, block_value = block[:, :, :, keys]
+            part = block_forward(query[:, :, rows], block_key, block_value, causal, scale)
             if output is None:
                 output, log_sum_exp = part
-            elif part[1].numel() and block[:, :, :, keys].numel():
+            elif part[1].numel() and block_key.numel():
                 merge(output[:, :, rows], log_sum_exp[:, :, rows], *part)
-            del part
+            del part, block_key, block_value  # whose storage would outlive its step
             ring.finish()
             if step < ring.world - 1:
                 block = coming
@@ -132,17 +131,19 @@ class _RingAttention(torch.autograd.Function):
         block = torch.stack([key, value])
         wide = log_sum_exp.dtype  # sums of gradients are float32 for 16-bit tensors
         grad_query = torch.zeros_like(query, dtype=wide)
-        grad_block: torch.Tensor | None = None
+        arriving = torch.zeros_like(block, dtype=wide)
         for step in range(ring.world):
             other = (ring.rank - step) % ring.world
             if step < ring.world - 1:
                 coming = _block_of(block, partition.sizes[(other - 1) % ring.world])
                 ring.start(block, coming)
             rows, keys, causal = _parts(ring.rank, other, partition, is_causal)
+            block_key, block_value = block[:, :, :, keys]
             part = block_backward(
                 grad[:, :, rows],
                 query[:, :, rows],
-                *block[:, :, :, keys],
+                block_key,
+                block_value,
                 output[:, :, rows],
                 log_sum_exp[:, :, rows],
                 causal,
@@ -150,22 +151,18 @@ class _RingAttention(torch.autograd.Function):
             )
             grad_query[:, :, rows] += part[0]
             gradients.finish()  # what the ranks before have added to this block's gradient is here now
-            arrived = torch.zeros_like(block, dtype=wide) if step == 0 else arriving
+            arrived = arriving
             arrived[0, :, :, keys] += part[1]
             arrived[1, :, :, keys] += part[2]
-            del part
+            del part, block_key, block_value  # whose storage would outlive its step
             if ring.world > 1:
                 arriving = _block_of(arrived, partition.sizes[(other - 1) % ring.world])
                 gradients.start(arrived, arriving)
-                grad_block = arriving
-            else:
-                grad_block = arrived
             ring.finish()
             if step < ring.world - 1:
                 block = coming
         gradients.finish()
-        assert grad_block is not None
-        grad_key, grad_value = grad_block.to(key.dtype)
+        grad_key, grad_value = arriving.to(key.dtype)
         return grad_query.to(query.dtype), grad_key, grad_value, None, None, None, None
 
 
@@ -177,23 +174,26 @@ def ring_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    group: Group = None,
-    *,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    group: Group = None,
     lengths: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    """softmax(scale query key^T) value over a sequence of which each rank holds a shard; this rank's shard of it.
+    """As ``F.scaled_dot_product_attention``, of a sequence of which each rank has a shard; this rank's shard of it.
 
-    query: (batch, heads, n, dim); key, value: (batch, kv_heads, n, dim), n the length of this rank's shard:
-    that of ``sequence_partition(length, world_size, is_causal)``. heads: kv_heads or a multiple of it. scale:
-    1 / sqrt(dim) by default. lengths: every rank's n, if they are known to be right; else ranks exchange
-    their shapes first.
+    query: (batch, heads, n, dim); key, value: (batch, kv_heads, n, dim), n the length of this rank's shard: that
+    of ``sequence_partition(length, world_size, is_causal)``. kv_heads: heads, or a divisor with ``enable_gqa``.
+    scale: 1 / sqrt(dim) by default. lengths: every rank's n, if they are known to be right; else ranks
+    exchange their shapes first. ``functools.partial(ring_attention, group=group)`` is a model's attention.
 
-    Sums over blocks are float32 for 16-bit tensors. ValueError on every rank: shapes, dtypes or settings that
-    differ between ranks, lengths that are not the partition's.
+    Sums over blocks are float32 for 16-bit tensors. ValueError: a mask or dropout, which have no such form; and
+    on every rank: shapes, dtypes or settings that differ between ranks, lengths that are not the partition's.
     """
-    lengths = checked_lengths(query, key, value, is_causal, lengths, group)
+    lengths = checked_lengths(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa, lengths, group)
     partition = sequence_partition(sum(lengths), dist.get_world_size(group), is_causal)
     if partition.sizes != list(lengths):
         order = "in zig-zag order " if is_causal else ""
@@ -208,47 +208,64 @@ def checked_lengths(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
+    attn_mask: torch.Tensor | None,
+    dropout_p: float,
     is_causal: bool,
+    enable_gqa: bool,
     lengths: Sequence[int] | None,
     group: Group,
 ) -> list[int]:
-    """Every rank's length of sequence. ValueError: shapes that do not fit, here or between ranks."""
-    world = dist.get_world_size(group)
-    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)} and value {tuple(value.shape)}"
-    fits = query.dim() == 4 == key.dim() and key.shape == value.shape
-    fits = fits and query.shape[::2] == key.shape[::2] and query.shape[3] == key.shape[3]
-    fits = fits and key.shape[1] > 0 and query.shape[1] % key.shape[1] == 0
-    fits = fits and query.dtype == key.dtype == value.dtype
+    """Every rank's length of sequence. ValueError: arguments that do not fit, here or between ranks."""
+    world, rank = dist.get_world_size(group), dist.get_rank(group)
+    wrong = _wrong(query, key, value, attn_mask, dropout_p, enable_gqa)
     if lengths is None:
-        # A rank whose own shapes do not fit says so to the others, so that none is left waiting.
-        size = (*query.shape, 0, 0, 0, 0)[:4]
-        code = FLOATS_AND_DOUBLE.index(query.dtype) if query.dtype in FLOATS_AND_DOUBLE else -1
-        own = [int(fits), size[2], size[0], size[1], key.shape[1] if key.dim() > 1 else 0, size[3], code, is_causal]
+        # A rank whose own arguments do not fit says so to the others, so that none is left waiting.
+        own = [0] * EXCHANGED
+        if not wrong:
+            batch, heads, length, dim = query.shape
+            code = FLOATS_AND_DOUBLE.index(query.dtype)
+            own = [1, length, batch, heads, key.shape[1], dim, code, int(is_causal)]
         rows = exchange(own, query.device, group)
-        bad = [rank for rank, row in enumerate(rows) if not row[0]]
-        if fits and bad:
-            raise ValueError(f"on rank {bad[0]} query, key and value do not fit together; here {shapes}")
-        if fits and any(row[2:] != rows[0][2:] for row in rows):
-            raise ValueError(
-                "batch, heads, kv_heads, dim, dtype and is_causal must agree; "
-                + "; ".join(
-                    f"rank {rank} has ({row[2]}, {row[3]}, {row[4]}, {row[5]}) "
-                    f"{FLOATS_AND_DOUBLE[row[6]] if row[6] >= 0 else 'another dtype'}, is_causal={bool(row[7])}"
-                    for rank, row in enumerate(rows)
-                )
+        bad = [other for other, row in enumerate(rows) if not row[0]]
+        if not wrong and bad:
+            wrong = f"query, key and value do not fit together on rank {bad[0]}, which says how"
+        elif not wrong and any(row[2:] != rows[0][2:] for row in rows):
+            wrong = "batch, heads, kv_heads, dim, dtype and is_causal differ between ranks: " + "; ".join(
+                f"rank {other} has {tuple(row[2:6])} {FLOATS_AND_DOUBLE[row[6]]}, {bool(row[7])}"
+                for other, row in enumerate(rows)
             )
         lengths = [row[1] for row in rows]
-    if not fits:
+    if wrong:
+        raise ValueError(wrong)
+    if len(lengths) != world or lengths[rank] != query.shape[2]:
         raise ValueError(
-            f"{shapes} of {query.dtype}, {key.dtype} and {value.dtype} do not fit: query is (batch, heads, n, "
-            "dim), key and value are (batch, kv_heads, n, dim), heads a multiple of kv_heads, one dtype"
-        )
-    if len(lengths) != world or lengths[dist.get_rank(group)] != query.shape[2]:
-        raise ValueError(
-            f"lengths {list(lengths)} are not those of {world} ranks of which rank {dist.get_rank(group)} has "
-            f"{query.shape[2]}"
+            f"lengths={list(lengths)} are not those of {world} ranks of which rank {rank} has {query.shape[2]}"
         )
     return list(lengths)
+
+
+def _wrong(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None,
+    dropout_p: float,
+    enable_gqa: bool,
+) -> str:
+    """What does not fit together in the arguments of one rank, or nothing."""
+    if attn_mask is not None or dropout_p:
+        return f"a mask or dropout (dropout_p={dropout_p}) has no form over ranks; is_causal has"
+    fits = query.dim() == 4 == key.dim() and key.shape == value.shape and key.shape[1] > 0
+    fits = fits and query.shape[::2] == key.shape[::2] and query.shape[3] == key.shape[3]
+    fits = fits and query.shape[1] % key.shape[1] == 0 and (enable_gqa or query.shape[1] == key.shape[1])
+    fits = fits and query.dtype == key.dtype == value.dtype and query.dtype in FLOATS_AND_DOUBLE
+    if fits:
+        return ""
+    return (
+        f"query {tuple(query.shape)} {query.dtype}, key {tuple(key.shape)} {key.dtype} and value "
+        f"{tuple(value.shape)} {value.dtype} do not fit: query is (batch, heads, n, dim), key and value are (batch, "
+        "kv_heads, n, dim) of one float dtype, kv_heads is heads, or with enable_gqa a divisor of it"
+    )
 
 
 def predict_communication(
@@ -280,3 +297,41 @@ def predict_communication(
 
 EXCHANGED = 8
 """Numbers in which a rank describes its shapes."""
+
+
+def predict_memory(
+    batch: int,
+    heads: int,
+    kv_heads: int,
+    length: int,
+    dim: int,
+    itemsize: int,
+    world_size: int,
+    rank: int,
+    is_causal: bool = False,
+    workspace: Callable[[int, int], int] = lambda queries, keys: 0,
+) -> Memory:
+    """Bytes that the backward of one ``ring_attention`` holds at its peak (forward holds less).
+
+    gradients: of this rank's query, key and value. buffers: the rest of the peak. That is, while a block is
+    computed, the block and the one on its way, the gradients of a block that are being sent and those that
+    have arrived, in at least float32; so a rank holds a few shards, however many ranks there are. workspace: what
+    ``block_backward`` of so many queries and keys takes by itself, results included (the kernel's affair). Between
+    forward and backward, output and log-sum-exp are kept: heads * n * (dim * itemsize + 4) bytes a sequence.
+    """
+    partition = sequence_partition(length, world_size, is_causal)
+    sizes, wide = partition.sizes, max(4, itemsize)
+    token = batch * kv_heads * dim * 2  # elements of keys and values, or of their gradients
+    own_query = batch * heads * dim * sizes[rank]
+    peak = 0
+    for step in range(world_size):
+        other = (rank - step) % world_size
+        held = token * itemsize * sizes[other] + own_query * wide
+        if step < world_size - 1:
+            held += token * itemsize * sizes[(other - 1) % world_size]
+        held += token * wide * (sizes[other] + (step > 0) * sizes[(other + 1) % world_size])
+        rows, keys, _ = _parts(rank, other, partition, is_causal)
+        queries = len(range(sizes[rank])[rows])
+        peak = max(peak, held + workspace(queries, len(range(sizes[other])[keys])))
+    gradients = (own_query + token * sizes[rank]) * itemsize
+    return Memory(0, gradients, 0, peak - gradients)

@@ -110,7 +110,9 @@ class MixtureOfExperts(nn.Module):
         self.group, self.world, self.rank = group, dist.get_world_size(group), dist.get_rank(group)
         count = router.out_features
         if count < self.world:
-            raise ValueError(f"{count} experts are fewer than the {self.world} ranks; each needs at least one")
+            raise ValueError(
+                f"{count} experts are fewer than the {self.world} ranks; each needs at least one"
+            )
         if not 1 <= top_k <= count or (capacity_factor is not None and capacity_factor <= 0):
             raise ValueError(
                 f"top_k={top_k} is from 1 to {count} experts; capacity_factor={capacity_factor} is above 0 or None"
@@ -118,7 +120,9 @@ class MixtureOfExperts(nn.Module):
         self.partition = split(count, self.world)
         ((first, stop),) = self.partition.ranges[self.rank]
         if len(experts) != stop - first:
-            raise ValueError(f"rank {self.rank} holds experts {first} to {stop - 1}; it was given {len(experts)}")
+            raise ValueError(
+                f"rank {self.rank} holds experts {first} to {stop - 1}; it was given {len(experts)}"
+            )
         self.router = router
         self.experts = nn.ModuleDict({str(first + place): expert for place, expert in enumerate(experts)})
         self.top_k, self.capacity_factor, self.normalize = top_k, capacity_factor, normalize
@@ -147,9 +151,7 @@ class MixtureOfExperts(nn.Module):
         self._exchange(tokens, routing)
         assert self.load is not None
         wanted = torch.tensor(self.load.wanted, device=tokens.device)
-        self.auxiliary_loss = load_balancing_loss(
-            routing.probabilities, wanted, self.load.tokens, self.world
-        )
+        self.auxiliary_loss = load_balancing_loss(routing.probabilities, wanted, self.load.tokens, self.world)
         # Pairs lie by expert, and so by rank.
         sent = [sum(self.kept[self.rank][slice(*piece)]) for ((piece),) in self.partition.ranges]
         own = slice(*self.partition.ranges[self.rank][0])

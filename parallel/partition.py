@@ -99,9 +99,7 @@ def split(size: int, parts: int, unit: int = 1) -> Partition:
     return Partition(size, tuple(((start, stop),) for start, stop in zip(stops[:-1], stops[1:], strict=True)))
 
 
-def split_heads(
-    heads: int, kv_heads: int, head_dim: int, parts: int
-) -> tuple[Partition, Partition]:
+def split_heads(heads: int, kv_heads: int, head_dim: int, parts: int) -> tuple[Partition, Partition]:
     """(partition of the queries' features, of the keys' or values'), so that each query has its key on its rank.
 
     heads: query heads, a multiple of kv_heads (grouped queries, Ainslie et al. 2023); head_dim: features of one.

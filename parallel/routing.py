@@ -90,7 +90,9 @@ def load_balancing_loss(
     return experts * world_size * (share * probabilities.sum(0)).sum() / max(1, tokens)
 
 
-def importance_loss(gates: torch.Tensor, chosen: torch.Tensor, experts: int, group: Group = None) -> torch.Tensor:
+def importance_loss(
+    gates: torch.Tensor, chosen: torch.Tensor, experts: int, group: Group = None
+) -> torch.Tensor:
     """Square of the coefficient of variation of the experts' importance (Shazeer et al., equations 6 and 7).
 
     An expert's importance is the sum of its gates over the tokens of all ranks (one all-reduce of ``experts``

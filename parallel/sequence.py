@@ -12,6 +12,8 @@ says how long it is, so that it need not divide by the number of ranks, and a sh
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -19,11 +21,10 @@ from torch import nn
 from parallel.partition import Partition, split
 from parallel.tensor_regions import (
     Group,
-    fresh,
+    copy_to_region,
     gather_from_region,
     reduce_scatter_to_region,
     scatter_to_region,
-    start_all_reduce,
 )
 
 
@@ -38,7 +39,9 @@ class SequenceParallel:
     def partition(self) -> Partition:
         """Of the sequence last split. ValueError: none was."""
         if self.length is None:
-            raise ValueError("no sequence has been split yet: scatter or reduce_scatter comes before a gather")
+            raise ValueError(
+                "no sequence has been split yet: scatter or reduce_scatter comes before a gather"
+            )
         return split(self.length, dist.get_world_size(self.group))
 
     def _split(self, whole: torch.Tensor) -> Partition:
@@ -58,6 +61,27 @@ class SequenceParallel:
         return gather_from_region(shard, self.partition, self.dim, self.group, partial)
 
 
-def sum_gradient(parameter: nn.Parameter, group: Group = None) -> None:
-    """From now on each backward sums this parameter's gradient over the group before it is accumulated."""
-    parameter.register_hook(lambda grad: start_all_reduce(fresh(grad), group)())
+def sum_gradients(module: nn.Module, group: Group = None) -> None:
+    """From now on backward sums over the group what each rank's shard adds to the gradients of ``module``.
+
+    In ``forward`` each parameter goes through ``copy_to_region``. A hook on the parameter would be lost when
+    another strategy, such as FSDP, puts its own in the parameter's place.
+    """
+    forward = module.forward
+
+    def forward_with_copies(*arguments: Any, **named: Any) -> Any:
+        places = [
+            (owner._parameters, name, parameter)
+            for owner in module.modules()
+            for name, parameter in owner._parameters.items()
+            if parameter is not None and parameter.requires_grad
+        ]
+        try:
+            for parameters, name, parameter in places:
+                parameters[name] = copy_to_region(parameter, group)
+            return forward(*arguments, **named)
+        finally:
+            for parameters, name, parameter in places:
+                parameters[name] = parameter
+
+    module.forward = forward_with_copies

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from parallel.memory import Memory
 from parallel.partition import Partition, split
 from parallel.sequence import SequenceParallel
 from parallel.tensor_regions import (
@@ -55,9 +56,9 @@ class _ColumnLinear(torch.autograd.Function):
         group: Group,
         place: tuple[Partition, int] | None,
     ) -> torch.Tensor:
-        ctx.save_for_backward(input, weight)
+        ctx.save_for_backward(input if ctx.needs_input_grad[1] else None, weight)
         ctx.group, ctx.place = group, place
-        whole = input if place is None else start_all_gather(input, *place, group)()
+        whole = input if place is None else start_all_gather(input, place[0], place[1], group)()
         return F.linear(whole, weight, bias)
 
     @staticmethod
@@ -68,13 +69,13 @@ class _ColumnLinear(torch.autograd.Function):
         grad_input = grad_weight = grad_bias = None
         gathered = None
         if needs_weight and ctx.place is not None:
-            gathered = start_all_gather(input, *ctx.place, ctx.group)
+            gathered = start_all_gather(input, ctx.place[0], ctx.place[1], ctx.group)
         if needs_input:
             partial = grad @ weight
             if ctx.place is None:
                 reduced = start_all_reduce(partial, ctx.group)
             else:
-                reduced = start_reduce_scatter(partial, *ctx.place, ctx.group)
+                reduced = start_reduce_scatter(partial, ctx.place[0], ctx.place[1], ctx.group)
         if needs_weight:
             whole = input if gathered is None else gathered()
             grad_weight = grad.flatten(0, -2).T @ whole.flatten(0, -2)
@@ -207,6 +208,14 @@ class ColumnParallelLinear(_ParallelLinear):
         super().__init__(in_features, out_features, bias, **options)
         self.gather_output, self.input_is_copied = gather_output, input_is_copied
 
+    def predict_activations(self, batch: int, length: int, itemsize: int) -> int:
+        """Bytes kept for backward: the input, or this rank's shard of it."""
+        if not self.weight.requires_grad:
+            return 0
+        if self.sequence is not None and not self.input_is_copied:
+            length = split(length, self.world).sizes[self.rank]
+        return batch * length * self.in_features * itemsize
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         weight = self._shared(self.weight)
         bias = None if self.bias is None else self._shared(self.bias)
@@ -269,6 +278,10 @@ class RowParallelLinear(_ParallelLinear):
         if self.partition.replicated:
             raise ValueError("ranks share input features: their products would be summed twice")
 
+    def predict_activations(self, batch: int, length: int, itemsize: int) -> int:
+        """Bytes kept for backward: this rank's features of the input."""
+        return self.weight.requires_grad * batch * length * self._local_size() * itemsize
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if not self.input_is_parallel:
             input = scatter_to_region(input, self.partition, -1, self.group)
@@ -283,7 +296,9 @@ class RowParallelLinear(_ParallelLinear):
             output = reduce_from_region(partial, self.group)
         else:
             output = self.sequence.reduce_scatter(partial)
-            bias = bias if bias is None else copy_to_region(bias, self.group)  # each rank adds it to its shard
+            bias = (
+                bias if bias is None else copy_to_region(bias, self.group)
+            )  # each rank adds it to its shard
         return output if bias is None else output + bias
 
     def predict_communication(
@@ -316,3 +331,26 @@ def _autocast(
         return input, weight, bias
     dtype = torch.get_autocast_dtype(device)
     return input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def predict_memory(
+    layer: ColumnParallelLinear | RowParallelLinear,
+    batch: int,
+    length: int,
+    itemsize: int,
+    optimizer_copies: int = 2,
+) -> Memory:
+    """Bytes that this rank holds of one layer, before its backward, for (batch, length) positions.
+
+    Parameters and gradients are a shard; the optimizer keeps ``optimizer_copies`` of them (2: Adam's moments).
+    buffers: the activations kept for backward, of ``itemsize`` bytes. A column-parallel layer keeps its whole
+    input, with sequence parallelism a shard of it (and gathers it again); a row-parallel one its features of it.
+    """
+    parameters = list(layer.parameters())
+    trained = sum(parameter.nbytes for parameter in parameters if parameter.requires_grad)
+    return Memory(
+        sum(parameter.nbytes for parameter in parameters),
+        trained,
+        optimizer_copies * trained,
+        layer.predict_activations(batch, length, itemsize),
+    )

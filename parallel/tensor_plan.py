@@ -41,7 +41,7 @@ from torch import nn
 
 from parallel.agreement import DIMENSIONS, check_same
 from parallel.partition import Partition, concatenated, split
-from parallel.sequence import SequenceParallel, sum_gradient
+from parallel.sequence import SequenceParallel, sum_gradients
 from parallel.tensor import ColumnParallelLinear, RowParallelLinear
 from parallel.tensor_regions import Group, copy_to_region, start_all_gather
 from parallel.vocabulary import VocabParallelEmbedding
@@ -97,6 +97,9 @@ _HOOKS = ("input", "scatter", "gather", "sequence")
 _SIGNATURES = 2
 """Tensors among the model's arguments whose shapes are compared over the ranks at each forward."""
 
+SIGNATURE_BYTES = _SIGNATURES * (DIMENSIONS + 2) * 8
+"""What each rank tells the others for that."""
+
 
 @dataclass
 class TensorParallel:
@@ -142,8 +145,10 @@ def parallelize(
             setattr(owner, last, replaced[id(old)])
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if id(parameter) in tied and tied[id(parameter)][2] is not None:
-            raise ValueError(f"{name} is tied to {tied[id(parameter)][3]}, which is split: the plan needs both")
-    module.tensor_parallel = state  # type: ignore[assignment]
+            raise ValueError(
+                f"{name} is tied to {tied[id(parameter)][3]}, which is split: the plan needs both"
+            )
+    module.tensor_parallel = state
     module.register_forward_pre_hook(_check_inputs(state.group), with_kwargs=True)
     return module
 
@@ -203,7 +208,7 @@ def _replacement(
         if style.scattered and state.sequence is None:
             raise ValueError(f"{name}: vocabulary_scattered needs sequence=True")
         return VocabParallelEmbedding.from_embedding(
-            old,  # type: ignore[arg-type]
+            old,
             state.group,
             partition=style.partition,
             sequence=state.sequence if style.scattered else None,
@@ -211,21 +216,21 @@ def _replacement(
     partition = style.partition
     try:
         if isinstance(style, Row):
-            partition = partition or split(old.in_features, world, style.unit)  # type: ignore[arg-type]
+            partition = partition or split(old.in_features, world, style.unit)
             return RowParallelLinear.from_linear(
-                old,  # type: ignore[arg-type]
+                old,
                 state.group,
                 partition=partition,
                 input_is_parallel=style.input_is_parallel,
                 sequence=state.sequence,
             )
         if partition is None:
-            if old.out_features % style.sections:  # type: ignore[operator]
+            if old.out_features % style.sections:
                 raise ValueError(f"{old.out_features} features are not {style.sections} equal sections")
-            section = split(old.out_features // style.sections, world, style.unit)  # type: ignore[operator]
+            section = split(old.out_features // style.sections, world, style.unit)
             partition = concatenated([section] * style.sections)
         return ColumnParallelLinear.from_linear(
-            old,  # type: ignore[arg-type]
+            old,
             state.group,
             partition=partition,
             gather_output=style.gather_output,
@@ -244,7 +249,7 @@ def _tie(
 ) -> None:
     """Give ``new`` the parameter that took an old one's place elsewhere. ``tied`` keeps the old ones alive."""
     for key, parameter in old.named_parameters(recurse=False):
-        place = new.shards().get(key)  # type: ignore[operator]
+        place = new.shards().get(key)
         shard = getattr(new, key)
         if id(parameter) in tied:
             _, shard, other, first = tied[id(parameter)]
@@ -274,9 +279,7 @@ def _hook(old: nn.Module, name: str, style: str, state: TensorParallel) -> None:
     elif sequence is not None and style == "gather":
         old.register_forward_hook(lambda _, arguments, output: sequence.gather(output))
     if style in ("gather", "sequence"):
-        for parameter in old.parameters():
-            if parameter.requires_grad:
-                sum_gradient(parameter, state.group)
+        sum_gradients(old, state.group)
     state.hooks[name] = style
 
 
@@ -300,11 +303,11 @@ def full_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict
     for name, tensor in tensors.items():
         owner, _, last = name.rpartition(".")
         layer = layers[owner]
-        place = layer.shards().get(last) if hasattr(layer, "shards") else None  # type: ignore[operator]
+        place = layer.shards().get(last) if hasattr(layer, "shards") else None
         if place is None:
             whole[name] = tensor.detach()
         else:
-            whole[name] = start_all_gather(tensor.detach(), *place, layer.group)()  # type: ignore[arg-type]
+            whole[name] = start_all_gather(tensor.detach(), place[0], place[1], layer.group)()
     return whole
 
 
@@ -319,9 +322,9 @@ def local_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dic
     own = {}
     for name, tensor in tensors.items():
         owner, _, last = name.rpartition(".")
-        layer = layers.get(owner)
-        place = layer.shards().get(last) if hasattr(layer, "shards") else None  # type: ignore[union-attr, operator]
-        own[name] = tensor if place is None else place[0].take(tensor, layer.rank, place[1])  # type: ignore[union-attr, arg-type]
+        layer = layers.get(owner, module)
+        place = layer.shards().get(last) if hasattr(layer, "shards") else None
+        own[name] = tensor if place is None else place[0].take(tensor, layer.rank, place[1])
     return own
 
 
@@ -352,12 +355,12 @@ def predict_communication(
     columns = [layer for layer in module.modules() if isinstance(layer, ColumnParallelLinear)]
     for name, layer in module.named_modules():
         if hasattr(layer, "predict_communication"):
-            moved += layer.predict_communication(  # type: ignore[operator]
+            moved += layer.predict_communication(
                 batch, length, itemsize, name not in without_input_gradient
             )
     if not isinstance(state, TensorParallel) or (world := dist.get_world_size(state.group)) == 1:
         return dict(moved)
-    moved["all_gather"] += world * _SIGNATURES * (DIMENSIONS + 2) * 8
+    moved["all_gather"] += world * SIGNATURE_BYTES
     padded = length if state.sequence is None else world * -(-length // world)
     for name, style in state.hooks.items():
         hooked = module.get_submodule(name)

@@ -18,7 +18,7 @@ the longest for the collective, which wants equal ones.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from parallel.partition import Partition
 
-Group = dist.ProcessGroup | None
+Group: TypeAlias = dist.ProcessGroup | None
 
 # torch 2.13's names; before, the same functions were called otherwise.
 all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor

@@ -99,10 +99,13 @@ def ulysses_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    group: Group = None,
-    *,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    group: Group = None,
     lengths: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """As ``parallel.context.ring_attention``, of contiguous shards of any length: rank 0 has the first positions.
@@ -110,10 +113,13 @@ def ulysses_attention(
     Attention itself is ``kernels.attention.scaled_dot_product_attention``. ValueError on every rank: as there,
     and when there are fewer query heads than ranks.
     """
-    lengths = checked_lengths(query, key, value, is_causal, lengths, group)
+    lengths = checked_lengths(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa, lengths, group)
     query_heads, key_heads = split_heads(query.shape[1], key.shape[1], 1, dist.get_world_size(group))
-    parts = _ToHeads.apply(_Layout([query_heads, key_heads, key_heads], lengths, group), query, key, value)
-    seen = scaled_dot_product_attention(*parts, is_causal=is_causal, scale=scale, enable_gqa=True)
+    layout = _Layout([query_heads, key_heads, key_heads], lengths, group)
+    query, key, value = _ToHeads.apply(layout, query, key, value)
+    seen = scaled_dot_product_attention(
+        query, key, value, is_causal=is_causal, scale=scale, enable_gqa=True
+    )
     return _ToSequence.apply(_Layout([query_heads], lengths, group), seen)
 
 

@@ -226,15 +226,19 @@ def vocab_parallel_cross_entropy(
     flat = target.reshape(-1)
     kept = flat != ignore_index
     if target.device.type == "cpu" and bool((kept & ((flat < 0) | (flat >= partition.size))).any()):
-        raise IndexError(f"a target lies outside the vocabulary of {partition.size}, and is not {ignore_index}")
+        raise IndexError(
+            f"a target lies outside the vocabulary of {partition.size}, and is not {ignore_index}"
+        )
     loss = _CrossEntropy.apply(
-        logits.reshape(-1, logits.shape[-1]), flat, partition, ignore_index, label_smoothing, group
+        logits.reshape(flat.numel(), logits.shape[-1]), flat, partition, ignore_index, label_smoothing, group
     )
     if reduction == "mean":
         return loss.sum() / kept.sum()
     return loss.sum() if reduction == "sum" else loss.view(target.shape)
 
 
-def predict_loss_communication(tokens: int, world_size: int, itemsize: int = 4, smoothed: bool = False) -> dict[str, int]:
+def predict_loss_communication(
+    tokens: int, world_size: int, itemsize: int = 4, smoothed: bool = False
+) -> dict[str, int]:
     """Bytes of one loss: max and two sums a token (three with label smoothing) of ``itemsize`` bytes each."""
     return {"all_reduce": (4 if smoothed else 3) * tokens * itemsize} if world_size > 1 else {}

@@ -1,6 +1,8 @@
 """Tensor and sequence parallelism equal the single-process model, move what they predict, and say what is wrong."""
 
 import copy
+import re
+from collections import Counter
 
 import pytest
 import torch
@@ -8,12 +10,24 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from parallel import tensor_plan
-from parallel.partition import Partition, concatenated, split, split_heads
+from parallel import memory, tensor_plan
+from parallel.partition import concatenated, split, split_heads
 from parallel.sequence import SequenceParallel
-from parallel.tensor import ColumnParallelLinear, RowParallelLinear
-from parallel.tensor_plan import Column, Divided, Row, full_state_dict, full_tensors, parallelize
-from parallel.vocabulary import VocabParallelEmbedding, vocab_parallel_cross_entropy
+from parallel.tensor import ColumnParallelLinear, RowParallelLinear, predict_memory
+from parallel.tensor_plan import (
+    Column,
+    Divided,
+    Row,
+    full_state_dict,
+    full_tensors,
+    load_full_state_dict,
+    parallelize,
+)
+from parallel.vocabulary import (
+    VocabParallelEmbedding,
+    predict_loss_communication,
+    vocab_parallel_cross_entropy,
+)
 
 TOKENS, WIDTH, HEAD = 53, 48, 8
 EXACT = {torch.float64: 1e-12, torch.float32: 2e-5}
@@ -118,7 +132,9 @@ def trains_as_one(options, sequence, shared_input, dtype, length, frozen):
     if options.get("tied", True):
         assert model.head.weight is model.embedding.weight
     # Not Adam: it makes of a gradient that is zero but for rounding (a key's bias) a full step.
-    optimizers = [torch.optim.SGD(m.parameters(), 0.1, momentum=0.9, weight_decay=0.1) for m in (alone, model)]
+    optimizers = [
+        torch.optim.SGD(m.parameters(), 0.1, momentum=0.9, weight_decay=0.1) for m in (alone, model)
+    ]
     worst = 0.0
     for step, (tokens, target) in enumerate(batches(6, length)):
         expected = F.cross_entropy(alone(tokens).flatten(0, 1), target.flatten())
@@ -161,9 +177,397 @@ def test_training_equals_one_process(ranks, world):
         for number, options in enumerate(heads)
         for sequence in (False, True)
     ]
-    cases.append((HEADS[1], True, True, torch.float64, 8, ("blocks.0.norm", "blocks.1.gate_up", "blocks.0.attention.output")))
+    cases.append(
+        (
+            HEADS[1],
+            True,
+            True,
+            torch.float64,
+            8,
+            ("blocks.0.norm", "blocks.1.gate_up", "blocks.0.attention.output"),
+        )
+    )
     cases.append((HEADS[1], False, False, torch.float64, 8, ("embedding", "blocks.0.attention.key")))
     cases.append((HEADS[1], True, False, torch.float32, 8, ()))
     for found in ranks.run(world, many, cases):
         for case, worst in zip(cases, found, strict=True):
             assert worst < EXACT[case[3]], (case, worst)
+
+
+def moves_what_is_predicted(options, sequence, shared_input, dtype, length, frozen):
+    """(payload, prediction) of forward, loss and backward."""
+    from parallel import link
+
+    torch.manual_seed(7)
+    model = Model(**options).to(dtype)
+    for name in frozen:
+        model.get_submodule(name).requires_grad_(False)
+    world = dist.get_world_size()
+    parallelize(model, plan_of(model, world, sequence, shared_input), sequence=sequence)
+    ((tokens, target),) = batches(1, length)
+    with link.counted() as traffic:
+        vocab_parallel_cross_entropy(model(tokens), target, vocabulary=TOKENS).backward()
+    wanted = Counter(tensor_plan.predict_communication(model, *tokens.shape, dtype.itemsize))
+    wanted += Counter(predict_loss_communication(tokens.numel(), world, max(4, dtype.itemsize)))
+    return dict(traffic.payload), dict(wanted)
+
+
+def many_counted(cases):
+    return [moves_what_is_predicted(*case) for case in cases]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_communication_is_what_is_predicted(ranks, world):
+    cases = [
+        (options, sequence, shared, dtype, 9, frozen)
+        for options, dtype, frozen in (
+            ({}, torch.float32, ()),
+            (
+                {"kv_heads": 1},
+                torch.bfloat16,
+                ("blocks.1.gate_up", "blocks.0.norm", "blocks.1.attention.output"),
+            ),
+        )
+        for sequence in (False, True)
+        for shared in (False, True)
+    ]
+    for found in ranks.run(world, many_counted, cases, backend="link"):
+        for case, (payload, wanted) in zip(cases, found, strict=True):
+            assert payload == wanted, case
+            assert world == 1 or sum(payload.values()) > 0
+
+
+def close_in_bfloat16(world_of_cases):
+    """(largest distance from float64, that of one process in bfloat16) of logits and gradients."""
+    found = []
+    for sequence in world_of_cases:
+        torch.manual_seed(7)
+        exact = Model(heads=8, kv_heads=2, hidden=24).double()
+        alone = copy.deepcopy(exact).bfloat16()
+        model = copy.deepcopy(alone)
+        parallelize(model, plan_of(model, dist.get_world_size(), sequence, True), sequence=sequence)
+        ((tokens, target),) = batches(1, 12)
+        for other in (exact, alone):
+            F.cross_entropy(other(tokens).flatten(0, 1).float(), target.flatten()).backward()
+        loss = vocab_parallel_cross_entropy(model(tokens), target, vocabulary=TOKENS)
+        assert loss.dtype == torch.float32
+        loss.backward()
+        truth = {name: p.grad for name, p in exact.named_parameters()}
+        ours = full_tensors(model, {name: p.grad for name, p in model.named_parameters()})
+        theirs = {name: p.grad for name, p in alone.named_parameters()}
+        found.append([rms({n: g.double() for n, g in grads.items()}, truth) for grads in (ours, theirs)])
+    return found
+
+
+def rms(found, wanted):
+    assert found.keys() == wanted.keys()
+    errors = [(found[name] - wanted[name]).square().sum() for name in wanted]
+    return float(sum(errors).sqrt())
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_bfloat16_is_as_exact_as_one_process(ranks, world):
+    for results in ranks.run(world, close_in_bfloat16, (False, True)):
+        for ours, theirs in results:
+            assert ours <= 1.5 * theirs
+
+
+def autocast_equals():
+    torch.manual_seed(7)
+    exact = Model(heads=8, kv_heads=2, hidden=24)
+    model = copy.deepcopy(exact)
+    parallelize(model, plan_of(model, dist.get_world_size(), True, False), sequence=True)
+    ((tokens, target),) = batches(1, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        alone = F.cross_entropy(exact(tokens).flatten(0, 1).float(), target.flatten())
+        loss = vocab_parallel_cross_entropy(model(tokens), target, vocabulary=TOKENS)
+    alone.backward()
+    loss.backward()
+    assert all(p.grad.dtype == torch.float32 for p in model.parameters())
+    ours = full_tensors(model, {name: p.grad for name, p in model.named_parameters()})
+    return distance_of_all(ours, {name: p.grad for name, p in exact.named_parameters()})
+
+
+def distance_of_all(found, wanted):
+    return rms(found, wanted) / rms({n: torch.zeros_like(g) for n, g in wanted.items()}, wanted)
+
+
+def test_autocast_computes_in_bfloat16_and_keeps_gradients_in_float32(ranks):
+    assert max(ranks.run(2, autocast_equals)) < 2e-2
+
+
+class Feed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(WIDTH, 32), nn.Linear(32, WIDTH)
+
+    def forward(self, x):
+        return self.down(F.gelu(self.up(x)))
+
+
+def equals_dtensor(sequence):
+    """Against torch's own ColwiseParallel and RowwiseParallel: (largest distance, ours bytes, theirs bytes)."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    from parallel import link
+
+    torch.manual_seed(3)
+    ours = Feed().double()
+    theirs = copy.deepcopy(ours)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    place = Shard(1) if sequence else Replicate()
+    plan = {"up": ColwiseParallel(input_layouts=place), "down": RowwiseParallel(output_layouts=place)}
+    parallelize_module(theirs, mesh, plan)
+    parallelize(ours, {"up": "column", "down": "row"}, mesh.get_group(), sequence=sequence)
+    whole = torch.randn(2, 8, WIDTH, dtype=torch.float64)
+    results, moved = [], []
+    for model in (ours, theirs):
+        x = whole.clone().requires_grad_()
+        if sequence:  # each model is given this rank's shard of the sequence
+            shards = ours.tensor_parallel.sequence
+            shard = shards.scatter(x).detach().requires_grad_()
+        else:
+            shard = x
+        with link.counted() as traffic:
+            output = model(shard)
+            output.square().sum().backward()
+        grads = [p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad for p in model.parameters()]
+        if model is ours:
+            grads = list(full_tensors(ours, {n: p.grad for n, p in ours.named_parameters()}).values())
+        results.append([output, shard.grad, *grads])
+        moved.append(dict(traffic.payload))
+    distances = [float((a - b).detach().abs().max()) for a, b in zip(*results, strict=True)]
+    return max(distances), *moved
+
+
+@pytest.mark.parametrize("sequence", [False, True])
+def test_equals_dtensor_and_moves_as_much(ranks, sequence):
+    for worst, ours, theirs in ranks.run(2, equals_dtensor, sequence, backend="link"):
+        assert worst < 1e-12
+        extra = Counter(all_gather=2 * tensor_plan.SIGNATURE_BYTES)  # the ranks agree on shapes
+        if sequence:  # the whole input is gathered again, not kept; the bias's gradient is summed at once
+            extra += Counter(all_gather=2 * 8 * WIDTH * 8, all_reduce=WIDTH * 8)
+        assert ours == Counter(theirs) + extra
+
+
+def with_data_parallel():
+    """Tensor parallel within rows of a 2 x 2 mesh, torch's FSDP2 over its columns, against one process."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    torch.manual_seed(7)
+    alone = Model().double()
+    model = copy.deepcopy(alone)
+    parallelize(model, plan_of(model, 2, True, True), mesh["tensor"].get_group(), sequence=True)
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh["data"])
+    fully_shard(model, mesh=mesh["data"])
+    optimizers = [torch.optim.SGD(m.parameters(), 0.1, momentum=0.9) for m in (alone, model)]
+    for tokens, target in batches(3, 9, batch=4):
+        mine = slice(2 * mesh.get_local_rank("data"), 2 * mesh.get_local_rank("data") + 2)
+        halves = [
+            F.cross_entropy(alone(tokens[h]).flatten(0, 1), target[h].flatten())
+            for h in (slice(2), slice(2, 4))
+        ]
+        (sum(halves) / 2).backward()
+        vocab_parallel_cross_entropy(
+            model(tokens[mine]), target[mine], mesh["tensor"].get_group(), vocabulary=TOKENS
+        ).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    state = {
+        name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        for name, tensor in model.state_dict().items()
+    }
+    return distance(full_tensors(model, state), alone.state_dict())
+
+
+def test_two_dimensions_with_fsdp(ranks):
+    assert max(ranks.run(4, with_data_parallel)) < 1e-12
+
+
+def losses():
+    """Largest distance of the loss and its gradient from torch's over reductions, smoothing, ignored targets."""
+    world, rank = dist.get_world_size(), dist.get_rank()
+    worst = 0.0
+    for vocabulary in (31, world, max(1, world - 1)):
+        partition = split(vocabulary, world)
+        generator = torch.Generator().manual_seed(2)
+        whole = 50 * torch.randn(2, 5, vocabulary, generator=generator, dtype=torch.float64)
+        target = torch.randint(vocabulary, (2, 5), generator=generator)
+        target[1, 2:4] = -1
+        for reduction in ("mean", "sum", "none"):
+            for smoothing in (0.0, 0.2):
+                options = {"ignore_index": -1, "reduction": reduction, "label_smoothing": smoothing}
+                x = whole.clone().requires_grad_()
+                expected = F.cross_entropy(x.flatten(0, 1), target.flatten(), **options)
+                shard = partition.take(whole, rank, 2).clone().requires_grad_()
+                loss = vocab_parallel_cross_entropy(shard, target, partition=partition, **options)
+                assert loss.shape == (target.shape if reduction == "none" else ())
+                expected.sum().backward()
+                loss.sum().backward()
+                worst = max(worst, float((loss.flatten() - expected.flatten()).detach().abs().max()))
+                if shard.numel():
+                    wanted = partition.take(x.grad, rank, 2)
+                    worst = max(worst, float((shard.grad - wanted).abs().max()))
+    return worst
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_cross_entropy_is_torchs(ranks, world):
+    assert max(ranks.run(world, losses)) < 1e-12
+
+
+def layers():
+    """Single layers: gathering, whole inputs, uneven and empty shards, padding rows, equal initialisation."""
+    world, group = dist.get_world_size(), None
+    for features in (7, world - 1 or 1):
+        torch.manual_seed(4)
+        linear = nn.Linear(5, features).double()
+        torch.manual_seed(4)
+        column = ColumnParallelLinear(5, features, gather_output=True).double()
+        row = RowParallelLinear.from_linear(nn.Linear(features, 3).double(), input_is_parallel=False)
+        x = torch.randn(2, 4, 5, dtype=torch.float64)
+        torch.testing.assert_close(column(x), linear(x), rtol=1e-13, atol=1e-13)
+        whole = full_tensors(row, {"weight": row.weight})["weight"]
+        expected = F.linear(linear(x), whole, row.bias)
+        torch.testing.assert_close(row(column(x)), expected, rtol=1e-13, atol=1e-13)
+    embedding = nn.Embedding(9, 4, padding_idx=-2).double()
+    ours = VocabParallelEmbedding.from_embedding(embedding, group)
+    tokens = torch.tensor([[0, 7, 8], [7, 7, 3]])
+    for module in (embedding, ours):
+        module(tokens).square().sum().backward()
+    torch.testing.assert_close(ours(tokens), embedding(tokens), rtol=0, atol=0)
+    grad = full_tensors(ours, {"weight": ours.weight.grad})["weight"]
+    torch.testing.assert_close(grad, embedding.weight.grad, rtol=1e-14, atol=0)
+    with pytest.raises(IndexError, match="tokens from 3 to 9; the vocabulary has 9"):
+        ours(tokens.clamp(min=3) + (tokens == 8))
+    return True
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_single_layers(ranks, world):
+    assert all(ranks.run(world, layers))
+
+
+def state_round_trip():
+    torch.manual_seed(7)
+    whole = Model(tied=False)
+    model = copy.deepcopy(whole)
+    parallelize(model, plan_of(model, dist.get_world_size(), False, False))
+    other = Model(tied=False)
+    parallelize(other, plan_of(other, dist.get_world_size(), False, False))
+    load_full_state_dict(other, full_state_dict(model))
+    found, wanted = full_state_dict(other), whole.state_dict()
+    return found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_state_dict_goes_out_and_in_bit_for_bit(ranks):
+    assert all(ranks.run(3, state_round_trip))
+
+
+def wrong():
+    """What each wrong call says, on every rank."""
+    rank, messages = dist.get_rank(), []
+
+    def said(function, *arguments, **options):
+        with pytest.raises(ValueError) as caught:
+            function(*arguments, **options)
+        messages.append(str(caught.value))
+
+    def plan(lines, sequence=False, **options):
+        said(parallelize, Model(**options), lines, sequence=sequence)
+
+    plan({"blocks.*.atention.query": "column"})
+    plan({"blocks.*.down": "rows"})
+    plan({"norm": "row"})
+    plan({"norm": "sequence"})
+    plan({"embedding": "vocabulary"})
+    plan({"blocks.*.down": "row", "blocks.0.down": "row"})
+    plan({"blocks.*.attention.heads": "divided"}, heads=1, kv_heads=1)
+    plan({"blocks.*.attention.query": Column(unit=7)})
+    plan({"blocks.*.down": Row(partition=split(20, 2))})
+    plan({"blocks.*.attention.output": Row(partition=split_heads(2, 1, 24, 2)[1])}, heads=3)
+    model = Model()
+    parallelize(model, plan_of(model, 2, False, False))
+    said(model, torch.zeros(2, 3 + rank, dtype=torch.int64))
+    said(model, torch.zeros(2, 3, dtype=torch.int32 if rank else torch.int64))
+    said(RowParallelLinear(8, 4), torch.zeros(2, 8))
+    said(SequenceParallel().gather, torch.zeros(1, 2, 3))
+    shards = SequenceParallel()
+    shards.scatter(torch.zeros(1, 7, 3))
+    said(shards.gather, torch.zeros(1, 2, 3))
+    said(vocab_parallel_cross_entropy, torch.zeros(3, 5), torch.zeros(3, dtype=torch.int64), vocabulary=12)
+    said(vocab_parallel_cross_entropy, torch.zeros(3, 5), torch.zeros(3, dtype=torch.int64))
+    said(VocabParallelEmbedding.from_embedding, nn.Embedding(9, 2, max_norm=1.0))
+    with pytest.raises(IndexError, match="a target lies outside the vocabulary of 10"):
+        vocab_parallel_cross_entropy(torch.zeros(1, 5), torch.tensor([10]), vocabulary=10)
+    return messages
+
+
+def test_what_is_wrong_is_said_on_every_rank(ranks):
+    for messages in ranks.run(2, wrong, timeout=20):
+        expected = [
+            "blocks.*.atention.query is no submodule; the nearest is blocks..*attention.query",
+            "'rows' is not a style; they are column, ",
+            "norm is a LayerNorm; Row wants nn.Linear",
+            "norm: sequence needs sequence=True",
+            "head.weight is tied to embedding.weight, which is split",
+            "blocks.0.down fits two lines of the plan",
+            r"blocks.0.attention.heads=1 gives \[1, 0\] to the 2 ranks",
+            "blocks.0.attention.query: 48 elements in units of 7",
+            "blocks.0.down: the partition is of 20 features over 2 ranks; the layer splits 21 over 2",
+            "blocks.0.attention.output: ranks share input features",
+            r"rank 0 has \(2, 3\) int64.* rank 1 has \(2, 4\) int64",
+            r"rank 0 has \(2, 3\) int64.* rank 1 has \(2, 3\) int32",
+            "got 8 input features and holds 4 of 8",
+            "no sequence has been split yet",
+            r"has 2 elements along dimension 1 of a shard of 7 that is split over 2 ranks as \[4, 3\]",
+            r"with the partition the logits are \(3, 6\)",
+            "vocabulary .* or partition says which logits",
+            "max_norm, sparse and scale_grad_by_freq",
+        ]
+        for message, pattern in zip(messages, expected, strict=True):
+            assert re.search(pattern, message), (pattern, message)
+
+
+def kept():
+    """[(bytes of parameters, gradients, moments, saved tensors), prediction] of layers with and without sequence."""
+    rank, found = dist.get_rank(), []
+    for sequence in (None, SequenceParallel()):
+        for trains in (True, False):
+            column = ColumnParallelLinear(12, 21, sequence=sequence)
+            row = RowParallelLinear(21, 10, sequence=sequence)
+            column.weight.requires_grad_(trains)
+            row.weight.requires_grad_(trains)
+            whole = torch.randn(2, 9, 12)
+            first = (whole if sequence is None else sequence.scatter(whole)).requires_grad_()
+            second = torch.randn(2, 9, row.partition.sizes[rank], requires_grad=True)
+            for layer, x in ((column, first), (row, second)):
+                saved = []
+                optimizer = torch.optim.Adam([p for p in layer.parameters() if p.requires_grad])
+                with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+                    output = layer(x)
+                output.sum().backward()
+                optimizer.step()
+                weights = memory.held_bytes(layer.parameters())
+                parts = (
+                    weights,
+                    memory.held_bytes(p.grad for p in layer.parameters() if p.grad is not None),
+                    memory.held_bytes(t for s in optimizer.state.values() for t in s.values() if t.dim()),
+                    memory.held_bytes([*layer.parameters(), *saved]) - weights,
+                )
+                found.append((parts, predict_memory(layer, 2, 9, 4)))
+    return [(parts, (m.parameters, m.gradients, m.optimizer, m.buffers)) for parts, m in found]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_memory_is_what_is_predicted(ranks, world):
+    for found in ranks.run(world, kept):
+        for parts, wanted in found:
+            assert parts == wanted
