@@ -5,6 +5,7 @@ through ``state_dict`` and ``load_state_dict``, as in ``torch.distributed.checkp
 the target: the checkpoint fills the tensors that are there and must fit them, whatever ranks wrote it.
 """
 
+import itertools
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from parallel.sharded import Sharded
 
@@ -151,81 +153,107 @@ def plain(node: Node) -> Any:
     return (list if kind == "list" else tuple)(map(plain, content))
 
 
+class Absent:
+    """Stands where the target has nothing yet: an optimizer's state before its first step."""
+
+
 @dataclass
 class Restore:
-    """Fits a checkpoint's tree to a target. ``tensors`` then says what is to be read; `finish` puts it in place."""
+    """Fits a checkpoint's tree to a target: ``tensors`` then says what is to be read, by name.
+
+    stored: {name: (shape, dtype)} of the checkpoint.
+    """
 
     stored: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
     rank: int
     tensors: Tensors
 
-    def fit(self, target: Any, node: Node, path: tuple[str, ...] = ()) -> Callable[[], Any]:
-        """The function that, once the tensors have been read, returns what stands in ``target``'s place."""
+    def fit(self, target: Any, node: Node, path: tuple[str, ...] = (), free: bool = False) -> Callable[[], Any]:
+        """The function that, once the tensors have been read, returns what stands in ``target``'s place.
+
+        free: what the target lacks is made, what it has besides is dropped. So it is within objects, which
+        judge for themselves when they load; but a module has all its tensors, and so has what the user lists.
+        """
         where = "/".join(path) or "the state"
-        kind = next(iter(node))
+        ((kind, content),) = node.items()
         if isinstance(target, PerRank):
-            if kind != "per_rank":
-                raise ValueError(f"{where} is the same on all ranks in the checkpoint; here it is PerRank")
-            if self.rank >= len(node[kind]):
-                return lambda: target
-            finish = self.fit(target.value, node[kind][self.rank], path)
-            return lambda: (setattr(target, "value", finish()), target)[1]
+            return self._fit_own(target, node, path)
         if isinstance(target, torch.Generator):
-            state = self.fit(torch.empty_like(target.get_state()), node, path)
+            state = self.fit(target.get_state(), node, path)
             return lambda: (target.set_state(state()), target)[1]
         if is_stateful(target):
             template = target.state_dict()
             if isinstance(target, torch.optim.Optimizer):
-                template = self._with_state(target, template, node, where)
-            loaded = self.fit(template, node, path)
+                template = self._with_state(target, template, node)
+            loaded = self.fit(template, node, path, free=not isinstance(target, nn.Module))
             return lambda: (target.load_state_dict(loaded()), target)[1]
         if isinstance(target, (torch.Tensor, Sharded)) and kind == "tensor":
-            shape, dtype = self.stored[node[kind]]
+            shape, dtype = self.stored[content]
             if (shape, dtype) != (tuple(target.shape), target.dtype):
                 here = f"{tuple(target.shape)} {target.dtype} here"
                 raise ValueError(f"{where} is {shape} {dtype} in the checkpoint and {here}")
-            self.tensors[node[kind]] = target
+            self.tensors[content] = target
             return lambda: target
         if path and is_plain(node) and is_plain_value(target):
             return lambda: plain(node)
         if isinstance(target, Mapping) and kind == "dict":
-            nodes = dict(node[kind])
-            if target.keys() != nodes.keys():
-                missing = [key for key in target if key not in nodes]
-                unknown = [key for key in nodes if key not in target]
-                raise ValueError(f"{where}: the checkpoint lacks {missing} and has {unknown}, which is not here")
-            parts = {key: self.fit(target[key], nodes[key], (*path, str(key))) for key in target}
-            return lambda: (target.update({key: part() for key, part in parts.items()}), target)[1]  # type: ignore[attr-defined]
-        if type(target) in (list, tuple) and kind == type(target).__name__ and len(target) == len(node[kind]):
-            items = [self.fit(t, n, (*path, str(i))) for i, (t, n) in enumerate(zip(target, node[kind], strict=True))]
+            nodes = dict(content)
+            if not free and target.keys() != nodes.keys():
+                lacks, has = [k for k in target if k not in nodes], [k for k in nodes if k not in target]
+                raise ValueError(f"{where}: the checkpoint lacks {lacks} and has {has}, which is not here")
+            parts = {
+                key: self.fit(target.get(key, Absent), item, (*path, str(key)), free) for key, item in content
+            }
+            loaded_in_place = {} if free else target
+            return lambda: (loaded_in_place.update((k, part()) for k, part in parts.items()), loaded_in_place)[1]  # type: ignore[union-attr]
+        if type(target) in (list, tuple) and kind == type(target).__name__ and (free or len(target) == len(content)):
+            pairs = enumerate(itertools.zip_longest(target[: len(content)], content, fillvalue=Absent))
+            items = [self.fit(old, item, (*path, str(i)), free) for i, (old, item) in pairs]
             return lambda: type(target)(item() for item in items)
-        if kind == "value" and is_plain_value(target):
-            return lambda: node[kind]
+        if free or target is Absent:
+            return self._make(node)
         raise ValueError(f"{where} is a {kind} in the checkpoint and a {type(target).__name__} here")
 
-    def _with_state(
-        self, optimizer: torch.optim.Optimizer, template: dict[str, Any], node: Node, where: str
-    ) -> dict[str, Any]:
-        """An optimizer's state as the checkpoint has it: one that has made no step yet has none to fill.
+    def _fit_own(self, target: PerRank, node: Node, path: tuple[str, ...]) -> Callable[[], Any]:
+        """This rank's own, if the checkpoint has it."""
+        ((kind, content),) = node.items()
+        if kind != "per_rank":
+            raise ValueError(f"{'/'.join(path)} is the same on all ranks in the checkpoint; here it is PerRank")
+        if self.rank >= len(content):
+            return lambda: target
+        finish = self.fit(target.value, content[self.rank], path)
+        return lambda: (setattr(target, "value", finish()), target)[1]
 
-        A tensor of its parameter's shape is made like the parameter (sharded like it), another one whole.
+    def _make(self, node: Node) -> Callable[[], Any]:
+        """What the target has nothing for: tensors whole, on the CPU; whose they are will place them."""
+        ((kind, content),) = node.items()
+        if kind == "tensor":
+            shape, dtype = self.stored[content]
+            self.tensors[content] = made = torch.zeros(shape, dtype=dtype)
+            return lambda: made
+        if kind == "dict":
+            parts = {key: self._make(item) for key, item in content}
+            return lambda: {key: part() for key, part in parts.items()}
+        if kind in ("list", "tuple"):
+            items = [self._make(item) for item in content]
+            return lambda: (list if kind == "list" else tuple)(item() for item in items)
+        if kind == "per_rank":
+            return self._make(content[self.rank]) if self.rank < len(content) else lambda: None
+        return lambda: content
+
+    def _with_state(self, optimizer: torch.optim.Optimizer, template: dict[str, Any], node: Node) -> dict[str, Any]:
+        """The optimizer's state dictionary with the tensors that its first step would make.
+
+        One of its parameter's shape is made like the parameter: on its device, sharded like it.
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         numbers = [number for group in template["param_groups"] for number in group["params"]]
         of = dict(zip(numbers, parameters, strict=False))
-        state: dict[Any, dict[str, Any]] = {}
+        state = {number: dict(entries) for number, entries in template["state"].items()}
         for number, entries in dict(dict(node["dict"]).get("state", {"dict": []})["dict"]).items():
-            if number not in of:
-                raise ValueError(f"{where}: the checkpoint has a state for parameter {number}, which is not here")
-            state[number] = {}
             for key, entry in entries["dict"]:
-                old = template["state"].get(number, {}).get(key)
-                if "tensor" in entry and not isinstance(old, (torch.Tensor, Sharded)):
-                    shape, dtype = self.stored[entry["tensor"]]
-                    like = of[number]
-                    if shape == tuple(like.shape) and shape != ():
-                        old = torch.zeros_like(like, dtype=dtype, requires_grad=False)
-                    else:
-                        old = torch.zeros(shape, dtype=dtype)
-                state[number][key] = old
+                shape, dtype = self.stored[entry["tensor"]] if "tensor" in entry else (None, None)
+                old = state.setdefault(number, {}).get(key)
+                if number in of and old is None and shape and shape == tuple(of[number].shape):
+                    state[number][key] = torch.zeros_like(of[number], dtype=dtype, requires_grad=False)
         return {**template, "state": state}
