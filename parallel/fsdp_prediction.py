@@ -70,7 +70,7 @@ def predict_communication(
     reshard_after_forward: bool | Sequence[bool] = True,
     mp_policy: Any = None,
     backwards: int = 1,
-    device: str = "cpu",
+    backend: str = "gloo",
 ) -> dict[str, int]:
     """Payload bytes of one step of one rank.
 
@@ -79,10 +79,10 @@ def predict_communication(
     moves gathers, and changes no bytes.
 
     all_gather: the padded parameters in param_dtype, for forward and, where they were freed, for backward.
-    all_to_all (on CPU; reduce_scatter on other devices): the padded gradients in reduce_dtype and a number for
+    all_to_all (reduce_scatter with backend nccl): the padded gradients in reduce_dtype and a number for
     each parameter. all_reduce (HSDP): one rank's part of these.
     """
-    payload = {"all_gather": 0, "all_to_all" if device == "cpu" else "reduce_scatter": 0}
+    payload = {"all_gather": 0, "reduce_scatter" if backend == "nccl" else "all_to_all": 0}
     reduction = list(payload)[1]
     plans = planned(units, world_size, mp_policy or MixedPrecisionPolicy())
     for groups, reshards in zip(plans, _each(reshard_after_forward, units), strict=True):
@@ -105,14 +105,15 @@ def predict_memory(
     mp_policy: Any = None,
     optimizer_tensors: int = 2,
     optimizer_scalars: int = 1,
-    device: str = "cpu",
+    backend: str = "gloo",
 ) -> Memory:
     """Bytes that ``rank`` of those that split the parameters holds, activations apart.
 
     optimizer_tensors, optimizer_scalars: the optimizer's state of a parameter, as large as its shard and as
     single float32 numbers: (2, 1) for AdamW, (0, 0) for SGD. buffers: what a step needs at its peak besides
-    parameters, gradients and state, for one backward a step: gathered parameters (of the unit that runs and
-    the next), whole gradients, gradients on their way. Units run in the order in which they are registered.
+    parameters, gradients and state, for one backward a step over ``backend``: gathered parameters (of the unit that runs and
+    the next), whole gradients, gradients on their way. What a backend allocates meanwhile is not ours to predict:
+    gloo gathers into a tensor of its own and copies. Units run in the order in which they are registered.
     """
     policy = mp_policy or MixedPrecisionPolicy()
     plans = planned(units, world_size, policy)
@@ -126,7 +127,7 @@ def predict_memory(
                 first, last = rows_held(parameter.shape[0] if parameter.dim() else 1, world_size, rank)
                 held = (last - first) * math.prod(parameter.shape[1:])
                 state += optimizer_tensors * held * group.layout.dtype.itemsize + 4 * optimizer_scalars
-    step = _Step(units, plans, _each(reshard_after_forward, units), replicas, device)
+    step = _Step(units, plans, _each(reshard_after_forward, units), replicas, backend)
     return Memory(parameters, gradients, state, step.peak() - gradients)
 
 
@@ -139,11 +140,11 @@ class _Step:
         plans: list[list[Planned]],
         reshards: Sequence[bool],
         replicas: int,
-        device: str,
+        backend: str,
     ) -> None:
         self.plans = dict(zip(units, plans, strict=True))
         self.reshards = dict(zip(units, reshards, strict=True))
-        self.replicas, self.device = replicas, device
+        self.replicas, self.backend = replicas, backend
         self.root = units[-1]
         self.started = [module for module in self.root.modules() if module in self.plans]
         self.live: dict[Any, int] = {}
@@ -233,11 +234,17 @@ class _Step:
         layout, key = group.layout, len(self.live)
         part = group.reduced() * layout.reduce_dtype.itemsize
         self.hold(("sent", key), layout.world * part)
-        for parameter, width in zip(group.parameters, layout.widths, strict=True):
-            if parameter.requires_grad and (parameter.shape[0] if parameter.dim() else 1) % layout.world:
-                self.hold("padded", layout.world * width * layout.compute_dtype.itemsize)
-        self.free("padded")
-        self.hold(("received", key), part * (layout.world if self.device == "cpu" else 1))
+        if self.backend != "nccl":  # on CPU, torch._chunk_cat pads and casts what it joins
+            trainable = [
+                (parameter.shape[0] if parameter.dim() else 1, width)
+                for parameter, width in zip(group.parameters, layout.widths, strict=True)
+                if parameter.requires_grad
+            ]
+            padded = sum(width for rows, width in trainable if rows % layout.world)
+            padded += max(width for _, width in trainable) * (layout.compute_dtype is not layout.reduce_dtype)
+            self.hold("padded", layout.world * padded * layout.compute_dtype.itemsize)
+            self.free("padded")
+        self.hold(("received", key), part * (1 if self.backend == "nccl" else layout.world))
         self.reductions.append((group, key))
 
     def advance(self) -> None:
