@@ -18,6 +18,7 @@ did not come within the time-out, after which it can not.
 from __future__ import annotations
 
 import struct
+import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
@@ -328,7 +329,9 @@ class ShmGroup(dist.ProcessGroup):
     ) -> Any:
         for what, tensors in (("output", outputs), ("input", inputs)):
             if len(tensors) != self._size:
-                raise ValueError(f"shm: all_to_all takes one {what} for each of {self._size} ranks, not {len(tensors)}")
+                raise ValueError(
+                    f"shm: all_to_all takes one {what} for each of {self._size} ranks, not {len(tensors)}"
+                )
         steps = self._all_to_all(outputs, inputs)
         return self._start(f"all_to_all of {_amounts(inputs)}", steps, outputs, _bytes(inputs), opts)
 
@@ -441,8 +444,7 @@ class ShmGroup(dist.ProcessGroup):
                     return
                 _, found, message = self._segment.header(lane.area, 0, lane.before)
                 stored = torch.empty(message >> 8, dtype=torch.uint8)
-                lane.describe(0, found, message, [(0, 0)], [_place(stored), (0, 0)])
-                yield
+                yield from self._keep(lane, found, message, stored)
                 if found == tag:
                     break
                 kept[found].append((message, stored))
@@ -455,7 +457,24 @@ class ShmGroup(dist.ProcessGroup):
         tensor.copy_(stored.view(tensor.dtype).view(tensor.shape))
 
     def recv_anysource(self, tensors: Sequence[torch.Tensor], tag: int = 0) -> Any:
-        ...
+        return AnySource(self, tensors, tag)
+
+    def _ready(self, source: int, tag: int) -> bool:
+        """There is a message from this rank with this tag. Messages before it are put aside."""
+        lane, kept = self._channel(source, self._rank), self._unexpected[source]
+        while not kept[tag] and not lane.queue and self._arrived(source):
+            _, found, message = self._segment.header(lane.area, 0, lane.before)
+            if found == tag:
+                return True
+            stored = torch.empty(message >> 8, dtype=torch.uint8)
+            steps = self._keep(lane, found, message, stored)
+            self._launch(lane, "recv", steps, [], True).wait()
+            kept[found].append((message, stored))
+        return bool(kept[tag])
+
+    def _keep(self, lane: Lane, tag: int, message: int, stored: torch.Tensor) -> Steps:
+        lane.describe(0, tag, message, [(0, 0)], [_place(stored), (0, 0)])
+        yield
 
     # --- starting --------------------------------------------------------------------------------
 
@@ -475,9 +494,7 @@ class ShmGroup(dist.ProcessGroup):
         asynchronous: bool = True,
         seconds: float | None = None,
     ) -> Any:
-        operation = Operation(
-            self._progress, lane, name, steps, result, seconds or self._progress.timeout
-        )
+        operation = Operation(self._progress, lane, name, steps, result, seconds or self._progress.timeout)
         self._progress.submit(operation, brief, asynchronous)
         if self._together is not None:
             self._together.append(operation)
@@ -543,12 +560,16 @@ class ShmGroup(dist.ProcessGroup):
         segment.take(lane.area, self._rank, lane.before)
         raise ValueError(
             "shm: ranks do not agree: "
-            + "; ".join(f"rank{'s' * (len(ranks) > 1)} {str(ranks)[1:-1]}: {what}" for what, ranks in said.items())
+            + "; ".join(
+                f"rank{'s' * (len(ranks) > 1)} {str(ranks)[1:-1]}: {what}" for what, ranks in said.items()
+            )
         )
 
     def _check_parts(self, what: str, name: str, parts: Sequence[torch.Tensor], mine: torch.Tensor) -> None:
         if len(parts) != self._size:
-            raise ValueError(f"shm: {what} among {self._size} ranks takes {self._size} {name}, not {len(parts)}")
+            raise ValueError(
+                f"shm: {what} among {self._size} ranks takes {self._size} {name}, not {len(parts)}"
+            )
         part = parts[self._rank]
         if part.numel() != mine.numel() or any(part.dtype != mine.dtype for part in parts):
             raise ValueError(
@@ -577,6 +598,51 @@ class Together(dist.Work):
 
     def is_completed(self) -> bool:
         return all(work.finished for work in self.works)
+
+
+class AnySource(dist.Work):
+    """recv from whoever sends first; goes on while somebody waits for it or asks."""
+
+    def __init__(self, group: ShmGroup, tensors: Sequence[torch.Tensor], tag: int):
+        super().__init__()
+        self.group, self.tensors, self.tag = group, tensors, tag
+        self.work: Any = None
+        self.source = -1
+
+    def is_completed(self) -> bool:
+        group = self.group
+        others = [rank for rank in range(group.size()) if rank != group.rank()]
+        if self.work is None:
+            self.source = next((rank for rank in others if group._ready(rank, self.tag)), -1)
+            if self.source >= 0:
+                self.work = group.recv(self.tensors, self.source, self.tag)
+        return self.work is not None and self.work.is_completed()
+
+    def wait(self, timeout: Any = None) -> bool:
+        segment, progress = self.group._segment, self.group._progress
+        seconds = progress.timeout if timeout is None else timeout.total_seconds()
+        begun = time.monotonic()
+        what = f"recv of {_amounts(self.tensors)} from any rank (tag {self.tag})"
+        while not self.is_completed() and self.work is None:
+            progress.check()
+            waited = time.monotonic() - begun
+            if waited > seconds:
+                raise dist.DistBackendError(
+                    f"shm: time-out: rank {segment.names[segment.rank]} has waited {seconds:g} s in {what}"
+                )
+            dead = segment.dead()
+            if len(dead) == segment.size - 1 and not self.is_completed():
+                fates = "; ".join(map(segment.describe, dead))
+                raise dist.DistBackendError(
+                    f"shm: {fates}; rank {segment.names[segment.rank]} waited in {what}"
+                )
+            time.sleep(min(0.002, waited / 8))
+        return self.work.wait()
+
+    def source_rank(self) -> int:
+        return self.source
+
+    _source_rank = source_rank
 
 
 # --- tensors ----------------------------------------------------------------------------------------

@@ -115,6 +115,11 @@ class Lane:
             *(size,) * len(self.ranks),
         )
 
+    def be_patient(self, patient: bool) -> None:
+        """How long a call of ``exchange`` waits: while there is other work, hardly at all."""
+        self.words[kernel.SPINS] = SPINS if patient else SPINS // 8
+        self.words[kernel.YIELDS] = YIELDS if patient else 0
+
     def waits_for(self, segment: Segment) -> list[int]:
         """Ranks without which the exchange cannot go on now."""
         consumed, written, me = self.words[kernel.CONSUMED], self.words[kernel.WRITTEN], self.me
@@ -265,7 +270,7 @@ class Progress:
             # Two ranks in step meet here: the second finds the first one's part and both are done, without
             # the wake-up of a thread, which costs more than a small operation.
             try:
-                self._advance(lane)
+                self._advance(lane, False)
             finally:
                 self.lock.release()
         if not operation.finished:
@@ -286,7 +291,7 @@ class Progress:
         try:
             with self.lock:
                 while not operation.finished:
-                    if not self._advance_all():
+                    if not self._advance_all(True):
                         time.sleep(self._look_around())
         except BaseException as error:
             self.break_off(f"{type(error).__name__} in {operation.name}", self.segment.rank)
@@ -305,15 +310,18 @@ class Progress:
             while lane.queue:
                 lane.queue.popleft().settle(dist.DistBackendError(f"shm: {reason}"))
 
-    def _advance_all(self) -> bool:
+    def _advance_all(self, patient: bool) -> bool:
+        busy = [lane for lane in self.lanes if lane.queue]
         moved = False
-        for lane in self.lanes:
-            moved |= self._advance(lane)
+        for lane in busy:
+            moved |= self._advance(lane, patient and len(busy) == 1)
         return moved
 
-    def _advance(self, lane: Lane) -> bool:
+    def _advance(self, lane: Lane, patient: bool) -> bool:
         queue = lane.queue
+        lane.be_patient(patient)
         moved = bool(queue) and queue[0].advance(self.run)
+        lane.be_patient(True)  # as a synchronous operation is, whose caller describes it alone
         while queue and queue[0].finished:
             queue.popleft()
         return moved
@@ -357,7 +365,7 @@ class Progress:
             while any(lane.queue for lane in self.lanes):
                 self._quiet.wait()  # while somebody waits, that thread does it
                 with self.lock:
-                    moved = self._advance_all()
+                    moved = self._advance_all(False)
                     pause = 0.0 if moved else self._look_around()
                 if pause:
                     time.sleep(pause)

@@ -140,7 +140,9 @@ class Segment:
 
     def _map(self, descriptor: int) -> None:
         self._memory = mmap.mmap(descriptor, self.bytes)
-        self._memory.madvise(mmap.MADV_DONTFORK)  # a child (of a DataLoader) must not keep it when the ranks end
+        self._memory.madvise(
+            mmap.MADV_DONTFORK
+        )  # a child (of a DataLoader) must not keep it when the ranks end
         self._words = memoryview(self._memory).cast("q")
         start = ctypes.c_char.from_buffer(self._memory)
         self._address = ctypes.addressof(start)
@@ -177,7 +179,9 @@ class Segment:
         try:
             pidfd = os.pidfd_open(self._words[LINE // 8 * (1 + rank) + _PROCESS])
         except ProcessLookupError:
-            pidfd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)  # always readable, as that of a dead process
+            pidfd = os.open(
+                "/dev/null", os.O_RDONLY | os.O_CLOEXEC
+            )  # always readable, as that of a dead process
         self._pidfds[pidfd] = rank
         self._poll.register(pidfd, select.POLLIN)
 
@@ -232,9 +236,7 @@ class Segment:
 
     def collectives(self) -> Area:
         """Where the ranks exchange what belongs to collectives; a member's number is its rank."""
-        return Area(
-            SLOTS, self._stride, SLOT_BYTES, self._address + self._slots, self._address + self._taken
-        )
+        return Area(SLOTS, self._stride, SLOT_BYTES, self._address + self._slots, self._address + self._taken)
 
     def channel(self, source: int, target: int) -> Area:
         """From rank ``source`` (member 0, which alone writes) to rank ``target`` (member 1)."""

@@ -1,0 +1,321 @@
+"""The shared-memory backend: right on every dtype, in every group; unmodified PyTorch on it; nothing left behind."""
+
+import gc
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+SIZES = (0, 1, 2, 17, 1009, 32_768, 100_003)
+DTYPES = (
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8),
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+)
+ROOT = Path(__file__).parents[2]
+
+
+def numbers(rank, size, dtype, seed=0):
+    """What a rank contributes: small whole numbers, exact in every dtype."""
+    generator = torch.Generator().manual_seed(1000 * seed + rank)
+    return torch.randint(1, 4, (size,), generator=generator).to(dtype)
+
+
+# --- collectives -----------------------------------------------------------------------------------
+
+
+def reductions(every_pair=False):
+    """every_pair: of dtype and operation, each of which is compiled once for a machine; else a sample."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    plain = {
+        dist.ReduceOp.SUM: lambda x: x.sum(0),
+        dist.ReduceOp.PRODUCT: lambda x: x.prod(0),
+        dist.ReduceOp.MIN: lambda x: x.amin(0),
+        dist.ReduceOp.MAX: lambda x: x.amax(0),
+    }
+    for dtype in DTYPES:
+        for operation, reference in plain.items():
+            if not every_pair and operation != dist.ReduceOp.SUM and dtype not in (torch.bfloat16, torch.int32):
+                continue
+            for count in SIZES if dtype == torch.float32 else (17, 40_001):
+                x = numbers(rank, count, dtype)
+                dist.all_reduce(x, operation)
+                every = torch.stack([numbers(q, count, dtype) for q in range(size)])
+                assert torch.equal(x, reference(every.double()).to(dtype)), (dtype, operation, count)
+    for dtype in (torch.uint8, torch.int8, torch.int64) if every_pair else (torch.int8,):
+        every = torch.stack([numbers(q, 100, dtype) for q in range(size)])
+        for operation, function in (
+            (dist.ReduceOp.BAND, torch.bitwise_and),
+            (dist.ReduceOp.BOR, torch.bitwise_or),
+            (dist.ReduceOp.BXOR, torch.bitwise_xor),
+        ):
+            x, expected = every[rank].clone(), every[0]
+            for other in every[1:]:
+                expected = function(expected, other)
+            dist.all_reduce(x, operation)
+            assert torch.equal(x, expected)
+    x = torch.tensor([rank == 0, True, False])
+    dist.all_reduce(x)
+    assert x.tolist() == [True, True, False]
+    x = torch.full((1003,), rank + 1, dtype=torch.complex64) * 1j
+    dist.all_reduce(x)
+    assert (x == 1j * size * (size + 1) / 2).all()
+    for x in (torch.full((9,), 1.0 + rank), torch.full((9,), 1.0 + rank, dtype=torch.bfloat16)):
+        y = x.clone()
+        dist.all_reduce(x, dist.ReduceOp.AVG)
+        assert (x == (size + 1) / 2).all()
+        dist.all_reduce(y, dist._make_nccl_premul_sum(2.0))
+        assert (y == size * (size + 1)).all()
+    x = torch.tensor([1.0, 2.0, 3.0], dtype=torch.bfloat16)
+    x[rank % 3] = float("nan")
+    dist.all_reduce(x, dist.ReduceOp.MAX)
+    assert x.isnan().tolist() == [q < size for q in range(3)]
+    return True
+
+
+def rounding():
+    """16-bit sums are rounded once; all ranks hold the same bits, those of a sum in the order of ranks."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for count in (1009, 70_001):
+            every = [torch.randn(count, generator=torch.Generator().manual_seed(q)).to(dtype) for q in range(size)]
+            expected = every[0].float()
+            for other in every[1:]:
+                expected = expected + other.float()
+            x = every[rank].clone()
+            dist.all_reduce(x)
+            assert torch.equal(x, expected.to(dtype)), (dtype, count)
+            y = every[rank].clone()
+            dist.all_reduce(y, dist.ReduceOp.AVG)
+            assert torch.equal(y, (expected / size).to(dtype))
+    return True
+
+
+def movements():
+    rank, size = dist.get_rank(), dist.get_world_size()
+    for count in SIZES:
+        for dtype in (torch.float32, torch.int8, torch.bool, torch.complex64):
+            every = [numbers(q, count, dtype) for q in range(size)]
+            mine, root = every[rank], size - 1
+            x = mine.clone()
+            dist.broadcast(x, root)
+            assert torch.equal(x, every[root])
+            outputs = [torch.empty_like(mine) for _ in range(size)]
+            dist.all_gather(outputs, mine)
+            assert all(map(torch.equal, outputs, every))
+            whole = torch.empty(size * count, dtype=dtype)
+            dist.all_gather_into_tensor(whole, mine)
+            assert torch.equal(whole, torch.cat(every))
+            outputs = [torch.empty_like(mine) for _ in range(size)] if rank == root else None
+            dist.gather(mine, outputs, root)
+            assert rank != root or all(map(torch.equal, outputs, every))
+            x = torch.empty_like(mine)
+            dist.scatter(x, every if rank == root else None, root)
+            assert torch.equal(x, mine)
+            targets = [numbers(q, count, dtype, seed=rank) for q in range(size)]
+            outputs = [torch.empty_like(mine) for _ in range(size)]
+            dist.all_to_all(outputs, targets)
+            assert all(torch.equal(outputs[q], numbers(rank, count, dtype, seed=q)) for q in range(size))
+            if dtype in (torch.float32, torch.int8):
+                x = mine.clone()
+                dist.reduce(x, root)
+                assert torch.equal(x, sum(every) if rank == root else mine)
+                x = torch.empty(count, dtype=dtype)
+                inputs = [numbers(rank, count, dtype, seed=q) for q in range(size)]
+                expected = sum(numbers(q, count, dtype, seed=rank) for q in range(size))
+                dist.reduce_scatter(x, inputs)
+                assert torch.equal(x, expected)
+                x.zero_()
+                dist.reduce_scatter_tensor(x, torch.cat(inputs))
+                assert torch.equal(x, expected)
+    return True
+
+
+def shapes():
+    """Uneven, transposed and strided tensors; objects; the coalescing manager; functional collectives."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    x = torch.arange(12.0).view(3, 4).T * (rank + 1)
+    dist.all_reduce(x)
+    assert torch.equal(x, torch.arange(12.0).view(3, 4).T * (size * (size + 1) // 2))
+    wide = torch.zeros(5, 2 * size)
+    dist.all_gather([wide[:, 2 * q] for q in range(size)], torch.full((5,), 1.0 + rank))
+    assert torch.equal(wide[0, ::2], torch.arange(1.0, size + 1)) and (wide[:, 1::2] == 0).all()
+    uneven = [torch.empty(q + 1) for q in range(size)]
+    dist.all_gather(uneven, torch.full((rank + 1,), float(rank)))
+    assert all((uneven[q] == q).all() for q in range(size))
+    # Rank r sends r + q rows to rank q.
+    sends, takes = [rank + q for q in range(size)], [q + rank for q in range(size)]
+    output = torch.empty(sum(takes), 3)
+    dist.all_to_all_single(output, torch.full((sum(sends), 3), float(rank)), takes, sends)
+    assert torch.equal(output[:, 0], torch.repeat_interleave(torch.arange(float(size)), torch.tensor(takes)))
+    objects = [None] * size
+    dist.all_gather_object(objects, {"rank": rank, "text": "x" * rank})
+    assert objects == [{"rank": q, "text": "x" * q} for q in range(size)]
+    several = [rank, "two", None] if rank == 0 else [None] * 3
+    dist.broadcast_object_list(several)
+    assert several == [0, "two", None]
+    tensors = [torch.full((n,), 1.0 + rank) for n in (3, 1000, 0)]
+    with dist._coalescing_manager(async_ops=True) as manager:
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+    manager.wait()
+    assert all((tensor == size * (size + 1) / 2).all() for tensor in tensors)
+    wholes = [torch.empty(n * size) for n in (4, 7)]
+    with dist._coalescing_manager():
+        for whole, n in zip(wholes, (4, 7), strict=True):
+            dist.all_gather_into_tensor(whole, torch.full((n,), float(rank)))
+    assert all(torch.equal(w, torch.arange(float(size)).repeat_interleave(len(w) // size)) for w in wholes)
+    import torch.distributed._functional_collectives as functional
+
+    summed = functional.all_reduce(torch.ones(5), "sum", dist.group.WORLD) + 0
+    gathered = functional.all_gather_tensor(torch.ones(2, 2) * rank, 1, dist.group.WORLD) + 0
+    part = functional.reduce_scatter_tensor(torch.ones(size * 2), "avg", 0, dist.group.WORLD) + 0
+    assert summed.tolist() == [size] * 5 and part.tolist() == [1.0, 1.0]
+    assert torch.equal(gathered[0], torch.arange(float(size)).repeat_interleave(2))
+    dist.all_reduce(functional.all_reduce(torch.ones(2), "sum", dist.group.WORLD))
+    return True
+
+
+def asynchronous():
+    """Many at once, waited for in any order, by themselves, through futures, from two threads."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    tensors = [torch.full((n,), 1.0 + rank) for n in (1, 200_000, 5, 300_000, 70)]
+    works = [dist.all_reduce(tensor, async_op=True) for tensor in tensors]
+    for work in reversed(works):
+        work.wait()
+    assert all((tensor == size * (size + 1) / 2).all() for tensor in tensors)
+    x = torch.full((500_000,), 1.0 + rank)
+    work = dist.all_reduce(x, async_op=True)
+    future = work.get_future()
+    deadline = time.monotonic() + 20
+    while not work.is_completed() and time.monotonic() < deadline:
+        time.sleep(0.001)  # nobody waits: it completes by itself
+    assert work.is_completed() and (x == size * (size + 1) / 2).all()
+    assert future.wait()[0] is x and work.wait()
+    # One rank waits in a second group while the other has yet to be waited for in the first.
+    group = dist.new_group(list(range(size)), backend="shm")
+    first, second = torch.ones(10), torch.ones(10)
+    if rank == 0:
+        work = dist.all_reduce(first, async_op=True)
+        dist.all_reduce(second, group=group)
+        work.wait()
+    else:
+        dist.all_reduce(first)
+        dist.all_reduce(second, group=group)
+    assert first.tolist() == second.tolist() == [size] * 10
+
+    def repeat(where, found):
+        for _ in range(30):
+            value = torch.ones(100)
+            dist.all_reduce(value, group=where)
+            found.append(value[0].item())
+
+    found = []
+    threads = [threading.Thread(target=repeat, args=(where, found)) for where in (None, group)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [size] * 60
+    return True
+
+
+def messages():
+    rank, size = dist.get_rank(), dist.get_world_size()
+    after, before = (rank + 1) % size, (rank - 1) % size
+    for count in SIZES:
+        mine, got = torch.full((count,), float(rank)), torch.empty(count)
+        works = dist.batch_isend_irecv(
+            [dist.P2POp(dist.isend, mine, after), dist.P2POp(dist.irecv, got, before)]
+        )
+        for work in works:
+            work.wait()
+        assert (got == before).all()
+    # All send more than a channel holds, then receive by tag in the other order.
+    big = [torch.full((100_000,), 10.0 * rank + tag) for tag in range(3)]
+    works = [dist.isend(big[tag], after, tag=tag) for tag in range(3)]
+    got = [torch.empty(100_000) for _ in range(3)]
+    for tag in (2, 0, 1):
+        dist.recv(got[tag], before, tag=tag)
+    for work in works:
+        work.wait()
+    assert [x[0].item() for x in got] == [10.0 * before + tag for tag in range(3)]
+    if rank == 0:
+        seen, value = [], torch.empty(3, dtype=torch.int64)
+        for _ in range(size - 1):
+            seen.append((dist.recv(value, tag=7), value[0].item()))
+        assert sorted(seen) == [(q, q) for q in range(1, size)]
+    else:
+        dist.send(torch.full((3,), rank), 0, tag=8)
+        dist.send(torch.full((3,), rank), 0, tag=7)
+    if rank == 0:
+        for q in range(1, size):
+            dist.recv(value, q, tag=8)
+            assert value.tolist() == [q] * 3
+    strided = torch.zeros(4, 2)
+    work = dist.isend(torch.arange(8.0).view(2, 4).T, after)
+    dist.recv(strided.T, before)
+    work.wait()
+    dist.barrier()
+    return True
+
+
+def groups():
+    rank, size = dist.get_rank(), dist.get_world_size()
+    for ranks in ([0], list(range(size)), [size - 1, 0][: min(2, size)], list(range(0, size, 2))):
+        group = dist.new_group(sorted(set(ranks)), backend="shm")
+        if rank in ranks:
+            x = torch.tensor([float(rank)])
+            dist.all_reduce(x, group=group)
+            assert x.item() == sum(set(ranks))
+            y = torch.tensor([float(rank)])
+            dist.broadcast(y, max(ranks), group=group)
+            assert y.item() == max(ranks)
+            dist.destroy_process_group(group)
+    return True
+
+
+@pytest.mark.parametrize(
+    ("world_size", "check"),
+    [
+        *[(n, reductions) for n in (1, 2, 3)],
+        *[(n, rounding) for n in (2, 4)],
+        *[(n, movements) for n in (1, 2, 3)],
+        *[(n, shapes) for n in (1, 2, 4)],
+        *[(n, asynchronous) for n in (2, 3)],
+        *[(n, messages) for n in (2, 4)],
+        *[(n, groups) for n in (1, 4)],
+    ],
+)
+def test_collectives_are_right(ranks, world_size, check):
+    assert ranks.run(world_size, check, backend="shm") == [True] * world_size
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(600)
+def test_every_dtype_is_reduced_in_every_way(ranks):
+    assert ranks.run(3, reductions, True, backend="shm", timeout=500) == [True] * 3
+
+
+def test_the_device_may_be_named(ranks):
+    assert ranks.run(2, reductions_in_a_named_group) == [True] * 2
+
+
+def reductions_in_a_named_group():
+    import parallel.shm  # noqa: F401
+
+    group = dist.new_group(backend="cpu:shm")
+    x = torch.ones(3)
+    dist.all_reduce(x, group=group)
+    assert dist.get_backend(group) in ("shm", "cpu:shm", "custom")
+    return x.tolist() == [2.0] * 3
