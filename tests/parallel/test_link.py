@@ -213,15 +213,14 @@ def test_pytorchs_own_strategies_run_on_it_and_are_counted(ranks, latency):
 
 def timed(name, *arguments):
     """Seconds that a function of this file takes between ranks that start together, on a link."""
-    group = dist.new_group(backend=name_of(*arguments[0]))
-    dist.barrier()
-    start = time.perf_counter()
-    result = globals()[name](group, *arguments[1:])
-    return time.perf_counter() - start, result
-
-
-def name_of(latency, seconds_per_byte):
-    return link.wrap("gloo", latency, seconds_per_byte)
+    group = dist.new_group(backend=link.wrap("gloo", *arguments[0]))
+    found = []
+    for _ in range(2):
+        dist.barrier()
+        start = time.perf_counter()
+        result = globals()[name](group, *arguments[1:])
+        found.append((time.perf_counter() - start, result))
+    return min(found, key=lambda pair: pair[0])  # a busy machine adds, and takes nothing away
 
 
 def all_reduce_of(group, count, times=1, asynchronous=False):
