@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,26 +83,6 @@ def machine_facts() -> dict[str, Any]:
         "thread_environment": {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
         "versions": versions(),
     }
-
-
-def reset_peak_memory() -> bool:
-    """Start counting peak memory anew (Linux); False where that is not possible."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-        return True
-    except OSError:
-        return False
-
-
-def peak_memory_bytes() -> int:
-    """The highest resident size since ``reset_peak_memory``, or since start."""
-    for line in read_text("/proc/self/status").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    import resource
-
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
 def foreign_packages() -> list[str]:

@@ -16,6 +16,7 @@ from bench import environment, stats
 from bench.clocks import clock
 from bench.rounds import CpuMeter, Timed, call_cold, pairs, run_rounds, warm_up
 from bench.world import WorldClock, Worlds
+from labs import memory
 from labs.lab import Check, Lab, Prediction, Variant
 from labs.machine import Machine
 
@@ -95,7 +96,7 @@ def measure_group(
             on_phase(f"{variant.name}: first call")
             recorder = recorders[address] = RoundRecorder()
             meter = CpuMeter()
-            environment.reset_peak_memory()
+            memory.reset_peak_bytes()
             try:
                 timed = _set_up(lab, config, variant, recorder, worlds)
                 steps[address] = timed
@@ -106,7 +107,7 @@ def measure_group(
                 facts[address] = {
                     "cold_s": timed.cold_seconds,
                     "cold_cpu_s": meter.read() - cpu,
-                    "peak_memory_B": environment.peak_memory_bytes(),
+                    "peak_memory_B": memory.peak_bytes(),
                 }
             except Exception as error:
                 result.errors[address] = explain(error)

@@ -6,7 +6,8 @@ versions of numba and llvmlite, the CPU that is compiled for, the code of the fu
 reaches through closures and globals, its signature and its options. What cannot be described so is compiled
 each time. A file that is damaged or was written by another version is compiled anew and replaced.
 
-Files lie in ``$PERFLAB_HOME/kernels`` or ``~/.cache/perflab/kernels``; deleting them costs a compilation.
+Files lie in ``$PERFLAB_HOME/kernels`` or ``~/.cache/perflab/kernels``, in a folder for each text of the
+package; folders that nobody has used for a month are removed. Deleting them costs a compilation.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import contextlib
 import hashlib
 import os
 import pickle
+import shutil
+import time
 import types as python
 from collections.abc import Callable
 from functools import cache
@@ -31,12 +34,13 @@ from numba.extending import _Intrinsic
 
 _ENTRIES: dict[str, Callable[[], int]] = {}
 """Symbols that kept machine code may call -> what compiles or loads the function and returns its address."""
+UNUSED_SECONDS = 30 * 24 * 3600.0
 _called: list[set[str]] = []
 """Symbols met by the compilations under way, innermost last."""
 
 
 def folder() -> Path:
-    """Where machine code is kept."""
+    """Where machine code is kept, in a folder for each text of the package."""
     chosen = os.environ.get("PERFLAB_HOME")
     if chosen:
         return Path(chosen) / "kernels"
@@ -75,14 +79,14 @@ def address_of(signature: Any, function: Callable[..., Any], options: dict[str, 
 
 
 @cache
-def _surroundings() -> bytes:
-    """Digest of the package's text, the compilers and the CPU."""
+def _surroundings() -> str:
+    """Digest of the package's text, the compilers and the CPU; the name of the folder."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     codegen = cpu_target.target_context.codegen()
     digest.update(repr((numba.__version__, llvmlite.__version__, codegen.magic_tuple())).encode())
-    return digest.digest()
+    return digest.hexdigest()[:32]
 
 
 class _Unknown(Exception):
@@ -152,8 +156,8 @@ def _names(code: python.CodeType) -> set[str]:
 def _path(signature: Any, function: Callable[..., Any], options: dict[str, Any]) -> Path | None:
     try:
         described = (str(signature), _describe(function, {}), _describe(options, {}))
-        digest = hashlib.sha256(_surroundings() + repr(described).encode()).hexdigest()
-        return folder() / f"{function.__name__}-{digest[:32]}"
+        digest = hashlib.sha256(repr(described).encode()).hexdigest()
+        return folder() / _surroundings() / f"{function.__name__}-{digest[:32]}"
     except (_Unknown, OSError, ValueError):
         return None
 
@@ -167,9 +171,20 @@ def _save(path: Path, compiled: Any, called: set[str]) -> None:
     data = pickle.dumps((state, compiled._wrapper_name, sorted(called)))
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.exists():
+            path.parent.mkdir(parents=True)
+            _remove_unused(path.parent)
         temporary.write_bytes(hashlib.sha256(data).digest() + data)
         temporary.replace(path)
+
+
+def _remove_unused(current: Path) -> None:
+    """Remove the folders of other texts in which no file was written or read for UNUSED_SECONDS."""
+    oldest = time.time() - UNUSED_SECONDS
+    for other in current.parent.iterdir():
+        used = [other.stat().st_mtime, *(file.stat().st_atime for file in other.iterdir())]
+        if other != current and max(used) < oldest:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _load(path: Path) -> tuple[int, Any] | None:

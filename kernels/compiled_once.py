@@ -21,7 +21,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from kernels.compiled_cache import address_of, provide, require
-from kernels.threads import _pointer_to
+from kernels.threads import pointer_to
 
 _LONG = ir.IntType(64)
 
@@ -112,7 +112,7 @@ def keep_alive(typing: Any, array: Any) -> Any:
 
 
 def _elements_at(element: types.Type, doc: str) -> Any:
-    pointer = _pointer_to(element)
+    pointer = pointer_to(element)
 
     @njit(forceinline=True)
     def elements_at(address: Any, count: Any) -> Any:

@@ -36,16 +36,15 @@ def register(
     *,
     cpu: Callable[..., Any],
     fake: Callable[..., Any],
-    cuda: str = "",
+    cuda: str | Callable[..., Any] = "",
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
 ) -> Any:
     """Register ``perflab::<schema>`` and return the overload to call.
 
     schema: ``"name(Tensor input, float eps) -> (Tensor, Tensor)"``; outputs are new tensors, and a mutated
-    argument is written ``Tensor(a!)``. cpu: the implementation on CPU tensors. cuda:
-    ``"package.module:function"`` of the implementation on CUDA tensors, imported when it is first called
-    (Triton stays unloaded elsewhere).
+    argument is written ``Tensor(a!)``. cpu: the implementation on CPU tensors. cuda: the
+    implementation on CUDA tensors, or its ``"package.module:function"``: see ``imported_when_called``.
     fake: shapes and dtypes of the outputs, without data. setup_context and backward: as
     ``torch.library.register_autograd`` takes them.
 
@@ -55,7 +54,7 @@ def register(
     name = schema.split("(", 1)[0].strip()
     qualified = f"perflab::{name}"
     torch.library.define(qualified, schema[len(name) :].strip())
-    triton = _imported_when_called(cuda) if cuda else None
+    triton = imported_when_called(cuda) if isinstance(cuda, str) and cuda else cuda
     if triton and interpreting():
         repair()
         cpu = triton
@@ -68,7 +67,8 @@ def register(
     return getattr(torch.ops.perflab, name).default
 
 
-def _imported_when_called(place: str) -> Callable[..., Any]:
+def imported_when_called(place: str) -> Callable[..., Any]:
+    """The function at ``package.module:function``, imported when it is first called (Triton)."""
     module, _, attribute = place.partition(":")
 
     @cache

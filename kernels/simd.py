@@ -101,7 +101,7 @@ def full_width(typing):
     return types.void(), codegen
 
 
-def _binary(name: str, flags: tuple[str, ...], doc: str) -> Callable[..., Any]:
+def binary(name: str, flags: tuple[str, ...], doc: str) -> Callable[..., Any]:
     """An intrinsic that calls ``name.f32`` or ``name.f64`` of LLVM on two floats of one type."""
 
     @intrinsic
@@ -125,13 +125,13 @@ def _binary(name: str, flags: tuple[str, ...], doc: str) -> Callable[..., Any]:
 
 # No "fast", whose ninf would make an infinite operand undefined, and with it what is compared to -inf later.
 _ORDERED = ("nnan", "nsz", "reassoc")
-maximum = _binary(
+maximum = binary(
     "llvm.maxnum", _ORDERED, "The larger of two float32 or float64; one instruction. Undefined for NaN."
 )
-minimum = _binary(
+minimum = binary(
     "llvm.minnum", _ORDERED, "The smaller of two float32 or float64; one instruction. Undefined for NaN."
 )
-copy_sign = _binary("llvm.copysign", (), "The magnitude of the first argument with the sign of the second.")
+copy_sign = binary("llvm.copysign", (), "The magnitude of the first argument with the sign of the second.")
 
 
 @intrinsic

@@ -73,7 +73,7 @@ def _as_float(typing: Any, word: Any) -> Any:
     return types.float64(word), codegen
 
 
-def _pointer_to(element: types.Type) -> Any:
+def pointer_to(element: types.Type) -> Any:
     """An intrinsic that makes an address a pointer to elements of this type."""
 
     @intrinsic
@@ -88,11 +88,11 @@ def _pointer_to(element: types.Type) -> Any:
     return pointer
 
 
-_POINTERS = {element: _pointer_to(element) for element in ELEMENTS.values()}
+_POINTERS = {element: pointer_to(element) for element in ELEMENTS.values()}
 
 
-class chunked:
-    """Decorator: compile ``body(chunk, *arguments)``; calling it runs ``chunks`` of them on all threads.
+class Chunked:
+    """``body(chunk, *arguments)``, compiled; calling it runs ``chunks`` of them on all threads.
 
     ``body`` is written as for ``numba.njit`` (error_model "numpy", the given ``fastmath`` flags). Called as
     ``body(chunks, *arguments)`` with CPU tensors that are contiguous, ints, floats, bools or None; inside, a
@@ -100,13 +100,9 @@ class chunked:
     Chunks must write to places of their own. ``body.compiled`` is the njit function, for ``kernels.inspect``.
     """
 
-    def __init__(self, body: Callable[..., None] | None = None, *, fastmath: Any = ("contract",)):
-        self.fastmath = fastmath if isinstance(fastmath, bool) else set(fastmath)
-        if body is not None:
-            self._take(body)
-
-    def _take(self, body: Callable[..., None]) -> None:
-        self.compiled = numba.njit(error_model="numpy", fastmath=self.fastmath, nogil=True)(body)
+    def __init__(self, body: Callable[..., None], fastmath: Any = ("contract",)) -> None:
+        flags = fastmath if isinstance(fastmath, bool) else set(fastmath)
+        self.compiled = numba.njit(error_model="numpy", fastmath=flags, nogil=True)(body)
         self.__name__ = body.__name__
         self.__doc__ = body.__doc__
         self._workers: dict[tuple[Any, ...], tuple[Any, int, Callable[..., bytes]]] = {}
@@ -125,16 +121,10 @@ class chunked:
             self.compiled.compile(signature)
         return self.compiled.inspect_asm(signature)
 
-    def __call__(self, *arguments: Any) -> Any:
-        if not hasattr(self, "compiled"):
-            self._take(arguments[0])
-            return self
-        chunks = arguments[0]
-        if chunks < 1:
-            return None
+    def __call__(self, chunks: int, *arguments: Any) -> None:
         key: list[Any] = []
         values: list[Any] = [0, chunks]
-        for value in arguments[1:]:
+        for value in arguments:
             if isinstance(value, torch.Tensor):
                 shape = value.shape
                 key.append((value.dtype, len(shape)))
@@ -150,7 +140,6 @@ class chunked:
             found = self._workers[tuple(key)] = self._compile(tuple(key))
         worker, address, pack = found
         _run(worker, address, bytearray(pack(*values)), chunks)
-        return None
 
     def _compile(self, key: tuple[Any, ...]) -> tuple[Any, int, Callable[..., bytes]]:
         """A C function of one pointer that unpacks the arguments and works off chunks; and their layout."""
@@ -205,10 +194,17 @@ class chunked:
         return _C_FUNCTION(address), address, struct.Struct(layout).pack
 
 
-_BODIES: weakref.WeakSet[chunked] = weakref.WeakSet()
+def chunked(body: Callable[..., None] | None = None, *, fastmath: Any = ("contract",)) -> Any:
+    """Decorator that makes a ``Chunked`` of a body: ``@chunked``, or ``@chunked(fastmath=...)``."""
+    if body is None:
+        return lambda body: Chunked(body, fastmath)
+    return Chunked(body, fastmath)
 
 
-def calls_in(step: Callable[[], object]) -> dict[chunked, list[tuple[types.Type, ...]]]:
+_BODIES: weakref.WeakSet[Chunked] = weakref.WeakSet()
+
+
+def calls_in(step: Callable[[], object]) -> dict[Chunked, list[tuple[types.Type, ...]]]:
     """Run ``step``: which bodies it called, each with which types of arguments (those of ``compiled``)."""
     before = {body: body._workers for body in _BODIES}
     try:

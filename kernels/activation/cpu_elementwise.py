@@ -17,7 +17,7 @@ from kernels.activation.formulas import FAMILY, Elementwise, translate
 from kernels.activation.layout import flat, like
 from kernels.simd import exp_nonpositive_float32, full_width
 from kernels.storage import narrow, widen
-from kernels.threads import chunked, chunks_of
+from kernels.threads import Chunked, chunked, chunks_of
 
 LEAST = 8192
 """Elements that repay a chunk of their own."""
@@ -54,7 +54,7 @@ FORMULAS = translate(
 
 
 @cache
-def forward_body(member: Elementwise) -> chunked:
+def forward_body(member: Elementwise) -> Chunked:
     """``out = value(x)`` over flat tensors of one size, any of the three dtypes."""
     value = FORMULAS[member.value.__name__]
 
@@ -72,7 +72,7 @@ def forward_body(member: Elementwise) -> chunked:
 
 
 @cache
-def backward_body(member: Elementwise) -> chunked:
+def backward_body(member: Elementwise) -> Chunked:
     """``grad_input = gradient(grad, kept)`` over flat tensors of one size."""
     gradient = FORMULAS[member.gradient.__name__]
 

@@ -9,7 +9,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from kernels.compiled_once import booleans_at, compiled_once, floats_at
-from kernels.simd import _binary, full_width, log_float32
+from kernels.simd import binary, full_width, log_float32
 from kernels.tiles import LANES, ROWS
 
 f32, u32, u64 = np.float32, np.uint32, np.uint64
@@ -22,7 +22,7 @@ _inline = njit(error_model="numpy", fastmath={"contract"}, forceinline=True)
 
 
 # kernels.simd.maximum promises LLVM that there is no infinity either, and -inf is what hides a score.
-_maximum = _binary("llvm.maxnum", ("nnan", "nsz"), "The larger of two floats; one instruction.")
+_maximum = binary("llvm.maxnum", ("nnan", "nsz"), "The larger of two floats; one instruction.")
 
 
 @intrinsic

@@ -4,10 +4,9 @@ With P = exp(S - log_sum_exp), dP = dO V^T and delta = rowsum(O * dO):
 
     dV = P^T dO        dS = P * (dP - delta)        dQ = scale dS K        dK = scale dS^T Q
 
-One kernel computes delta, one dK and dV (a program for each tile of keys, which walks the queries of all
-heads that share them), one dQ (a program for each tile of queries, which walks the keys). The scores are
-computed in both, seven products instead of five, and in return nothing is added atomically: the same bits
-on every run.
+One kernel computes delta, one dK and dV (``gpu_backward_keys.py``), one dQ (``gpu_backward_queries.py``). The
+scores are computed in both, seven products instead of five, and in return nothing is added atomically: the
+same bits on every run.
 """
 
 from __future__ import annotations
@@ -18,7 +17,9 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.attention.gpu_scores import LOG2_E, kept, key_ranges, load_tile, power, scaled_scores, store_tile
+from kernels.attention.gpu_backward_keys import key_value_gradient_kernel
+from kernels.attention.gpu_backward_queries import query_gradient_kernel
+from kernels.attention.gpu_scores import LOG2_E, load_tile
 from kernels.attention.gpu_tiles import (
     Tile,
     broadcast_mask,
@@ -33,8 +34,6 @@ from kernels.attention.gpu_tiles import (
 
 LARGEST_TILE = 128
 """Queries of the largest tile: the lengths of delta and exponents are padded to a multiple."""
-
-_UNSPECIALIZED = ["query_length", "key_length", "window", "seed", "threshold"]
 
 
 @triton.jit(do_not_specialize=["query_length"])
@@ -73,266 +72,6 @@ def delta_kernel(
     if not NATURAL:
         sums *= LOG2_E
     tl.store(exponent + row * padded_length + rows, sums)
-
-
-@triton.jit
-def _keys_from_queries(
-    key_gradient, value_gradient, key_tile, value_tile, query, grad, exponents, delta, mask, first, last,
-    batch, head, head_row, start, scale, keep_scale, query_length, key_length, window, seed, threshold,
-    stride_query_batch, stride_query_head, stride_query_row,
-    stride_grad_batch, stride_grad_head, stride_grad_row,
-    stride_mask_row, dropout_head,
-    HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, DROPOUT: tl.constexpr,
-    DESCRIPTORS: tl.constexpr, BOUNDED: tl.constexpr, PRECISION: tl.constexpr, NATURAL: tl.constexpr,
-):  # fmt: skip
-    """Add to dK (without the scale) and dV of one tile of keys what the queries first to last give.
-
-    The scores are transposed, keys x queries, so that both products take them as they are.
-    """
-    columns = start + tl.arange(0, COLUMNS)[:, None]
-    for place in tl.range(first, last, ROWS):
-        query_tile = load_tile(
-            query, batch, head, place, query_length, stride_query_batch, stride_query_head, stride_query_row,
-            ROWS, HEAD, WIDTH, DESCRIPTORS, True,
-        )  # fmt: skip
-        grad_tile = load_tile(
-            grad, batch, head, place, query_length, stride_grad_batch, stride_grad_head, stride_grad_row,
-            ROWS, HEAD, WIDTH, DESCRIPTORS, True,
-        )  # fmt: skip
-        rows = place + tl.arange(0, ROWS)[None, :]
-        exponent = tl.load(exponents + head_row + place + tl.arange(0, ROWS))[None, :]
-        scores = tl.dot(key_tile, query_tile.T, input_precision=PRECISION)
-        if BOUNDED or MASK != 0:
-            scores = scaled_scores(
-                scores, scale, rows, columns, query_length, key_length, window,
-                mask, stride_mask_row, CAUSAL, WINDOW, MASK, BOUNDED, NATURAL,
-            )  # fmt: skip
-            weights = power(NATURAL, scores - exponent)
-        else:
-            weights = power(NATURAL, scores * scale - exponent)
-        # The order of what follows keeps few tiles alive at a time: registers are what limits the tile's
-        # size.
-        if DROPOUT:
-            keep = kept(seed, threshold, dropout_head, rows, columns)
-            used = tl.where(keep, weights * keep_scale, 0.0)
-        else:
-            used = weights
-        value_gradient = tl.dot(
-            used.to(grad_tile.dtype), grad_tile, value_gradient, input_precision=PRECISION
-        )
-        slope = tl.dot(value_tile, grad_tile.T, input_precision=PRECISION)
-        if DROPOUT:
-            slope = tl.where(keep, slope * keep_scale, 0.0)
-        change = tl.load(delta + head_row + place + tl.arange(0, ROWS))[None, :]
-        slope = weights * (slope - change)
-        key_gradient = tl.dot(slope.to(query_tile.dtype), query_tile, key_gradient, input_precision=PRECISION)
-    return key_gradient, value_gradient
-
-
-@triton.jit(do_not_specialize=_UNSPECIALIZED)
-def key_value_gradient_kernel(
-    query, key, value, mask, grad, exponents, delta, key_gradient, value_gradient,
-    scale, final_scale, keep_scale, seed, threshold, heads, group, query_length, padded_length, key_length,
-    window,
-    stride_query_batch, stride_query_head, stride_query_row,
-    stride_key_batch, stride_key_head, stride_key_row,
-    stride_value_batch, stride_value_head, stride_value_row,
-    stride_mask_batch, stride_mask_head, stride_mask_row,
-    stride_grad_batch, stride_grad_head, stride_grad_row,
-    stride_key_gradient_batch, stride_key_gradient_head, stride_key_gradient_row,
-    stride_value_gradient_batch, stride_value_gradient_head, stride_value_gradient_row,
-    HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, DROPOUT: tl.constexpr,
-    GROUPED: tl.constexpr, SPLIT: tl.constexpr, DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr,
-    NATURAL: tl.constexpr,
-):  # fmt: skip
-    """One tile of COLUMNS keys of one key head. The first keys, seen by most queries, start first."""
-    tiles = tl.cdiv(key_length, COLUMNS)
-    program = tl.program_id(0)
-    key_heads = heads // group
-    start = program % tiles * COLUMNS
-    batch = program // tiles // key_heads
-    key_head = program // tiles % key_heads
-    key_tile = load_tile(
-        key, batch, key_head, start, key_length, stride_key_batch, stride_key_head, stride_key_row,
-        COLUMNS, HEAD, WIDTH, DESCRIPTORS, True,
-    )  # fmt: skip
-    value_tile = load_tile(
-        value, batch, key_head, start, key_length, stride_value_batch, stride_value_head, stride_value_row,
-        COLUMNS, HEAD, WIDTH, DESCRIPTORS, True,
-    )  # fmt: skip
-
-    first = 0
-    last = query_length
-    inner_first = 0  # the tiles of queries from inner_first to inner_last cross no edge
-    if CAUSAL:
-        first = start // ROWS * ROWS
-        inner_first = tl.cdiv(start + COLUMNS - 1, ROWS) * ROWS
-    if WINDOW:
-        last = tl.minimum(last, start + COLUMNS - 1 + window)
-    end = tl.maximum(tl.cdiv(last, ROWS) * ROWS, first)
-    inner_first = tl.minimum(inner_first, end)
-    inner_last = end
-    if WINDOW:
-        inner_last = tl.maximum(tl.minimum(end, (start + window) // ROWS * ROWS), inner_first)
-
-    key_total = tl.zeros((COLUMNS, WIDTH), tl.float32)
-    value_total = tl.zeros((COLUMNS, WIDTH), tl.float32)
-    for member in tl.range(0, group if GROUPED else 1):
-        head = key_head * group + member
-        dropout_head = batch * heads + head
-        head_row = dropout_head.to(tl.int64) * padded_length
-        if MASK != 0:
-            head_mask = (
-                mask
-                + tl.cast(batch, tl.int64) * stride_mask_batch
-                + tl.cast(head, tl.int64) * stride_mask_head
-            )
-        else:
-            head_mask = mask
-        for step in tl.static_range(3):  # 0 the diagonal (or everything), 1 no edge, 2 the window's far edge
-            if step == 0:
-                begin = first
-                stop = inner_first if SPLIT else end
-            elif step == 1:
-                begin = inner_first
-                stop = inner_last
-            else:
-                begin = inner_last
-                stop = end
-            if (step == 0 and (CAUSAL or not SPLIT)) or (SPLIT and (step == 1 or (step == 2 and WINDOW))):
-                key_total, value_total = _keys_from_queries(
-                    key_total, value_total, key_tile, value_tile, query, grad, exponents, delta, head_mask,
-                    begin, stop, batch, head, head_row, start, scale, keep_scale,
-                    query_length, key_length, window, seed, threshold,
-                    stride_query_batch, stride_query_head, stride_query_row,
-                    stride_grad_batch, stride_grad_head, stride_grad_row,
-                    stride_mask_row, dropout_head,
-                    HEAD, WIDTH, ROWS, COLUMNS, CAUSAL, WINDOW, MASK, DROPOUT,
-                    DESCRIPTORS, CAUSAL and step != 1, PRECISION, NATURAL,
-                )  # fmt: skip
-    store_tile(
-        value_gradient, value_total, batch, key_head, start, key_length,
-        stride_value_gradient_batch, stride_value_gradient_head, stride_value_gradient_row,
-        COLUMNS, HEAD, WIDTH,
-    )  # fmt: skip
-    store_tile(
-        key_gradient, key_total * final_scale, batch, key_head, start, key_length,
-        stride_key_gradient_batch, stride_key_gradient_head, stride_key_gradient_row,
-        COLUMNS, HEAD, WIDTH,
-    )  # fmt: skip
-
-
-@triton.jit
-def _queries_from_keys(
-    query_gradient, query_tile, grad_tile, exponent, change, key, value, mask, first, last,
-    batch, key_head, start, scale, keep_scale, query_length, key_length, window, seed, threshold,
-    stride_key_batch, stride_key_head, stride_key_row,
-    stride_value_batch, stride_value_head, stride_value_row,
-    stride_mask_row, dropout_head,
-    HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, DROPOUT: tl.constexpr,
-    DESCRIPTORS: tl.constexpr, BOUNDED: tl.constexpr, PRECISION: tl.constexpr, NATURAL: tl.constexpr,
-):  # fmt: skip
-    """Add to dQ (without the scale) of one tile of queries what the keys first to last give."""
-    rows = start + tl.arange(0, ROWS)[:, None]
-    for place in tl.range(first, last, COLUMNS):
-        columns = place + tl.arange(0, COLUMNS)[None, :]
-        key_tile = load_tile(
-            key, batch, key_head, place, key_length, stride_key_batch, stride_key_head, stride_key_row,
-            COLUMNS, HEAD, WIDTH, DESCRIPTORS, BOUNDED,
-        )  # fmt: skip
-        value_tile = load_tile(
-            value, batch, key_head, place, key_length, stride_value_batch, stride_value_head,
-            stride_value_row,
-            COLUMNS, HEAD, WIDTH, DESCRIPTORS, BOUNDED,
-        )  # fmt: skip
-        scores = tl.dot(query_tile, key_tile.T, input_precision=PRECISION)
-        if BOUNDED or MASK != 0:
-            scores = scaled_scores(
-                scores, scale, rows, columns, query_length, key_length, window,
-                mask, stride_mask_row, CAUSAL, WINDOW, MASK, BOUNDED, NATURAL,
-            )  # fmt: skip
-            weights = power(NATURAL, scores - exponent[:, None])
-        else:
-            weights = power(NATURAL, scores * scale - exponent[:, None])
-        slope = tl.dot(grad_tile, value_tile.T, input_precision=PRECISION)
-        if DROPOUT:
-            slope = tl.where(kept(seed, threshold, dropout_head, rows, columns), slope * keep_scale, 0.0)
-        slope = weights * (slope - change[:, None])
-        query_gradient = tl.dot(slope.to(key_tile.dtype), key_tile, query_gradient, input_precision=PRECISION)
-    return query_gradient
-
-
-@triton.jit(do_not_specialize=_UNSPECIALIZED)
-def query_gradient_kernel(
-    query, key, value, mask, grad, exponents, delta, query_gradient,
-    scale, final_scale, keep_scale, seed, threshold, heads, group, query_length, padded_length, key_length,
-    window,
-    stride_query_batch, stride_query_head, stride_query_row,
-    stride_key_batch, stride_key_head, stride_key_row,
-    stride_value_batch, stride_value_head, stride_value_row,
-    stride_mask_batch, stride_mask_head, stride_mask_row,
-    stride_grad_batch, stride_grad_head, stride_grad_row,
-    stride_query_gradient_batch, stride_query_gradient_head, stride_query_gradient_row,
-    HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, DROPOUT: tl.constexpr,
-    EDGE: tl.constexpr, SPLIT: tl.constexpr, DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr,
-    NATURAL: tl.constexpr,
-):  # fmt: skip
-    """One tile of ROWS queries of one head, in the forward kernel's order."""
-    tiles = tl.cdiv(query_length, ROWS)
-    program = tl.program_id(0)
-    start = (tiles - 1 - program % tiles) * ROWS
-    batch = program // tiles // heads
-    head = program // tiles % heads
-    key_head = head // group
-    query_tile = load_tile(
-        query, batch, head, start, query_length, stride_query_batch, stride_query_head, stride_query_row,
-        ROWS, HEAD, WIDTH, DESCRIPTORS, True,
-    )  # fmt: skip
-    grad_tile = load_tile(
-        grad, batch, head, start, query_length, stride_grad_batch, stride_grad_head, stride_grad_row,
-        ROWS, HEAD, WIDTH, DESCRIPTORS, True,
-    )  # fmt: skip
-    head_row = (batch * heads + head).to(tl.int64) * padded_length
-    rows = start + tl.arange(0, ROWS)
-    exponent = tl.load(exponents + head_row + rows)
-    change = tl.load(delta + head_row + rows)
-    if MASK != 0:
-        mask += tl.cast(batch, tl.int64) * stride_mask_batch + tl.cast(head, tl.int64) * stride_mask_head
-    first, inner_first, inner_last, last = key_ranges(
-        start, key_length, window, ROWS, COLUMNS, CAUSAL, WINDOW
-    )
-    total = tl.zeros((ROWS, WIDTH), tl.float32)
-    for step in tl.static_range(
-        3
-    ):  # 0 the window's edge (or everything), 1 no edge, 2 the diagonal and the end
-        if step == 0:
-            begin = first
-            stop = inner_first if SPLIT else last
-        elif step == 1:
-            begin = inner_first
-            stop = inner_last
-        else:
-            begin = inner_last
-            stop = last
-        if (step == 0 and (WINDOW or not SPLIT)) or (SPLIT and (step == 1 or (step == 2 and EDGE))):
-            total = _queries_from_keys(
-                total, query_tile, grad_tile, exponent, change, key, value, mask, begin, stop,
-                batch, key_head, start, scale, keep_scale, query_length, key_length, window, seed, threshold,
-                stride_key_batch, stride_key_head, stride_key_row,
-                stride_value_batch, stride_value_head, stride_value_row,
-                stride_mask_row, batch * heads + head,
-                HEAD, WIDTH, ROWS, COLUMNS, CAUSAL, WINDOW, MASK, DROPOUT,
-                DESCRIPTORS, EDGE and step != 1, PRECISION, NATURAL,
-            )  # fmt: skip
-    store_tile(
-        query_gradient, total * final_scale, batch, head, start, query_length,
-        stride_query_gradient_batch, stride_query_gradient_head, stride_query_gradient_row,
-        ROWS, HEAD, WIDTH,
-    )  # fmt: skip
 
 
 def attention_backward(

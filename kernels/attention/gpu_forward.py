@@ -8,6 +8,7 @@ import triton.language as tl
 
 from kernels.attention.gpu_scores import (
     LN_2,
+    UNSPECIALIZED,
     describe,
     kept,
     key_ranges,
@@ -27,8 +28,6 @@ from kernels.attention.gpu_tiles import (
     tile_for,
     unit_stride,
 )
-
-_UNSPECIALIZED = ["query_length", "key_length", "window", "seed", "threshold"]
 
 
 @triton.jit
@@ -81,7 +80,7 @@ def _attend(
     return accumulator, total, largest
 
 
-@triton.jit(do_not_specialize=_UNSPECIALIZED)
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def attention_kernel(
     query, key, value, mask, output, log_sum_exp, scale, keep_scale, seed, threshold,
     heads, group, query_length, key_length, window,

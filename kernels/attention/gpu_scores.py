@@ -17,6 +17,8 @@ import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
+UNSPECIALIZED = ["query_length", "key_length", "window", "seed", "threshold"]
+"""Arguments whose values make no kernel of their own."""
 
 
 @triton.jit

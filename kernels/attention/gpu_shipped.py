@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from kernels.ahead_of_time import TARGETS, Compilation
-from kernels.attention.gpu_backward import delta_kernel, key_value_gradient_kernel, query_gradient_kernel
+from kernels.attention.gpu_backward import delta_kernel
+from kernels.attention.gpu_backward_keys import key_value_gradient_kernel
+from kernels.attention.gpu_backward_queries import query_gradient_kernel
 from kernels.attention.gpu_decode import combine_kernel, split_kernel
 from kernels.attention.gpu_forward import attention_kernel
 from kernels.attention.gpu_tiles import Tile, candidates, configuration, padded

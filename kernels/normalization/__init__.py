@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels.normalization import cpu, cpu_backward
-from kernels.op import register, use_torch
+from kernels.op import imported_when_called, register, use_torch
 
 
 def layer_norm(
@@ -144,12 +144,39 @@ def _takes(
 
 # --- registration --------------------------------------------------------------------------------
 
-_BACKWARD = "Tensor input, Tensor? mean, Tensor rstd"
+Pass = Callable[..., tuple[Any, ...]]
+"""A backend's pass over the rows: ``cpu.forward``, ``cpu_backward.backward``, and the GPU's namesakes."""
+_gpu_forward = imported_when_called("kernels.normalization.gpu:forward")
+_gpu_backward = imported_when_called("kernels.normalization.gpu_backward:backward")
+
+
+def _everything(backward: Pass) -> Pass:
+    def run(*saved: Any) -> tuple[Any, ...]:
+        *tensors, biased = saved
+        return backward(*tensors, True, True, biased)
+
+    return run
+
+
+def _input_alone(backward: Pass) -> Callable[..., torch.Tensor]:
+    return lambda *saved: backward(*saved, True, False, False)[0]
+
+
+def _parameters_alone(backward: Pass) -> Pass:
+    def run(
+        grad: torch.Tensor, input: torch.Tensor, mean: Any, rstd: torch.Tensor, columns: int, biased: bool
+    ) -> tuple[Any, ...]:
+        return backward(grad, None, input, mean, rstd, None, columns, False, True, biased)[1:]
+
+    return run
+
+
+_SAVED = "Tensor input, Tensor? mean, Tensor rstd"
 _norm_backward = register(
-    f"norm_backward(Tensor grad, Tensor? grad_sum, {_BACKWARD}, Tensor? weight, int columns, bool biased)"
+    f"norm_backward(Tensor grad, Tensor? grad_sum, {_SAVED}, Tensor? weight, int columns, bool biased)"
     " -> (Tensor, Tensor, Tensor)",
-    cpu=cpu_backward.norm_backward,
-    cuda="kernels.normalization.gpu_backward:norm_backward",
+    cpu=_everything(cpu_backward.backward),
+    cuda=_everything(_gpu_backward),
     fake=lambda grad, grad_sum, input, mean, rstd, weight, columns, biased: (
         torch.empty_like(input),
         rstd.new_empty(columns),
@@ -157,15 +184,15 @@ _norm_backward = register(
     ),
 )
 _norm_backward_input = register(
-    f"norm_backward_input(Tensor grad, Tensor? grad_sum, {_BACKWARD}, Tensor? weight, int columns) -> Tensor",
-    cpu=cpu_backward.norm_backward_input,
-    cuda="kernels.normalization.gpu_backward:norm_backward_input",
+    f"norm_backward_input(Tensor grad, Tensor? grad_sum, {_SAVED}, Tensor? weight, int columns) -> Tensor",
+    cpu=_input_alone(cpu_backward.backward),
+    cuda=_input_alone(_gpu_backward),
     fake=lambda grad, grad_sum, input, mean, rstd, weight, columns: torch.empty_like(input),
 )
 _norm_backward_weight = register(
-    f"norm_backward_weight(Tensor grad, {_BACKWARD}, int columns, bool biased) -> (Tensor, Tensor)",
-    cpu=cpu_backward.norm_backward_weight,
-    cuda="kernels.normalization.gpu_backward:norm_backward_weight",
+    f"norm_backward_weight(Tensor grad, {_SAVED}, int columns, bool biased) -> (Tensor, Tensor)",
+    cpu=_parameters_alone(cpu_backward.backward),
+    cuda=_parameters_alone(_gpu_backward),
     fake=lambda grad, input, mean, rstd, columns, biased: (
         rstd.new_empty(columns),
         rstd.new_empty(columns if biased else 0),
@@ -173,7 +200,20 @@ _norm_backward_weight = register(
 )
 
 
-def _register(name: str, implementation: Callable[..., Any], added: bool, centred: bool) -> Any:
+def _forward(forward: Pass, added: bool, centred: bool) -> Pass:
+    """A backend's pass as one of the four: with a residual or without, with a mean or without."""
+
+    def run(input: torch.Tensor, *arguments: Any) -> tuple[Any, ...]:
+        *tensors, columns, eps = arguments
+        residual = tensors.pop(0) if added else None
+        weight, bias = tensors if centred else (*tensors, None)
+        out, total, mean, rstd = forward(input, residual, weight, bias, columns, eps, centred)
+        return (out, *[total] * added, *[mean] * centred, rstd)
+
+    return run
+
+
+def _register(name: str, added: bool, centred: bool) -> Any:
     """One of the four: (input, [residual], weight, [bias], columns, eps) -> (output, [sum], [mean], rstd)."""
     weight_at = 1 + added
 
@@ -222,15 +262,15 @@ def _register(name: str, implementation: Callable[..., Any], added: bool, centre
     results = ", ".join(["Tensor"] * (2 + added + centred))
     return register(
         f"{name}({arguments}, int columns, float eps) -> ({results})",
-        cpu=implementation,
-        cuda=f"kernels.normalization.gpu:{name}",
+        cpu=_forward(cpu.forward, added, centred),
+        cuda=_forward(_gpu_forward, added, centred),
         fake=fake,
         setup_context=setup_context,
         backward=backward,
     )
 
 
-_layer_norm = _register("layer_norm", cpu.layer_norm, added=False, centred=True)
-_rms_norm = _register("rms_norm", cpu.rms_norm, added=False, centred=False)
-_add_layer_norm = _register("add_layer_norm", cpu.add_layer_norm, added=True, centred=True)
-_add_rms_norm = _register("add_rms_norm", cpu.add_rms_norm, added=True, centred=False)
+_layer_norm = _register("layer_norm", added=False, centred=True)
+_rms_norm = _register("rms_norm", added=False, centred=False)
+_add_layer_norm = _register("add_layer_norm", added=True, centred=True)
+_add_rms_norm = _register("add_rms_norm", added=True, centred=False)

@@ -95,7 +95,7 @@ def forward_rows(
         scale = f32(f32(1) / math.sqrt(variance + f32(eps)))
         rstd[i] = scale
         out_row = out[i]
-        if streamed:  # not asked for each vector: that costs a tenth
+        if streamed:  # not asked for each vector, which would cost
             for vector in range(whole // 16):
                 j = first + vector * step
                 result = _output(load_16(row, j), middle, scale, load_16(weight, j), load_16(bias, j))
@@ -126,8 +126,8 @@ def is_descending(out: torch.Tensor, *inputs: torch.Tensor) -> bool:
     """Whether rows of ``out`` are better stored from their ends.
 
     A load waits for an earlier store at the same place within a page of 4 KiB, though the pages differ.
-    malloc puts equal tensors 64 bytes apart, so that going up each load would follow such a store: 1.3x
-    slower.
+    malloc puts equal tensors 64 bytes apart, so that going up each load would follow such a
+    store.
     """
     ahead = min((out.data_ptr() - value.data_ptr()) % PAGE_BYTES or PAGE_BYTES for value in inputs)
     behind = min((value.data_ptr() - out.data_ptr()) % PAGE_BYTES or PAGE_BYTES for value in inputs)
@@ -166,7 +166,7 @@ def parameter(
     return placed.fill_(otherwise) if value is None else placed.copy_(value.reshape(columns))
 
 
-def _forward(
+def forward(
     input: torch.Tensor,
     residual: torch.Tensor | None,
     weight: torch.Tensor | None,
@@ -175,7 +175,11 @@ def _forward(
     eps: float,
     centred: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(output, sum, mean, rstd). What is not asked for repeats another: no variant of the body for it."""
+    """(output, sum, mean, rstd) over the last ``columns`` elements of a contiguous tensor.
+
+    What is not asked for (the sum without a residual, the mean unless ``centred``) repeats another: the body
+    has no variant for it.
+    """
     out = torch.empty_like(input)
     total = torch.empty_like(input) if residual is not None else out
     shape = (input.numel() // columns, columns)
@@ -204,39 +208,3 @@ def _forward(
         rstd,
     )
     return out, total, mean, rstd
-
-
-def layer_norm(
-    input: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, columns: int, eps: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(output, mean, rstd) over the last ``columns`` elements of a contiguous tensor."""
-    out, _, mean, rstd = _forward(input, None, weight, bias, columns, eps, True)
-    return out, mean, rstd
-
-
-def rms_norm(
-    input: torch.Tensor, weight: torch.Tensor | None, columns: int, eps: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(output, rstd)."""
-    out, _, _, rstd = _forward(input, None, weight, None, columns, eps, False)
-    return out, rstd
-
-
-def add_layer_norm(
-    input: torch.Tensor,
-    residual: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    columns: int,
-    eps: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(output, sum, mean, rstd)."""
-    return _forward(input, residual, weight, bias, columns, eps, True)
-
-
-def add_rms_norm(
-    input: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor | None, columns: int, eps: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(output, sum, rstd)."""
-    out, total, _, rstd = _forward(input, residual, weight, None, columns, eps, False)
-    return out, total, rstd

@@ -30,7 +30,7 @@ from kernels.storage import narrow, widen
 from kernels.threads import chunked, chunks_of
 
 f32 = np.float32
-AHEAD_BYTES = 12288  # how far ahead rows are asked for, between 8 and 16 KiB: a sixth faster than not at all
+AHEAD_BYTES = 12288  # how far ahead rows are asked for, between 8 and 16 KiB
 
 
 @njit(error_model="numpy", fastmath=False, forceinline=True)  # else numba passes the caller's flags on
@@ -147,7 +147,7 @@ def _summed(partial: torch.Tensor | None) -> torch.Tensor:
     return out
 
 
-def _backward(
+def backward(
     grad: torch.Tensor,
     grad_sum: torch.Tensor | None,
     input: torch.Tensor,
@@ -155,11 +155,16 @@ def _backward(
     rstd: torch.Tensor,
     weight: torch.Tensor | None,
     columns: int,
-    grad_input: torch.Tensor | None,
+    inputs: bool,
     weighted: bool,
     biased: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fills grad_input; (grad_weight, grad_bias) in float32, empty where not asked for."""
+) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    """(grad_input, grad_weight, grad_bias) in one pass.
+
+    grad, grad_sum: of the output, and of the sum where there was a residual. grad_input: None unless
+    ``inputs``. The parameters' gradients are float32, empty where not asked for.
+    """
+    grad_input = torch.empty_like(input) if inputs else None
     shape = (rstd.numel(), columns)
     chunks = chunks_of(shape[0], 16, 64)  # few enough partial rows, and short enough sums, both for accuracy
     out = input if grad_input is None else grad_input
@@ -184,48 +189,4 @@ def _backward(
         weights,
         biases if biased else weights,
     )
-    return _summed(weights), _summed(biases)
-
-
-def norm_backward(
-    grad: torch.Tensor,
-    grad_sum: torch.Tensor | None,
-    input: torch.Tensor,
-    mean: torch.Tensor | None,
-    rstd: torch.Tensor,
-    weight: torch.Tensor | None,
-    columns: int,
-    biased: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(grad_input, grad_weight, grad_bias) in one pass."""
-    grad_input = torch.empty_like(input)
-    return grad_input, *_backward(
-        grad, grad_sum, input, mean, rstd, weight, columns, grad_input, True, biased
-    )
-
-
-def norm_backward_input(
-    grad: torch.Tensor,
-    grad_sum: torch.Tensor | None,
-    input: torch.Tensor,
-    mean: torch.Tensor | None,
-    rstd: torch.Tensor,
-    weight: torch.Tensor | None,
-    columns: int,
-) -> torch.Tensor:
-    """grad_input alone."""
-    grad_input = torch.empty_like(input)
-    _backward(grad, grad_sum, input, mean, rstd, weight, columns, grad_input, False, False)
-    return grad_input
-
-
-def norm_backward_weight(
-    grad: torch.Tensor,
-    input: torch.Tensor,
-    mean: torch.Tensor | None,
-    rstd: torch.Tensor,
-    columns: int,
-    biased: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(grad_weight, grad_bias) alone."""
-    return _backward(grad, None, input, mean, rstd, None, columns, None, True, biased)
+    return grad_input, _summed(weights), _summed(biases)

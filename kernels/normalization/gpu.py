@@ -146,7 +146,7 @@ def configuration(columns: int) -> tuple[dict[str, int], dict[str, int]]:
     return {"ROWS": rows, "BLOCK": block}, {"num_warps": {8192: 8, 16384: 32}.get(block, 4)}
 
 
-def _forward(
+def forward(
     input: torch.Tensor,
     residual: torch.Tensor | None,
     weight: torch.Tensor | None,
@@ -155,7 +155,7 @@ def _forward(
     eps: float,
     centred: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(output, sum, mean, rstd); what is not asked for repeats another."""
+    """As ``cpu.forward``."""
     weight = weight if weight is None else weight.contiguous()
     bias = bias if bias is None else bias.contiguous()
     out = torch.empty_like(input)
@@ -177,42 +177,6 @@ def _forward(
     else:
         split_rows[(rows,)](*tensors, columns, eps, **flags, **constants, **options)
     return out, total, mean, rstd
-
-
-def layer_norm(
-    input: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, columns: int, eps: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(output, mean, rstd) over the last ``columns`` elements of a contiguous tensor."""
-    out, _, mean, rstd = _forward(input, None, weight, bias, columns, eps, True)
-    return out, mean, rstd
-
-
-def rms_norm(
-    input: torch.Tensor, weight: torch.Tensor | None, columns: int, eps: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(output, rstd)."""
-    out, _, _, rstd = _forward(input, None, weight, None, columns, eps, False)
-    return out, rstd
-
-
-def add_layer_norm(
-    input: torch.Tensor,
-    residual: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    columns: int,
-    eps: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(output, sum, mean, rstd)."""
-    return _forward(input, residual, weight, bias, columns, eps, True)
-
-
-def add_rms_norm(
-    input: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor | None, columns: int, eps: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(output, sum, rstd)."""
-    out, total, _, rstd = _forward(input, residual, weight, None, columns, eps, False)
-    return out, total, rstd
 
 
 def compilations() -> list[Compilation]:

@@ -221,7 +221,7 @@ def _summed(partial: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def _backward(
+def backward(
     grad: torch.Tensor,
     grad_sum: torch.Tensor | None,
     input: torch.Tensor,
@@ -229,11 +229,12 @@ def _backward(
     rstd: torch.Tensor,
     weight: torch.Tensor | None,
     columns: int,
-    grad_input: torch.Tensor | None,
+    inputs: bool,
     weighted: bool,
     biased: bool,
-) -> tuple[torch.Tensor, ...]:
-    """Fills grad_input; (grad_weight, grad_bias) in float32, empty where not asked for."""
+) -> tuple[torch.Tensor | None, ...]:
+    """As ``cpu_backward.backward``."""
+    grad_input = torch.empty_like(input) if inputs else None
     rows = rstd.numel()
     constants, options, resident = configuration(columns)
     programs, stripe = _stripes(rows, constants["ROWS"], resident * _multiprocessors(input.device))
@@ -256,56 +257,13 @@ def _backward(
         CENTRED=mean is not None,
         ADDED=grad_sum is not None,
         WEIGHT=weight is not None,
-        INPUT=grad_input is not None,
+        INPUT=inputs,
         PARAMETERS=weighted,
         BIASED=biased,
         **constants,
         **options,
     )
-    return tuple(rstd.new_empty(0) if sums is None else _summed(sums) for sums in (weights, biases))
-
-
-def norm_backward(
-    grad: torch.Tensor,
-    grad_sum: torch.Tensor | None,
-    input: torch.Tensor,
-    mean: torch.Tensor | None,
-    rstd: torch.Tensor,
-    weight: torch.Tensor | None,
-    columns: int,
-    biased: bool,
-) -> tuple[torch.Tensor, ...]:
-    """(grad_input, grad_weight, grad_bias) in one pass."""
-    grad_input = torch.empty_like(input)
-    sums = _backward(grad, grad_sum, input, mean, rstd, weight, columns, grad_input, True, biased)
-    return grad_input, *sums
-
-
-def norm_backward_input(
-    grad: torch.Tensor,
-    grad_sum: torch.Tensor | None,
-    input: torch.Tensor,
-    mean: torch.Tensor | None,
-    rstd: torch.Tensor,
-    weight: torch.Tensor | None,
-    columns: int,
-) -> torch.Tensor:
-    """grad_input alone."""
-    grad_input = torch.empty_like(input)
-    _backward(grad, grad_sum, input, mean, rstd, weight, columns, grad_input, False, False)
-    return grad_input
-
-
-def norm_backward_weight(
-    grad: torch.Tensor,
-    input: torch.Tensor,
-    mean: torch.Tensor | None,
-    rstd: torch.Tensor,
-    columns: int,
-    biased: bool,
-) -> tuple[torch.Tensor, ...]:
-    """(grad_weight, grad_bias) alone."""
-    return _backward(grad, None, input, mean, rstd, None, columns, None, True, biased)
+    return grad_input, *(rstd.new_empty(0) if sums is None else _summed(sums) for sums in (weights, biases))
 
 
 def compilations() -> list[Compilation]:

@@ -37,6 +37,8 @@ Lists = list[list[Any]]
 class _OnePass(torch.optim.Optimizer):
     """``step`` of all six: gather each group's tensors as torch does, then update them in one pass."""
 
+    _step_group: Callable[[Group], None]
+
     @_use_grad_for_differentiable
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient.
@@ -53,9 +55,6 @@ class _OnePass(torch.optim.Optimizer):
         for group in self.param_groups:
             self._step_group(group)
         return loss
-
-    def _step_group(self, group: Group) -> None:
-        raise NotImplementedError
 
     def _gather(self, group: Group, number: int) -> Lists:
         """torch's lists: parameters that have a gradient, the gradients, and states, made where new."""

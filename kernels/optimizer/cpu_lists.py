@@ -20,7 +20,7 @@ from numba.extending import intrinsic, overload
 
 from kernels.op import FLOATS_AND_DOUBLE
 from kernels.optimizer.lists import Tensors, address_of, check_equal, copy_back, elements_of, one_layout
-from kernels.threads import chunked
+from kernels.threads import Chunked, chunked
 
 ELEMENTS_PER_CHUNK = 1 << 16
 """Work of one chunk: some ten microseconds, several times what a thread pays to take the next one."""
@@ -86,7 +86,7 @@ def update_rule(function: Callable[..., None]) -> Any:
     return numba.njit(error_model="numpy", fastmath={"contract"}, nogil=True)(function)
 
 
-def over_lists(rule: Any) -> chunked:
+def over_lists(rule: Any) -> Chunked:
     """The launch of ``rule`` over a table of lists, chunk by chunk."""
 
     def body(chunk, size, table, steps, p, g, a, b, c, numbers):
@@ -147,7 +147,7 @@ def _table(lists: Sequence[Tensors]) -> torch.Tensor:
 
 
 def launch(
-    body: chunked,
+    body: Chunked,
     params: Tensors,
     grads: Tensors,
     states: Sequence[Tensors],

@@ -1,7 +1,7 @@
 """Lists of tensors that an optimizer updates together: equal in number, shapes and memory layout.
 
-These run over every tensor at every step: functions in C are mapped over the lists, several times as fast as
-expressions in Python.
+These run over every tensor at every step: functions in C are mapped over the lists, not expressions of
+Python.
 """
 
 from __future__ import annotations

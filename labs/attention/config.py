@@ -22,6 +22,12 @@ class Config:
     )
     block: int = setting(16, unit="tokens", help="tokens in a page of the cache", minimum=1)
 
+    def __post_init__(self) -> None:
+        if self.heads % 4:
+            raise ValueError(
+                f"attention: heads={self.heads} is not a multiple of 4, as one key and value head serves four"
+            )
+
     @property
     def lengths(self) -> tuple[int, int, int]:
         return self.length // 4, self.length // 2, self.length

@@ -17,20 +17,17 @@ from labs.machine import Machine
 
 SOFTMAX_SLOTS = 25
 FLOAT = 4  # bytes
-INT8_ATTENTION = 1 + FLOAT  # bytes a number of the 8-bit cache costs when it is widened: read, and written
 
 
 @dataclass(frozen=True)
 class Work:
     """What one call computes and moves. score_trips: how often all scores cross memory. slots: of softmax."""
 
-    pairs: float
     flops: float
     slots: float
     bytes_moved: float
     score_bytes: float = 0.0
     score_trips: int = 0
-    cache_bytes: float = 0.0
 
 
 def pairs(kind: str, length: int, window: int) -> int:
@@ -55,7 +52,6 @@ def work(config: Config, kind: str, length: int, name: str) -> Work:
     scores = FLOAT * heads * length**2 if name == "naive" else 0
     masked = kind in ("causal", "window")
     return Work(
-        pairs=count,
         flops=4.0 * dim * count,
         slots=float(SOFTMAX_SLOTS * count),
         bytes_moved=inputs + (scores * (8 if masked else 6)),
@@ -71,15 +67,15 @@ def _token_work(config: Config, length: int, name: str) -> Work:
     if name == "recompute":
         count = sequences * heads * pairs("causal", length, 0)
         queries = 2.0 * FLOAT * sequences * heads * length * dim
-        return Work(count, 4.0 * dim * count, SOFTMAX_SLOTS * count, cache + queries, cache_bytes=0.0)
+        return Work(4.0 * dim * count, SOFTMAX_SLOTS * count, cache + queries)
     count = sequences * heads * length
     flops, slots = 4.0 * dim * count, float(SOFTMAX_SLOTS * count)
     if name == "cache_int8":
         scales = FLOAT * numbers / dim
         stored = numbers + scales
         # Widened before use: written as float32 and read again.
-        return Work(count, flops, slots, stored + 2 * cache, cache_bytes=stored)
-    return Work(count, flops, slots, cache, cache_bytes=cache)
+        return Work(flops, slots, stored + 2 * cache)
+    return Work(flops, slots, cache)
 
 
 def seconds(config: Config, machine: Machine, kind: str, length: int, name: str) -> tuple[float, str]:

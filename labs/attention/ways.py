@@ -10,34 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from labs.attention import model
 from labs.attention.config import Config
 from labs.attention.inputs import paged, qkv, quantized, token
 from labs.lab import Recorder, Step, Variant
+from labs.memory import extra_bytes
 
 PREFILL = ("full", "causal", "window", "gqa", "mqa")
-
-
-def extra_memory(step: Step) -> float | None:
-    """Bytes by which the resident set grows at most during a call; None where Linux does not tell."""
-    import ctypes
-
-    def status(field: str) -> float:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(float(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-    step()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew (proc(5))
-        before = status("VmRSS:")
-        step()
-        return max(0.0, status("VmHWM:") - before)
-    except (OSError, AttributeError, StopIteration):
-        return None
 
 
 def _watched(make: Callable[[Config], Step]) -> Callable[[Any, Recorder], Step]:
@@ -48,7 +29,7 @@ def _watched(make: Callable[[Config], Step]) -> Callable[[Any, Recorder], Step]:
 
         with torch.no_grad():
             step = make(config)
-        memory = extra_memory(step)
+        memory = extra_bytes(step)
         if memory is not None:
             recorder.record("extra_memory", memory, "B")
         return step

@@ -6,6 +6,7 @@ import pytest
 from families import family_of, has_triton_kernels
 
 from kernels.interpreter import interpreting
+from kernels.op import without_crossover
 
 PROGRAMS = int(os.environ.get("INTERPRETED_PROGRAMS", "24"))
 """The most programs a launch may have in the interpreter."""
@@ -23,6 +24,13 @@ def pytest_collection_modifyitems(items):
         return has_triton_kernels(family_of(operation)) and (not first or case is operation.cases[1])
 
     items[:] = [item for item in items if chosen(**getattr(getattr(item, "callspec", None), "params", {}))]
+
+
+@pytest.fixture
+def every_size():
+    """No crossover to torch for small tensors: the kernels run."""
+    with without_crossover():
+        yield
 
 
 @pytest.fixture(autouse=interpreting())

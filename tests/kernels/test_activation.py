@@ -23,10 +23,7 @@ TORCH = {
     "tanh": torch.tanh,
 }
 
-
-@pytest.fixture(autouse=True)
-def kernels_alone(monkeypatch):
-    monkeypatch.setattr("kernels.op.crossover", lambda name, device: 0)
+pytestmark = pytest.mark.usefixtures("every_size")
 
 
 def public(name):

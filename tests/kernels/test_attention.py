@@ -17,8 +17,7 @@ from kernels.tiles import LANES, PANEL, ROWS, multiply, pack_transposed
 
 
 @pytest.fixture(autouse=True)
-def kernels_alone(monkeypatch):
-    monkeypatch.setattr("kernels.op.crossover", lambda name, device: 0)
+def kernels_alone(every_size, monkeypatch):
     monkeypatch.setattr("kernels.op._warned", set())
 
 

@@ -1,7 +1,9 @@
 """kernels/compiled_cache.py: the same code is not compiled twice, another one is never taken for it."""
 
+import os
 import subprocess
 import sys
+import time
 
 import numba
 import pytest
@@ -53,7 +55,7 @@ def scaled(factor):
 def test_a_second_process_would_load_what_the_first_compiled(folder, compilations):
     assert scaled(3.0) == scaled(3.0) == [3.0] * 5
     assert compilations == ["scale"]
-    assert len(list(folder.iterdir())) == 1
+    assert len(list(folder.glob("*/*"))) == 1
 
 
 def test_what_a_body_closes_over_tells_it_apart(folder, compilations):
@@ -89,7 +91,7 @@ def test_types_of_arguments_and_flags_tell_it_apart(folder, compilations):
 @pytest.mark.parametrize("damage", [b"", b"short", lambda content: content[:-1] + b"x"])
 def test_a_damaged_file_is_compiled_anew_and_replaced(folder, compilations, damage):
     scaled(3.0)
-    (path,) = folder.iterdir()
+    (path,) = folder.glob("*/*")
     content = path.read_bytes()
     path.write_bytes(damage(content) if callable(damage) else damage)
     assert scaled(3.0) == [3.0] * 5
@@ -100,9 +102,22 @@ def test_a_damaged_file_is_compiled_anew_and_replaced(folder, compilations, dama
 
 def test_another_text_of_the_package_is_compiled_anew(folder, compilations, monkeypatch):
     scaled(3.0)
-    monkeypatch.setattr(compiled_cache, "_surroundings", lambda: b"another version")
+    monkeypatch.setattr(compiled_cache, "_surroundings", lambda: "another version")
     scaled(3.0)
     assert len(compilations) == 2
+
+
+def test_what_nobody_used_for_a_month_is_removed(folder, compilations, monkeypatch):
+    ages = {"used lately": 1, "unused": 31}
+    for text, days in ages.items():
+        monkeypatch.setattr(compiled_cache, "_surroundings", lambda text=text: text)
+        scaled(3.0)
+        then = time.time() - days * 24 * 3600
+        for path in (folder / text, *(folder / text).iterdir()):
+            os.utime(path, (then, then))
+    monkeypatch.setattr(compiled_cache, "_surroundings", lambda: "new")
+    scaled(3.0)
+    assert {path.name for path in folder.iterdir()} == {"new", "used lately"}
 
 
 def test_a_folder_that_cannot_be_written_costs_nothing(tmp_path, compilations, monkeypatch):
@@ -135,8 +150,6 @@ def test_functions_called_by_symbol_are_found_again(tmp_path):
         "def body(chunk, x):\n"
         "    add_one(address(x, 0), x.size)\n"
     )
-    import os
-
     environment = {**os.environ, "PERFLAB_HOME": str(tmp_path / "home")}
     for attempt in range(3):
         done = subprocess.run(
@@ -147,7 +160,7 @@ def test_functions_called_by_symbol_are_found_again(tmp_path):
             timeout=60,
         )
         assert done.stdout.strip() == "[2.0, 2.0, 2.0, 2.0]", done.stderr
-        kept = sorted((tmp_path / "home" / "kernels").iterdir())
+        kept = sorted((tmp_path / "home" / "kernels").glob("*/*"))
         assert len(kept) == 2
         if attempt == 1:
             next(path for path in kept if path.name.startswith("add_one")).unlink()
@@ -159,9 +172,10 @@ def test_the_cfunc_of_a_signature_is_callable_from_c(folder):
     def double(value):
         return value * 2
 
-    address, kept = address_of(numba.types.int64(numba.types.int64), double, {})
-    assert ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(address)(21) == 42
-    assert kept is not None
+    for kind, of_c in ((numba.types.int64, ctypes.c_int64), (numba.types.float64, ctypes.c_double)):
+        address, kept = address_of(kind(kind), double, {})
+        assert ctypes.CFUNCTYPE(of_c, of_c)(address)(21) == 42
+        assert kept is not None
 
 
 def test_compiled_once_takes_numbers():

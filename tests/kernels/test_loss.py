@@ -19,8 +19,7 @@ from kernels.loss import cpu, passes, reference
 
 
 @pytest.fixture(autouse=True)
-def kernels_alone(monkeypatch):
-    monkeypatch.setattr("kernels.op.crossover", lambda name, device: 0)
+def kernels_alone(every_size, monkeypatch):
     monkeypatch.setattr("kernels.op._warned", set())
 
 
@@ -333,26 +332,22 @@ MEMORY = """
 import sys, torch
 import torch.nn.functional as F
 import kernels
-import kernels.op
-from bench.environment import peak_memory_bytes, reset_peak_memory
+from kernels.op import without_crossover
+from labs.memory import extra_bytes
 
 hidden, target = torch.randn(2048, 128), torch.randint(0, 32000, (2048,))
 weight = torch.randn(32000, 128, requires_grad=True)
-
-def run(rows, function):
-    torch.autograd.grad(function(hidden[:rows].requires_grad_(), weight, target[:rows]), weight)
-
 function = {
     "kernels": kernels.linear_cross_entropy,
     "torch": lambda hidden, weight, target: F.cross_entropy(hidden @ weight.T, target),
 }[sys.argv[1]]
-kernels.op.crossover = lambda name, device: 0  # so that the first run compiles what the second uses
-run(2, function)
-if not reset_peak_memory():
-    sys.exit(77)
-before = peak_memory_bytes()
-run(2048, function)
-print(peak_memory_bytes() - before)
+
+def step():
+    torch.autograd.grad(function(hidden.requires_grad_(), weight, target), weight)
+
+with without_crossover():
+    extra = extra_bytes(step)
+sys.exit(77) if extra is None else print(extra)
 """
 
 

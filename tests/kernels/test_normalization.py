@@ -13,10 +13,7 @@ from kernels.simd import vector_bits
 
 on_cpu = pytest.mark.skipif(interpreting(), reason="of the CPU's kernels")
 
-
-@pytest.fixture(autouse=True)
-def kernels_alone(monkeypatch):
-    monkeypatch.setattr("kernels.op.crossover", lambda name, device: 0)
+pytestmark = pytest.mark.usefixtures("every_size")
 
 
 def random(*shape, dtype=torch.float32, seed=0):
@@ -207,8 +204,9 @@ def test_streamed_rows_in_either_direction_are_the_same(dtype, monkeypatch):
     weight = random(64, dtype=dtype)
 
     def run():
-        out, total, mean, rstd = cpu.add_layer_norm(values, residual, weight, weight, 64, 1e-5)
-        return out, total, *cpu_backward.norm_backward(grad, grad, total, mean, rstd, weight, 64, True)
+        out, total, mean, rstd = cpu.forward(values, residual, weight, weight, 64, 1e-5, True)
+        saved = (grad, grad, total, mean, rstd, weight, 64)
+        return out, total, *cpu_backward.backward(*saved, inputs=True, weighted=True, biased=True)
 
     expected = run()
     seen = []
@@ -244,8 +242,8 @@ def test_loops_fill_512_bit_registers_and_call_nothing():
     from kernels.inspect import inspect_function
     from kernels.normalization import cpu, cpu_backward
 
-    cpu.layer_norm(x, ones, ones, 8, 1e-5)
-    cpu_backward.norm_backward(x, None, x, torch.zeros(4), torch.ones(4), ones, 8, True)
+    cpu.forward(x, None, ones, ones, 8, 1e-5, True)
+    cpu_backward.backward(x, None, x, torch.zeros(4), torch.ones(4), ones, 8, True, True, True)
     for body in (cpu.forward_rows, cpu_backward.backward_rows):
         signature = next(s for s in body.signatures if s[2].dtype.name == "float32")
         found = inspect_function(body.compiled, signature)

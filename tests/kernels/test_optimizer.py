@@ -45,11 +45,7 @@ FULL = {
 SHAPES = ((1,), (0,), (3, 17), (4099,), ())
 EVERY = pytest.mark.parametrize("name", RULES)
 
-
-@pytest.fixture(autouse=True)
-def kernels_alone(monkeypatch):
-    """No crossover to torch for small tensors."""
-    monkeypatch.setattr("kernels.op.crossover", lambda name, device: 0)
+pytestmark = pytest.mark.usefixtures("every_size")
 
 
 def values(generator, dtype, shapes=SHAPES):

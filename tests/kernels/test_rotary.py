@@ -9,10 +9,7 @@ from kernels.rotary import cpu, eager
 from kernels.rotary.spec import tables
 from kernels.simd import host_features
 
-
-@pytest.fixture(autouse=True)
-def kernels_alone(monkeypatch):
-    monkeypatch.setattr("kernels.op.crossover", lambda name, device: 0)
+pytestmark = pytest.mark.usefixtures("every_size")
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

@@ -13,6 +13,7 @@ from stated import Stated, machine
 from labs import figure as figures
 from labs.attention import LAB, claims, inputs, model, proof, ways
 from labs.lab import configure, find
+from labs.memory import extra_bytes
 
 SMALL = configure(LAB, "quick", {"length": 96, "dim": 16, "window": 10, "sequences": 3, "block": 7})
 
@@ -54,6 +55,7 @@ def test_eight_bits_are_off_by_half_a_step_at_most():
     _, keys, _ = inputs.token(SMALL, 24)
     small, scale = inputs.quantized(keys)
     assert ((small * scale - keys).abs() <= 0.5001 * scale).all()
+    assert small.abs().amax(-1).eq(127).all()  # no finer step would do
 
 
 @pytest.mark.parametrize("address", [variant.address for variant in LAB.variants(SMALL)])
@@ -84,7 +86,7 @@ def test_memory_of_the_naive_way_is_seen():
     import torch
 
     step = lambda: torch.ones(2**24).sum()  # noqa: E731
-    grown = ways.extra_memory(step)
+    grown = extra_bytes(step)
     if grown is None:
         pytest.skip("this system does not tell a process its highest resident size")
     assert 0.9 * 2**26 < grown < 1.5 * 2**26
@@ -121,6 +123,11 @@ def test_the_full_one_by_hand():
     pairs = SMALL.heads * 96**2
     assert seconds == pytest.approx(1e-6 + pairs * (4 * 16 + 2 * 25) / 100e9)
     assert "GFLOP/s" in because
+
+
+def test_heads_that_cannot_be_shared_by_four_are_refused():
+    with pytest.raises(ValueError, match="heads=6 is not a multiple of 4"):
+        configure(LAB, "quick", {"heads": 6})
 
 
 def test_all_claims_hold_when_the_predictions_come_true():
