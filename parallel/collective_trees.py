@@ -67,8 +67,12 @@ def scatter(held: torch.Tensor, edges: list[int], place: int, size: int) -> Roun
 
 
 def gather(held: torch.Tensor, edges: list[int], place: int, size: int) -> Rounds:
-    """The scatter backwards: each place has its own chunk first in ``held``; place 0 gets all."""
-    yield [Receive(child, _window(held, edges, place, child, size)) for child in children(place, size)]
+    """The scatter backwards: each place has its own chunk first in ``held``; place 0 gets all.
+
+    The smallest subtrees come first: they are ready first.
+    """
+    below = reversed(children(place, size))
+    yield [Receive(child, _window(held, edges, place, child, size)) for child in below]
     if place:
         yield [Send(parent(place), held)]
 
