@@ -33,7 +33,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import distributed_c10d
 
 from parallel.collective_costs import (
     direct_gather_cost,
@@ -46,7 +45,9 @@ from parallel.collective_costs import (
     tree_broadcast_cost,
     tree_reduce_cost,
 )
-from parallel.link_work import Lanes, LinkWork
+from parallel.inner_group import backends_of, plain_group
+from parallel.link_lanes import Lanes
+from parallel.link_work import LinkWork
 from parallel.traffic import Traffic, blocked, count_bytes, counted, record
 
 __all__ = ["LinkGroup", "Traffic", "counted", "seconds", "wrap"]
@@ -78,6 +79,8 @@ OPERATIONS = {
     "recv": "recv",
     "recv_anysource": "recv",
 }
+
+P2P = ("send", "recv")  # those with a peer
 
 COSTS: dict[str, Callable[[float, int, float, float], float]] = {
     "all_reduce": ring_all_reduce_cost,
@@ -111,58 +114,54 @@ class LinkGroup(dist.ProcessGroup):
     def run(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dist.Work:
         """Count one call, make it, and give back the work that takes as long as the link."""
         operation = OPERATIONS[method]
-        sizes = [count_bytes(value) for value in (*args, *kwargs.values())]
-        payload = max(sizes, default=0)
-        record(operation, payload)
-        issue = getattr(self.inner, method)
-        duration = self._seconds(operation, payload, args)
-        if self._coalescing is not None:
-            self._coalescing.append(duration)
-            return issue(*args, **kwargs)
-        what = (
-            f"rank {self.rank()} of {self.size()}, group {self._group_name or 'default'}: "
-            f"{operation} of {payload} bytes"
-            + (
-                f", {'to' if method == 'send' else 'from'} rank {args[1]}"
-                if method in ("send", "recv")
-                else ""
-            )
-        )
-        device = next(_devices((args, tuple(kwargs.values()))), torch.device("cpu"))
-        with blocked():
-            return LinkWork(
-                lambda: issue(*args, **kwargs),
-                what,
-                self.lanes,
-                operation,
-                duration if self.lanes.delays else 0.0,
-                device,
-            )
+        values = (*args, *kwargs.values())
+        payload = max(map(count_bytes, values), default=0)
+        duration = self._seconds(operation, payload, values)
+        device = next(_devices(values), torch.device("cpu"))
 
-    def _seconds(self, operation: str, payload: int, args: tuple[Any, ...]) -> float:
+        def issue() -> dist.Work:
+            return getattr(self.inner, method)(*args, **kwargs)
+
+        if self._coalescing is None:
+            peer = f", {'to' if method == 'send' else 'from'} rank {args[1]}" if method in P2P else ""
+            work = self._work(issue, f"{operation} of {payload} bytes{peer}", operation, duration, device)
+        else:
+            work = issue()
+            self._coalescing.append(duration)
+        record(operation, payload)
+        return work
+
+    def _work(
+        self,
+        issue: Callable[[], dist.Work],
+        what: str,
+        operation: str,
+        duration: float,
+        device: torch.device,
+    ) -> LinkWork:
+        name = self._group_name or "default"
+        with blocked():
+            what = f"rank {self.rank()} of {self.size()}, group {name}: {what}"
+            return LinkWork(issue, what, self.lanes, operation, duration, device)
+
+    def _seconds(self, operation: str, payload: int, values: tuple[Any, ...]) -> float:
         lanes = self.lanes
-        if operation in ("gather", "scatter") and args and len(args) > 1:
-            parts = args[0] if operation == "gather" else args[1]  # the root's; empty elsewhere
-            if count_bytes(parts) == 0:
-                return message_cost(payload, lanes.latency, lanes.seconds_per_byte)
+        if operation in ("gather", "scatter"):
+            of_root = values[0] if operation == "gather" else values[1]  # empty elsewhere
+            if not count_bytes(of_root):
+                operation = "send"
         return seconds(operation, payload, self.size(), lanes.latency, lanes.seconds_per_byte)
 
     def _start_coalescing(self, device: torch.device) -> None:
-        self._coalescing = []
         self.inner._start_coalescing(device)
+        self._coalescing = []
 
     def _end_coalescing(self, device: torch.device) -> dist.Work:
         durations, self._coalescing = self._coalescing or [], None
-        what = f"rank {self.rank()} of {self.size()}: {len(durations)} coalesced calls"
-        with blocked():
-            return LinkWork(
-                lambda: self.inner._end_coalescing(device),
-                what,
-                self.lanes,
-                "coalesced",
-                sum(durations),
-                device,
-            )
+        what = f"{len(durations)} coalesced calls"
+        return self._work(
+            lambda: self.inner._end_coalescing(device), what, "coalesced", sum(durations), device
+        )
 
     # What a plain group answers from its backends.
     def _get_backend(self, device: torch.device) -> Any:
@@ -251,60 +250,15 @@ def wrap(inner: str, latency: float = 0.0, seconds_per_byte: float = 0.0) -> str
     )
 
 
-def _backends(inner: str) -> dict[str, str]:
-    """{device type: backend} of a backend string."""
-    return dict(distributed_c10d.BackendConfig(dist.Backend(inner)).get_device_backend_map())
-
-
 def _register(name: str, inner: str, latency: float, seconds_per_byte: float) -> str:
     if name.upper() not in dist.Backend._plugins:
         lanes = Lanes(latency, seconds_per_byte)  # one link of this process, for all groups of that name
 
         def create(options: Any, _backend_options: Any) -> LinkGroup:
-            return LinkGroup(_inner_group(inner, options), name, lanes)
+            return LinkGroup(plain_group(inner, options), name, lanes)
 
-        dist.Backend.register_backend(name, create, extended_api=True, devices=list(_backends(inner)))
+        dist.Backend.register_backend(name, create, extended_api=True, devices=list(backends_of(inner)))
     return name
-
-
-def _inner_group(inner: str, options: Any) -> dist.ProcessGroup:
-    """A plain group with the backends of ``inner``, as init_process_group would have made it."""
-    rank, size, timeout = options.group_rank, options.group_size, options.timeout
-    group = dist.ProcessGroup(options.store, rank, size)
-    made: dict[str, Any] = {}
-    for device, backend in _backends(inner).items():
-        kind = dist.Backend.backend_type_map[backend]
-        if backend not in made:
-            store = dist.PrefixStore(f"{backend}/", options.store)
-            made[backend] = backend_object = _backend(backend, store, rank, size, timeout, options)
-            if isinstance(backend_object, dist.ProcessGroup):
-                return backend_object  # a backend written in Python is the whole group
-            group._set_default_backend(kind)
-        group._register_backend(torch.device(device), kind, made[backend])
-    return group
-
-
-def _backend(name: str, store: Any, rank: int, size: int, timeout: Any, options: Any) -> Any:
-    ranks = options.global_ranks_in_group
-    if name == "gloo":
-        gloo = dist.ProcessGroupGloo(store, rank, size, timeout=timeout)
-        gloo.options.global_ranks_in_group = ranks
-        gloo._set_sequence_number_for_group()
-        return gloo
-    if name == "nccl":
-        settings = dist.ProcessGroupNCCL.Options()
-        settings._timeout, settings.global_ranks_in_group = timeout, ranks
-        nccl = dist.ProcessGroupNCCL(store, rank, size, settings)
-        nccl._set_sequence_number_for_group()
-        return nccl
-    plugin = dist.Backend._plugins[name.upper()]
-    if not plugin.extended_api:
-        return plugin.creator_fn(store, rank, size, timeout)
-    inner_options = distributed_c10d._DistributedBackendOptions()
-    inner_options.store, inner_options.timeout = store, timeout
-    inner_options.group_rank, inner_options.group_size = rank, size
-    inner_options.group_id, inner_options.global_ranks_in_group = options.group_id, ranks
-    return plugin.creator_fn(inner_options, None)
 
 
 _register("link", "gloo", 0.0, 0.0)

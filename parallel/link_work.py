@@ -1,13 +1,6 @@
-"""The works of a slow link: when they are done, who waits for them, and the one thread that completes them.
-
-``Lanes`` is the link of one rank, ``LinkWork`` one transfer on it, ``Clock`` the thread: it calls at a given
-time what would otherwise need a thread for each pending transfer. Nobody spins: a delay costs no processor
-time.
-"""
+"""One transfer on a slow link: when it is done, and who waits for it. Nobody spins while it lasts."""
 
 import contextlib
-import heapq
-import itertools
 import sys
 import threading
 import time
@@ -18,68 +11,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from parallel.link_lanes import Lanes, clock, cycles_per_second
 from parallel.traffic import blocked, counting
 
 NO_TIMEOUT = timedelta(0)
 GRACE_SECONDS = 10.0  # that the clock's thread may be late
-
-
-class Clock:
-    """A daemon thread that calls each function at its time (time.perf_counter); starts when first needed."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._calls: list[tuple[float, int, Callable[[], None]]] = []
-        self._number = itertools.count()
-        self._thread: threading.Thread | None = None
-
-    def at(self, when: float, call: Callable[[], None]) -> None:
-        """Call ``call``, which must not block nor raise, at ``when``; of equal times the earlier asked
-        first."""
-        with self._changed:
-            heapq.heappush(self._calls, (when, next(self._number), call))
-            if self._thread is None or not self._thread.is_alive():  # also after a fork
-                self._thread = threading.Thread(target=self._serve, name="parallel.link", daemon=True)
-                self._thread.start()
-            self._changed.notify()
-
-    def _serve(self) -> None:
-        while True:
-            with self._changed:
-                while not self._calls or self._calls[0][0] > time.perf_counter():
-                    left = self._calls[0][0] - time.perf_counter() if self._calls else None
-                    self._changed.wait(left if left is None else max(left, 0.0))
-                call = heapq.heappop(self._calls)[2]
-            call()
-            del call  # it holds tensors, and the next may be long in coming
-
-
-clock = Clock()
-
-
-class Lanes:
-    """A link: ``out`` and ``in`` carry one transfer at a time each; a collective takes both."""
-
-    def __init__(self, latency: float, seconds_per_byte: float) -> None:
-        self.latency, self.seconds_per_byte = latency, seconds_per_byte
-        self.delays = latency > 0 or seconds_per_byte > 0
-        self._free = {"out": 0.0, "in": 0.0}
-        self._lock = threading.Lock()
-        self._streams: dict[torch.device, Any] = {}
-
-    def occupy(self, duration: float, *lanes: str) -> float:
-        """When a transfer that may begin now, on lanes that carry others first, is through."""
-        with self._lock:
-            end = max(time.perf_counter(), *(self._free[lane] for lane in lanes)) + duration
-            self._free.update(dict.fromkeys(lanes, end))
-            return end
-
-    def stream(self, device: torch.device) -> Any:
-        """The stream on which the delays of a device's transfers queue up."""
-        with self._lock:
-            if device not in self._streams:
-                self._streams[device] = torch.cuda.Stream(device)
-            return self._streams[device]
 
 
 class LinkWork(dist.Work):
@@ -264,20 +200,3 @@ def _asked_in_backward() -> bool:
     except ValueError:  # a thread of the autograd engine, without Python below
         return True
     return asker.startswith(("torch.autograd", "torch.distributed"))
-
-
-_rates: dict[torch.device, float] = {}
-
-
-def cycles_per_second(device: torch.device) -> float:
-    """How fast torch.cuda._sleep counts, measured once."""
-    if device not in _rates:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        with torch.cuda.device(device):
-            torch.cuda._sleep(1_000_000)
-            start.record()
-            torch.cuda._sleep(10_000_000)
-            end.record()
-            end.synchronize()
-        _rates[device] = 10_000_000 / (start.elapsed_time(end) / 1e3)
-    return _rates[device]

@@ -12,6 +12,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
 from parallel import link
+from parallel.link_lanes import Lanes
+from parallel.link_work import LinkWork
 
 FLOAT = 4
 
@@ -126,6 +128,42 @@ def test_batches_coalescing_subgroups_and_functional_collectives_are_counted(ran
         assert calls == {"send": 1, "recv": 1, "all_reduce": 2 + inside}
 
 
+def by_older_names():
+    """What torch 2.11 and its strategies call, as methods of the group."""
+    group, size = dist.group.WORLD, dist.get_world_size()
+    mine, flat = torch.ones(3), torch.empty(3 * size)
+    calls = [
+        lambda: group._allgather_base(flat, mine),
+        lambda: group.allgather_into_tensor_coalesced([flat, flat.clone()], [mine, mine]),
+        lambda: group._reduce_scatter_base(mine.clone(), flat),
+        lambda: group.reduce_scatter_tensor_coalesced([mine.clone()], [flat]),
+        lambda: group.alltoall_base(flat.clone(), flat, [], []),
+        lambda: group.allreduce(mine.clone(), dist.ReduceOp.SUM),
+        lambda: group.broadcast(mine, root=0),
+    ]
+    with link.counted() as traffic:
+        for call in calls:
+            call().wait()
+    with pytest.raises(RuntimeError, match="oalescing"):
+        group._start_coalescing(torch.device("cpu"))  # gloo does not
+    with link.counted() as after:
+        dist.all_reduce(mine)
+    return dict(traffic.payload), dict(after.payload)
+
+
+def test_older_names_are_counted(ranks):
+    part, whole = 3 * FLOAT, 6 * FLOAT
+    for payload, after in ranks.run(2, by_older_names, backend="link"):
+        assert payload == {
+            "all_gather": 3 * whole,
+            "reduce_scatter": 2 * whole,
+            "all_to_all": whole,
+            "all_reduce": part,
+            "broadcast": part,
+        }
+        assert after == {"all_reduce": part}
+
+
 WIDTH, DEPTH = 24, 3
 
 
@@ -213,15 +251,14 @@ def test_pytorchs_own_strategies_run_on_it_and_are_counted(ranks, latency):
 
 def timed(name, *arguments):
     """Seconds that a function of this file takes between ranks that start together, on a link."""
-    group = dist.new_group(backend=name_of(*arguments[0]))
-    dist.barrier()
-    start = time.perf_counter()
-    result = globals()[name](group, *arguments[1:])
-    return time.perf_counter() - start, result
-
-
-def name_of(latency, seconds_per_byte):
-    return link.wrap("gloo", latency, seconds_per_byte)
+    group = dist.new_group(backend=link.wrap("gloo", *arguments[0]))
+    found = []
+    for _ in range(2):
+        dist.barrier()
+        start = time.perf_counter()
+        result = globals()[name](group, *arguments[1:])
+        found.append((time.perf_counter() - start, result))
+    return min(found, key=lambda pair: pair[0])  # a busy machine adds, and takes nothing away
 
 
 def all_reduce_of(group, count, times=1, asynchronous=False):
@@ -416,3 +453,30 @@ def test_wrong_arguments_are_named():
         link.wrap("gloo", latency=-1.0)
     with pytest.raises(ValueError, match="seconds_per_byte must be a finite number"):
         link.wrap("gloo", seconds_per_byte=float("inf"))
+
+
+def on_a_device():
+    """Milliseconds of the device until a delayed all-reduce is done, by its event and by its future."""
+    device, group = torch.device("cuda", 0), dist.new_group(backend=link.wrap("nccl"))
+    value, found = torch.ones(10, device=device), []
+    for wait in (lambda work: work.wait(), lambda work: work.get_future().wait()):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        lanes = Lanes(0.05, 0.0)
+        wait(LinkWork(lambda: group.inner.allreduce([value]), "test", lanes, "all_reduce", 0.05, device))
+        end.record()
+        end.synchronize()
+        found.append(start.elapsed_time(end))
+    with link.counted() as traffic:
+        dist.all_reduce(value, group=group)
+    return found, dict(traffic.payload), value.tolist()
+
+
+@pytest.mark.gpu
+def test_delays_on_a_device(ranks):
+    if not (torch.cuda.is_available() and dist.is_nccl_available()):
+        pytest.skip("needs a CUDA device and NCCL")
+    (times, payload, value), *_ = ranks.run(1, on_a_device, backend="link")
+    assert all(50 <= time + 1 < 150 for time in times)
+    assert payload == {"all_reduce": 10 * FLOAT}
+    assert value == [1.0] * 10
