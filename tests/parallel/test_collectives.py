@@ -176,6 +176,13 @@ def against_gloo():
     average = torch.full((4,), float(rank))
     collectives.all_reduce(average, dist.ReduceOp.AVG)
     assert torch.equal(average, torch.full((4,), (size - 1) / 2))
+    for algorithm in ALGORITHMS["reduce"]:
+        average = torch.full((4,), float(rank))
+        collectives.reduce(average, 0, dist.ReduceOp.AVG, algorithm=algorithm)
+        assert torch.equal(average, torch.full((4,), (size - 1) / 2 if rank == 0 else float(rank)))
+    part = torch.empty(2)
+    collectives.reduce_scatter_tensor(part, torch.full((2 * size,), float(rank)), dist.ReduceOp.AVG)
+    assert torch.equal(part, torch.full((2,), (size - 1) / 2))
     whole = torch.zeros(4, 6)
     columns = whole[:, ::2]
     columns += rank
@@ -269,6 +276,7 @@ def in_flight(latency):
     issued = time.perf_counter() - start
     done_early = handles[-1].is_completed()
     meanwhile = torch.ones(3)
+    time.sleep(0.03 * rank)  # the ranks are in the midst of different rounds when the next call begins
     collectives.all_reduce(meanwhile, group=groups[0])
     for handle in reversed(handles):
         handle.wait()
