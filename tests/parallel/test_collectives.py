@@ -293,6 +293,23 @@ def test_several_in_flight(ranks):
         assert not done_early
 
 
+def hidden(latency, compute):
+    """Seconds waited for a collective that runs beside ``compute`` seconds of something else."""
+    group, value = dist.new_group(backend=link.wrap("gloo", latency)), torch.ones(10)
+    with link.counted() as traffic:
+        handle = collectives.all_reduce(value, group=group, async_op=True, checked=False, algorithm="ring")
+        time.sleep(compute)
+        handle.wait()
+    return traffic.waited_seconds
+
+
+@pytest.mark.alone
+def test_what_is_hidden_was_not_waited_for(ranks):
+    for compute, exposed in ((0.0, 0.2), (0.12, 0.08), (0.3, 0.0)):  # a ring of two takes 2 latencies
+        for waited in ranks.run(2, hidden, 0.1, compute, backend="link"):
+            assert exposed - 0.02 <= waited < exposed + 0.08, compute
+
+
 def timed(name, size, latency, per_byte, algorithm):
     group = dist.new_group(backend=link.wrap("gloo", latency, per_byte))
     run = getattr(collectives, name)
