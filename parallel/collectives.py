@@ -1,26 +1,23 @@
 """The collectives of torch.distributed, from send and receive: which to use when, and what each costs.
 
-Names, arguments and results are torch.distributed's (``dst`` and ``src`` are global ranks), so that
-``from parallel import collectives as dist`` is the whole change. Besides: ``algorithm`` (collective_costs.py
-says what each costs; by default the cheapest for gloo on one host), and ``checked``.
+Names, arguments and results of these eight functions are torch.distributed's (``dst`` and ``src`` are global
+ranks), so that one can take the place of the other. Besides there are ``algorithm`` (collective_costs.py says
+what each costs; by default the cheapest for gloo on one host) and ``checked``.
 
 When is which the right one? By who has what, and who needs what:
 
 - broadcast: one has it, all need it. Initial weights, a configuration.
-- scatter: one has it, each needs another part. Handing out a batch (``nn.DataParallel``); the inverse is
-gather: each
-  has a part, one needs all. Collecting predictions or metrics for the one that writes them. Both make the
-  one the bottleneck: all n bytes pass its link however many ranks help, which is why training does without.
+- scatter: one has it, each needs another part. Handing out a batch (``nn.DataParallel``).
+- gather, its inverse: each has a part, one needs all. Collecting predictions or metrics on the rank that
+  writes them. Both make the one the bottleneck: all n bytes pass its link, however many ranks there are,
+  which is why training does without.
 - reduce: each has a whole, one needs the sum. A loss for the log.
-- all-reduce: each has a whole, all need the sum. Gradients of data parallelism. It is a reduce-scatter and
-an all-
-  gather, and whoever needs only his part of the sum stops half way:
+- all-reduce: each has a whole, all need the sum. Gradients of data parallelism. It is a reduce-scatter and an
+  all-gather; whoever needs only his part of the sum stops half way:
 - reduce-scatter: each has a whole, each needs another part of the sum. Gradients under ZeRO-2 and FSDP.
-- all-gather: each has a part, all need the whole. Weights under FSDP before they are used. n/p in, n out:
-the memory
-  is what it costs.
-- all-to-all: each has something for each. Tokens to their experts and back, sequence shards to head shards
-(Ulysses).
+- all-gather: each has a part, all need the whole. Weights under FSDP before they are used. n/p bytes in, n
+  out: its price is memory.
+- all-to-all: each has something for each. Tokens to their experts and back; sequence shards to head shards.
 
 Which algorithm? Short vectors cost latency, long ones bytes: a tree takes ceil(log2 p) rounds but carries
 the whole vector in each; a ring takes p-1 but carries n/p; halving-doubling has the rounds of the one and

@@ -34,12 +34,13 @@ def _backend(name: str, store: Any, rank: int, size: int, timeout: Any, options:
     ranks = options.global_ranks_in_group
     if name == "gloo":
         gloo = dist.ProcessGroupGloo(store, rank, size, timeout=timeout)
-        gloo.options.global_ranks_in_group = ranks
+        gloo.options.global_ranks_in_group, gloo.options.group_name = ranks, options.group_id
         gloo._set_sequence_number_for_group()
         return gloo
     if name == "nccl":
         settings = dist.ProcessGroupNCCL.Options()
         settings._timeout, settings.global_ranks_in_group = timeout, ranks
+        settings.group_name = options.group_id
         nccl = dist.ProcessGroupNCCL(store, rank, size, settings)
         nccl._set_sequence_number_for_group()
         return nccl

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from parallel.traffic import background, blocked
+
 
 class Send(NamedTuple):
     """``tensor`` (contiguous) goes to ``peer``, a rank of the group."""
@@ -51,10 +53,11 @@ class Handle:
         self._future, self._event, self._device = future, event, device
 
     def wait(self) -> None:
-        """Return when the result is there (CUDA: when the current stream will wait for it); raise what
-        failed."""
-        if self._future is not None:
-            self._future.result()
+        """Return when the result is there (CUDA: when the current stream will wait for it), or raise what
+        went wrong."""
+        with blocked():
+            if self._future is not None:
+                self._future.result()
         if self._event is not None:
             torch.cuda.current_stream(self._device).wait_event(self._event)
 
@@ -86,7 +89,12 @@ def start(
     with _lock:
         if group not in _runners:
             _runners[group] = ThreadPoolExecutor(1, thread_name_prefix="parallel.collectives")
-        return Handle(_runners[group].submit(lambda: _run(rounds(), group, tag, what)))
+
+        def run() -> None:
+            with background():
+                _run(rounds(), group, tag, what)
+
+        return Handle(_runners[group].submit(run))
 
 
 def _next_tag(group: dist.ProcessGroup) -> int:

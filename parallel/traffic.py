@@ -24,8 +24,8 @@ class Traffic:
     calls: number of calls by operation, also of "recv" and "barrier".
     sent, received: bytes point to point.
     waited_seconds: time in which at least one thread of this process was blocked in communication: issuing
-    it, or
-        waiting for it. On a CUDA device a wait only orders streams and blocks nobody.
+        it, or waiting for it. A thread that only does so for others does not count (``background``), and on a
+        CUDA device a wait only orders streams and blocks nobody.
     """
 
     def __init__(self) -> None:
@@ -40,6 +40,7 @@ _lock = threading.Lock()
 _open: list[Traffic] = []
 _blocked_threads = 0
 _blocked_since = 0.0
+_of_thread = threading.local()
 
 
 def counting() -> bool:
@@ -76,9 +77,22 @@ def record(operation: str, size: int) -> None:
 
 
 @contextlib.contextmanager
+def background() -> Iterator[None]:
+    """This thread works for others, which wait for it if they must: its own waiting does not count inside."""
+    _of_thread.background = True
+    try:
+        yield
+    finally:
+        _of_thread.background = False
+
+
+@contextlib.contextmanager
 def blocked() -> Iterator[None]:
     """The time inside counts as waiting; that of several threads at once counts once."""
     global _blocked_threads
+    if getattr(_of_thread, "background", False):
+        yield
+        return
     with _lock:
         _settle()
         _blocked_threads += 1

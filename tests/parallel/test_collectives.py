@@ -176,6 +176,13 @@ def against_gloo():
     average = torch.full((4,), float(rank))
     collectives.all_reduce(average, dist.ReduceOp.AVG)
     assert torch.equal(average, torch.full((4,), (size - 1) / 2))
+    for algorithm in ALGORITHMS["reduce"]:
+        average = torch.full((4,), float(rank))
+        collectives.reduce(average, 0, dist.ReduceOp.AVG, algorithm=algorithm)
+        assert torch.equal(average, torch.full((4,), (size - 1) / 2 if rank == 0 else float(rank)))
+    part = torch.empty(2)
+    collectives.reduce_scatter_tensor(part, torch.full((2 * size,), float(rank)), dist.ReduceOp.AVG)
+    assert torch.equal(part, torch.full((2,), (size - 1) / 2))
     whole = torch.zeros(4, 6)
     columns = whole[:, ::2]
     columns += rank
@@ -269,6 +276,7 @@ def in_flight(latency):
     issued = time.perf_counter() - start
     done_early = handles[-1].is_completed()
     meanwhile = torch.ones(3)
+    time.sleep(0.03 * rank)  # the ranks are in the midst of different rounds when the next call begins
     collectives.all_reduce(meanwhile, group=groups[0])
     for handle in reversed(handles):
         handle.wait()
@@ -283,6 +291,23 @@ def test_several_in_flight(ranks):
     for issued, done_early in ranks.run(3, in_flight, 0.02, backend="link"):
         assert issued < 0.1
         assert not done_early
+
+
+def hidden(latency, compute):
+    """Seconds waited for a collective that runs beside ``compute`` seconds of something else."""
+    group, value = dist.new_group(backend=link.wrap("gloo", latency)), torch.ones(10)
+    with link.counted() as traffic:
+        handle = collectives.all_reduce(value, group=group, async_op=True, checked=False, algorithm="ring")
+        time.sleep(compute)
+        handle.wait()
+    return traffic.waited_seconds
+
+
+@pytest.mark.alone
+def test_what_is_hidden_was_not_waited_for(ranks):
+    for compute, exposed in ((0.0, 0.2), (0.12, 0.08), (0.3, 0.0)):  # a ring of two takes 2 latencies
+        for waited in ranks.run(2, hidden, 0.1, compute, backend="link"):
+            assert exposed - 0.02 <= waited < exposed + 0.08, compute
 
 
 def timed(name, size, latency, per_byte, algorithm):
