@@ -32,7 +32,9 @@ class Ranks:
     def __init__(self, most=4):
         self.most, self._number = most, 0
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["torch", "torch.distributed", "numba", "numpy"])
+        # DCP and FSDP2 bring sympy and DTensor: half a second for each process that imports them by itself.
+        heavy = ["torch.distributed.checkpoint", "torch.distributed.fsdp"]
+        self._context.set_forkserver_preload(["torch", "torch.distributed", "numba", "numpy", *heavy])
         self._ranks = {}
         self._folder = tempfile.TemporaryDirectory(prefix="perflab-ranks-")
 
