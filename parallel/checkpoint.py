@@ -6,15 +6,17 @@
     ...
     checkpoint.save(directory, step, state)
 
-A checkpoint is a directory ``step-<step>-<number>``, where the number counts the saves into ``directory``: the
-newest is the one with the highest number, whatever its step, since a run may have been taken up again from an
-earlier one. It is written under a hidden name; every rank brings its file to the disk; then rank 0 writes
-metadata.json and renames. A rename is atomic: a checkpoint is there whole or not at all, and whoever is killed at
-whatever moment leaves the one before untouched. What was left unfinished is removed by the next save.
+A checkpoint is a directory ``step-<step>-<number>``, where the number counts the saves into ``directory``:
+the newest is the one with the highest number, whatever its step, since a run may have been taken up again
+from an earlier one. It is written under a hidden name; every rank brings its file to the disk; then rank 0
+writes metadata.json and renames. A rename is atomic: a checkpoint is there whole or not at all, and whoever
+is killed at whatever moment leaves the one before untouched. What was left unfinished is removed by the
+next save.
 
-Planning, deduplication of replicas and resharding are ``torch.distributed.checkpoint``'s, files and metadata are
-`parallel.checkpoint_storage`'s (nothing is unpickled), what a state may hold is `parallel.checkpoint_state`'s.
-All calls are collective over ``group``, and what goes wrong on one rank is raised on all of them.
+Planning, deduplication of replicas and resharding are ``torch.distributed.checkpoint``'s, files and
+metadata are `parallel.checkpoint_storage`'s (nothing is unpickled), what a state may hold is
+`parallel.checkpoint_state`'s. All calls are collective over ``group``, and what goes wrong on one rank is
+raised on all of them.
 """
 
 import os
@@ -53,23 +55,25 @@ def save(
     group: dist.ProcessGroup | None = None,
     keep: int = 2,
 ) -> Path:
-    """Write ``state`` after ``step`` steps; returns where, once it has reached the disk. Keeps the last ``keep``.
+    """Write ``state`` after ``step`` steps; returns where, once it has reached the disk. Keeps the last
+    ``keep``.
 
-    state: a dictionary of tensors, DTensors, `Sharded`, plain values, `torch.Generator`s, `PerRank`, objects with
-    state_dict and load_state_dict, and dictionaries, lists and tuples of such. What is neither sharded nor
-    PerRank is the same on all ranks: plain values are compared, of equal tensors one rank writes its own.
+    state: a dictionary of tensors, DTensors, `Sharded`, plain values, `torch.Generator`s, `PerRank`,
+    objects with state_dict and load_state_dict, and dictionaries, lists and tuples of such. What is neither
+    sharded nor PerRank is the same on all ranks: plain values are compared, of equal tensors one rank
+    writes its own.
 
-    Raises ValueError on every rank for a state that ranks disagree on or that a checkpoint cannot hold, OSError
-    for a directory that cannot be written; both name the ranks.
+    Raises ValueError on every rank for a state that ranks disagree on or that a checkpoint cannot hold,
+    OSError for a directory that cannot be written; both name the ranks.
     """
     if keep < 1:
         raise ValueError(f"a save keeps at least the checkpoint that it writes: keep is {keep}")
     folder, rank = Path(directory), _rank(group)
     tensors: Tensors = {}
 
-    def describe() -> tuple[Any, dict[str, Any], int, tuple[str, Path] | None]:
+    def describe() -> tuple[Any, dict[str, Any], int, tuple[str, Path]]:
         tree = take_apart(state, tensors, rank)
-        names = _begin(folder, step) if rank == 0 else None
+        names = _begin(folder, step) if rank == 0 else ("", folder)
         return tree, {name: _layout(tensor) for name, tensor in tensors.items()}, step, names
 
     answers = _together(group, describe)
@@ -105,8 +109,9 @@ def load(
     The state is shaped as it was saved; tensors are filled where they are, plain values are replaced in the
     dictionaries, and objects get their load_state_dict called. Ranks may be more or fewer than saved it.
 
-    Raises ValueError on every rank, before anything in ``state`` has changed: no such checkpoint; a file that is
-    missing, truncated or altered, by name, and which earlier checkpoint is whole; a state that does not fit.
+    Raises ValueError on every rank, before anything in ``state`` has changed: no such checkpoint; a file
+    that is missing, truncated or altered, by name, and which earlier checkpoint is whole; a state that does
+    not fit.
     """
     folder, rank = Path(directory), _rank(group)
 
@@ -124,13 +129,17 @@ def load(
         _verify(folder / names[0], group)
     except ValueError as error:
         whole = next((name for name in names[1:] if _is_whole(folder / name, group)), None)
-        rescue = f"{whole} before it is whole: load(..., step={_step(whole)})" if whole else "none before it is whole"
+        rescue = (
+            f"{whole} before it is whole: load(..., step={_step(whole)})"
+            if whole
+            else "none before it is whole"
+        )
         raise ValueError(f"{error}; {rescue}") from error
 
     def prepare() -> tuple[Metadata, Tensors, Callable[[], Any], int]:
         body, metadata = read_metadata(folder / names[0])
         described = metadata.state_dict_metadata
-        stored = {name: (tuple(t.size), t.properties.dtype) for name, t in described.items()}  # type: ignore[union-attr]
+        stored = {name: (tuple(t.size), t.properties.dtype) for name, t in described.items()}
         restore = Restore(stored, rank, {})
         return metadata, restore.tensors, restore.fit(state, body["state"]), body["step"]
 
@@ -172,7 +181,11 @@ class _LoadPlanner(DefaultLoadPlanner):
 
 def _part(tensors: dict[str, Any], index: MetadataIndex) -> torch.Tensor:
     found = tensors[index.fqn]
-    return found.__get_tensor_shard__(index) if isinstance(found, Sharded) else find_state_dict_object(tensors, index)
+    return (
+        found.__get_tensor_shard__(index)
+        if isinstance(found, Sharded)
+        else find_state_dict_object(tensors, index)
+    )
 
 
 def _rank(group: dist.ProcessGroup | None) -> int:
@@ -180,7 +193,8 @@ def _rank(group: dist.ProcessGroup | None) -> int:
 
 
 def _together(group: dist.ProcessGroup | None, function: Callable[[], T]) -> list[T]:
-    """What ``function`` returns on each rank. If it raises on any, all ranks raise, and say which ranks it was."""
+    """What ``function`` returns on each rank. If it raises on any, all ranks raise, and say which ranks it
+    was."""
     answer, error = None, None
     try:
         answer = function()
@@ -251,7 +265,11 @@ def _check_layouts(layouts: list[dict[str, Any]]) -> None:
         first = next(iter(held))
         for rank, (shape, dtype, part) in held.items():
             if (shape, dtype, part is None) != (*held[first][:2], held[first][2] is None):
-                told = [f"{'a part of ' * bool(p)}{s} {d} on rank {r}" for r, (s, d, p) in held.items() if r in (first, rank)]
+                told = [
+                    f"{'a part of ' * bool(p)}{s} {d} on rank {r}"
+                    for r, (s, d, p) in held.items()
+                    if r in (first, rank)
+                ]
                 raise ValueError(f"{name} is {' and '.join(told)}")
         if held[first][2] and (problem := uncovered([part for _, _, part in held.values()], held[first][0])):
             parts = ", ".join(f"{o} to {o + n} on rank {rank}" for rank, (_, _, (o, n)) in held.items())
@@ -269,7 +287,8 @@ def _step(name: str) -> int:
 
 
 def _begin(folder: Path, step: int) -> tuple[str, Path]:
-    """The name of a new checkpoint and the hidden directory to write it into; removes what was left unfinished."""
+    """The name of a new checkpoint and the hidden directory to write it into; removes what was left
+    unfinished."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.name.startswith((UNFINISHED, REMOVED)):
             shutil.rmtree(path)

@@ -1,4 +1,5 @@
-"""A tensor that several ranks hold together, described so that a checkpoint can take it apart and put it back.
+"""A tensor that several ranks hold together, described so that a checkpoint can take it apart and put it
+back.
 
 What `parallel.zero` and `parallel.fsdp` hold is a range of each tensor's elements. PyTorch's checkpoint
 (``torch.distributed.checkpoint``) stores boxes of n-dimensional tensors. A range is a few boxes, so the
@@ -38,7 +39,9 @@ class Sharded:
         if self.offset < 0 or end > total:
             raise ValueError(f"elements {self.offset} to {end} of a tensor of {total} elements {self.shape}")
         if not self.local.is_contiguous():
-            raise ValueError("the local part of a sharded tensor is contiguous, so that it can be loaded into")
+            raise ValueError(
+                "the local part of a sharded tensor is contiguous, so that it can be loaded into"
+            )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -75,7 +78,8 @@ class Sharded:
 def boxes_of_range(
     shape: tuple[int, ...], start: int, stop: int
 ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """(offsets, sizes) of the boxes that elements ``start`` to ``stop`` of the flattened tensor make up, in order."""
+    """(offsets, sizes) of the boxes that elements ``start`` to ``stop`` of the flattened tensor make up, in
+    order."""
     if start >= stop:
         return
     if len(shape) <= 1:
@@ -96,7 +100,8 @@ def boxes_of_range(
 
 
 def uncovered(parts: list[tuple[int, int]], shape: tuple[int, ...]) -> str | None:
-    """What is wrong with parts (offset, length) of one tensor that should make it up; equal parts are replicas."""
+    """What is wrong with parts (offset, length) of one tensor that should make it up; equal parts are
+    replicas."""
     parts = sorted({part for part in parts if part[1]})
     ends = [0, *(offset + length for offset, length in parts)]
     starts = [*(offset for offset, _ in parts), math.prod(shape)]
