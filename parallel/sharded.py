@@ -110,3 +110,31 @@ def uncovered(parts: list[tuple[int, int]], shape: tuple[int, ...]) -> str | Non
             problem = "is on no rank" if end < start else "is in parts that overlap without being equal"
             return f"element {min(end, start)} of {math.prod(shape)} {problem}"
     return None
+
+
+Layout = tuple[tuple[int, ...], str, tuple[int, int] | None]
+
+
+def layout(tensor: torch.Tensor | Sharded) -> Layout:
+    """(shape of the whole, dtype, (offset, length) of this rank's part or None)."""
+    part = (tensor.offset, tensor.local.numel()) if isinstance(tensor, Sharded) else None
+    return tuple(tensor.shape), str(tensor.dtype), part
+
+
+def check_layouts(layouts: list[dict[str, Layout]]) -> None:
+    """ValueError if ranks disagree on a tensor, or its parts do not make it up; layouts by rank and name."""
+    for name in sorted(set().union(*layouts)):
+        held = {rank: layout[name] for rank, layout in enumerate(layouts) if name in layout}
+        first = next(iter(held))
+        for rank, (shape, dtype, part) in held.items():
+            if (shape, dtype, part is None) != (*held[first][:2], held[first][2] is None):
+                told = [
+                    f"{'a part of ' * bool(p)}{s} {d} on rank {r}"
+                    for r, (s, d, p) in held.items()
+                    if r in (first, rank)
+                ]
+                raise ValueError(f"{name} is {' and '.join(told)}")
+        ranges = {rank: part for rank, (_, _, part) in held.items() if part}
+        if ranges and (problem := uncovered(list(ranges.values()), held[first][0])):
+            parts = ", ".join(f"{start} to {start + n} on rank {rank}" for rank, (start, n) in ranges.items())
+            raise ValueError(f"{name}: {problem}; the parts are elements {parts}")
