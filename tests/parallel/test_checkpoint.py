@@ -162,6 +162,11 @@ def load_all(folders):
             found = whole({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
             assert_equal(found, expected, f"{folder.name} {saved} {kind}")
             assert model.outer.weight is model.embedding.weight
+            for parameter, entries in optimizer.state.items():  # sharded like its parameter
+                for key in ("exp_avg", "exp_avg_sq"):
+                    assert type(entries[key]) is type(parameter.data)
+                    if kind == "fsdp":
+                        assert entries[key].placements == parameter.placements
         parts, tensors = flat_parts(False)
         odd = {name: torch.zeros_like(tensor) for name, tensor in odd_tensors().items()}
         assert checkpoint.load(folder / "flat", {"parts": parts, "odd": odd}) == 5
