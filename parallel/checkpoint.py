@@ -6,15 +6,17 @@
     ...
     checkpoint.save(directory, step, state)
 
-A checkpoint is a directory ``step-<step>-<number>``, where the number counts the saves into ``directory``: the
-newest is the one with the highest number, whatever its step, since a run may have been taken up again from an
-earlier one. It is written under a hidden name; every rank brings its file to the disk; then rank 0 writes
-metadata.json and renames. A rename is atomic: a checkpoint is there whole or not at all, and whoever is killed at
-whatever moment leaves the one before untouched. What was left unfinished is removed by the next save.
+A checkpoint is a directory ``step-<step>-<number>``, where the number counts the saves into ``directory``:
+the newest is the one with the highest number, whatever its step, since a run may have been taken up again
+from an earlier one. It is written under a hidden name; every rank brings its file to the disk; then rank 0
+writes metadata.json and renames. A rename is atomic: a checkpoint is there whole or not at all, and whoever
+is killed at whatever moment leaves the one before untouched. What was left unfinished is removed by the
+next save.
 
-Planning, deduplication of replicas and resharding are ``torch.distributed.checkpoint``'s, files and metadata are
-`parallel.checkpoint_storage`'s (nothing is unpickled), what a state may hold is `parallel.checkpoint_state`'s.
-All calls are collective over ``group``, and what goes wrong on one rank is raised on all of them.
+Planning, deduplication of replicas and resharding are ``torch.distributed.checkpoint``'s, files and
+metadata are `parallel.checkpoint_storage`'s (nothing is unpickled), what a state may hold is
+`parallel.checkpoint_state`'s. All calls are collective over ``group``, and what goes wrong on one rank is
+raised on all of them.
 """
 
 import os
@@ -24,7 +26,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -35,15 +37,15 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.checkpoint.utils import find_state_dict_object
 
+from parallel.together import raise_alike, said_by, together
 from parallel.checkpoint_state import PerRank, RandomGenerators, Restore, Tensors, merge, take_apart
 from parallel.checkpoint_storage import Reader, Writer, read_metadata, sync, verify
-from parallel.sharded import Sharded, uncovered
+from parallel.sharded import Sharded, check_layouts, layout
 
 __all__ = ["PerRank", "RandomGenerators", "Sharded", "latest", "load", "save"]
 
 NAME = re.compile(r"step-(\d+)-(\d+)")
 UNFINISHED, REMOVED = ".unfinished-", ".removed-"
-T = TypeVar("T")
 
 
 def save(
@@ -53,33 +55,35 @@ def save(
     group: dist.ProcessGroup | None = None,
     keep: int = 2,
 ) -> Path:
-    """Write ``state`` after ``step`` steps; returns where, once it has reached the disk. Keeps the last ``keep``.
+    """Write ``state`` after ``step`` steps; returns where, once it has reached the disk. Keeps the last
+    ``keep``.
 
-    state: a dictionary of tensors, DTensors, `Sharded`, plain values, `torch.Generator`s, `PerRank`, objects with
-    state_dict and load_state_dict, and dictionaries, lists and tuples of such. What is neither sharded nor
-    PerRank is the same on all ranks: plain values are compared, of equal tensors one rank writes its own.
+    state: a dictionary of tensors, DTensors, `Sharded`, plain values, `torch.Generator`s, `PerRank`,
+    objects with state_dict and load_state_dict, and dictionaries, lists and tuples of such. What is neither
+    sharded nor PerRank is the same on all ranks: plain values are compared, of equal tensors one rank
+    writes its own.
 
-    Raises ValueError on every rank for a state that ranks disagree on or that a checkpoint cannot hold, OSError
-    for a directory that cannot be written; both name the ranks.
+    Raises ValueError on every rank for a state that ranks disagree on or that a checkpoint cannot hold,
+    OSError for a directory that cannot be written; both name the ranks.
     """
     if keep < 1:
         raise ValueError(f"a save keeps at least the checkpoint that it writes: keep is {keep}")
     folder, rank = Path(directory), _rank(group)
     tensors: Tensors = {}
 
-    def describe() -> tuple[Any, dict[str, Any], int, tuple[str, Path] | None]:
+    def describe() -> tuple[Any, dict[str, Any], int, tuple[str, Path]]:
         tree = take_apart(state, tensors, rank)
-        names = _begin(folder, step) if rank == 0 else None
-        return tree, {name: _layout(tensor) for name, tensor in tensors.items()}, step, names
+        names = _begin(folder, step) if rank == 0 else ("", folder)
+        return tree, {name: layout(tensor) for name, tensor in tensors.items()}, step, names
 
-    answers = _together(group, describe)
+    answers = together(group, describe)
     name, unfinished = answers[0][3]  # rank 0's choice
 
     def agree() -> dict[str, Any]:
         steps = [answer[2] for answer in answers]
         if len(set(steps)) > 1:
             raise ValueError(f"ranks 0 to {len(steps) - 1} save after steps {steps}")
-        _check_layouts([answer[1] for answer in answers])
+        check_layouts([answer[1] for answer in answers])
         return {"step": step, "world_size": len(answers), "state": merge([answer[0] for answer in answers])}
 
     def commit() -> None:
@@ -105,8 +109,9 @@ def load(
     The state is shaped as it was saved; tensors are filled where they are, plain values are replaced in the
     dictionaries, and objects get their load_state_dict called. Ranks may be more or fewer than saved it.
 
-    Raises ValueError on every rank, before anything in ``state`` has changed: no such checkpoint; a file that is
-    missing, truncated or altered, by name, and which earlier checkpoint is whole; a state that does not fit.
+    Raises ValueError on every rank, before anything in ``state`` has changed: no such checkpoint; a file
+    that is missing, truncated or altered, by name, and which earlier checkpoint is whole; a state that does
+    not fit.
     """
     folder, rank = Path(directory), _rank(group)
 
@@ -119,23 +124,27 @@ def load(
         return found[found.index(wanted[0]) :]
 
     # One rank looks: another process may be saving, and all must read the same.
-    names = _together(group, lambda: choose() if rank == 0 else [])[0]
+    names = together(group, lambda: choose() if rank == 0 else [])[0]
     try:
         _verify(folder / names[0], group)
     except ValueError as error:
         whole = next((name for name in names[1:] if _is_whole(folder / name, group)), None)
-        rescue = f"{whole} before it is whole: load(..., step={_step(whole)})" if whole else "none before it is whole"
+        rescue = (
+            f"{whole} before it is whole: load(..., step={_step(whole)})"
+            if whole
+            else "none before it is whole"
+        )
         raise ValueError(f"{error}; {rescue}") from error
 
     def prepare() -> tuple[Metadata, Tensors, Callable[[], Any], int]:
         body, metadata = read_metadata(folder / names[0])
         described = metadata.state_dict_metadata
-        stored = {name: (tuple(t.size), t.properties.dtype) for name, t in described.items()}  # type: ignore[union-attr]
+        stored = {name: (tuple(t.size), t.properties.dtype) for name, t in described.items()}
         restore = Restore(stored, rank, {})
         return metadata, restore.tensors, restore.fit(state, body["state"]), body["step"]
 
     prepared: list[Any] = []
-    _together(group, lambda: prepared.extend(prepare()))
+    together(group, lambda: prepared.extend(prepare()))
     metadata, tensors, finish, saved = prepared
     reader = Reader(folder / names[0], metadata)
     _run(group, lambda **how: dcp.load(dict(tensors), storage_reader=reader, planner=_LoadPlanner(), **how))
@@ -172,63 +181,34 @@ class _LoadPlanner(DefaultLoadPlanner):
 
 def _part(tensors: dict[str, Any], index: MetadataIndex) -> torch.Tensor:
     found = tensors[index.fqn]
-    return found.__get_tensor_shard__(index) if isinstance(found, Sharded) else find_state_dict_object(tensors, index)
+    return (
+        found.__get_tensor_shard__(index)
+        if isinstance(found, Sharded)
+        else find_state_dict_object(tensors, index)
+    )
 
 
 def _rank(group: dist.ProcessGroup | None) -> int:
     return dist.get_rank(group) if dist.is_initialized() else 0
 
 
-def _together(group: dist.ProcessGroup | None, function: Callable[[], T]) -> list[T]:
-    """What ``function`` returns on each rank. If it raises on any, all ranks raise, and say which ranks it was."""
-    answer, error = None, None
-    try:
-        answer = function()
-    except Exception as raised:
-        if not dist.is_initialized():
-            raise
-        error = raised
-    if not dist.is_initialized():
-        return [answer]  # type: ignore[list-item]
-    answers: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(answers, (answer, error and _said(error)), group)
-    _raise({rank: said for rank, (_, said) in enumerate(answers) if said}, error)
-    return [answer for answer, _ in answers]
-
-
 def _run(group: dist.ProcessGroup | None, call: Callable[..., Any]) -> None:
-    """A call of torch.distributed.checkpoint, whose errors all ranks get, as ValueError or OSError."""
+    """A call of torch.distributed.checkpoint; what it raises, all ranks raise, as ValueError or OSError."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
             call(process_group=group)
     except CheckpointException as error:
         failures = {rank: raised for rank, (raised, _) in error.failures.items()}
-        _raise({rank: _said(raised) for rank, raised in failures.items()}, next(iter(failures.values())))
-
-
-def _said(error: BaseException) -> tuple[type[Exception], str]:
-    for kind in (ValueError, OSError):
-        if isinstance(error, kind):
-            return kind, str(error)
-    return RuntimeError, f"{type(error).__name__}: {error}"
-
-
-def _raise(said: dict[int, tuple[type[Exception], str]], cause: BaseException | None) -> None:
-    """One error, the same on all ranks, of what ranks said: what several say alike is said once."""
-    if not said:
-        return
-    ranks: dict[str, list[str]] = {}
-    for rank, (_, text) in said.items():
-        ranks.setdefault(text, []).append(str(rank))
-    text = "; ".join(f"{text} (rank {', '.join(who)})" for text, who in ranks.items())
-    raise next(iter(said.values()))[0](text) from cause
+        raise_alike(
+            {rank: said_by(raised) for rank, raised in failures.items()}, next(iter(failures.values()))
+        )
 
 
 def _verify(path: Path, group: dist.ProcessGroup | None) -> None:
     """Every rank reads its share of the checkpoint; ValueError on all if a byte of it is not as written."""
     world_size = dist.get_world_size(group) if dist.is_initialized() else 1
-    _together(group, lambda: verify(path, _rank(group), world_size))
+    together(group, lambda: verify(path, _rank(group), world_size))
 
 
 def _is_whole(path: Path, group: dist.ProcessGroup | None) -> bool:
@@ -237,25 +217,6 @@ def _is_whole(path: Path, group: dist.ProcessGroup | None) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _layout(tensor: torch.Tensor | Sharded) -> tuple[tuple[int, ...], str, tuple[int, int] | None]:
-    """(shape of the whole, dtype, (offset, length) of this rank's part or None)."""
-    part = (tensor.offset, tensor.local.numel()) if isinstance(tensor, Sharded) else None
-    return tuple(tensor.shape), str(tensor.dtype), part
-
-
-def _check_layouts(layouts: list[dict[str, Any]]) -> None:
-    for name in sorted(set().union(*layouts)):
-        held = {rank: layout[name] for rank, layout in enumerate(layouts) if name in layout}
-        first = next(iter(held))
-        for rank, (shape, dtype, part) in held.items():
-            if (shape, dtype, part is None) != (*held[first][:2], held[first][2] is None):
-                told = [f"{'a part of ' * bool(p)}{s} {d} on rank {r}" for r, (s, d, p) in held.items() if r in (first, rank)]
-                raise ValueError(f"{name} is {' and '.join(told)}")
-        if held[first][2] and (problem := uncovered([part for _, _, part in held.values()], held[first][0])):
-            parts = ", ".join(f"{o} to {o + n} on rank {rank}" for rank, (_, _, (o, n)) in held.items())
-            raise ValueError(f"{name}: {problem}; the parts are elements {parts}")
 
 
 def _all(folder: Path) -> list[Path]:
@@ -269,7 +230,8 @@ def _step(name: str) -> int:
 
 
 def _begin(folder: Path, step: int) -> tuple[str, Path]:
-    """The name of a new checkpoint and the hidden directory to write it into; removes what was left unfinished."""
+    """The name of a new checkpoint and the hidden directory to write it into; removes what was left
+    unfinished."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.name.startswith((UNFINISHED, REMOVED)):
             shutil.rmtree(path)

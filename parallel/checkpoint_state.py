@@ -7,7 +7,7 @@ the target: the checkpoint fills the tensors that are there and must fit them, w
 
 import itertools
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,14 +30,15 @@ class PerRank:
 
 
 class RandomGenerators:
-    """Python's, NumPy's and torch's default random generators (the current CUDA device's too), as one state."""
+    """Python's, NumPy's and torch's default random generators (the current CUDA device's too), as one
+    state."""
 
     def state_dict(self) -> dict[str, Any]:
         version, words, gauss = random.getstate()
-        name, keys, position, has_gauss, cached = np.random.get_state()  # type: ignore[misc]
+        name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
         state = {
             "python": [version, torch.tensor(words), gauss],
-            "numpy": [name, torch.tensor(keys.astype(np.int64)), position, has_gauss, cached],  # type: ignore[union-attr]
+            "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
             "torch": torch.get_rng_state(),
         }
         if torch.cuda.is_available():
@@ -93,13 +94,14 @@ def take_apart(value: Any, tensors: Tensors, rank: int, path: tuple[str, ...] = 
     if value is None or type(value) in (bool, int, float, str):
         return {"value": value}
     raise ValueError(
-        f"{where}: a checkpoint holds tensors, dictionaries, lists, tuples, numbers, strings and objects with "
-        f"state_dict and load_state_dict, not a {type(value).__name__}"
+        f"{where}: a checkpoint holds tensors, dictionaries, lists, tuples, numbers, strings and objects "
+        f"with state_dict and load_state_dict, not a {type(value).__name__}"
     )
 
 
 def merge(trees: list[Node], path: tuple[str, ...] = ()) -> Node:
-    """One tree of all ranks'. ValueError where they differ outside of `PerRank`, with the place and the ranks."""
+    """One tree of all ranks'. ValueError where they differ outside of `PerRank`, with the place and the
+    ranks."""
     first, where = trees[0], "/".join(path) or "the state"
     for rank, tree in enumerate(trees):
         if tree.keys() != first.keys():
@@ -168,7 +170,9 @@ class Restore:
     rank: int
     tensors: Tensors
 
-    def fit(self, target: Any, node: Node, path: tuple[str, ...] = (), free: bool = False) -> Callable[[], Any]:
+    def fit(
+        self, target: Any, node: Node, path: tuple[str, ...] = (), free: bool = False
+    ) -> Callable[[], Any]:
         """The function that, once the tensors have been read, returns what stands in ``target``'s place.
 
         free: what the target lacks is made, what it has besides is dropped. So it is within objects, which
@@ -180,13 +184,18 @@ class Restore:
             return self._fit_own(target, node, path)
         if isinstance(target, torch.Generator):
             state = self.fit(target.get_state(), node, path)
-            return lambda: (target.set_state(state()), target)[1]
+            return lambda: target.set_state(state())
         if is_stateful(target):
             template = target.state_dict()
             if isinstance(target, torch.optim.Optimizer):
                 template = self._with_state(target, template, node)
             loaded = self.fit(template, node, path, free=not isinstance(target, nn.Module))
-            return lambda: (target.load_state_dict(loaded()), target)[1]
+
+            def load() -> Any:
+                target.load_state_dict(loaded())
+                return target
+
+            return load
         if isinstance(target, (torch.Tensor, Sharded)) and kind == "tensor":
             shape, dtype = self.stored[content]
             if (shape, dtype) != (tuple(target.shape), target.dtype):
@@ -196,7 +205,7 @@ class Restore:
             return lambda: target
         if path and is_plain(node) and is_plain_value(target):
             return lambda: plain(node)
-        if isinstance(target, Mapping) and kind == "dict":
+        if isinstance(target, MutableMapping) and kind == "dict":
             nodes = dict(content)
             if not free and target.keys() != nodes.keys():
                 lacks, has = [k for k in target if k not in nodes], [k for k in nodes if k not in target]
@@ -204,10 +213,19 @@ class Restore:
             parts = {
                 key: self.fit(target.get(key, Absent), item, (*path, str(key)), free) for key, item in content
             }
-            loaded_in_place = {} if free else target
-            return lambda: (loaded_in_place.update((k, part()) for k, part in parts.items()), loaded_in_place)[1]  # type: ignore[union-attr]
-        if type(target) in (list, tuple) and kind == type(target).__name__ and (free or len(target) == len(content)):
-            pairs = enumerate(itertools.zip_longest(target[: len(content)], content, fillvalue=Absent))
+
+            def fill() -> Any:
+                values = {key: part() for key, part in parts.items()}
+                if free:
+                    return values
+                target.update(values)  # what the user holds stays the user's
+                return target
+
+            return fill
+        alike = type(target) in (list, tuple) and kind == type(target).__name__
+        if alike and (free or len(target) == len(content)):
+            olds = itertools.chain(target, itertools.repeat(Absent))
+            pairs = enumerate(zip(olds, content, strict=False))
             items = [self.fit(old, item, (*path, str(i)), free) for i, (old, item) in pairs]
             return lambda: type(target)(item() for item in items)
         if free or target is Absent:
@@ -218,11 +236,18 @@ class Restore:
         """This rank's own, if the checkpoint has it."""
         ((kind, content),) = node.items()
         if kind != "per_rank":
-            raise ValueError(f"{'/'.join(path)} is the same on all ranks in the checkpoint; here it is PerRank")
+            raise ValueError(
+                f"{'/'.join(path)} is the same on all ranks in the checkpoint; here it is PerRank"
+            )
         if self.rank >= len(content):
             return lambda: target
         finish = self.fit(target.value, content[self.rank], path)
-        return lambda: (setattr(target, "value", finish()), target)[1]
+
+        def put() -> PerRank:
+            target.value = finish()
+            return target
+
+        return put
 
     def _make(self, node: Node) -> Callable[[], Any]:
         """What the target has nothing for: tensors whole, on the CPU; whose they are will place them."""
@@ -241,7 +266,9 @@ class Restore:
             return self._make(content[self.rank]) if self.rank < len(content) else lambda: None
         return lambda: content
 
-    def _with_state(self, optimizer: torch.optim.Optimizer, template: dict[str, Any], node: Node) -> dict[str, Any]:
+    def _with_state(
+        self, optimizer: torch.optim.Optimizer, template: dict[str, Any], node: Node
+    ) -> dict[str, Any]:
         """The optimizer's state dictionary with the tensors that its first step would make.
 
         One of its parameter's shape is made like the parameter: on its device, sharded like it.

@@ -1,11 +1,12 @@
-"""The files of a checkpoint: raw bytes of tensors, one file a rank, and ``metadata.json`` that says where each lies.
+"""The files of a checkpoint: raw bytes of tensors, one file a rank, and ``metadata.json`` that says where
+each lies.
 
 PyTorch's own reader unpickles ``.metadata`` and whatever is not a tensor, so that loading a checkpoint runs
 the code that its author put there. Here nothing is unpickled: the metadata are JSON, tensors are their bytes,
 and every chunk has its checksum (CRC-32) and every place is checked before it is read.
 
-`Writer` and `Reader` are storage layers of ``torch.distributed.checkpoint``, which plans what each rank writes
-(replicas once, spread over the ranks) and which chunks a rank needs at another world size.
+`Writer` and `Reader` are storage layers of ``torch.distributed.checkpoint``, which plans what each rank
+writes (replicas once, spread over the ranks) and which chunks a rank needs at another world size.
 """
 
 import json
@@ -14,10 +15,10 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
 import torch
 from torch.distributed.checkpoint import StorageReader, StorageWriter
 from torch.distributed.checkpoint.metadata import (
@@ -67,7 +68,8 @@ def finished(value: Any) -> Future:
 
 
 class Writer(StorageWriter):
-    """Writes the tensors of one rank to ``directory / rank-<rank>.bin``; the coordinator then calls ``commit``.
+    """Writes the tensors of one rank to ``directory / rank-<rank>.bin``; the coordinator then calls
+    ``commit``.
 
     describe: what goes into metadata.json besides the tensors; on the coordinator.
     commit: makes the finished directory visible; called after every file in it has reached the disk.
@@ -95,7 +97,7 @@ class Writer(StorageWriter):
         with open(path, "xb") as file:
             for item in plan.items:
                 file.write(bytes(-file.tell() % ALIGNMENT))
-                data = as_bytes(planner.resolve_data(item))  # type: ignore[arg-type]
+                data = as_bytes(planner.resolve_data(item))
                 place = Place(path.name, file.tell(), len(data), zlib.crc32(data))
                 file.write(data)
                 results.append(WriteResult(item.index, len(data), place))
@@ -121,7 +123,9 @@ class Writer(StorageWriter):
 
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().view(-1)  # a conjugate or negative view is resolved by contiguous
+    flat = (
+        tensor.detach().cpu().contiguous().view(-1)
+    )  # a conjugate or negative view is resolved by contiguous
     return memoryview(flat.resolve_conj().resolve_neg().view(torch.uint8).numpy())
 
 
@@ -133,11 +137,15 @@ def encode(metadata: Metadata, places: dict[MetadataIndex, Place]) -> dict[str, 
     tensors = {}
     for name, tensor in metadata.state_dict_metadata.items():
         chunks = [
-            {"offsets": list(c.offsets), "sizes": list(c.sizes), **asdict(places[MetadataIndex(name, c.offsets)])}
-            for c in tensor.chunks  # type: ignore[union-attr]
+            {
+                "offsets": list(c.offsets),
+                "sizes": list(c.sizes),
+                **asdict(places[MetadataIndex(name, c.offsets)]),
+            }
+            for c in tensor.chunks
         ]
-        dtype = str(tensor.properties.dtype).removeprefix("torch.")  # type: ignore[union-attr]
-        tensors[name] = {"shape": list(tensor.size), "dtype": dtype, "chunks": chunks}  # type: ignore[union-attr]
+        dtype = str(tensor.properties.dtype).removeprefix("torch.")
+        tensors[name] = {"shape": list(tensor.size), "dtype": dtype, "chunks": chunks}
     return tensors
 
 
@@ -184,11 +192,11 @@ def check_size(path: Path, place: Place) -> None:
         raise ValueError(f"{path} is truncated: {size} bytes instead of {place.start + place.length} or more")
 
 
-def read_place(directory: Path, file: BinaryIO, place: Place) -> np.ndarray:
+def read_place(directory: Path, file: BufferedReader, place: Place) -> torch.Tensor:
     check_size(directory / place.file, place)  # before memory is asked for
-    data = np.empty(place.length, np.uint8)
+    data = torch.empty(place.length, dtype=torch.uint8)
     file.seek(place.start)
-    if file.readinto(memoryview(data)) != place.length:  # type: ignore[attr-defined]
+    if file.readinto(data.numpy()) != place.length:
         raise ValueError(f"{directory / place.file} is truncated")
     return data
 
@@ -203,7 +211,7 @@ def verify(directory: Path, part: int = 0, parts: int = 1) -> None:
                 data = read_place(directory, file, place)
         except OSError as error:
             raise ValueError(f"{path}: {error.strerror or error}") from error
-        if zlib.crc32(memoryview(data)) != place.checksum:
+        if zlib.crc32(data.numpy()) != place.checksum:
             end = place.start + place.length
             raise ValueError(f"{path}: bytes {place.start} to {end} ({index.fqn}) do not have their checksum")
 
@@ -241,7 +249,8 @@ class Reader(StorageReader):
         return finished(None)
 
     def _chunks(self, items: list[Any]) -> Iterator[tuple[Any, torch.Tensor]]:
-        """Each item with the stored chunk that it takes from; a chunk that several items take is read once."""
+        """Each item with the stored chunk that it takes from; a chunk that several items take is read
+        once."""
         last, tensor = None, torch.empty(0)
         for item in items:
             index = item.storage_index
@@ -249,9 +258,9 @@ class Reader(StorageReader):
                 place: Place = self.metadata.storage_data[index]
                 described = self.metadata.state_dict_metadata[index.fqn]
                 with open(self.directory / place.file, "rb") as file:
-                    data = torch.from_numpy(read_place(self.directory, file, place))
-                sizes = next(c.sizes for c in described.chunks if c.offsets == index.offset)  # type: ignore[union-attr]
-                tensor, last = data.view(described.properties.dtype).view(sizes), index  # type: ignore[union-attr]
+                    data = read_place(self.directory, file, place)
+                sizes = next(c.sizes for c in described.chunks if c.offsets == index.offset)
+                tensor, last = data.view(described.properties.dtype).view(sizes), index
             yield item, tensor
 
     @classmethod

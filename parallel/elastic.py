@@ -6,16 +6,17 @@
 
     torchrun --standalone --nproc-per-node 2 --max-restarts 3 train.py
 
-Why the plain command is not enough: since 2.5 torchrun gives workers the store of its own rendezvous, the same in
-every attempt (pytorch 135712, 167288). Gloo publishes the addresses of its ranks there, so after a restart a rank
-may find those of the previous attempt, connect to nobody, and use the next restart up. (The cure without this
-file: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's environment.)
+Why the plain command is not enough: since 2.5 torchrun gives workers the store of its own rendezvous, the
+same in every attempt (pytorch 135712, 167288). Gloo publishes the addresses of its ranks there, so after a
+restart a rank may find those of the previous attempt, connect to nobody, and use the next restart up. (The
+cure without this file: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's environment.)
 
-`join` gives each attempt a part of the store of its own. The restart count will not do for its name: with several
-nodes each agent counts for itself. So ranks agree on one: everyone draws a ticket, with a random token; rank 0
-answers each ticket by its own token; who is alive acknowledges, what an earlier attempt left does not. When all
-ranks have acknowledged, rank 0's token is the world's name. The same exchange tells who is missing, who counts
-ranks differently, and where each process lives, which `parallel.liveness` then watches.
+`join` gives each attempt a part of the store of its own. The restart count will not do for its name: with
+several nodes each agent counts for itself. So ranks agree on one: everyone draws a ticket, with a random
+token; rank 0 answers each ticket by its own token; who is alive acknowledges, what an earlier attempt left
+does not. When all ranks have acknowledged, rank 0's token is the world's name. The same exchange tells who
+is missing, who counts ranks differently, and where each process lives, which `parallel.liveness` then
+watches.
 """
 
 import atexit
@@ -70,7 +71,11 @@ class Environment:
     def connect(self, seconds: float, keep: bool = False) -> dist.TCPStore:
         """A connection to the store; ``keep``: this process keeps it."""
         return dist.TCPStore(
-            self.address, self.port, is_master=keep, wait_for_workers=False, timeout=timedelta(seconds=seconds)
+            self.address,
+            self.port,
+            is_master=keep,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=seconds),
         )
 
 
@@ -85,9 +90,12 @@ def _integer(name: str, low: int, high: int | None = None) -> int:
 class World:
     """The ranks that have joined. Leave it with ``with``, by `leave`, or by ending the process."""
 
-    def __init__(self, here: Environment, store: dist.Store | None, watch: Watch | None, timeout: float) -> None:
+    def __init__(
+        self, here: Environment, store: dist.Store | None, watch: Watch | None, timeout: float
+    ) -> None:
         self.rank, self.world_size, self.local_rank = here.rank, here.world_size, here.local_rank
-        self._store, self._watch, self._timeout = store, watch, timeout  # the store lives while the world does
+        self._store = store  # which lives while the world does
+        self._watch, self._timeout = watch, timeout
         self._keeps_store, self._left = not here.agent_store and here.rank == 0, False
         atexit.register(self._at_exit)
 
@@ -141,8 +149,8 @@ def join(backend: str, timeout: float = 600.0, join_timeout: float = 60.0) -> Wo
     Afterwards a rank that dies or raises is a `RankLost` that names it on all others within seconds, wherever
     they are; one that waits where nothing reaches it ends with that message on stderr.
 
-    Raises ValueError for an environment that is wrong or that ranks disagree on, by variable; TimeoutError that
-    names who did not join.
+    Raises ValueError for an environment that is wrong or that ranks disagree on, by variable; TimeoutError
+    that names who did not join.
     """
     if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
         here = Environment(0, 1, 0, "", 0, False)
@@ -213,9 +221,13 @@ def _gather(me: Member, store: dist.Store, join_timeout: float, deadline: float)
                     raise ValueError(f"{me} came to a world that is complete: {', '.join(map(str, members))}")
                 return world, members
         elif time.monotonic() > deadline:
-            raise TimeoutError(f"rank 0 of {me.world_size} did not join within {join_timeout:g} s; {me} waited")
+            raise TimeoutError(
+                f"rank 0 of {me.world_size} did not join within {join_timeout:g} s; {me} waited"
+            )
         time.sleep(POLL_SECONDS)
-    raise TimeoutError(f"rank 0 of {me.world_size} joined and then fell silent; {me} waited {2 * join_timeout:g} s")
+    raise TimeoutError(
+        f"rank 0 of {me.world_size} joined and then fell silent; {me} waited {2 * join_timeout:g} s"
+    )
 
 
 def _invite(me: Member, tickets: dist.Store, mine: int, join_timeout: float, deadline: float) -> list[Member]:
@@ -235,9 +247,13 @@ def _invite(me: Member, tickets: dist.Store, mine: int, join_timeout: float, dea
                     error = ValueError(f"two processes have RANK=0: {me} and {member}")
             elif joined.get(member.rank) != member and tickets.check([f"here/{me.token}/{member.token}"]):
                 if member.world_size != me.world_size:
-                    error = ValueError(f"WORLD_SIZE is {me.world_size} for {me} and {member.world_size} for {member}")
+                    error = ValueError(
+                        f"WORLD_SIZE is {me.world_size} for {me} and {member.world_size} for {member}"
+                    )
                 elif member.rank in joined:
-                    error = ValueError(f"two processes have RANK={member.rank}: {joined[member.rank]} and {member}")
+                    error = ValueError(
+                        f"two processes have RANK={member.rank}: {joined[member.rank]} and {member}"
+                    )
                 joined[member.rank] = member
         if error is None and len(joined) < me.world_size and time.monotonic() > deadline:
             missing = [str(rank) for rank in range(me.world_size) if rank not in joined]

@@ -1,13 +1,14 @@
 """Is every rank still there? A thread that knows within half a second, and says so where it is needed.
 
 A process that is killed sends no message. What is certain is the kernel's word, so each rank watches the
-processes of its own host in /proc (a heartbeat would call a rank dead that only compiles or swaps), and tells the
-other hosts through the store. Ranks that raise say so in the store themselves. Under torchrun the agent is watched
+processes of its own host in /proc (a heartbeat would call a rank dead that only compiles or swaps), and
+tells the other hosts through the store. Ranks that raise say so in the store themselves. Under torchrun the
+agent is watched
 too: workers that it can no longer end must end by themselves.
 
 The main thread may be anywhere when a rank is lost: computing, sleeping, or inside of a collective that waits
-for ever. It gets a signal, whose handler raises `RankLost`. If it has not come out within ``GRACE_SECONDS``, it
-hangs where no signal reaches, and the process ends.
+for ever. It gets a signal, whose handler raises `RankLost`. If it has not come out within
+``GRACE_SECONDS``, it hangs where no signal reaches, and the process ends.
 """
 
 import contextlib
@@ -82,7 +83,8 @@ def this_host() -> str:
 class Watch(threading.Thread):
     """Watches the other members from `start` to `stop`. ``lost`` then holds what happened, or None.
 
-    connect: makes a connection to the store of this thread's own (the main thread may block on the other one).
+    connect: makes a connection to the store of this thread's own (the main thread may block on the other
+    one).
     """
 
     def __init__(self, me: Member, members: list[Member], connect: Callable[[], dist.Store]) -> None:
@@ -111,7 +113,8 @@ class Watch(threading.Thread):
             signal.signal(INTERRUPT, signal.SIG_IGN)  # one may still be on its way
 
     def quiet(self, seconds: float) -> str | None:
-        """No more interruptions: the main thread leaves. What was lost, waiting ``seconds`` for news of it."""
+        """No more interruptions: the main thread leaves. What was lost, waiting ``seconds`` for news of
+        it."""
         self._quiet = True
         if self.lost is None and seconds:
             self._changed.wait(seconds)
@@ -140,7 +143,7 @@ class Watch(threading.Thread):
         try:
             return self._store.get("lost").decode() if self._store.check(["lost"]) else None
         except RuntimeError as error:
-            # Whoever keeps the store has ended. If that is a rank of this host, its process says so next time.
+            # Whoever keeps the store has ended. A rank of this host is known by its process.
             for member in self._others.values():
                 if member.host == self.me.host and started(member.pid) != member.started:
                     return f"{member} has died"
@@ -156,8 +159,8 @@ class Watch(threading.Thread):
             signal.pthread_kill(self._main.ident, INTERRUPT)
         if not self._stopped.wait(GRACE_SECONDS):
             print(
-                f"rank {self.me.rank} of {self.me.world_size}: {self.lost}; this rank still waits for it after "
-                f"{GRACE_SECONDS:.0f} s and ends",
+                f"rank {self.me.rank} of {self.me.world_size}: {self.lost}; this rank still waits "
+                f"for it after {GRACE_SECONDS:.0f} s and ends",
                 file=sys.stderr,
                 flush=True,
             )

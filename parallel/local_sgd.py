@@ -7,17 +7,21 @@
         optimizer.step()
     optimizer.synchronize()
 
-- Local SGD (Stich 2018, "Local SGD Converges Fast and Communicates Little", algorithm 1): every ``every`` steps the
-  parameters become their mean over the ranks. A H-th of the bytes of synchronous SGD, and ranks wait for each other
-  only there (`parallel.straggler` says what that saves). With ``every=1`` and plain SGD it *is* synchronous SGD.
-- Post-local SGD (Lin et al. 2018, "Don't Use Large Mini-Batches, Use Local SGD", section 3): the first ``warmup``
+- Local SGD (Stich 2018, "Local SGD Converges Fast and Communicates Little", algorithm 1): every ``every``
+steps the
+  parameters become their mean over the ranks. A H-th of the bytes of synchronous SGD, and ranks wait for
+  each other only there (`parallel.straggler` says what that saves). With ``every=1`` and plain SGD it *is*
+  synchronous SGD.
+- Post-local SGD (Lin et al. 2018, "Don't Use Large Mini-Batches, Use Local SGD", section 3): the first
+``warmup``
   steps are synchronous, with averaged gradients, where large steps in different directions would hurt.
 - DiLoCo (Douillard et al. 2023, algorithm 1): AdamW inside; outside, what a round has moved the mean by is a
-  gradient ("pseudo-gradient") for SGD with Nesterov momentum on the parameters that the round began with. With an
-  outer learning rate of 1 and no momentum it is local SGD.
+  gradient ("pseudo-gradient") for SGD with Nesterov momentum on the parameters that the round began with.
+  With an outer learning rate of 1 and no momentum it is local SGD.
 
-The state of the inner optimizer stays on its rank, as in all three papers. So ranks differ in it, and between two
-averagings in the parameters too: save both as `parallel.checkpoint.PerRank`, and this object as it is.
+The state of the inner optimizer stays on its rank, as in all three papers. So ranks differ in it, and
+between two averagings in the parameters too: save both as `parallel.checkpoint.PerRank`, and this object as
+it is.
 """
 
 from collections.abc import Callable, Iterable
@@ -33,9 +37,9 @@ SIXTEEN_BIT = (torch.bfloat16, torch.float16)
 class LocalSGD:
     """Steps ``optimizer`` on this rank and averages ``module``'s trainable parameters every ``every`` steps.
 
-    warmup: steps before, in which gradients are averaged instead. Construction gives all ranks rank 0's parameters
-    and buffers; buffers and frozen parameters are then left alone. Gradients are accumulated by calling
-    ``backward`` several times before `step`.
+    warmup: steps before, in which gradients are averaged instead. Construction gives all ranks rank 0's
+    parameters and buffers; buffers and frozen parameters are then left alone. Gradients are accumulated by
+    calling ``backward`` several times before `step`.
 
     Raises ValueError on all ranks if they disagree on the module or the settings.
     """
@@ -63,7 +67,8 @@ class LocalSGD:
         self.optimizer.zero_grad(set_to_none)
 
     def step(self) -> None:
-        """One step of the optimizer, on averaged gradients during the warm-up, and the averaging when it is due."""
+        """One step of the optimizer, on averaged gradients during the warm-up, and the averaging when it is
+        due."""
         self.steps += 1
         if self.steps <= self.warmup:
             average_gradients(self.parameters, self.group)
@@ -73,7 +78,8 @@ class LocalSGD:
 
     @torch.no_grad()
     def synchronize(self) -> None:
-        """The parameters become their mean over the ranks, now. Also right after the last step of a training."""
+        """The parameters become their mean over the ranks, now. Also right after the last step of a
+        training."""
         for parameter, mean in zip(self.parameters, average(self.parameters, self.group), strict=True):
             parameter.copy_(mean)
 
@@ -88,7 +94,8 @@ class LocalSGD:
 class DiLoCo(LocalSGD):
     """Local SGD whose rounds end with a step of an outer optimizer, by default the paper's (section 3.1).
 
-    outer: makes the outer optimizer for a list of parameters (float32 copies where the module's have 16 bits).
+    outer: makes the outer optimizer for a list of parameters (float32 copies where the module's have 16
+    bits).
     """
 
     def __init__(
@@ -137,7 +144,9 @@ class DiLoCo(LocalSGD):
         self.outer.load_state_dict(state["outer"])
 
 
-def average_one_by_one(tensors: Iterable[torch.Tensor], group: dist.ProcessGroup | None = None) -> list[torch.Tensor]:
+def average_one_by_one(
+    tensors: Iterable[torch.Tensor], group: dist.ProcessGroup | None = None
+) -> list[torch.Tensor]:
     """The means over the ranks, naively: a collective, and so a latency, for every tensor."""
     means = [_sum_in(tensor.detach()).clone() for tensor in tensors]
     for mean in means:
@@ -147,7 +156,8 @@ def average_one_by_one(tensors: Iterable[torch.Tensor], group: dist.ProcessGroup
 
 
 def average(tensors: Iterable[torch.Tensor], group: dist.ProcessGroup | None = None) -> list[torch.Tensor]:
-    """The means over the ranks: one collective for all tensors of a dtype and device. 16 bits are summed in 32."""
+    """The means over the ranks: one collective for all tensors of a dtype and device. 16 bits are summed in
+    32."""
     tensors = list(tensors)
     means: dict[int, torch.Tensor] = {}
     for alike in _alike(tensors).values():
@@ -161,11 +171,14 @@ def average(tensors: Iterable[torch.Tensor], group: dist.ProcessGroup | None = N
 
 @torch.no_grad()
 def average_gradients(parameters: list[nn.Parameter], group: dist.ProcessGroup | None = None) -> None:
-    """Gradients become their means. A rank without one counts as zero; where no rank has one, none appears."""
+    """Gradients become their means. A rank without one counts as zero; where no rank has one, none
+    appears."""
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     present = [torch.tensor(p.grad is not None, dtype=_sum_in(p).dtype, device=p.device) for p in parameters]
     for alike in _alike(list(zip(grads, parameters, present, strict=True)), of=lambda item: item[0]).values():
-        flat = torch.cat([_sum_in(grad).reshape(-1) for grad, _, _ in alike] + [flag.view(1) for _, _, flag in alike])
+        flat = torch.cat(
+            [_sum_in(grad).reshape(-1) for grad, _, _ in alike] + [flag.view(1) for _, _, flag in alike]
+        )
         dist.all_reduce(flat, group=group)
         values, flags = flat[: -len(alike)] / dist.get_world_size(group), flat[-len(alike) :].tolist()
         parts = values.split([grad.numel() for grad, _, _ in alike])
@@ -175,7 +188,8 @@ def average_gradients(parameters: list[nn.Parameter], group: dist.ProcessGroup |
 
 
 def predict_communication(module: nn.Module, step: int, every: int, warmup: int = 0) -> dict[str, int]:
-    """{operation: payload bytes} of one rank in step ``step``, counted from 1; nothing in most. DiLoCo's are the same."""
+    """{operation: payload bytes} of one rank in step ``step``, counted from 1; nothing in most. DiLoCo's
+    are the same."""
     trainable = [p for p in module.parameters() if p.requires_grad]
     elements = [(p.numel(), _sum_in(p.new_empty(0)).element_size()) for p in trainable]
     if step <= warmup:  # a gradient brings one more element: whether there is one
@@ -211,8 +225,16 @@ def _check_agreement(module: nn.Module, settings: tuple[int, int], group: dist.P
     dist.all_gather_object(everyone, (described, settings), group)
     for rank, (theirs, their_settings) in enumerate(everyone):
         if their_settings != everyone[0][1]:
-            raise ValueError(f"(every, warmup) is {everyone[0][1]} on rank 0 and {their_settings} on rank {rank}")
+            raise ValueError(
+                f"(every, warmup) is {everyone[0][1]} on rank 0 and {their_settings} on rank {rank}"
+            )
         if theirs != everyone[0][0]:
-            first = next((pair for pair in zip(everyone[0][0], theirs, strict=False) if pair[0] != pair[1]), None)
-            what = f"{first[0]} on rank 0 and {first[1]}" if first else f"{len(everyone[0][0])} tensors on rank 0 and {len(theirs)}"
+            first = next(
+                (pair for pair in zip(everyone[0][0], theirs, strict=False) if pair[0] != pair[1]), None
+            )
+            what = (
+                f"{first[0]} on rank 0 and {first[1]}"
+                if first
+                else f"{len(everyone[0][0])} tensors on rank 0 and {len(theirs)}"
+            )
             raise ValueError(f"the module has {what} on rank {rank} (name, shape, dtype, trainable)")

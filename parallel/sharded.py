@@ -1,4 +1,5 @@
-"""A tensor that several ranks hold together, described so that a checkpoint can take it apart and put it back.
+"""A tensor that several ranks hold together, described so that a checkpoint can take it apart and put it
+back.
 
 What `parallel.zero` and `parallel.fsdp` hold is a range of each tensor's elements. PyTorch's checkpoint
 (``torch.distributed.checkpoint``) stores boxes of n-dimensional tensors. A range is a few boxes, so the
@@ -38,7 +39,9 @@ class Sharded:
         if self.offset < 0 or end > total:
             raise ValueError(f"elements {self.offset} to {end} of a tensor of {total} elements {self.shape}")
         if not self.local.is_contiguous():
-            raise ValueError("the local part of a sharded tensor is contiguous, so that it can be loaded into")
+            raise ValueError(
+                "the local part of a sharded tensor is contiguous, so that it can be loaded into"
+            )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -75,7 +78,8 @@ class Sharded:
 def boxes_of_range(
     shape: tuple[int, ...], start: int, stop: int
 ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """(offsets, sizes) of the boxes that elements ``start`` to ``stop`` of the flattened tensor make up, in order."""
+    """(offsets, sizes) of the boxes that elements ``start`` to ``stop`` of the flattened tensor make up, in
+    order."""
     if start >= stop:
         return
     if len(shape) <= 1:
@@ -96,7 +100,8 @@ def boxes_of_range(
 
 
 def uncovered(parts: list[tuple[int, int]], shape: tuple[int, ...]) -> str | None:
-    """What is wrong with parts (offset, length) of one tensor that should make it up; equal parts are replicas."""
+    """What is wrong with parts (offset, length) of one tensor that should make it up; equal parts are
+    replicas."""
     parts = sorted({part for part in parts if part[1]})
     ends = [0, *(offset + length for offset, length in parts)]
     starts = [*(offset for offset, _ in parts), math.prod(shape)]
@@ -105,3 +110,31 @@ def uncovered(parts: list[tuple[int, int]], shape: tuple[int, ...]) -> str | Non
             problem = "is on no rank" if end < start else "is in parts that overlap without being equal"
             return f"element {min(end, start)} of {math.prod(shape)} {problem}"
     return None
+
+
+Layout = tuple[tuple[int, ...], str, tuple[int, int] | None]
+
+
+def layout(tensor: torch.Tensor | Sharded) -> Layout:
+    """(shape of the whole, dtype, (offset, length) of this rank's part or None)."""
+    part = (tensor.offset, tensor.local.numel()) if isinstance(tensor, Sharded) else None
+    return tuple(tensor.shape), str(tensor.dtype), part
+
+
+def check_layouts(layouts: list[dict[str, Layout]]) -> None:
+    """ValueError if ranks disagree on a tensor, or its parts do not make it up; layouts by rank and name."""
+    for name in sorted(set().union(*layouts)):
+        held = {rank: layout[name] for rank, layout in enumerate(layouts) if name in layout}
+        first = next(iter(held))
+        for rank, (shape, dtype, part) in held.items():
+            if (shape, dtype, part is None) != (*held[first][:2], held[first][2] is None):
+                told = [
+                    f"{'a part of ' * bool(p)}{s} {d} on rank {r}"
+                    for r, (s, d, p) in held.items()
+                    if r in (first, rank)
+                ]
+                raise ValueError(f"{name} is {' and '.join(told)}")
+        ranges = {rank: part for rank, (_, _, part) in held.items() if part}
+        if ranges and (problem := uncovered(list(ranges.values()), held[first][0])):
+            parts = ", ".join(f"{start} to {start + n} on rank {rank}" for rank, (start, n) in ranges.items())
+            raise ValueError(f"{name}: {problem}; the parts are elements {parts}")

@@ -1,9 +1,9 @@
 """Ranks that are late now and then, and what it costs to wait for them.
 
-A synchronous step ends when the last rank has finished: with independent delays D it takes, on average, the compute
-time and E[max of p delays]. Ranks that meet every H steps only wait for the largest *sum* of H delays, and sums vary
-less around their mean: E[max of p sums of H] / H a step, which falls towards E[D]. What does not fall is E[D] itself:
-a rank that is always late holds up everybody, however rarely they meet.
+A synchronous step ends when the last rank has finished: with independent delays D it takes, on average, the
+compute time and E[max of p delays]. Ranks that meet every H steps only wait for the largest *sum* of H
+delays, and sums vary less around their mean: E[max of p sums of H] / H a step, which falls towards E[D].
+What does not fall is E[D] itself: a rank that is always late holds up everybody, however rarely they meet.
 
 Both are ``every=1`` and ``every=H`` of one formula, E[max of p] = integral of 1 - F(t)^p over t >= 0, for the
 distribution function F of the sum of H delays (Dekel et al. and Dean & Barroso 2013, "The Tail at Scale").
@@ -69,7 +69,8 @@ class Exponential:
         return chance.expovariate(1 / self.mean)
 
     def expected_maximum(self, world_size: int, every: int) -> float:
-        """The sum is Erlang's: P(sum > t) = exp(-x) * sum of x^k / k! for k < ``every``, with x = t / mean."""
+        """The sum is Erlang's: P(sum > t) = exp(-x) * sum of x^k / k! for k < ``every``, with x = t /
+        mean."""
         end = every + 12 * math.sqrt(every) + 12 * math.log(world_size + 1) + 30
         points = 4000
         width, total = end / points, 0.0
@@ -83,16 +84,22 @@ class Exponential:
         return total * width * self.mean
 
 
-def expected_step_seconds(compute: float, delay: Delay, world_size: int, every: int = 1, exchange: float = 0.0) -> float:
-    """Expected seconds of one step: computing, waiting for the last rank every ``every`` steps, and exchanging then.
+def expected_step_seconds(
+    compute: float, delay: Delay, world_size: int, every: int = 1, exchange: float = 0.0
+) -> float:
+    """Expected seconds of one step: computing, waiting for the last rank every ``every`` steps, and
+    exchanging then.
 
     compute, exchange: seconds of a step's computing and of one averaging.
     """
     return compute + (delay.expected_maximum(world_size, every) + exchange) / every
 
 
-def realized_seconds(delays: Sequence[Sequence[float]], compute: float, every: int = 1, exchange: float = 0.0) -> float:
-    """Seconds that these delays, [step][rank], cost: the same sum with what was drawn instead of what is expected."""
+def realized_seconds(
+    delays: Sequence[Sequence[float]], compute: float, every: int = 1, exchange: float = 0.0
+) -> float:
+    """Seconds that these delays, [step][rank], cost: the same sum with what was drawn instead of what is
+    expected."""
     total = compute * len(delays)
     for first in range(0, len(delays), every):
         by_rank = zip(*delays[first : first + every], strict=True)

@@ -1,6 +1,7 @@
-"""A training script as a user would write it: joins, resumes, trains, saves. Run by torchrun in test_elastic.py.
+"""A training script as a user would write it: joins, resumes, trains, saves. Run by torchrun in
+test_elastic.py.
 
-    elastic_worker.py FOLDER STEPS EVERY: writes its losses, a line a step, into FOLDER/losses-<rank>.
+elastic_worker.py FOLDER STEPS EVERY: writes its losses, a line a step, into FOLDER/losses-<rank>.
 """
 
 import os
@@ -15,9 +16,8 @@ from torch import nn
 from parallel import checkpoint, elastic
 
 
-def main(folder, steps, every):
-    attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
-    with elastic.join("gloo", timeout=60) as world, open(folder / f"losses-{world.rank}", "a", 1) as losses:
+def train(folder, steps, every, world, attempt):
+    with open(folder / f"losses-{world.rank}", "a", 1) as losses:
         torch.set_num_threads(1)
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Dropout(0.1), nn.Linear(64, 16))
@@ -46,4 +46,6 @@ def main(folder, steps, every):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    with elastic.join("gloo", timeout=60) as world:
+        folder, steps, every = sys.argv[1:]
+        train(Path(folder), int(steps), int(every), world, os.environ["TORCHELASTIC_RESTART_COUNT"])

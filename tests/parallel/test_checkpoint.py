@@ -1,5 +1,6 @@
 """Checkpoints: bit for bit at any world size, never lost to a kill, never trusted unread, never unpickled."""
 
+import itertools
 import json
 import os
 import random
@@ -119,9 +120,14 @@ def cut(tensor, world_size, rank):
 def flat_parts(fill):
     made = torch.Generator().manual_seed(9)
     shapes = {"matrix": (7, 3), "cube": (3, 2, 5), "row": (2,), "single": (1, 1), "scalar": ()}
-    tensors = {name: torch.randn(shape, generator=made, dtype=torch.float64) for name, shape in shapes.items()}
+    tensors = {
+        name: torch.randn(shape, generator=made, dtype=torch.float64) for name, shape in shapes.items()
+    }
     world_size, rank = dist.get_world_size(), dist.get_rank()
-    parts = {name: cut(tensor if fill else torch.zeros_like(tensor), world_size, rank) for name, tensor in tensors.items()}
+    parts = {
+        name: cut(tensor if fill else torch.zeros_like(tensor), world_size, rank)
+        for name, tensor in tensors.items()
+    }
     return parts, tensors
 
 
@@ -142,7 +148,12 @@ def save_all(folder):
 def load_all(folders):
     for folder in map(Path, folders):
         # What was saved by one is read by the other too: the names and shapes are the same.
-        for saved, kind in [("replicated", "replicated"), ("fsdp", "fsdp"), ("fsdp", "replicated"), ("replicated", "fsdp")]:
+        for saved, kind in [
+            ("replicated", "replicated"),
+            ("fsdp", "fsdp"),
+            ("fsdp", "replicated"),
+            ("replicated", "fsdp"),
+        ]:
             expected = torch.load(folder / f"{saved}.pt")
             model, optimizer = trained(kind, 0)
             state = {"model": model, "optimizer": optimizer, "position": 0}
@@ -151,22 +162,37 @@ def load_all(folders):
             found = whole({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
             assert_equal(found, expected, f"{folder.name} {saved} {kind}")
             assert model.outer.weight is model.embedding.weight
+            for parameter, entries in optimizer.state.items():  # sharded like its parameter
+                for key in ("exp_avg", "exp_avg_sq"):
+                    assert type(entries[key]) is type(parameter.data)
+                    if kind == "fsdp":
+                        assert entries[key].placements == parameter.placements
         parts, tensors = flat_parts(False)
         odd = {name: torch.zeros_like(tensor) for name, tensor in odd_tensors().items()}
         assert checkpoint.load(folder / "flat", {"parts": parts, "odd": odd}) == 5
         assert_equal(odd, odd_tensors())
         for name, tensor in tensors.items():
-            assert torch.equal(parts[name].local, cut(tensor, dist.get_world_size(), dist.get_rank()).local), name
+            assert torch.equal(
+                parts[name].local, cut(tensor, dist.get_world_size(), dist.get_rank()).local
+            ), name
         full = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
         checkpoint.load(folder / "flat", {"parts": full, "odd": odd})  # sharded then, whole now
         assert_equal(full, tensors)
 
 
+def test_what_one_world_saved_another_loads_bit_for_bit(ranks, tmp_path):
+    for saved, loaded in [(2, 2), (2, 3), (4, 1), (1, 4), (3, 2)]:
+        folder = tmp_path / str(saved)
+        if not folder.exists():
+            ranks.run(saved, save_all, str(folder))
+        ranks.run(loaded, load_all, [str(folder)])
+
+
+@pytest.mark.proof
 def test_what_any_world_saved_any_world_loads_bit_for_bit(ranks, tmp_path):
-    folders = []
-    for world_size in WORLDS:
-        folders.append(str(tmp_path / str(world_size)))
-        ranks.run(world_size, save_all, folders[-1])
+    folders = [str(tmp_path / str(world_size)) for world_size in WORLDS]
+    for world_size, folder in zip(WORLDS, folders, strict=True):
+        ranks.run(world_size, save_all, folder)
     for world_size in WORLDS:
         ranks.run(world_size, load_all, folders)
 
@@ -188,7 +214,7 @@ def test_a_range_of_elements_is_few_boxes(shape, data):
 @given(st.integers(1, 30), st.lists(st.integers(0, 30), max_size=5), st.integers(0, 3))
 def test_parts_that_do_not_make_up_a_tensor_are_found(total, cuts, doubled):
     ends = sorted({min(c, total) for c in cuts} | {0, total})
-    parts = [(a, b - a) for a, b in zip(ends, ends[1:], strict=False)]
+    parts = [(a, b - a) for a, b in itertools.pairwise(ends)]
     assert uncovered(parts + parts[:doubled], (total,)) is None
     if len(parts) > 1:
         assert "is on no rank" in uncovered(parts[1:], (total,))
@@ -208,7 +234,11 @@ def save_generators(folder):
     np.random.seed(dist.get_rank())
     torch.manual_seed(dist.get_rank())
     own = torch.Generator().manual_seed(dist.get_rank())
-    state = {"default": PerRank(RandomGenerators()), "own": PerRank(own), "local": PerRank(torch.full((2,), dist.get_rank()))}
+    state = {
+        "default": PerRank(RandomGenerators()),
+        "own": PerRank(own),
+        "local": PerRank(torch.full((2,), dist.get_rank())),
+    }
     checkpoint.save(folder, 1, state)
     return draws(), torch.rand(1, generator=own).item()
 
@@ -217,7 +247,11 @@ def load_generators(folder):
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(100)
     own = torch.Generator().manual_seed(100)
-    state = {"default": PerRank(RandomGenerators()), "own": PerRank(own), "local": PerRank(torch.full((2,), 100))}
+    state = {
+        "default": PerRank(RandomGenerators()),
+        "own": PerRank(own),
+        "local": PerRank(torch.full((2,), 100)),
+    }
     checkpoint.load(folder, state)
     return (draws(), torch.rand(1, generator=own).item()), state["local"].value.tolist()
 
@@ -254,7 +288,9 @@ def test_it_holds_what_pytorchs_own_checkpoint_holds(ranks, tmp_path):
 def classes_that_a_load_unpickles(folder, theirs):
     """Python reports each class or function that any unpickler looks up."""
     looked_up, listening = [], [False]
-    sys.addaudithook(lambda event, _: looked_up.append(event) if listening[0] and event == "pickle.find_class" else None)
+    sys.addaudithook(
+        lambda event, _: looked_up.append(event) if listening[0] and event == "pickle.find_class" else None
+    )
     state = {"x": torch.ones(3), "n": 4}
     if theirs:
         dcp_save(state, checkpoint_id=folder, no_dist=True)
@@ -290,7 +326,10 @@ def test_the_last_ones_are_kept_and_what_is_unfinished_is_removed(tmp_path):
         assert checkpoint.latest(tmp_path) == place
         shutil.copytree(place, tmp_path / ".unfinished-step-00000050-000009-abcd")
         assert checkpoint.latest(tmp_path) == place
-    assert sorted(path.name for path in tmp_path.iterdir())[1:] == ["step-00000030-000003", "step-00000040-000004"]
+    assert sorted(path.name for path in tmp_path.iterdir())[1:] == [
+        "step-00000030-000003",
+        "step-00000040-000004",
+    ]
     state = numbered(0)
     assert checkpoint.load(tmp_path, state) == 40
     assert checkpoint.load(tmp_path, state, step=30) == 30
@@ -308,7 +347,7 @@ def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ValueError, match=re.escape(f"no checkpoint in {tmp_path}")):
         checkpoint.load(tmp_path, {})
     checkpoint.save(tmp_path, 3, {"n": 1})
-    with pytest.raises(ValueError, match="no checkpoint of step 4 in .*, which has step-00000003-000001"):
+    with pytest.raises(ValueError, match=r"no checkpoint of step 4 in .*, which has step-00000003-000001"):
         checkpoint.load(tmp_path, {"n": 0}, step=4)
     with pytest.raises(ValueError, match="keep is 0"):
         checkpoint.save(tmp_path, 3, {"n": 1}, keep=0)
@@ -340,12 +379,20 @@ def rewrite(change):
 
 
 DAMAGES = {
-    "truncated": ("rank-1.bin", lambda path: os.truncate(path, 100), r"rank-1.bin is truncated: 100 bytes instead of"),
+    "truncated": (
+        "rank-1.bin",
+        lambda path: os.truncate(path, 100),
+        r"rank-1.bin is truncated: 100 bytes instead of",
+    ),
     "altered": ("rank-0.bin", flip, r"rank-0.bin: bytes \d+ to \d+ \(\w\) do not have their checksum"),
     "missing": ("rank-1.bin", os.unlink, r"rank-1.bin: No such file or directory"),
     "metadata missing": ("metadata.json", os.unlink, r"metadata.json: No such file or directory"),
     "metadata altered": ("metadata.json", flip, r"metadata.json cannot be read as the metadata"),
-    "metadata truncated": ("metadata.json", lambda path: os.truncate(path, 200), r"metadata.json cannot be read"),
+    "metadata truncated": (
+        "metadata.json",
+        lambda path: os.truncate(path, 200),
+        r"metadata.json cannot be read",
+    ),
     "another file": (
         "metadata.json",
         rewrite(lambda chunk: chunk.update(file="../../secret")),
@@ -473,7 +520,7 @@ def test_a_state_that_does_not_fit_is_refused_on_all_ranks(ranks, tmp_path):
     first, second = ranks.run(2, wrong_loads, str(tmp_path))
     assert first == second
     messages = [
-        r"model/weight is \(2, 3\) torch.float32 in the checkpoint and \(3, 3\) torch.float32 here \(rank 1\)",
+        r"model/weight is \(2, 3\) torch.float32 in the checkpoint and \(3, 3\) .* here \(rank 1\)",
         r"model: the checkpoint lacks \[\] and has \['bias'\], which is not here \(rank 0, 1\)",
         r"model/weight is \(2, 3\) torch.float32 in the checkpoint and \(2, 3\) torch.float64 here",
         r"the state: the checkpoint lacks \['more'\] and has \[\]",
@@ -502,13 +549,18 @@ def save_until_killed(folder):
             state[f"x{i}"].fill_(step)
         checkpoint.save(folder, step, {**state, "n": step}, keep=1)
         if dist.get_rank() == 0:
-            (folder / "saved").write_text(str(step))
+            (folder / "saved").write_text(f"{step}\n")
 
 
 def read_back(folder):
     state = {f"x{i}": torch.zeros(300, 5) for i in range(6)} | {"n": 0}
     step = checkpoint.load(folder, state)
     return step, all((state[f"x{i}"] == step).all() for i in range(6)) and state["n"] == step
+
+
+def number_in(path):
+    text = path.read_text() if path.exists() else ""
+    return int(text) if text.endswith("\n") else 0
 
 
 def kill_during_saves(ranks, folder, times, seed):
@@ -520,12 +572,16 @@ def kill_during_saves(ranks, folder, times, seed):
         for rank in range(2):
             (folder / f"pid-{rank}").unlink(missing_ok=True)
 
-        def kill(victims=victims, delay=chance.uniform(0, 0.1)):
-            waits = time.monotonic() + 30
-            while not all((folder / f"pid-{rank}").exists() for rank in range(2)) and time.monotonic() < waits:
+        wanted, delay = steps[-1] + chance.randrange(4), chance.uniform(0, 0.03)
+
+        def kill(victims=victims, wanted=wanted, delay=delay):
+            pids, counter = [folder / f"pid-{rank}" for rank in range(2)], folder / "saved"
+            waits = time.monotonic() + 60
+            while not all(path.exists() and path.read_text() for path in pids) or number_in(counter) < wanted:
+                assert time.monotonic() < waits
                 time.sleep(0.001)
             time.sleep(delay)
-            for pid in [int((folder / f"pid-{rank}").read_text()) for rank in victims]:
+            for pid in [int(pids[rank].read_text()) for rank in victims]:
                 os.kill(pid, signal.SIGKILL)
 
         killer = threading.Thread(target=kill)
@@ -535,7 +591,7 @@ def kill_during_saves(ranks, folder, times, seed):
         killer.join()
         ranks.close()
         unfinished += any(path.name.startswith(".") for path in folder.iterdir())
-        saved = int((folder / "saved").read_text() or 0) if (folder / "saved").exists() else 0
+        saved = number_in(folder / "saved")
         if checkpoint.latest(folder):
             step, consistent = read_back(folder)
             assert consistent
@@ -544,12 +600,11 @@ def kill_during_saves(ranks, folder, times, seed):
             steps.append(step)
         else:
             assert saved == 0
-    assert steps[-1] > times  # saves did happen
     return unfinished
 
 
 def test_a_kill_during_a_save_loses_nothing(ranks, tmp_path):
-    kill_during_saves(ranks, tmp_path, 5, 0)
+    kill_during_saves(ranks, tmp_path, 4, 0)
 
 
 @pytest.mark.proof

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from parallel import elastic
+from parallel import elastic, liveness
 
 WORKER = Path(__file__).with_name("elastic_worker.py")
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -32,8 +32,15 @@ def port():
 
 
 def joined(port, rank, world_size, body, join_timeout, **environment):
-    """What ``body`` returns in a world joined as ``rank``, or the error, with the seconds from the joining on."""
-    values = {"RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **environment}
+    """What ``body`` returns in a world joined as ``rank``, or the error, with the seconds from the joining
+    on."""
+    values = {
+        "RANK": rank,
+        "WORLD_SIZE": world_size,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        **environment,
+    }
     os.environ.update({name: str(value) for name, value in values.items()})
     began = time.monotonic()
     try:
@@ -48,12 +55,6 @@ def joined(port, rank, world_size, body, join_timeout, **environment):
         assert not dist.is_initialized()
         for name in values:
             os.environ.pop(name, None)
-
-
-def rank_of_pool(folder, port, cases):
-    """One rank of the pool: takes its number from the order of arrival, then runs each case."""
-    rank = next(r for r in range(8) if claimed(Path(folder) / f"{port}-{r}"))
-    return rank, [case(port + 0, rank) for case in cases]
 
 
 def claimed(path):
@@ -95,8 +96,16 @@ def join_as(folder, port, environments, join_timeout):
 @pytest.mark.parametrize(
     ("environments", "kind", "message"),
     [
-        ([(0, 3), (2, 3)], "TimeoutError", r"rank 1 of 3 did not join within 1 s; there are rank 0 of 3 .*rank 2"),
-        ([(1, 2)], "TimeoutError", r"rank 0 did not come to 127.0.0.1:\d+ \(MASTER_ADDR:MASTER_PORT\) within 1 s"),
+        (
+            [(0, 3), (2, 3)],
+            "TimeoutError",
+            r"rank 1 of 3 did not join within 1 s; there are rank 0 of 3 .*rank 2",
+        ),
+        (
+            [(1, 2)],
+            "TimeoutError",
+            r"rank 0 did not come to 127.0.0.1:\d+ \(MASTER_ADDR:MASTER_PORT\) within 1 s",
+        ),
         ([(0, 2), (1, 3)], "ValueError", r"WORLD_SIZE is 2 for rank 0 .* and 3 for rank 1"),
         ([(0, 3), (1, 3), (1, 3)], "ValueError", "two processes have RANK=1"),
     ],
@@ -166,6 +175,15 @@ def busy_elsewhere(world):
     time.sleep(60)
 
 
+def stuck(world):
+    """Rank 0 waits inside of C++, where no signal is looked at."""
+    dist.barrier()
+    if world.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    liveness.GRACE_SECONDS = 0.3
+    dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False).get("never")
+
+
 def raising(world):
     dist.barrier()
     if world.rank == 1:
@@ -191,6 +209,15 @@ def test_a_dead_rank_is_named_on_all_others(ranks, tmp_path, port, body):
         assert seconds < 10
 
 
+def test_a_rank_that_hangs_on_a_dead_one_ends(ranks, tmp_path, port, capfd):
+    began = time.monotonic()
+    answers = ranks.run(
+        2, lose_a_rank, str(tmp_path), port, 2, stuck, backend=None, timeout=30, expect_death={0, 1}
+    )
+    assert answers == [None, None]
+    assert time.monotonic() - began < 10
+
+
 def test_a_rank_that_raises_is_named_on_the_others(ranks, tmp_path, port):
     answers = ranks.run(2, lose_a_rank, str(tmp_path), port, 2, raising, backend=None, timeout=30)
     (own,) = [answer for answer in answers if answer[0] == "ValueError"]
@@ -200,33 +227,38 @@ def test_a_rank_that_raises_is_named_on_the_others(ranks, tmp_path, port):
     assert other[2] < 10
 
 
+def losses(folder, rank):
+    """[(attempt, step, loss, pid)] of the lines that are whole."""
+    path = folder / f"losses-{rank}"
+    text = path.read_text() if path.exists() else ""
+    rows = [line.split() for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [(int(attempt), int(step), loss, int(pid)) for attempt, step, loss, pid in rows]
+
+
 class Training:
     """``torchrun --standalone --nproc-per-node 2`` of elastic_worker.py in ``folder``."""
 
-    def __init__(self, folder, steps, every, restarts, world_size=2):
+    def __init__(self, folder, steps, every, restarts):
         folder.mkdir()
-        self.folder, self.world_size, self.every = folder, world_size, every
-        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", world_size]
+        self.folder = folder
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
         command += ["--max-restarts", restarts, WORKER, folder, steps, every]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCH")}
         environment |= {"PYTHONPATH": str(WORKER.parents[2]), "OMP_NUM_THREADS": "1"}
         with open(folder / "log", "wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *map(str, command)], stdout=log, stderr=log, env=environment, start_new_session=True
+                [sys.executable, *map(str, command)],
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
             )
-
-    def losses(self, rank):
-        """[(attempt, step, loss, pid)] of whole lines."""
-        path = self.folder / f"losses-{rank}"
-        text = path.read_text() if path.exists() else ""
-        rows = [line.split() for line in text.splitlines(keepends=True) if line.endswith("\n")]
-        return [(int(attempt), int(step), loss, int(pid)) for attempt, step, loss, pid in rows]
 
     def kill(self, rank, attempt, steps):
         """SIGKILL ``rank`` once it has made ``steps`` steps in this attempt."""
         deadline = time.monotonic() + 60
         while True:
-            made = [row for row in self.losses(rank) if row[0] == attempt]
+            made = [row for row in losses(self.folder, rank) if row[0] == attempt]
             if len(made) >= steps:
                 os.kill(made[-1][3], signal.SIGKILL)
                 return
@@ -236,7 +268,6 @@ class Training:
 
     def finish(self):
         assert self.process.wait(120) == 0, self.log()
-        return {step: loss for _, step, loss, _ in self.losses(0)}
 
     def log(self):
         return (self.folder / "log").read_text()
@@ -264,40 +295,74 @@ def processes_of(folder):
     return found
 
 
-def killed_and_resumed(folder, kills, steps, every=5):
-    """Trains once in peace and once with ``kills`` [(rank, after so many steps of its attempt)]; same losses."""
-    peace = Training(folder / "peace", steps, every, 0)
-    war = Training(folder / "war", steps, every, len(kills))
+def in_peace(folder, steps, every, port):
+    """The same training, uninterrupted, without torchrun."""
+    import elastic_worker
+
+    rank = next(r for r in range(8) if claimed(folder / str(r)))
+    return joined(
+        port,
+        rank,
+        2,
+        lambda world: elastic_worker.train(folder, steps, every, world, 0),
+        20.0,
+        LOCAL_RANK=rank,
+    )
+
+
+def killed_and_resumed(ranks, folder, port, kills, steps, every=5):
+    """Trains once in peace and once with ``kills`` [(rank, after so many steps of its attempt)]; same
+    losses."""
+    peace, war = folder / "peace", Training(folder / "war", steps, every, len(kills))
     try:
+        peace.mkdir()
+        ranks.run(2, in_peace, peace, steps, every, port, backend=None, timeout=100)
         for attempt, (rank, after) in enumerate(kills):
             war.kill(rank, attempt, after)
-        expected, found = peace.finish(), war.finish()
-        assert found == expected
-        assert list(expected) == list(range(1, steps + 1))
+        war.finish()
         for rank in range(2):
-            rows = war.losses(rank)
-            assert all(loss == expected_rank(peace, rank)[step] for _, step, loss, _ in rows)
+            expected = {step: loss for _, step, loss, _ in losses(peace, rank)}
+            assert list(expected) == list(range(1, steps + 1))
+            rows = losses(war.folder, rank)
+            assert {step: loss for _, step, loss, _ in rows} == expected
+            assert all(loss == expected[step] for _, step, loss, _ in rows)  # also those made twice
             for attempt in range(1, len(kills) + 1):
                 before = [step for tried, step, _, _ in rows if tried < attempt]
                 resumed = min(step for tried, step, _, _ in rows if tried == attempt)
                 assert resumed > max(before) - every - 1, f"attempt {attempt} began with step {resumed}"
-        assert max(attempt for attempt, *_ in war.losses(0)) == len(kills)  # no restart was lost
+        assert max(attempt for attempt, *_ in losses(war.folder, 0)) == len(kills)  # no restart was lost
     finally:
-        left = peace.end() + war.end()
+        left = war.end()
     assert left == []
 
 
-def expected_rank(training, rank):
-    return {step: loss for _, step, loss, _ in training.losses(rank)}
+def test_torchrun_recovers_from_each_kill(ranks, tmp_path, port):
+    killed_and_resumed(ranks, tmp_path, port, [(1, 7), (0, 9)], steps=40)
 
 
-def test_torchrun_recovers_from_each_kill(tmp_path):
-    killed_and_resumed(tmp_path, [(1, 7), (0, 9)], steps=40)
+@pytest.mark.proof
+def test_workers_end_when_torchrun_is_killed(tmp_path):
+    """SIGKILL of the agent: it can end nobody any more, so they end themselves."""
+    training = Training(tmp_path / "run", 100000, 1000, 0)
+    try:
+        deadline = time.monotonic() + 60
+        while len(losses(training.folder, 0)) < 3:
+            assert time.monotonic() < deadline, training.log()
+            time.sleep(0.02)
+        training.process.kill()
+        training.process.wait()
+        killed = time.monotonic()
+        while processes_of(training.folder) and time.monotonic() < killed + 10:
+            time.sleep(0.05)
+        assert processes_of(training.folder) == []
+        assert re.search(r"RankLost: torchrun \(process \d+\) has ended", training.log())
+    finally:
+        training.end()
 
 
 @pytest.mark.proof
 @pytest.mark.timeout(600)
-def test_torchrun_recovers_from_twenty_kills(tmp_path):
+def test_torchrun_recovers_from_twenty_kills(ranks, tmp_path, port):
     chance = random.Random(0)
     kills = [(chance.randrange(2), chance.randint(1, 15)) for _ in range(20)]
-    killed_and_resumed(tmp_path, kills, steps=360)
+    killed_and_resumed(ranks, tmp_path, port, kills, steps=360)

@@ -7,11 +7,16 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
-from torch.distributed.optim import PostLocalSGDOptimizer
 
 from parallel import checkpoint, link
-from parallel.local_sgd import DiLoCo, LocalSGD, average, average_gradients, average_one_by_one, predict_communication
+from parallel.local_sgd import (
+    DiLoCo,
+    LocalSGD,
+    average,
+    average_gradients,
+    average_one_by_one,
+    predict_communication,
+)
 
 STEPS = 7
 
@@ -34,7 +39,9 @@ class Model(nn.Module):
 
 
 def batch(rank, step, half, dtype):
-    return torch.randn(3, 5, generator=torch.Generator().manual_seed(100 * rank + 10 * step + half), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        3, 5, generator=torch.Generator().manual_seed(100 * rank + 10 * step + half), dtype=torch.float64
+    ).to(dtype)
 
 
 def backward(model, rank, step, dtype):
@@ -151,6 +158,10 @@ def test_sixteen_bits_are_summed_in_thirty_two(ranks):
 
 def beside_pytorch():
     """The averager cannot average a parameter that has no gradient, so the model has none such."""
+    # Imported here: it costs a second, and warns of TorchScript's end.
+    from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
+    from torch.distributed.optim import PostLocalSGDOptimizer
+
     torch.manual_seed(1)
     ours, theirs = nn.Linear(5, 5), nn.Linear(5, 5)
     theirs.load_state_dict(ours.state_dict())
@@ -173,7 +184,11 @@ def test_it_equals_pytorchs_post_local_sgd_bit_for_bit(ranks):
 
 
 def average_is_the_naive_one(sizes):
-    tensors = [torch.randn(size, dtype=dtype) + dist.get_rank() for size in sizes for dtype in (torch.float32, torch.float64)]
+    tensors = [
+        torch.randn(size, dtype=dtype) + dist.get_rank()
+        for size in sizes
+        for dtype in (torch.float32, torch.float64)
+    ]
     with link.counted() as flat:
         together = average(tensors)
     with link.counted() as naive:
@@ -217,7 +232,11 @@ def interrupted(folder):
     """Saved between two averagings and taken up again: the end is the same, bit for bit."""
 
     def state_of(model, optimizer):
-        return {"model": checkpoint.PerRank(model), "inner": checkpoint.PerRank(optimizer.optimizer), "outer": optimizer}
+        return {
+            "model": checkpoint.PerRank(model),
+            "inner": checkpoint.PerRank(optimizer.optimizer),
+            "outer": optimizer,
+        }
 
     def made():
         torch.manual_seed(1)
@@ -247,7 +266,11 @@ def test_it_resumes_between_two_averagings(ranks, tmp_path):
 
 def disagreements():
     rank, found = dist.get_rank(), []
-    for model, every in [(nn.Linear(3, 2 + rank), 2), (nn.Linear(3, 2, bias=bool(rank)), 2), (nn.Linear(3, 2), 2 + rank)]:
+    for model, every in [
+        (nn.Linear(3, 2 + rank), 2),
+        (nn.Linear(3, 2, bias=bool(rank)), 2),
+        (nn.Linear(3, 2), 2 + rank),
+    ]:
         try:
             LocalSGD(model, torch.optim.SGD(model.parameters()), every)
         except ValueError as error:

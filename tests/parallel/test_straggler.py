@@ -27,7 +27,9 @@ DELAYS = [Constant(0.2), Occasional(0.1, 3.0), Exponential(0.5)]
 @pytest.mark.parametrize(("world_size", "every"), [(1, 1), (2, 1), (4, 1), (4, 8)])
 def test_the_expected_maximum_is_the_mean_of_many_draws(delay, world_size, every):
     chance, draws = random.Random(5), 4000
-    found = [max(sum(delay.draw(chance) for _ in range(every)) for _ in range(world_size)) for _ in range(draws)]
+    found = [
+        max(sum(delay.draw(chance) for _ in range(every)) for _ in range(world_size)) for _ in range(draws)
+    ]
     mean = sum(found) / draws
     error = (sum((x - mean) ** 2 for x in found) / draws / draws) ** 0.5
     assert delay.expected_maximum(world_size, every) == pytest.approx(mean, abs=4 * error + 1e-9)
@@ -85,7 +87,8 @@ def late(straggler, steps, every):
 
 @pytest.mark.alone
 def test_ranks_that_sleep_take_what_was_drawn(ranks):
-    """Sleeping is never shorter than asked, so what was drawn is a lower bound however busy the machine is."""
+    """Sleeping is never shorter than asked, so what was drawn is a lower bound however busy the machine
+    is."""
     straggler, steps = Straggler(Occasional(0.5, 0.02), seed=1), 24
     delays = [[straggler.seconds(rank, step) for rank in range(3)] for step in range(steps)]
     drawn = {every: realized_seconds(delays, 0.0, every) for every in (1, 8)}

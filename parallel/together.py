@@ -1,0 +1,45 @@
+"""What goes wrong on one rank is raised on all: else the others wait for it in their next collective."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+def together(group: dist.ProcessGroup | None, function: Callable[[], T]) -> list[T]:
+    """What ``function`` returns on each rank. If it raises on any, all ranks raise, and say which ranks it
+    was."""
+    answer, error = None, None
+    try:
+        answer = function()
+    except Exception as raised:
+        if not dist.is_initialized():
+            raise
+        error = raised
+    if not dist.is_initialized():
+        return [answer]  # type: ignore[list-item]
+    answers: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(answers, (answer, error and said_by(error)), group)
+    raise_alike({rank: said for rank, (_, said) in enumerate(answers) if said}, error)
+    return [answer for answer, _ in answers]
+
+
+def said_by(error: BaseException) -> tuple[type[Exception], str]:
+    """(the kind of error, its text) as other ranks can raise it: ValueError, OSError, else RuntimeError."""
+    for kind in (ValueError, OSError):
+        if isinstance(error, kind):
+            return kind, str(error)
+    return RuntimeError, f"{type(error).__name__}: {error}"
+
+
+def raise_alike(said: dict[int, tuple[type[Exception], str]], cause: BaseException | None) -> None:
+    """One error, the same on all ranks, of what ranks said: what several say alike is said once."""
+    if not said:
+        return
+    ranks: dict[str, list[str]] = {}
+    for rank, (_, text) in said.items():
+        ranks.setdefault(text, []).append(str(rank))
+    text = "; ".join(f"{text} (rank {', '.join(who)})" for text, who in ranks.items())
+    raise next(iter(said.values()))[0](text) from cause
