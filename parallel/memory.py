@@ -15,6 +15,7 @@ Memory that is not torch's (numpy arrays, gloo's own buffers, shared segments) i
 import contextlib
 import ctypes
 import gc
+import os
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -99,6 +100,7 @@ def _tracked_cpu() -> Iterator[Tracker]:
         warnings.warn(
             "this build of torch hides its allocator's switch: what threads free is missed", stacklevel=4
         )
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # it would tell stderr of each start and stop
     tracker, profiler = Tracker(), profile(use_device=None, profile_memory=True)
     try:
         with profiler:

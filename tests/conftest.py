@@ -59,3 +59,13 @@ def finished_run(tmp_path_factory):
 @pytest.fixture(scope="session")
 def results(finished_run):
     return read(finished_run[0] / "results.json")
+
+
+@pytest.fixture(scope="session")
+def ranks():
+    """One pool of ranks for all tests of a worker: see ``tests/parallel/ranks.py``."""
+    from ranks import Ranks
+
+    pool = Ranks()
+    yield pool
+    pool.close()

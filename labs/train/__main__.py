@@ -14,7 +14,7 @@ def main() -> int:
     import torch
     import torch.distributed as dist
 
-    from labs.train.loop import train
+    from labs.train.loop import resume, train
     from labs.train.strategies import build
     from parallel import elastic, link
 
@@ -34,7 +34,10 @@ def main() -> int:
             torch.cuda.set_device(device)
         try:
             trainer = build(options, device)
-            for report in train(options, trainer, device):
+            done = resume(options, trainer)
+            if done and dist.get_rank() == 0:
+                print(f"resumed after step {done} from {options.checkpoint}", flush=True)
+            for report in train(options, trainer, device, done):
                 if dist.get_rank() == 0:
                     print(report.line(options.steps), flush=True)
         except ValueError as error:

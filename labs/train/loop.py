@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -70,21 +71,29 @@ def _peak(machine: Machine, times: int) -> float | None:
         return None
 
 
-def train(options: Options, trainer: Trainer, device: torch.device) -> Iterator[StepReport]:
-    """Run the steps that are still to do; checkpoints are written and read as the options say."""
+def resume(options: Options, trainer: Trainer) -> int:
+    """Steps that are done: those of the newest checkpoint, whose state is then the trainer's, or none."""
+    if not options.resume or not checkpoint.latest(options.checkpoint):
+        return 0
+    state = trainer.checkpointed.capture()
+    step = checkpoint.load(options.checkpoint, _state(state))
+    trainer.checkpointed.restore(state)
+    return step
+
+
+def _state(training: dict[str, Any]) -> dict[str, Any]:
+    return {"training": training, "generators": PerRank(RandomGenerators())}
+
+
+def train(options: Options, trainer: Trainer, device: torch.device, done: int = 0) -> Iterator[StepReport]:
+    """Run the steps after ``done``; checkpoints are written as the options say."""
     rank, world = dist.get_rank(), dist.get_world_size()
     share, shares = (rank, world) if trainer.shares > 1 else (0, 1)
     text = standard_library().train
     batches = Batches(text, options.batch, options.length, options.seed, share, shares)
     peak = peak_flops(device, world)
     flops = flops_per_token(options.model(), options.length) * options.batch * options.length
-    generators = PerRank(RandomGenerators())
-    done = 0
-    if options.resume and checkpoint.latest(options.checkpoint):
-        state = trainer.checkpointed.capture()
-        done = checkpoint.load(options.checkpoint, {"training": state, "generators": generators})
-        trainer.checkpointed.restore(state)
-    held = memory.held_bytes(trainer.checkpointed.model.parameters())
+    held = trainer.checkpointed.held_bytes()
     peak_bytes = 0
     for step in range(done, options.steps):
         tokens, targets = (tensor.to(device) for tensor in batches[step])
@@ -113,5 +122,4 @@ def train(options: Options, trainer: Trainer, device: torch.device) -> Iterator[
             flops / seconds / peak if peak else None,
         )
         if options.checkpoint and ((step + 1) % options.save_every == 0 or step + 1 == options.steps):
-            state = trainer.checkpointed.capture()
-            checkpoint.save(options.checkpoint, step + 1, {"training": state, "generators": generators})
+            checkpoint.save(options.checkpoint, step + 1, _state(trainer.checkpointed.capture()))

@@ -8,13 +8,18 @@ So a run goes on with another number of ranks, or by another strategy.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
+from parallel.checkpoint import PerRank
 from parallel.expert import MixtureOfExperts
 from parallel.fsdp_state import sharded
+from parallel.local_sgd import LocalSGD
+from parallel.memory import held_bytes
 from parallel.sharded import Sharded
 from parallel.tensor_plan import full_tensors, local_tensors
 from parallel.zero import ZeroRedundancyOptimizer
@@ -46,6 +51,14 @@ class Checkpointed:
             for own in self._inner_states():
                 own["step"].copy_(state["optimizer_step"])
 
+    def held_bytes(self) -> int:
+        """Bytes of the model and of what the optimizer holds for it now."""
+        return held_bytes([*self.model.parameters(), *self._moments()])
+
+    def _moments(self) -> Iterator[torch.Tensor]:
+        for state in self._inner.state.values():
+            yield from (state[key] for key in MOMENTS if key in state)
+
     # What strategies differ in.
 
     def _live(self) -> dict[str, Tensors]:
@@ -57,17 +70,20 @@ class Checkpointed:
             **{key: {n: self.optimizer.state[p][key] for n, p in named.items()} for key in MOMENTS},
         }
 
-    def _outward(self, live: Tensors) -> Tensors:
+    def _outward(self, live: Tensors) -> Any:
         return live
 
     def _inward(self, live: Tensors, filled: Tensors) -> None:
         """What ``_outward`` gave was live memory: it is filled already."""
 
+    @property
+    def _inner(self) -> torch.optim.Optimizer:
+        """The AdamW itself."""
+        return self.optimizer
+
     def _inner_states(self) -> list[dict[str, Any]]:
         """The states of AdamW; of one that has made no step yet they are zeros."""
-        inner: Any = self.optimizer
-        if isinstance(inner, ZeroRedundancyOptimizer):
-            inner = inner.optim
+        inner = self._inner
         for group in inner.param_groups:
             for parameter in group["params"]:
                 if not inner.state[parameter]:
@@ -98,9 +114,13 @@ class CheckpointedZero(Checkpointed):
 
     optimizer: ZeroRedundancyOptimizer
 
+    @property
+    def _inner(self) -> torch.optim.Optimizer:
+        assert self.optimizer.optim is not None
+        return self.optimizer.optim
+
     def _live(self) -> dict[str, Tensors]:
         self._inner_states()
-        assert self.optimizer.optim is not None
         named = dict(self.model.named_parameters())
         live: dict[str, Tensors] = {"model": {name: p.detach() for name, p in named.items()}}
         pieces = {piece.slot.param: piece for piece in self.optimizer.pieces()}
@@ -109,7 +129,7 @@ class CheckpointedZero(Checkpointed):
             for name, parameter in named.items():
                 piece, tensor, first = pieces.get(parameter), parameter.detach().new_empty(0), 0
                 if piece is not None:
-                    tensor, first = self.optimizer.optim.state[piece.tensor][key], piece.first
+                    tensor, first = self._inner.state[piece.tensor][key], piece.first
                 live[key][name] = Sharded(tensor, tuple(parameter.shape), first)
         return live
 
@@ -151,3 +171,30 @@ class CheckpointedExperts(Checkpointed):
                     parts = [f"{path}.experts.{number}.{key}" for number in layer.experts]
                     found[f"{path}.experts.{key}"] = layer, parts
         return found
+
+
+class CheckpointedLocal(Checkpointed):
+    """Local SGD: between two averages every rank has a model and moments of its own."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, local: LocalSGD) -> None:
+        super().__init__(model, optimizer)
+        self.local = local
+
+    def capture(self) -> dict[str, Any]:
+        return {**super().capture(), "local": self.local, "ranks": dist.get_world_size()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Ranks that the checkpoint does not know go on from rank 0's."""
+        super().restore(state)
+        saved, rank = state["ranks"], dist.get_rank()
+        if dist.get_world_size() <= saved:
+            return
+        for tensors in self._live().values():
+            for tensor in tensors.values():
+                of_first = tensor.clone()
+                dist.broadcast(of_first, 0)
+                if rank >= saved:
+                    tensor.copy_(of_first)
+
+    def _outward(self, live: Tensors) -> Any:
+        return PerRank(live)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,7 @@ from labs.train.options import Options
 from labs.train.state import (
     Checkpointed,
     CheckpointedExperts,
+    CheckpointedLocal,
     CheckpointedShards,
     CheckpointedTensorParallel,
     CheckpointedZero,
@@ -29,6 +31,7 @@ from parallel.context import ring_attention, sequence_partition
 from parallel.data import DistributedDataParallel
 from parallel.expert import DenseMixtureOfExperts, MixtureOfExperts, average_gradients
 from parallel.fsdp import fully_shard
+from parallel.local_sgd import LocalSGD
 from parallel.tensor_plan import Column, Row, Style, parallelize
 from parallel.vocabulary import vocab_parallel_cross_entropy
 from parallel.zero import ZeroRedundancyOptimizer
@@ -41,7 +44,7 @@ class Trainer:
     """A model made parallel, with what a step does. ``shares``: by how many ranks a batch is divided.
 
     call: (tokens, targets) -> this rank's loss, with a graph. after_backward: what the strategy still does to
-    the gradients.
+    the gradients. optimizer: what steps, where it is not the checkpoint's AdamW itself.
     """
 
     def __init__(
@@ -50,18 +53,19 @@ class Trainer:
         call: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
         shares: int = 1,
         after_backward: Callable[[], None] = lambda: None,
+        optimizer: Any = None,
     ) -> None:
         self.checkpointed, self.call = checkpointed, call
         self.shares, self.after_backward = shares, after_backward
+        self.optimizer = optimizer or checkpointed.optimizer
 
     def step(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """One step of the optimizer; this rank's loss before it."""
-        optimizer = self.checkpointed.optimizer
-        optimizer.zero_grad()
+        self.optimizer.zero_grad()
         loss = self.call(tokens, targets)
         loss.backward()
         self.after_backward()
-        optimizer.step()
+        self.optimizer.step()
         return loss.detach()
 
 
@@ -209,6 +213,14 @@ def expert(options: Options, device: torch.device) -> Trainer:
     )
 
 
+def local_sgd(options: Options, device: torch.device) -> Trainer:
+    model = GPT(options.model()).to(device)
+    inner = adamw(model, options)
+    optimizer = LocalSGD(model, inner, every=options.local_steps)
+    checkpointed = CheckpointedLocal(model, inner, optimizer)
+    return Trainer(checkpointed, partial(loss_of, model), dist.get_world_size(), optimizer=optimizer)
+
+
 BUILDERS: dict[str, Callable[[Options, torch.device], Trainer]] = {
     "single": single,
     "ddp": ddp,
@@ -219,4 +231,5 @@ BUILDERS: dict[str, Callable[[Options, torch.device], Trainer]] = {
     "tensor": tensor,
     "context": context,
     "expert": expert,
+    "local_sgd": local_sgd,
 }

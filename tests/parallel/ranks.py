@@ -137,6 +137,7 @@ def call(place, arguments, backend, rank, world_size, store, timeout):
         timeout=timedelta(seconds=timeout),
     )
     try:
+        dist.barrier()  # a rank that were through already would break the others' connecting
         return function(*arguments)
     finally:
         dist.destroy_process_group()

@@ -1,0 +1,161 @@
+"""labs.train: every strategy computes what one process does, checkpoints carry over, misfits are named."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from labs.train.loop import resume, train
+from labs.train.options import STRATEGIES, Options, parse
+from labs.train.strategies import build
+
+CPU = torch.device("cpu")
+SMALL = dict(width=32, layers=2, heads=4, length=24, batch=4, learning_rate=3e-3)
+EQUAL = [name for name in STRATEGIES if name not in ("expert", "local_sgd")]
+
+
+def losses(strategy, steps, folder="", go_on=False, **sizes):
+    """Loss of each step, on this rank of the world that runs."""
+    options = Options(
+        strategy=strategy, steps=steps, checkpoint=folder, resume=go_on, save_every=100, **{**SMALL, **sizes}
+    )
+    trainer = build(options, CPU)
+    done = resume(options, trainer)
+    return [(report.step, report.loss) for report in train(options, trainer, CPU, done)]
+
+
+def test_every_strategy_descends_as_one_process_does(ranks):
+    (alone,) = ranks.run(1, losses, "single", 4)
+    assert [step for step, _ in alone] == [1, 2, 3, 4]
+    assert alone[-1][1] < alone[0][1] - 0.3
+    for strategy in EQUAL[1:]:
+        for found in ranks.run(2, losses, strategy, 4, backend="link"):
+            torch.testing.assert_close(found, alone, rtol=1e-5, atol=0, msg=strategy)
+
+
+def test_experts_compute_the_same_on_any_number_of_ranks(ranks):
+    (alone,) = ranks.run(1, losses, "expert", 3)
+    for found in ranks.run(2, losses, "expert", 3, backend="link"):
+        torch.testing.assert_close(
+            found, alone, rtol=1e-3, atol=0
+        )  # the balancing loss is of a rank's tokens
+
+
+def test_local_steps_of_one_are_the_gradient_steps_of_one_rank(ranks):
+    (alone,) = ranks.run(1, losses, "single", 3)
+    (local,) = ranks.run(1, losses, "local_sgd", 3)
+    torch.testing.assert_close(local, alone)
+    assert ranks.run(2, losses, "local_sgd", 8)[0][-1][1] < alone[0][1] - 0.3
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero1", "fsdp", "tensor", "context", "expert"])
+def test_a_run_goes_on_at_another_world_size(ranks, tmp_path, strategy):
+    whole = ranks.run(2, losses, strategy, 3, backend="link")[0]
+    ranks.run(2, losses, strategy, 2, str(tmp_path), backend="link")
+    ((step, loss),) = ranks.run(1, losses, strategy, 3, str(tmp_path), True, backend="link")[0]
+    assert step == 3
+    assert loss == pytest.approx(whole[-1][1], rel=1e-3 if strategy == "expert" else 1e-5)
+
+
+def test_a_run_goes_on_by_another_strategy(ranks, tmp_path):
+    whole = ranks.run(2, losses, "ddp", 3)[0]
+    ranks.run(2, losses, "fsdp", 2, str(tmp_path), backend="link")
+    ((_, loss),) = ranks.run(2, losses, "zero2", 3, str(tmp_path), True)[0]
+    assert loss == pytest.approx(whole[-1][1], rel=1e-5)
+
+
+def test_local_models_come_back_to_their_ranks(ranks, tmp_path):
+    whole = ranks.run(2, losses, "local_sgd", 3)
+    ranks.run(2, losses, "local_sgd", 2, str(tmp_path))
+    assert ranks.run(2, losses, "local_sgd", 3, str(tmp_path), True)[0] == whole[0][2:]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--strategy", "dpp"], "did you mean 'ddp'"),
+        (["--resume"], "say where with --checkpoint"),
+        (["--batch", "0"], "--batch is 0; it is at least 1"),
+        (["--learning-rate", "-1"], "above 0"),
+        (["--heads", "3"], "heads=3 does not divide width=128"),
+    ],
+)
+def test_wrong_options_are_one_line_and_status_2(given, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse(given)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def misfit(strategy, sizes):
+    try:
+        losses(strategy, 1, **sizes)
+    except ValueError as error:
+        return str(error)
+
+
+def test_what_does_not_fit_the_ranks_is_named_on_all(ranks):
+    for strategy, sizes, said in (
+        ("ddp", {"batch": 3}, "batch=3 sequences cannot be shared equally by 2 ranks"),
+        ("single", {}, "--strategy single is one process"),
+        ("context", {"length": 22}, "--length 22 is no multiple of 4"),
+        ("tensor", {"heads": 1}, "--heads 1 cannot be split evenly over 2 ranks"),
+        ("hsdp", {"shard_size": 3}, "--shard-size 3 does not divide the 2 ranks"),
+    ):
+        for text in (
+            ranks.run(2, misfit, strategy, **{}) if not sizes else ranks.run(2, misfit_with, strategy, sizes)
+        ):
+            assert said in text
+
+
+def misfit_with(strategy, sizes):
+    return misfit(strategy, **sizes)
+
+
+LINE = re.compile(
+    r"step (\d)/4  loss [\d.]+  [\d,]+ tokens/s  MFU .*  communicated [\d.]+ MB  peak memory [\d.]+ MB  "
+    r"exposed [\d.]+ of [\d.]+ ms"
+)
+
+
+def test_the_command_prints_a_line_a_step_and_survives_a_kill(tmp_path):
+    """The one that users type, over shared memory; rank 1 is killed once, and torchrun starts both again."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["--max-restarts", "2", "-m", "labs.train", "--strategy", "fsdp", "--backend", "shm"]
+    command += ["--steps", "4", "--save-every", "1", "--width", "32", "--layers", "2", "--length", "24"]
+    command += ["--checkpoint", str(tmp_path / "kept"), "--resume"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    lines = []
+    try:
+        for line in run.stdout:
+            lines.append(line.rstrip())
+            if line.startswith("step 2/") and not any("resumed" in said for said in lines):
+                os.kill(rank_process(run.pid, 1), signal.SIGKILL)
+        assert run.wait(60) == 0, run.stderr.read()[-3000:]
+    finally:
+        run.kill()
+    steps = [LINE.fullmatch(line).group(1) for line in lines if line.startswith("step")]
+    assert steps[:2] == ["1", "2"]
+    assert steps[-1] == "4"
+    assert any(line.startswith("resumed after step") for line in lines), lines
+
+
+def rank_process(agent, rank, seconds=10.0):
+    """The process of a rank, of those that this agent started."""
+    import psutil
+
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        for process in psutil.Process(agent).children():
+            if process.environ().get("RANK") == str(rank):
+                return process.pid
+        time.sleep(0.05)
+    raise AssertionError(f"rank {rank} was not found")
