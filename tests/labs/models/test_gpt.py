@@ -268,6 +268,7 @@ def test_built_on_the_meta_device():
     assert torch.equal(model(tokens()), other(tokens()))
 
 
+@pytest.mark.proof  # importing the compiler alone takes seconds
 def test_compiles_in_one_graph():
     model = double(**LLAMA)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
