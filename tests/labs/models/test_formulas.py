@@ -93,7 +93,7 @@ def count_activations(options, dtype, dropout):
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
-@pytest.mark.parametrize("options", SAMPLE[:8], ids=lambda options: "-".join(map(str, options.values())))
+@pytest.mark.parametrize("options", SAMPLE[:6], ids=lambda options: "-".join(map(str, options.values())))
 def test_counters(options):
     count_parameters(options)
     count_flops(options)
