@@ -59,6 +59,11 @@ class GPT(nn.Module):
                     f"input or build the model with context={start + length}"
                 )
             positions = torch.arange(start, start + length, device=tokens.device)
+        elif positions.shape != tokens.shape[1:]:
+            raise ValueError(
+                f"positions of shape {tuple(positions.shape)} for {tokens.shape[1]} tokens; each token of a "
+                f"sequence has one: ({tokens.shape[1]},)"
+            )
         x = self.embedding(tokens, positions)
         rotation = self.rotation(positions, x.dtype)
         for index, block in enumerate(self.blocks):

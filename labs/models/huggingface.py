@@ -75,7 +75,6 @@ LLAMA = Layout(
     },
 )
 
-
 QUERY_KEY_VALUE = ("attention.query", "attention.key", "attention.value")
 
 
@@ -116,18 +115,18 @@ def load_huggingface(model: GPT, path: str | Path) -> None:
             prefix = ""  # of the model without its head, as GPT-2 itself was published
         sources = _sources(model, layout, prefix)
         _check_names(sources, tensors, model)
-        loaded = {name: _read(source, tensors) for name, source in sources.items()}
-    parameters = dict(model.named_parameters())
-    wrong = [
-        f"{name} is {tuple(parameters[name].shape)}, in the checkpoint {tuple(tensor.shape)}"
-        for name, tensor in loaded.items()
-        if parameters[name].shape != tensor.shape
-    ]
-    if wrong:
-        raise ValueError(f"{path} is of another size than the model: {'; '.join(wrong)}")
-    with torch.no_grad():
-        for name, tensor in loaded.items():
-            parameters[name].copy_(tensor)
+        parameters = dict(model.named_parameters())
+        shapes = {name: _shape(source, tensors) for name, source in sources.items()}
+        wrong = [
+            f"{name} is {tuple(parameters[name].shape)}, in the checkpoint {shape}"
+            for name, shape in shapes.items()
+            if parameters[name].shape != shape
+        ]
+        if wrong:
+            raise ValueError(f"{path} is of another size than the model: {'; '.join(wrong)}")
+        with torch.no_grad():
+            for name, source in sources.items():  # one at a time: the checkpoint may fill half the memory
+                parameters[name].copy_(_read(source, tensors))
 
 
 def _files(path: Path) -> list[Path]:
@@ -154,7 +153,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _names(opened: ExitStack, file: Path) -> dict[str, Any]:
-    """Tensor name -> the open file it is in; the tensors are read one by one."""
+    """Tensor name -> the open file it is in."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -222,10 +221,18 @@ def _tensor(tensors: dict[str, Any], name: str) -> torch.Tensor:
     return tensors[name].get_tensor(name)
 
 
+def _shape(source: Source, tensors: dict[str, Any]) -> tuple[int, ...]:
+    """What ``_read`` will return has this shape; nothing but the file's header is read."""
+    shape = list(tensors[source.name].get_slice(source.name).get_shape())
+    if source.part is not None:
+        if shape[-1] % 3:
+            raise ValueError(f"{source.name} of {tuple(shape)} is not query, key and value")
+        shape[-1] //= 3
+    return tuple(reversed(shape) if source.transposed else shape)
+
+
 def _read(source: Source, tensors: dict[str, Any]) -> torch.Tensor:
     tensor = _tensor(tensors, source.name)
     if source.part is not None:
-        if tensor.shape[-1] % 3:
-            raise ValueError(f"{source.name} of {tuple(tensor.shape)} is not query, key and value")
         tensor = tensor.chunk(3, -1)[source.part]
     return tensor.T if source.transposed else tensor

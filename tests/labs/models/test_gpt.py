@@ -268,6 +268,7 @@ def test_built_on_the_meta_device():
     assert torch.equal(model(tokens()), other(tokens()))
 
 
+@pytest.mark.proof  # importing the compiler alone takes seconds
 def test_compiles_in_one_graph():
     model = double(**LLAMA)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
@@ -275,8 +276,21 @@ def test_compiles_in_one_graph():
 
 
 @pytest.mark.parametrize("options", [{}, LLAMA], ids=["gpt2", "llama"])
-def test_with_our_kernels(options):
+def test_small_models_with_our_kernels(options):
     """The namespace of kernels is a choice of the configuration, and gives the same."""
+    check_kernels(options)
+
+
+@pytest.mark.proof  # compiles them, where no test has before
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("options", [{}, LLAMA], ids=["gpt2", "llama"])
+def test_our_kernels_themselves(options, monkeypatch):
+    """Small tensors are torch's by default; without that the same model runs on the kernels."""
+    monkeypatch.setattr("kernels.op.crossover", lambda name, device: 0)
+    check_kernels(options)
+
+
+def check_kernels(options):
     torch.manual_seed(0)
     model = GPT(small(**options, width=32))
     fused = GPT(small(**options, width=32, functional="kernels"))
@@ -344,6 +358,8 @@ def test_bad_calls():
         model.generate(tokens(), 4)
     with pytest.raises(ValueError, match="at least 1 token"):
         model.generate(tokens(length=0), 1)
+    with pytest.raises(ValueError, match=r"positions of shape \(3,\) for 9 tokens.*\(9,\)"):
+        model(tokens(), positions=torch.arange(3))
     with pytest.raises(ValueError, match="empty"):
         KeyValueCache(3).read()
     with pytest.raises(ValueError, match="at least 1"):

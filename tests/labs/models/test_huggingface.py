@@ -281,7 +281,7 @@ def test_what_does_not_fit(tmp_path):
 
 
 def test_what_cannot_be_read(tmp_path):
-    path = write(tmp_path, LLAMA, llama_tensors())
+    path = write(tmp_path / "checkpoint", LLAMA, llama_tensors())
     model = GPT(read_configuration(path))
     file = path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-7])
@@ -290,8 +290,9 @@ def test_what_cannot_be_read(tmp_path):
     refused(model, path, "not a whole safetensors file")
     file.unlink()
     refused(model, path, r"lacks model.safetensors; pickled checkpoints are not read")
-    (path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../elsewhere.safetensors"}}')
-    refused(model, path, r"lacks elsewhere.safetensors")
+    safetensors.save_file(llama_tensors(), tmp_path / "elsewhere.safetensors")
+    (path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../elsewhere.safetensors"}}')
+    refused(model, path, r"lacks elsewhere.safetensors")  # nothing outside the folder is opened
     (path / "model.safetensors.index.json").write_text("[]")
     refused(model, path, "not an index with a weight_map")
     refused(model, path / "nothing", "there is no")
