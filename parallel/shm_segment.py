@@ -149,7 +149,8 @@ class Segment:
 
     def _watch(self, deadline: float, timeout: float) -> None:
         """Announce this process and wait for the others, each watched from when it joins."""
-        self._poll, self._pidfds = select.poll(), {}
+        self._poll = select.poll()
+        self._pidfds: dict[int, int] = {}
         mine = LINE // 8 * (1 + self.rank)
         self._words[mine + _PROCESS] = os.getpid()
         self._words[mine + _STATE] = JOINED
@@ -170,14 +171,18 @@ class Segment:
                 return
             if time.monotonic() > deadline:
                 self.fail(missing[0])
+                absent = [self.names[rank] for rank in missing]
                 raise dist.DistBackendError(
-                    f"shm: rank {self.rank} has waited {timeout:g} s for ranks {missing} of {self.size} to join"
+                    f"shm: rank {self.names[self.rank]} has waited {timeout:g} s for ranks {absent} to join"
                 )
             time.sleep(0.0005)
 
+    def process_of(self, rank: int) -> int:
+        return self._words[LINE // 8 * (1 + rank) + _PROCESS]
+
     def _watch_one(self, rank: int) -> None:
         try:
-            pidfd = os.pidfd_open(self._words[LINE // 8 * (1 + rank) + _PROCESS])
+            pidfd = os.pidfd_open(self.process_of(rank))
         except ProcessLookupError:
             pidfd = os.open(
                 "/dev/null", os.O_RDONLY | os.O_CLOEXEC
@@ -199,7 +204,7 @@ class Segment:
     def describe(self, rank: int) -> str:
         """Of one that is ``dead``: what became of it."""
         line = LINE // 8 * (1 + rank)
-        name = f"rank {self.names[rank]} (process {self._words[line + _PROCESS]})"
+        name = f"rank {self.names[rank]} (process {self.process_of(rank)})"
         if self.state(rank) == LEFT:
             return f"{name} has left the group"
         if self.state(rank) == FAILED:
