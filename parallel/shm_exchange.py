@@ -31,6 +31,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from kernels.compiled_cache import address_of
+from kernels.simd import full_width, store_fence
 from kernels.threads import _pointer_to
 
 DONE, STALLED, DIFFERENT, RUNNING = range(4)
@@ -130,6 +131,30 @@ def word_address(typing: Any, block: Any, index: Any) -> Any:
 _longs = _pointer_to(types.int64)
 
 
+@intrinsic
+def _stream_line(typing: Any, target: Any, source: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vector = ir.VectorType(ir.FloatType(), 16).as_pointer()
+        value = builder.load(builder.inttoptr(args[1], vector))
+        value.align = 1
+        store = builder.store(value, builder.inttoptr(args[0], vector))
+        store.align = LINE
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@numba.njit(forceinline=True)
+def copy_streamed(target: Any, source: Any, count: Any) -> None:
+    full_width()
+    whole = count // LINE * LINE
+    for offset in range(0, whole, LINE):
+        _stream_line(target + offset, source + offset)
+    store_fence()
+    copy_bytes(target + whole, source + whole, count - whole)
+
+
 def exchange(block: Any) -> Any:
     """Rounds of the operation that the block describes, until it is done, stalled or has used its share."""
     members, me, slots, stride = block[MEMBERS], block[ME], block[SLOTS], block[STRIDE]
@@ -157,7 +182,10 @@ def exchange(block: Any) -> Any:
                     for part in range(parts):
                         size = min(block[input_bytes + part] - offset, chunk)
                         if size > 0 and (parts == 1 or part != me):
-                            copy_bytes(slot + LINE + part * chunk, block[TABLES + part] + offset, size)
+                            if size >= 16384:
+                                copy_streamed(slot + LINE + part * chunk, block[TABLES + part] + offset, size)
+                            else:
+                                copy_bytes(slot + LINE + part * chunk, block[TABLES + part] + offset, size)
                     header = _header(_longs(slot))
                     header[1], header[2] = block[SIGNATURE], block[COUNT]
                     store_release(slot, before + written + 1)
