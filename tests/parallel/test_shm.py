@@ -45,7 +45,11 @@ def reductions(every_pair=False):
     }
     for dtype in DTYPES:
         for operation, reference in plain.items():
-            if not every_pair and operation != dist.ReduceOp.SUM and dtype not in (torch.bfloat16, torch.int32):
+            if (
+                not every_pair
+                and operation != dist.ReduceOp.SUM
+                and dtype not in (torch.bfloat16, torch.int32)
+            ):
                 continue
             for count in SIZES if dtype == torch.float32 else (17, 40_001):
                 x = numbers(rank, count, dtype)
@@ -88,7 +92,9 @@ def rounding():
     rank, size = dist.get_rank(), dist.get_world_size()
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for count in (1009, 70_001):
-            every = [torch.randn(count, generator=torch.Generator().manual_seed(q)).to(dtype) for q in range(size)]
+            every = [
+                torch.randn(count, generator=torch.Generator().manual_seed(q)).to(dtype) for q in range(size)
+            ]
             expected = every[0].float()
             for other in every[1:]:
                 expected = expected + other.float()
@@ -326,7 +332,9 @@ def reductions_in_a_named_group():
 
 def network():
     torch.manual_seed(3)
-    return nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 16), nn.Tanh(), nn.Linear(16, 8)).double()
+    return nn.Sequential(
+        nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 16), nn.Tanh(), nn.Linear(16, 8)
+    ).double()
 
 
 def batch():
@@ -449,7 +457,9 @@ def disagreements():
         raised(ValueError, lambda: dist.all_reduce(torch.ones(200_000 + rank), async_op=True).wait()),
         raised(
             ValueError,
-            lambda: dist.all_to_all_single(torch.ones(2 * size + rank), torch.ones(2 * size), [2] * (size - 1) + [2 + rank]),
+            lambda: dist.all_to_all_single(
+                torch.ones(2 * size + rank), torch.ones(2 * size), [2] * (size - 1) + [2 + rank]
+            ),
         ),
     ]
     if rank == 0:
@@ -624,7 +634,9 @@ def join(tmp_path):
     started = []
 
     def start(rank, alone=False, timeout=30, pause=0.0):
-        text = JOIN.format(root=str(ROOT), store=str(tmp_path / "store"), alone=alone, timeout=timeout, pause=pause)
+        text = JOIN.format(
+            root=str(ROOT), store=str(tmp_path / "store"), alone=alone, timeout=timeout, pause=pause
+        )
         process = subprocess.Popen(
             [sys.executable, "-c", text, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
