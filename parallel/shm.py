@@ -355,7 +355,7 @@ class ShmGroup(Messages):
         rows = tensor.shape[0] if tensor.dim() else 0
         if not sizes and rows % self._size:
             raise ValueError(
-                f"shm: all_to_all of an {what} of {rows} rows among {self._size} ranks needs {what}_split_sizes"
+                f"shm: all_to_all of {rows} {what} rows among {self._size} ranks needs {what}_split_sizes"
             )
         sizes = sizes or [rows // self._size] * self._size
         if len(sizes) != self._size or sum(sizes) != rows:
@@ -381,7 +381,8 @@ class ShmGroup(Messages):
             raise ValueError(
                 "shm: all_to_all: "
                 + "; ".join(
-                    f"rank {names[a]} sends {sent[a, b]} elements to rank {names[b]}, which expects {expected[a, b]}"
+                    f"rank {names[a]} sends {sent[a, b]} elements to rank {names[b]}, "
+                    f"which expects {expected[a, b]}"
                     for a, b in wrong
                 )
             )

@@ -81,7 +81,7 @@ class SharedGroup(dist.ProcessGroup):
         count: int | None = None,
         longest: int = 0,
     ) -> Steps:
-        """One exchange. inputs: one for all, or one for each rank; outputs: from each rank, or the one reduced."""
+        """One exchange. inputs: one for all, or one for each rank; outputs: from each, or the one reduced."""
         size = self._size
         sends = [None if tensor is None else in_order(tensor) for tensor in inputs]
         rooms = [None if tensor is None else room_for(tensor) for tensor in outputs]
@@ -131,7 +131,8 @@ class SharedGroup(dist.ProcessGroup):
         part = parts[self._rank]
         if part.numel() != mine.numel() or any(part.dtype != mine.dtype for part in parts):
             raise ValueError(
-                f"shm: {what}: {name} of {amounts(parts)}, of which number {self._rank} must hold {amounts([mine])}"
+                f"shm: {what}: {name} of {amounts(parts)}, "
+                f"of which number {self._rank} must hold {amounts([mine])}"
             )
 
     def _check_whole(

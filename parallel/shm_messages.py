@@ -71,7 +71,8 @@ class Messages(SharedGroup):
         if message != message_word(room):
             dtype = DTYPES[message & 0xFF]
             raise ValueError(
-                f"shm: rank {self._segment.names[source]} has sent {(message >> 8) // dtype.itemsize} {dtype_name(dtype)} "
+                f"shm: rank {self._segment.names[source]} has sent "
+                f"{(message >> 8) // dtype.itemsize} {dtype_name(dtype)} "
                 f"(tag {tag}), rank {self._segment.names[self._rank]} receives {amounts([tensor])}"
             )
         tensor.copy_(stored.view(tensor.dtype).view(tensor.shape))

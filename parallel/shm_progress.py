@@ -77,7 +77,7 @@ class Lane:
         factor: int = 0,
         longest: int = 0,
     ) -> None:
-        """The next exchange: (address, bytes) of what goes to all (one entry) or to each, and comes from each.
+        """The next exchange: (address, bytes) of what goes to all (one entry) or to each, and comes back.
 
         With ``reduce`` all entries of ``outputs`` are the same: where the reduction goes. longest: bytes of
         the largest entry of any rank, where this rank has none as large.

@@ -1,4 +1,4 @@
-"""The shared-memory backend: right on every dtype, in every group; unmodified PyTorch on it; nothing left behind."""
+"""The shared-memory backend: right on every dtype and in every group; PyTorch on it; nothing left behind."""
 
 import gc
 import os
@@ -155,7 +155,8 @@ def shapes():
     assert torch.equal(x, torch.arange(12.0).view(3, 4).T * (size * (size + 1) // 2))
     wide = torch.zeros(5, 2 * size)
     dist.all_gather([wide[:, 2 * q] for q in range(size)], torch.full((5,), 1.0 + rank))
-    assert torch.equal(wide[0, ::2], torch.arange(1.0, size + 1)) and (wide[:, 1::2] == 0).all()
+    assert torch.equal(wide[0, ::2], torch.arange(1.0, size + 1))
+    assert (wide[:, 1::2] == 0).all()
     uneven = [torch.empty(q + 1) for q in range(size)]
     dist.all_gather(uneven, torch.full((rank + 1,), float(rank)))
     assert all((uneven[q] == q).all() for q in range(size))
@@ -186,7 +187,8 @@ def shapes():
     summed = functional.all_reduce(torch.ones(5), "sum", dist.group.WORLD) + 0
     gathered = functional.all_gather_tensor(torch.ones(2, 2) * rank, 1, dist.group.WORLD) + 0
     part = functional.reduce_scatter_tensor(torch.ones(size * 2), "avg", 0, dist.group.WORLD) + 0
-    assert summed.tolist() == [size] * 5 and part.tolist() == [1.0, 1.0]
+    assert summed.tolist() == [size] * 5
+    assert part.tolist() == [1.0, 1.0]
     assert torch.equal(gathered[0], torch.arange(float(size)).repeat_interleave(2))
     dist.all_reduce(functional.all_reduce(torch.ones(2), "sum", dist.group.WORLD))
     return True
@@ -206,8 +208,10 @@ def asynchronous():
     deadline = time.monotonic() + 20
     while not work.is_completed() and time.monotonic() < deadline:
         time.sleep(0.001)  # nobody waits: it completes by itself
-    assert work.is_completed() and (x == size * (size + 1) / 2).all()
-    assert future.wait()[0] is x and work.wait()
+    assert work.is_completed()
+    assert (x == size * (size + 1) / 2).all()
+    assert future.wait()[0] is x
+    assert work.wait()
     # One rank waits in a second group while the other has yet to be waited for in the first.
     group = dist.new_group(list(range(size)), backend="shm")
     first, second = torch.ones(10), torch.ones(10)
@@ -479,11 +483,16 @@ def test_ranks_that_disagree_get_the_same_named_error(ranks, world_size):
     assert "rank 0 has sent 3 float32 (tag 0), rank 1 receives 4 float32" in message
     assert all(texts == found[0] for texts in found)
     sizes, dtypes, roots, operations, large, splits = found[0]
-    assert "all_reduce SUM of 4 float32" in sizes and f"rank {world_size - 1}: all_reduce SUM of 5" in sizes
-    assert "rank 0: all_reduce SUM of 4 int64" in dtypes and "4 int32" in dtypes
-    assert "from rank 0" in roots and "from rank 1" in roots
-    assert "rank 0: all_reduce" in operations and "barrier" in operations
-    assert "rank 0: all_reduce SUM of 200000 float32" in large and "200001" in large
+    assert "all_reduce SUM of 4 float32" in sizes
+    assert f"rank {world_size - 1}: all_reduce SUM of 5" in sizes
+    assert "rank 0: all_reduce SUM of 4 int64" in dtypes
+    assert "4 int32" in dtypes
+    assert "from rank 0" in roots
+    assert "from rank 1" in roots
+    assert "rank 0: all_reduce" in operations
+    assert "barrier" in operations
+    assert "rank 0: all_reduce SUM of 200000 float32" in large
+    assert "200001" in large
     assert f"rank {world_size - 1} sends 2 elements to rank 1, which expects 3" in splits
 
 
@@ -501,9 +510,12 @@ def wrong_arguments():
 
 def test_wrong_arguments_are_named_at_once(ranks):
     found = ranks.run(2, wrong_arguments, backend="shm")[0]
-    assert "it must have 4 float32" in found[0] and "takes 2 output tensors, not 3" in found[1]
-    assert "needs input_split_sizes" in found[2] and "not of meta" in found[3]
-    assert "BAND on integers" in found[4] and "itself" in found[5]
+    assert "it must have 4 float32" in found[0]
+    assert "takes 2 output tensors, not 3" in found[1]
+    assert "needs input_split_sizes" in found[2]
+    assert "not of meta" in found[3]
+    assert "BAND on integers" in found[4]
+    assert "itself" in found[5]
 
 
 def waits_in_vain(what):
@@ -527,7 +539,8 @@ def waits_in_vain(what):
 @pytest.mark.parametrize("what", ["all_reduce", "large", "recv", "recv from any", "send"])
 def test_a_time_out_says_who_waited_for_whom(ranks, what):
     text, seconds = ranks.run(2, waits_in_vain, what, backend="shm")[0]
-    assert "time-out: rank 0 has waited 0.5 s" in text and 0.4 < seconds < 2
+    assert "time-out: rank 0 has waited 0.5 s" in text
+    assert 0.4 < seconds < 2
     assert "from any rank" in text if what == "recv from any" else "for rank 1 in" in text
     assert what == "large" or what.split()[0] in text
 
@@ -576,7 +589,8 @@ def test_a_killed_rank_is_named_at_once(ranks, world_size, victim, what):
             continue
         text, again, seconds = answer
         assert f"rank {victim} (process" in text and "died" in text, text
-        assert "broken" in again and seconds < 10
+        assert "broken" in again
+        assert seconds < 10
 
 
 def leaves():
@@ -592,7 +606,8 @@ def leaves():
 
 
 def test_a_rank_that_has_left_is_named(ranks):
-    assert "rank 1" in (text := ranks.run(2, leaves, backend="shm")[0]) and "has left the group" in text
+    assert "rank 1" in (text := ranks.run(2, leaves, backend="shm")[0])
+    assert "has left the group" in text
 
 
 # --- what is left behind --------------------------------------------------------------------------------
@@ -606,7 +621,8 @@ rank = int(sys.argv[1])
 store = dist.FileStore({store!r}, 2)
 if {alone}:
     print("joining", flush=True)
-dist.init_process_group("shm", store=store, rank=rank, world_size=2, timeout=datetime.timedelta(seconds={timeout}))
+limit = datetime.timedelta(seconds={timeout})
+dist.init_process_group("shm", store=store, rank=rank, world_size=2, timeout=limit)
 x = torch.ones(1_000_000)
 print("joined", flush=True)
 while True:
@@ -677,7 +693,8 @@ def test_control_c_ends_a_wait(join):
     begun = time.monotonic()
     first.send_signal(signal.SIGINT)
     _, errors = first.communicate(timeout=10)
-    assert "KeyboardInterrupt" in errors and time.monotonic() - begun < 5
+    assert "KeyboardInterrupt" in errors
+    assert time.monotonic() - begun < 5
 
 
 def test_the_segment_is_private_and_has_no_name():
@@ -699,7 +716,8 @@ def test_the_segment_is_private_and_has_no_name():
         patch.setattr(Segment, "_create", looked_at)
         segment = Segment(dist.FileStore(f"{folder}/store", 1), 0, [0], 5.0)
         assert created == [(0o600, 0, os.getuid())]
-        assert segments()[0] == before and os.getpid() in segments()[1]
+        assert segments()[0] == before
+        assert os.getpid() in segments()[1]
         del segment
         gc.collect()
         assert os.getpid() not in segments()[1]
