@@ -1,21 +1,22 @@
 """How ranks pass bytes through shared memory: slots that are written, read and written again.
 
-Every member of an exchange owns a few slots, each behind a cache line that says which round it holds and what it
-is part of. An operation is a number of rounds; in one round a member
+Every member of an exchange owns a few slots, each behind a cache line that says which round it holds and
+what it is part of. An operation is a number of rounds; in one round a member
 
-1. waits until everybody is done with what its slot held before, copies one chunk of its tensor into the slot (or
-   one chunk for each member, where each gets something else) and publishes it by storing the round's number;
-2. waits for the same round of those that it reads from, copies their chunks out, or reduces them in the order of
-   ranks into its tensor, and says so by increasing its count of rounds taken.
+1. waits until everybody is done with what its slot held before, copies one chunk of its tensor into the
+   slot (or one chunk for each member, where each gets something else) and publishes it by storing the
+   round's number;
+2. waits for the same round of those that it reads from, copies their chunks out, or reduces them in the
+   order of ranks into its tensor, and says so by increasing its count of rounds taken.
 
-The rounds are pipelined: while a peer reads one slot the next is written, and chunks are small enough to go from
-cache to cache. All numbers only grow, so nothing is reset between operations. All collectives, send and recv are
-this one function with other tables; all_reduce of two ranks is one pass, which moves the same bytes as
-reduce-scatter and all-gather do (a ring: Patarasuk and Yuan 2009), with half the waits.
+The rounds are pipelined: while a peer reads one slot the next is written, and chunks are small enough to go
+from cache to cache. All numbers only grow, so nothing is reset between operations. All collectives, send
+and recv are this one function with other tables; all_reduce of two ranks is one pass, which moves the same
+bytes as reduce-scatter and all-gather do (a ring: Patarasuk and Yuan 2009), with half the waits.
 
-``exchange`` never blocks for long: after a while of spinning and of giving its core away (``sched_yield``) it
-returns STALLED and can be called again with the same block. Who waits longer, sleeps, looks after signals,
-time-outs and dead peers, is ``parallel.shm_group``, in Python. Loads acquire, stores release.
+``exchange`` never blocks for long: after a while of spinning and of giving its core away (``sched_yield``)
+it returns STALLED and can be called again with the same block. Who waits longer, sleeps, looks after
+signals, time-outs and dead peers, is ``parallel.shm_group``, in Python. Loads acquire, stores release.
 """
 
 from __future__ import annotations
@@ -31,12 +32,14 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from kernels.compiled_cache import address_of
+from kernels.simd import full_width, store_fence
 from kernels.threads import _pointer_to
 
 DONE, STALLED, DIFFERENT, RUNNING = range(4)
 """What ``exchange`` returns: finished; no progress; a header that differs; enough work for one call."""
 
 LINE = 64
+STREAMED_BYTES = 1 << 14  # chunks from this size on are written past the caches
 POSTS, COMPARES = 1, 2  # role: writes a header in round 0; waits for everybody's and compares them
 
 # Words of the block, which describes one operation and how far it has come.
@@ -130,6 +133,31 @@ def word_address(typing: Any, block: Any, index: Any) -> Any:
 _longs = _pointer_to(types.int64)
 
 
+@intrinsic
+def _stream_line(typing: Any, target: Any, source: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vector = ir.VectorType(ir.FloatType(), 16).as_pointer()
+        value = builder.load(builder.inttoptr(args[1], vector))
+        value.align = 1
+        store = builder.store(value, builder.inttoptr(args[0], vector))
+        store.align = LINE
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@numba.njit(forceinline=True)
+def copy_streamed(target: Any, source: Any, count: Any) -> None:
+    """A copy past this core's caches: to fetch the lines from here costs more than from memory."""
+    full_width()
+    whole = count // LINE * LINE
+    for offset in range(0, whole, LINE):
+        _stream_line(target + offset, source + offset)
+    store_fence()
+    copy_bytes(target + whole, source + whole, count - whole)
+
+
 def exchange(block: Any) -> Any:
     """Rounds of the operation that the block describes, until it is done, stalled or has used its share."""
     members, me, slots, stride = block[MEMBERS], block[ME], block[SLOTS], block[STRIDE]
@@ -157,7 +185,10 @@ def exchange(block: Any) -> Any:
                     for part in range(parts):
                         size = min(block[input_bytes + part] - offset, chunk)
                         if size > 0 and (parts == 1 or part != me):
-                            copy_bytes(slot + LINE + part * chunk, block[TABLES + part] + offset, size)
+                            if size >= STREAMED_BYTES:
+                                copy_streamed(slot + LINE + part * chunk, block[TABLES + part] + offset, size)
+                            else:
+                                copy_bytes(slot + LINE + part * chunk, block[TABLES + part] + offset, size)
                     header = _header(_longs(slot))
                     header[1], header[2] = block[SIGNATURE], block[COUNT]
                     store_release(slot, before + written + 1)
@@ -233,7 +264,7 @@ def _header(slot: Any) -> Any:
 
 @cache
 def compiled() -> tuple[Any, Any]:
-    """(``exchange`` for Python, called with the address of a block and without the GIL; what keeps it alive)."""
+    """(``exchange``, called with the address of a block and without the GIL; what keeps it alive)."""
     kind = types.int64(types.CPointer(types.int64))
     address, kept = address_of(kind, exchange, {"error_model": "numpy"})
     return ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)(address), kept

@@ -1,14 +1,15 @@
 """Operations on their way through shared memory: who runs them, who waits, and what ends a wait.
 
-A lane is one ordered stream of operations: the collectives of a group are one, each pair of ranks that sends and
-receives another. An operation is a generator that describes one exchange after another in the lane's block. It is
-advanced by whoever has reason to, under one lock for the group: the caller of a synchronous operation, in its own
-thread; ``wait()``, which takes over from where the operation stands; and for what nobody waits for, a thread of the
-group, so that asynchronous work completes by itself.
+A lane is one ordered stream of operations: the collectives of a group are one, each pair of ranks that
+sends and receives another. An operation is a generator that describes one exchange after another in the
+lane's block. It is advanced by whoever has reason to, under one lock for the group: the caller of a
+synchronous operation, in its own thread; ``wait()``, which takes over from where the operation stands; and
+for what nobody waits for, a thread of the group, so that asynchronous work completes by itself.
 
-A wait first spins, then gives its core away (both in ``parallel.shm_exchange``), then sleeps. It is ended by
-a signal (Ctrl-C), by the time-out, and by the death of a rank that it needs; the error says who waited for whom.
-After that the group is broken and says why at each further call, here and, through the segment, on other ranks.
+A wait first spins, then gives its core away (both in ``parallel.shm_exchange``), then sleeps. It is ended
+by a signal (Ctrl-C), by the time-out, and by the death of a rank that it needs; the error says who waited
+for whom. After that the group is broken and says why at each further call, here and, through the segment,
+on other ranks.
 """
 
 from __future__ import annotations
@@ -76,10 +77,10 @@ class Lane:
         factor: int = 0,
         longest: int = 0,
     ) -> None:
-        """The next exchange: (address, bytes) of what goes to all (one entry) or to each member, and comes from each.
+        """The next exchange: (address, bytes) of what goes to all (one entry) or to each, and comes back.
 
-        With ``reduce`` all entries of ``outputs`` are the same: where the reduction goes. longest: bytes of the
-        largest entry of any rank, where this rank has none as large.
+        With ``reduce`` all entries of ``outputs`` are the same: where the reduction goes. longest: bytes of
+        the largest entry of any rank, where this rank has none as large.
         """
         members, parts = len(self.ranks), len(inputs)
         chunk = self.area.slot_bytes // parts // kernel.LINE * kernel.LINE
@@ -283,7 +284,7 @@ class Progress:
             raise dist.DistBackendError(f"shm: this group is broken: {self.failure}")
 
     def drive(self, operation: Operation, timeout: Any = None) -> None:
-        """Advance everything until ``operation`` is finished. KeyboardInterrupt passes, and breaks the group."""
+        """Advance everything until ``operation`` is finished. KeyboardInterrupt breaks the group."""
         if timeout is not None and (seconds := timeout.total_seconds()) > 0:
             operation.timeout = seconds
         self._waiters += 1

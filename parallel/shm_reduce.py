@@ -1,9 +1,10 @@
 """Element-wise reductions over the tensors of several ranks, in numba: the arithmetic of ``parallel.shm``.
 
-A reduction is a C function ``(destination, sources, members, bytes, scratch, factor)``: ``sources`` is a table of
-the addresses of what each rank contributes, always in the order of ranks, so that every rank that computes it
-gets the same bits. 16-bit floats are summed in float32 and rounded once. AVG divides the sum; PREMUL_SUM
-multiplies each contribution by ``factor`` (the bits of a float64) first, as NCCL does. MIN and MAX keep NaN.
+A reduction is a C function ``(destination, sources, members, bytes, scratch, factor)``: ``sources`` is a
+table of the addresses of what each rank contributes, always in the order of ranks, so that every rank that
+computes it gets the same bits. 16-bit floats are summed in float32 and rounded once. AVG divides the sum;
+PREMUL_SUM multiplies each contribution by ``factor`` (the bits of a float64) first, as NCCL does. MIN and
+MAX keep NaN.
 
 Compiled once for a machine and pair of dtype and operation (``kernels.compiled_cache``).
 """

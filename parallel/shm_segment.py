@@ -1,14 +1,14 @@
 """The memory that the ranks of one group share, and who of them is alive.
 
-Rank 0 makes the segment with ``memfd_create``: it has no name, so nobody can guess one and nothing is left behind
-whenever and however a rank ends; the kernel frees it with its last mapping. The other ranks open it through
-``/proc/PID/fd``, which the kernel grants to the same user only; the file's mode is 0600 and its size is sealed, so
-that nobody can truncate it under the others. A random number in it, given through the store, shows that it is
-the right one. When all have mapped it the descriptor is closed.
+Rank 0 makes the segment with ``memfd_create``: it has no name, so nobody can guess one and nothing is left
+behind whenever and however a rank ends; the kernel frees it with its last mapping. The other ranks open it
+through ``/proc/PID/fd``, which the kernel grants to the same user only; the file's mode is 0600 and its
+size is sealed, so that nobody can truncate it under the others. A random number in it, given through the
+store, shows that it is the right one. When all have mapped it the descriptor is closed.
 
-Each rank holds a pidfd of each other (``pidfd_open``), which tells within microseconds whether that process has
-ended, without being fooled by a reused process number; a rank that leaves in good order, or gives up, says so in
-the segment.
+Each rank holds a pidfd of each other (``pidfd_open``), which tells within microseconds whether that process
+has ended, without being fooled by a reused process number; a rank that leaves in good order, or gives up,
+says so in the segment.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _F_ADD_SEALS, _SEALS = 1033, 0x1 | 0x2 | 0x4  # no further seals, no shrinking, 
 
 @dataclass(frozen=True)
 class Area:
-    """Addresses of one exchange: slots, their stride in bytes, payload bytes a slot, the lines of rounds taken."""
+    """Addresses of one exchange: slots, their stride and payload in bytes, the lines of rounds taken."""
 
     slots: int
     stride: int
@@ -60,11 +60,11 @@ def _page(count: int) -> int:
 class Segment:
     """Join the segment of a group; returns when all ranks have.
 
-    store: of this group, seen by its ranks alone. rank: in the group. names: what errors call its ranks, by rank:
-    their ranks in the world.
+    store: of this group, seen by its ranks alone. rank: in the group. names: what errors call its ranks,
+    which is their ranks in the world.
 
-    ValueError where ranks cannot share memory; DistBackendError for a rank that does not join within ``timeout``
-    seconds, or that dies meanwhile; each names the rank.
+    ValueError where ranks cannot share memory; DistBackendError for a rank that does not join within
+    ``timeout`` seconds, or that dies meanwhile; each names the rank.
     """
 
     def __init__(self, store: Any, rank: int, names: Sequence[int], timeout: float):
@@ -111,14 +111,14 @@ class Segment:
         while not store.check(["segment"]):  # a blocking get would be deaf to Ctrl-C
             if time.monotonic() > deadline:
                 raise dist.DistBackendError(
-                    f"shm: rank 0 of {self.size} has not joined the group of rank {self.rank} within {timeout:g} s"
+                    f"shm: rank {self.rank} has waited {timeout:g} s for rank 0 of {self.size} to join"
                 )
             time.sleep(0.001)
         process, number, secret, machine = store.get("segment").decode().split()
         if machine != _machine():
             raise ValueError(
-                f"shm: ranks 0 and {self.rank} are on different hosts or in different containers (boot and PID "
-                f"namespace {machine} and {_machine()}); shm joins processes of one host, gloo and nccl others"
+                f"shm: ranks 0 and {self.rank} are on different hosts or in different containers (boot and "
+                f"PID namespace {machine} and {_machine()}); shm joins processes of one host, gloo others"
             )
         path = f"/proc/{process}/fd/{number}"
         try:
@@ -149,7 +149,8 @@ class Segment:
 
     def _watch(self, deadline: float, timeout: float) -> None:
         """Announce this process and wait for the others, each watched from when it joins."""
-        self._poll, self._pidfds = select.poll(), {}
+        self._poll = select.poll()
+        self._pidfds: dict[int, int] = {}
         mine = LINE // 8 * (1 + self.rank)
         self._words[mine + _PROCESS] = os.getpid()
         self._words[mine + _STATE] = JOINED
@@ -170,14 +171,18 @@ class Segment:
                 return
             if time.monotonic() > deadline:
                 self.fail(missing[0])
+                absent = [self.names[rank] for rank in missing]
                 raise dist.DistBackendError(
-                    f"shm: rank {self.rank} has waited {timeout:g} s for ranks {missing} of {self.size} to join"
+                    f"shm: rank {self.names[self.rank]} has waited {timeout:g} s for ranks {absent} to join"
                 )
             time.sleep(0.0005)
 
+    def process_of(self, rank: int) -> int:
+        return self._words[LINE // 8 * (1 + rank) + _PROCESS]
+
     def _watch_one(self, rank: int) -> None:
         try:
-            pidfd = os.pidfd_open(self._words[LINE // 8 * (1 + rank) + _PROCESS])
+            pidfd = os.pidfd_open(self.process_of(rank))
         except ProcessLookupError:
             pidfd = os.open(
                 "/dev/null", os.O_RDONLY | os.O_CLOEXEC
@@ -199,7 +204,7 @@ class Segment:
     def describe(self, rank: int) -> str:
         """Of one that is ``dead``: what became of it."""
         line = LINE // 8 * (1 + rank)
-        name = f"rank {self.names[rank]} (process {self._words[line + _PROCESS]})"
+        name = f"rank {self.names[rank]} (process {self.process_of(rank)})"
         if self.state(rank) == LEFT:
             return f"{name} has left the group"
         if self.state(rank) == FAILED:
@@ -218,7 +223,7 @@ class Segment:
             self._words[line + _STATE] = state
 
     def fail(self, culprit: int) -> None:
-        """Tell the others that this rank has given up, because of ``culprit`` (itself, or who did not answer)."""
+        """Tell the others that this rank has given up because of ``culprit``: itself, or who is missing."""
         self._say(FAILED, culprit)
 
     def leave(self) -> None:

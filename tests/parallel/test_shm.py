@@ -1,4 +1,4 @@
-"""The shared-memory backend: right on every dtype, in every group; unmodified PyTorch on it; nothing left behind."""
+"""The shared-memory backend: right on every dtype and in every group; PyTorch on it; nothing left behind."""
 
 import gc
 import os
@@ -45,7 +45,11 @@ def reductions(every_pair=False):
     }
     for dtype in DTYPES:
         for operation, reference in plain.items():
-            if not every_pair and operation != dist.ReduceOp.SUM and dtype not in (torch.bfloat16, torch.int32):
+            if (
+                not every_pair
+                and operation != dist.ReduceOp.SUM
+                and dtype not in (torch.bfloat16, torch.int32)
+            ):
                 continue
             for count in SIZES if dtype == torch.float32 else (17, 40_001):
                 x = numbers(rank, count, dtype)
@@ -88,7 +92,9 @@ def rounding():
     rank, size = dist.get_rank(), dist.get_world_size()
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for count in (1009, 70_001):
-            every = [torch.randn(count, generator=torch.Generator().manual_seed(q)).to(dtype) for q in range(size)]
+            every = [
+                torch.randn(count, generator=torch.Generator().manual_seed(q)).to(dtype) for q in range(size)
+            ]
             expected = every[0].float()
             for other in every[1:]:
                 expected = expected + other.float()
@@ -149,7 +155,8 @@ def shapes():
     assert torch.equal(x, torch.arange(12.0).view(3, 4).T * (size * (size + 1) // 2))
     wide = torch.zeros(5, 2 * size)
     dist.all_gather([wide[:, 2 * q] for q in range(size)], torch.full((5,), 1.0 + rank))
-    assert torch.equal(wide[0, ::2], torch.arange(1.0, size + 1)) and (wide[:, 1::2] == 0).all()
+    assert torch.equal(wide[0, ::2], torch.arange(1.0, size + 1))
+    assert (wide[:, 1::2] == 0).all()
     uneven = [torch.empty(q + 1) for q in range(size)]
     dist.all_gather(uneven, torch.full((rank + 1,), float(rank)))
     assert all((uneven[q] == q).all() for q in range(size))
@@ -180,7 +187,8 @@ def shapes():
     summed = functional.all_reduce(torch.ones(5), "sum", dist.group.WORLD) + 0
     gathered = functional.all_gather_tensor(torch.ones(2, 2) * rank, 1, dist.group.WORLD) + 0
     part = functional.reduce_scatter_tensor(torch.ones(size * 2), "avg", 0, dist.group.WORLD) + 0
-    assert summed.tolist() == [size] * 5 and part.tolist() == [1.0, 1.0]
+    assert summed.tolist() == [size] * 5
+    assert part.tolist() == [1.0, 1.0]
     assert torch.equal(gathered[0], torch.arange(float(size)).repeat_interleave(2))
     dist.all_reduce(functional.all_reduce(torch.ones(2), "sum", dist.group.WORLD))
     return True
@@ -200,8 +208,10 @@ def asynchronous():
     deadline = time.monotonic() + 20
     while not work.is_completed() and time.monotonic() < deadline:
         time.sleep(0.001)  # nobody waits: it completes by itself
-    assert work.is_completed() and (x == size * (size + 1) / 2).all()
-    assert future.wait()[0] is x and work.wait()
+    assert work.is_completed()
+    assert (x == size * (size + 1) / 2).all()
+    assert future.wait()[0] is x
+    assert work.wait()
     # One rank waits in a second group while the other has yet to be waited for in the first.
     group = dist.new_group(list(range(size)), backend="shm")
     first, second = torch.ones(10), torch.ones(10)
@@ -319,3 +329,396 @@ def reductions_in_a_named_group():
     dist.all_reduce(x, group=group)
     assert dist.get_backend(group) in ("shm", "cpu:shm", "custom")
     return x.tolist() == [2.0] * 3
+
+
+# --- unmodified PyTorch ------------------------------------------------------------------------------
+
+
+def network():
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 16), nn.Tanh(), nn.Linear(16, 8)
+    ).double()
+
+
+def batch():
+    return torch.randn(24, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+
+
+def alone(steps=3):
+    """Parameters of the model after some steps in one process."""
+    net = network()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        net(batch()).square().mean().backward()
+        optimizer.step()
+    return [parameter.detach() for parameter in net.parameters()]
+
+
+def train(net, inputs, steps=3):
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        net(inputs).square().mean().backward()
+        optimizer.step()
+    found = [getattr(p, "full_tensor", lambda p=p: p)().detach() for p in net.parameters()]
+    torch.testing.assert_close(found, alone(steps), rtol=1e-10, atol=1e-12)
+
+
+def data_parallel():
+    rank, size = dist.get_rank(), dist.get_world_size()
+    mine = batch().chunk(size)[rank]
+    train(nn.parallel.DistributedDataParallel(network(), bucket_cap_mb=0.002), mine)
+    from torch.distributed.fsdp import fully_shard
+
+    net = network()
+    for layer in (net[0], net[2], net[4]):
+        fully_shard(layer)
+    train(fully_shard(net), mine)
+    return True
+
+
+def tensor_parallel():
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    rank, size = dist.get_rank(), dist.get_world_size()
+    plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+    if size == 2:
+        train(parallelize_module(network(), init_device_mesh("cpu", (size,)), plan), batch())
+        return True
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    net = fully_shard(parallelize_module(network(), mesh["tensor"], plan), mesh=mesh["data"])
+    train(net, batch().chunk(2)[rank // 2])
+    train(fully_shard(network(), mesh=mesh), batch().chunk(4)[rank])  # HSDP
+    return True
+
+
+def pipelined():
+    from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+
+    rank, size = dist.get_rank(), dist.get_world_size()
+    net, expected = network(), network()
+    part = net[:2] if rank == 0 else net[2:]
+    stage = PipelineStage(part, rank, size, torch.device("cpu"))
+    schedule = Schedule1F1B(stage, 4, loss_fn=lambda output, _: output.square().mean())
+    schedule.step(*([batch()] if rank == 0 else []), **({"target": batch()} if rank == size - 1 else {}))
+    expected(batch()).square().mean().backward()
+    whole = expected[:2] if rank == 0 else expected[2:]
+    torch.testing.assert_close(
+        [p.grad for p in part.parameters()], [p.grad for p in whole.parameters()], rtol=1e-10, atol=1e-12
+    )
+    return True
+
+
+def checkpointed(folder):
+    import torch.distributed.checkpoint as checkpoint
+    from torch.distributed.fsdp import fully_shard
+
+    net = fully_shard(network())
+    checkpoint.save(net.state_dict(), checkpoint_id=folder)
+    state = {name: torch.zeros_like(value) for name, value in net.state_dict().items()}
+    checkpoint.load(state, checkpoint_id=folder)
+    assert all(
+        torch.equal(state[name].full_tensor(), value) for name, value in network().state_dict().items()
+    )
+    return True
+
+
+@pytest.mark.parametrize(
+    ("world_size", "check"),
+    [(2, data_parallel), (3, data_parallel), (2, tensor_parallel), (4, tensor_parallel), (2, pipelined)],
+)
+def test_unmodified_pytorch_equals_one_process(ranks, world_size, check):
+    assert ranks.run(world_size, check, backend="shm") == [True] * world_size
+
+
+def test_distributed_checkpoints(ranks, tmp_path):
+    assert ranks.run(2, checkpointed, str(tmp_path), backend="shm") == [True] * 2
+
+
+# --- errors -------------------------------------------------------------------------------------------
+
+
+def raised(kind, call):
+    try:
+        call()
+    except kind as error:
+        return str(error)
+    raise AssertionError(f"no {kind.__name__}")
+
+
+def disagreements():
+    rank, size = dist.get_rank(), dist.get_world_size()
+    last = size - 1
+    found = [
+        raised(ValueError, lambda: dist.all_reduce(torch.ones(5 if rank == last else 4))),
+        raised(ValueError, lambda: dist.all_reduce(torch.ones(4).to(torch.int32 if rank else torch.int64))),
+        raised(ValueError, lambda: dist.broadcast(torch.ones(300_000), rank % 2)),
+        raised(ValueError, lambda: dist.barrier() if rank else dist.all_reduce(torch.ones(4))),
+        raised(ValueError, lambda: dist.all_reduce(torch.ones(200_000 + rank), async_op=True).wait()),
+        raised(
+            ValueError,
+            lambda: dist.all_to_all_single(
+                torch.ones(2 * size + rank), torch.ones(2 * size), [2] * (size - 1) + [2 + rank]
+            ),
+        ),
+    ]
+    if rank == 0:
+        dist.send(torch.ones(3), 1)
+    if rank == 1:
+        found.append(raised(ValueError, lambda: dist.recv(torch.ones(4), 0)))
+    x = torch.ones(100)  # the group can still be used
+    dist.all_reduce(x)
+    assert (x == size).all()
+    return found
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_that_disagree_get_the_same_named_error(ranks, world_size):
+    found = ranks.run(world_size, disagreements, backend="shm")
+    message = found[1].pop()
+    assert "rank 0 has sent 3 float32 (tag 0), rank 1 receives 4 float32" in message
+    assert all(texts == found[0] for texts in found)
+    sizes, dtypes, roots, operations, large, splits = found[0]
+    assert "all_reduce SUM of 4 float32" in sizes
+    assert f"rank {world_size - 1}: all_reduce SUM of 5" in sizes
+    assert "rank 0: all_reduce SUM of 4 int64" in dtypes
+    assert "4 int32" in dtypes
+    assert "from rank 0" in roots
+    assert "from rank 1" in roots
+    assert "rank 0: all_reduce" in operations
+    assert "barrier" in operations
+    assert "rank 0: all_reduce SUM of 200000 float32" in large
+    assert "200001" in large
+    assert f"rank {world_size - 1} sends 2 elements to rank 1, which expects 3" in splits
+
+
+def wrong_arguments():
+    group = dist.group.WORLD
+    return [
+        raised(ValueError, lambda: dist.all_gather_into_tensor(torch.empty(5), torch.empty(2))),
+        raised(ValueError, lambda: dist.all_gather([torch.empty(1)] * 3, torch.empty(1))),
+        raised(ValueError, lambda: dist.all_to_all_single(torch.empty(3), torch.empty(3))),
+        raised(ValueError, lambda: dist.all_reduce(torch.empty(3, device="meta"))),
+        raised(TypeError, lambda: dist.all_reduce(torch.ones(3), dist.ReduceOp.BAND)),
+        raised(ValueError, lambda: group.send([torch.ones(3)], dist.get_rank(), 0)),
+    ]
+
+
+def test_wrong_arguments_are_named_at_once(ranks):
+    found = ranks.run(2, wrong_arguments, backend="shm")[0]
+    assert "it must have 4 float32" in found[0]
+    assert "takes 2 output tensors, not 3" in found[1]
+    assert "needs input_split_sizes" in found[2]
+    assert "not of meta" in found[3]
+    assert "BAND on integers" in found[4]
+    assert "itself" in found[5]
+
+
+def waits_in_vain(what):
+    rank = dist.get_rank()
+    dist.barrier()
+    group = dist.new_group(backend="shm", timeout=timedelta(seconds=0.5))
+    if rank == 1:
+        time.sleep(2)
+        return None, 0.0
+    begun = time.monotonic()
+    calls = {
+        "all_reduce": lambda: dist.all_reduce(torch.ones(4), group=group),
+        "large": lambda: dist.all_reduce(torch.ones(400_000), group=group, async_op=True).wait(),
+        "recv": lambda: dist.recv(torch.ones(4), 1, group=group),
+        "recv from any": lambda: dist.recv(torch.ones(4), group=group),
+        "send": lambda: dist.send(torch.ones(400_000), 1, group=group),
+    }
+    return raised(dist.DistBackendError, calls[what]), time.monotonic() - begun
+
+
+@pytest.mark.parametrize("what", ["all_reduce", "large", "recv", "recv from any", "send"])
+def test_a_time_out_says_who_waited_for_whom(ranks, what):
+    text, seconds = ranks.run(2, waits_in_vain, what, backend="shm")[0]
+    assert "time-out: rank 0 has waited 0.5 s" in text
+    assert 0.4 < seconds < 2
+    assert "from any rank" in text if what == "recv from any" else "for rank 1 in" in text
+    assert what == "large" or what.split()[0] in text
+
+
+def dies(victim, what):
+    """The victim is killed in the midst of things; what the others are told, and how soon."""
+    rank = dist.get_rank()
+    x = torch.ones(2_000_000 if what != "small" else 4)
+    for _ in range(3):
+        dist.all_reduce(x)
+    dist.barrier()
+    if rank == victim:
+        if what == "inside":
+            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        else:
+            time.sleep(0.2)
+            os.kill(os.getpid(), signal.SIGKILL)
+    begun = time.monotonic()
+
+    def go_on():
+        while True:
+            if what == "recv":
+                dist.recv(x, victim)
+            elif what == "asynchronous":
+                work = dist.all_reduce(x, async_op=True)
+                while not work.is_completed():
+                    time.sleep(0.01)
+                work.wait()
+            else:
+                dist.all_reduce(x)
+
+    text = raised(dist.DistBackendError, go_on)
+    again = raised(dist.DistBackendError, lambda: dist.all_reduce(torch.ones(3)))
+    return text, again, time.monotonic() - begun
+
+
+@pytest.mark.parametrize(
+    ("world_size", "victim", "what"),
+    [(2, 1, "small"), (3, 0, "inside"), (4, 2, "inside"), (2, 0, "asynchronous"), (2, 1, "recv")],
+)
+def test_a_killed_rank_is_named_at_once(ranks, world_size, victim, what):
+    found = ranks.run(world_size, dies, victim, what, backend="shm", expect_death={victim})
+    for rank, answer in enumerate(found):
+        if rank == victim:
+            assert answer is None
+            continue
+        text, again, seconds = answer
+        assert f"rank {victim} (process" in text, text
+        assert "died" in text, text
+        assert "broken" in again
+        assert seconds < 10
+
+
+def leaves():
+    rank = dist.get_rank()
+    group = dist.new_group(backend="shm")
+    if rank == 1:
+        dist.destroy_process_group(group)
+        dist.barrier()
+        return None
+    text = raised(dist.DistBackendError, lambda: dist.all_reduce(torch.ones(3), group=group))
+    dist.barrier()
+    return text
+
+
+def test_a_rank_that_has_left_is_named(ranks):
+    assert "rank 1" in (text := ranks.run(2, leaves, backend="shm")[0])
+    assert "has left the group" in text
+
+
+# --- what is left behind --------------------------------------------------------------------------------
+
+JOIN = """
+import os, sys, time, datetime
+sys.path.insert(0, {root!r})
+import torch, torch.distributed as dist
+import parallel.shm
+rank = int(sys.argv[1])
+store = dist.FileStore({store!r}, 2)
+if {alone}:
+    print("joining", flush=True)
+limit = datetime.timedelta(seconds={timeout})
+dist.init_process_group("shm", store=store, rank=rank, world_size=2, timeout=limit)
+x = torch.ones(1_000_000)
+print("joined", flush=True)
+while True:
+    dist.all_reduce(x)
+    time.sleep({pause} if rank else 0)
+"""
+
+
+def segments():
+    """Shared memory that has a name, and processes that have ours mapped."""
+    named = set(os.listdir("/dev/shm"))
+    mapping = set()
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if "perflab-shm" in Path(f"/proc/{process}/maps").read_text():
+                mapping.add(int(process))
+        except OSError:
+            continue
+    return named, mapping
+
+
+@pytest.fixture
+def join(tmp_path):
+    """Start ranks that reduce without end, on their own."""
+    started = []
+
+    def start(rank, alone=False, timeout=30, pause=0.0):
+        text = JOIN.format(
+            root=str(ROOT), store=str(tmp_path / "store"), alone=alone, timeout=timeout, pause=pause
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", text, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_nothing_is_left_when_all_ranks_are_killed(join):
+    names, _ = segments()
+    both = [join(0), join(1)]
+    assert [process.stdout.readline() for process in both] == ["joined\n"] * 2
+    during, mapping = segments()
+    assert {process.pid for process in both} <= mapping
+    assert not [name for name in during - names if "perflab" in name]
+    for process in both:
+        process.kill()
+        process.wait()
+    assert not {process.pid for process in both} & segments()[1]
+
+
+def test_nothing_is_left_when_a_rank_is_killed_while_joining(join):
+    first = join(0, alone=True, timeout=1)
+    assert first.stdout.readline() == "joining\n"
+    _, errors = first.communicate(timeout=30)
+    assert "has waited 1 s for ranks [1] to join" in errors
+    assert first.pid not in segments()[1]
+
+
+def test_control_c_ends_a_wait(join):
+    first, second = join(0), join(1, pause=60)
+    assert [process.stdout.readline() for process in (first, second)] == ["joined\n"] * 2
+    time.sleep(0.5)
+    begun = time.monotonic()
+    first.send_signal(signal.SIGINT)
+    _, errors = first.communicate(timeout=10)
+    assert "KeyboardInterrupt" in errors
+    assert time.monotonic() - begun < 5
+
+
+def test_the_segment_is_private_and_has_no_name():
+    from parallel.shm_segment import Segment
+
+    created = []
+    create = Segment._create
+
+    def looked_at(self, store):
+        descriptor = create(self, store)
+        status = os.fstat(descriptor)
+        created.append((stat.S_IMODE(status.st_mode), status.st_nlink, status.st_uid))
+        with pytest.raises(OSError):
+            os.ftruncate(descriptor, 4096)
+        return descriptor
+
+    before = segments()[0]
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Segment, "_create", looked_at)
+        segment = Segment(dist.FileStore(f"{folder}/store", 1), 0, [0], 5.0)
+        assert created == [(0o600, 0, os.getuid())]
+        assert segments()[0] == before
+        assert os.getpid() in segments()[1]
+        del segment
+        gc.collect()
+        assert os.getpid() not in segments()[1]

@@ -1,0 +1,165 @@
+"""The part of a process group over shared memory that all of its operations stand on."""
+
+from __future__ import annotations
+
+import struct
+from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from parallel.shm_agreement import amounts, dtype_name, header_of, spelled
+from parallel.shm_exchange import COMPARES, DIFFERENT, POSTS
+from parallel.shm_progress import BRIEF, Lane, Operation, Progress, Steps
+from parallel.shm_reduce import reduction
+from parallel.shm_segment import Segment
+from parallel.shm_tensors import in_order, place_of, put_back, room_for
+
+
+class SharedGroup(dist.ProcessGroup):
+    """Starting operations, exchanging, and agreeing. store: of this group. names: its ranks in the world."""
+
+    def __init__(self, store: Any, rank: int, size: int, timeout: timedelta, names: Sequence[int], name: str):
+        super().__init__(rank, size)
+        self._rank, self._size, self._group_name, self._group_desc = rank, size, name, "undefined"
+        self._store = store
+        seconds = timeout.total_seconds()
+        self._segment = Segment(store, rank, names or range(size), seconds)
+        self._progress = Progress(self._segment, seconds)
+        self._run, self._lock = self._progress.run, self._progress.lock
+        self._lane = self._progress.lane(self._segment.collectives(), range(size), rank)
+        self._channels: dict[tuple[int, int], Lane] = {}
+        self._unexpected: dict[int, dict[int, deque[Any]]] = defaultdict(lambda: defaultdict(deque))
+        self._sums: dict[torch.dtype, tuple[int, int, int]] = {}
+        self._together: list[Operation] | None = None  # what a coalescing manager has collected
+
+    def _start(self, name: str, steps: Steps, result: Any, size: int, opts: Any) -> Any:
+        """A collective."""
+        asynchronous = getattr(opts, "asyncOp", True)
+        seconds = time_limit(opts, self._progress)
+        return self._launch(self._lane, name, steps, result, size <= BRIEF, asynchronous, seconds)
+
+    def _launch(
+        self,
+        lane: Lane,
+        name: str,
+        steps: Steps,
+        result: Any,
+        brief: bool,
+        asynchronous: bool = True,
+        seconds: float | None = None,
+    ) -> Any:
+        operation = Operation(self._progress, lane, name, steps, result, seconds or self._progress.timeout)
+        self._progress.submit(operation, brief, asynchronous)
+        if self._together is not None:
+            self._together.append(operation)
+        return operation
+
+    def _start_coalescing(self, device: torch.device) -> None:
+        self._together = []
+
+    def _end_coalescing(self, device: torch.device) -> Any:
+        works, self._together = self._together, None
+        return Together(works or [])
+
+    @staticmethod
+    def _chain(exchanges: Iterable[Steps]) -> Steps:
+        for steps in exchanges:
+            yield from steps
+
+    def _exchange(
+        self,
+        what: int,
+        like: torch.Tensor,
+        inputs: Sequence[torch.Tensor | None],
+        outputs: Sequence[torch.Tensor | None],
+        operation: tuple[str, float] | None = None,
+        root: int = 0,
+        count: int | None = None,
+        longest: int = 0,
+    ) -> Steps:
+        """One exchange. inputs: one for all, or one for each rank; outputs: from each, or the one reduced."""
+        size = self._size
+        sends = [None if tensor is None else in_order(tensor) for tensor in inputs]
+        rooms = [None if tensor is None else room_for(tensor) for tensor in outputs]
+        reduce, factor, name = 0, 0, ""
+        if operation is not None:
+            name, number = operation
+            if size > 1:
+                reduce = reduction(like.dtype, name)[0]
+                factor = struct.unpack("q", struct.pack("d", number))[0]
+        signature = header_of(what, like.dtype, name, root)
+        places = [place_of(room) for room in rooms]
+        if operation is not None:
+            places *= size
+        total = like.numel() if count is None else count
+        sources = [place_of(send) for send in sends]
+        self._lane.describe(POSTS | COMPARES, signature, total, sources, places, reduce, factor, longest)
+        self._agree((yield))
+        for tensor, room in zip(outputs, rooms, strict=True):
+            if tensor is not None and room is not None:
+                if operation is not None and operation[0] == "PREMUL_SUM" and size == 1:
+                    room.mul_(operation[1])
+                put_back(room, tensor)
+
+    def _agree(self, status: int) -> None:
+        """ValueError, the same on all ranks, where they have come with different operations."""
+        if status != DIFFERENT:
+            return
+        lane, segment = self._lane, self._segment
+        said: dict[str, list[int]] = defaultdict(list)
+        for rank in range(self._size):
+            _, signature, count = segment.header(lane.area, rank, lane.before)
+            said[spelled(signature, count, segment.names)].append(segment.names[rank])
+        lane.before += 1  # nobody has gone further: the next operation finds all ranks in step
+        segment.take(lane.area, self._rank, lane.before)
+        raise ValueError(
+            "shm: ranks do not agree: "
+            + "; ".join(
+                f"rank{'s' * (len(ranks) > 1)} {str(ranks)[1:-1]}: {what}" for what, ranks in said.items()
+            )
+        )
+
+    def _check_parts(self, what: str, name: str, parts: Sequence[torch.Tensor], mine: torch.Tensor) -> None:
+        if len(parts) != self._size:
+            raise ValueError(
+                f"shm: {what} among {self._size} ranks takes {self._size} {name}, not {len(parts)}"
+            )
+        part = parts[self._rank]
+        if part.numel() != mine.numel() or any(part.dtype != mine.dtype for part in parts):
+            raise ValueError(
+                f"shm: {what}: {name} of {amounts(parts)}, "
+                f"of which number {self._rank} must hold {amounts([mine])}"
+            )
+
+    def _check_whole(
+        self, what: str, name: str, whole: torch.Tensor, part_name: str, part: torch.Tensor
+    ) -> None:
+        if whole.numel() != self._size * part.numel() or whole.dtype != part.dtype:
+            raise ValueError(
+                f"shm: {what}: the {name} has {amounts([whole])}, the {part_name} {amounts([part])}; among "
+                f"{self._size} ranks it must have {self._size * part.numel()} {dtype_name(part.dtype)}"
+            )
+
+
+class Together(dist.Work):
+    """Several operations as one."""
+
+    def __init__(self, works: Sequence[Operation]):
+        super().__init__()
+        self.works = works
+
+    def wait(self, timeout: Any = None) -> bool:
+        return all([work.wait(timeout) for work in self.works])
+
+    def is_completed(self) -> bool:
+        return all(work.finished for work in self.works)
+
+
+def time_limit(opts: Any, progress: Progress) -> float:
+    """The time-out of one operation: its own, where it has one, or the group's."""
+    own = getattr(opts, "timeout", None)
+    return own.total_seconds() if own is not None and own.total_seconds() > 0 else progress.timeout
