@@ -64,7 +64,7 @@ def _next_chunk(typing: Any, block: Any) -> Any:
 
 
 @intrinsic
-def _as_float(typing: Any, word: Any) -> Any:
+def as_float(typing: Any, word: Any) -> Any:
     """The float64 with these 64 bits."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -148,7 +148,7 @@ class Chunked:
             "body": self.compiled,
             "carray": numba.carray,
             "next_chunk": _next_chunk,
-            "as_float": _as_float,
+            "as_float": as_float,
         }
         position = 2
         for index, kind in enumerate(key):

@@ -33,7 +33,7 @@ from numba.extending import intrinsic
 
 from kernels.compiled_cache import address_of
 from kernels.simd import full_width, store_fence
-from kernels.threads import _pointer_to
+from kernels.threads import pointer_to
 
 DONE, STALLED, DIFFERENT, RUNNING = range(4)
 """What ``exchange`` returns: finished; no progress; a header that differs; enough work for one call."""
@@ -130,7 +130,7 @@ def word_address(typing: Any, block: Any, index: Any) -> Any:
     return types.int64(block, types.int64), codegen
 
 
-_longs = _pointer_to(types.int64)
+_longs = pointer_to(types.int64)
 
 
 @intrinsic

@@ -23,7 +23,7 @@ from numba import njit, types
 from kernels.compiled_cache import address_of
 from kernels.simd import full_width
 from kernels.storage import narrow, widen
-from kernels.threads import _as_float, _pointer_to
+from kernels.threads import as_float, pointer_to
 
 SCRATCH_BYTES = 16384
 """What a reduction keeps between two contributions; stays in the first-level cache."""
@@ -109,8 +109,8 @@ def reduction(dtype: torch.dtype, operation: str) -> tuple[int, Any]:
 
 def _body(element: Any, half: bool, floating: bool, operation: str) -> Callable[..., None]:
     number = types.float32 if half else element
-    as_elements, as_numbers = _pointer_to(element), _pointer_to(number)
-    as_addresses = _pointer_to(types.int64)
+    as_elements, as_numbers = pointer_to(element), pointer_to(number)
+    as_addresses = pointer_to(types.int64)
     size = element.bitwidth // 8
     block = SCRATCH_BYTES // (number.bitwidth // 8)
     combine = njit(forceinline=True)(_operators()[operation])
@@ -163,7 +163,7 @@ def _body(element: Any, half: bool, floating: bool, operation: str) -> Callable[
     ) -> None:
         full_width()
         count = bytes_each // size
-        factor = _as_float(bits)
+        factor = as_float(bits)
         table = numba.carray(as_addresses(sources), (members,))
         out = numba.carray(as_elements(destination), (count,))
         first = numba.carray(as_elements(table[0]), (count,))
