@@ -135,7 +135,7 @@ class Scattered(Reducer):
             if gradient is None:
                 place.zero_()
             else:
-                torch.mul(gradient.reshape(-1), 1.0 / self.divisor, out=place)
+                torch.mul(gradient.reshape(-1), self.scale[gradient.dtype], out=place)
                 slot.param.grad = None
         buffer[bucket.elements :].zero_()
         if bucket.gradient is None:
