@@ -137,7 +137,6 @@ class Scattered(Reducer):
             else:
                 torch.mul(gradient.reshape(-1), self.scale[gradient.dtype], out=place)
                 slot.param.grad = None
-        buffer[bucket.elements :].zero_()
         if bucket.gradient is None:
             bucket.gradient = torch.empty_like(bucket.flat[bucket.start : bucket.end])
         bucket.incoming = torch.empty_like(bucket.gradient) if bucket.holds_gradient else bucket.gradient
