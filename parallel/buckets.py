@@ -24,6 +24,11 @@ def bytes_of(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
+def kind_of(tensor: torch.Tensor) -> tuple[torch.dtype, torch.device]:
+    """What tensors of one bucket have in common."""
+    return tensor.dtype, tensor.device
+
+
 def limits(bucket_cap_mb: float | None) -> tuple[int, int]:
     """(bytes of the first bucket, bytes of the others). None: 1 MiB and 25 MiB; else both what is given."""
     if bucket_cap_mb is None:
@@ -42,7 +47,7 @@ def assign(tensors: Sequence[torch.Tensor], first_bytes: int, cap_bytes: int) ->
     open_: dict[tuple[torch.dtype, torch.device], tuple[list[int], int]] = {}
     limit: dict[tuple[torch.dtype, torch.device], int] = {}
     for index, tensor in enumerate(tensors):
-        kind = tensor.dtype, tensor.device
+        kind = kind_of(tensor)
         indices, filled = open_.pop(kind, ([], 0))
         indices.append(index)
         filled += bytes_of(tensor)
@@ -62,7 +67,7 @@ def waiting_for_others(what: str, group: Any) -> Iterator[None]:
     except RuntimeError as error:
         raise RuntimeError(
             f"rank {dist.get_rank(group)} of {dist.get_world_size(group)} waited in vain for the others with "
-            f"{what}: a rank has died, has fewer batches than the others (see join) or left parameters unused "
+            f"{what}: a rank has died, has fewer batches than others (see join) or left parameters unused "
             f"(see find_unused_parameters). {error}"
         ) from error
 
@@ -95,24 +100,32 @@ def _described(fact: tuple[str, tuple[int, ...], str, bool]) -> str:
 
 
 def broadcast_from(rank: int, tensors: Sequence[torch.Tensor], group: Any) -> None:
-    """Copies of one group rank's tensors into everybody's: together, as bytes, so that a call takes all
-    dtypes."""
-    source = dist.get_process_group_ranks(group)[rank]
-    mine = dist.get_rank(group) == rank
+    """Copies of one group rank's tensors into everybody's: many in a call, as bytes, whatever their dtypes.
+
+    A call has a copy of at most 25 MiB, or of the one tensor that is larger.
+    """
     for device in dict.fromkeys(tensor.device for tensor in tensors):
-        together = [t.detach() for t in tensors if t.device == device and t.numel()]
-        if not together:
-            continue
-        flat = torch.empty(sum(map(bytes_of, together)), dtype=torch.uint8, device=device)
-        pieces = flat.split([bytes_of(t) for t in together])
-        if mine:
-            for piece, tensor in zip(pieces, together, strict=True):
-                piece.copy_(tensor.contiguous().view(-1).view(torch.uint8))
-        with waiting_for_others(f"rank {rank}'s tensors ({flat.numel()} bytes)", group):
-            dist.broadcast(flat, source, group=group)
-        if mine:
-            continue
-        for piece, tensor in zip(pieces, together, strict=True):
+        together: list[torch.Tensor] = []
+        for tensor in [t.detach() for t in tensors if t.device == device and t.numel()]:
+            if together and sum(map(bytes_of, together)) + bytes_of(tensor) > CAP_MB * MEBIBYTE:
+                _broadcast_together(rank, together, group)
+                together = []
+            together.append(tensor)
+        if together:
+            _broadcast_together(rank, together, group)
+
+
+def _broadcast_together(rank: int, tensors: Sequence[torch.Tensor], group: Any) -> None:
+    flat = torch.empty(sum(map(bytes_of, tensors)), dtype=torch.uint8, device=tensors[0].device)
+    pieces = flat.split([bytes_of(tensor) for tensor in tensors])
+    mine = dist.get_rank(group) == rank
+    if mine:
+        for piece, tensor in zip(pieces, tensors, strict=True):
+            piece.copy_(tensor.contiguous().view(-1).view(torch.uint8))
+    with waiting_for_others(f"rank {rank}'s tensors ({flat.numel()} bytes)", group):
+        dist.broadcast(flat, dist.get_process_group_ranks(group)[rank], group=group)
+    if not mine:
+        for piece, tensor in zip(pieces, tensors, strict=True):
             # A dtype's view wants its own alignment, which a piece behind smaller elements may lack.
             tensor.copy_(piece.clone().view(tensor.dtype).view(tensor.shape))
 

@@ -208,7 +208,7 @@ class DistributedDataParallel(nn.Module, Joinable):
             dist.all_reduce(votes, group=self.process_group)
         *batches, synchronising = votes.tolist()
         if not self.divide_by_initial_world_size:
-            self.reducer.divisor = sum(batches)
+            self.reducer.divide_by(sum(batches))
         if self.buffers_are_due and self.broadcast_buffers:
             last = max(rank for rank, has_one in enumerate(batches) if has_one)
             broadcast_from(last, list(self.module.buffers()), self.process_group)
@@ -230,7 +230,7 @@ class _Joined(JoinHook):
     def post_hook(self, is_last_joiner: bool) -> None:
         group = self.ddp.process_group
         Joinable.__init__(self.ddp)  # the context is over, which torch's leaves switched on
-        self.ddp.reducer.divisor = self.ddp.reducer.world_size
+        self.ddp.reducer.divide_by(self.ddp.reducer.world_size)
         last = torch.tensor([dist.get_rank(group) if is_last_joiner else -1], device=self.ddp.device)
         dist.all_reduce(last, op=dist.ReduceOp.MAX, group=group)
         synchronise_module(self.ddp.module, group, int(last))

@@ -135,9 +135,8 @@ class Scattered(Reducer):
             if gradient is None:
                 place.zero_()
             else:
-                torch.mul(gradient.reshape(-1), 1.0 / self.divisor, out=place)
+                torch.mul(gradient.reshape(-1), self.scale[gradient.dtype], out=place)
                 slot.param.grad = None
-        buffer[bucket.elements :].zero_()
         if bucket.gradient is None:
             bucket.gradient = torch.empty_like(bucket.flat[bucket.start : bucket.end])
         bucket.incoming = torch.empty_like(bucket.gradient) if bucket.holds_gradient else bucket.gradient
