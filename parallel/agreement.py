@@ -1,8 +1,8 @@
 """Ranks tell each other their sizes before they communicate: what does not fit is an error on every rank.
 
 A collective whose ranks disagree about the size hangs, or aborts the process (gloo). Sizes are known to the
-caller of a strategy, not to the transport, so one small all-gather asks for them first, and every rank sees the
-same answer and raises the same error.
+caller of a strategy, not to the transport, so one small all-gather asks for them first, and every rank sees
+the same answer and raises the same error.
 """
 
 from __future__ import annotations

@@ -1,16 +1,19 @@
-"""Expert parallelism: a mixture of experts whose experts lie on different ranks, tokens sent to them and back.
+"""Expert parallelism: a mixture of experts that lie on different ranks, tokens sent to them and back.
 
-Sources: Shazeer et al. 2017 "Outrageously Large Neural Networks", section 3.1 (experts split, data replicated: each
-rank's tokens go to all ranks' experts); Lepikhin et al. 2020 "GShard", section 3.2 (dispatch and combine by
-all-to-all); Gale et al. 2022 "MegaBlocks" (experts take groups of different sizes, nothing is padded).
+Sources: Shazeer et al. 2017 "Outrageously Large Neural Networks", section 3.1 (experts split, data
+replicated: each rank's tokens go to all ranks' experts); Lepikhin et al. 2020 "GShard", section 3.2 (dispatch
+and combine by all-to-all); Gale et al. 2022 "MegaBlocks" (experts take groups of different sizes, nothing is
+padded).
 
     y_t = sum over the k chosen experts of gate_te * expert_e(x_t)
 
-``DenseMixtureOfExperts`` is that, one expert after the other. ``MixtureOfExperts`` sorts its (token, choice) pairs by
-expert, an all-to-all scatters them, each expert runs once on all that came, a second all-to-all gathers them back.
-Every sum has a fixed order (choices of a token one after the other), so that a run can be repeated bit for bit.
+``DenseMixtureOfExperts`` is that, one expert after the other. ``MixtureOfExperts`` sorts its (token, choice)
+pairs by expert, an all-to-all scatters them, each expert runs once on all that came, a second all-to-all
+gathers them back. Every sum has a fixed order (choices of a token one after the other), so that a run can be
+repeated bit for bit.
 
-Ranks see different tokens, as in data parallelism, and a gradient is averaged over ranks: ``average_gradients``.
+Ranks see different tokens, as in data parallelism, and a gradient is averaged over ranks:
+``average_gradients``.
 """
 
 from __future__ import annotations
@@ -49,11 +52,12 @@ class Load:
 class DenseMixtureOfExperts(nn.Module):
     """All experts in one process, each on the tokens that chose it. (..., width) -> (..., width).
 
-    router: a linear layer from width to one logit an expert. experts: alike in structure. top_k, capacity_factor,
-    normalize: see ``parallel.routing.route``; logits and gates are float32 for 16-bit tokens.
+    router: a linear layer from width to one logit an expert. experts: alike in structure. top_k,
+    capacity_factor, normalize: see ``parallel.routing.route``; logits and gates are float32 for 16-bit
+    tokens.
 
-    After a forward ``auxiliary_loss`` is the loss that balances load, to be added with a weight (Fedus et al. take
-    0.01), and ``load`` a ``Load``.
+    After a forward ``auxiliary_loss`` is the loss that balances load, to be added with a weight (Fedus et al.
+    take 0.01), and ``load`` a ``Load``.
     """
 
     def __init__(
@@ -66,10 +70,7 @@ class DenseMixtureOfExperts(nn.Module):
     ) -> None:
         super().__init__()
         count = router.out_features
-        if not 1 <= top_k <= count or (capacity_factor is not None and capacity_factor <= 0):
-            raise ValueError(
-                f"top_k={top_k} is from 1 to {count} experts; capacity_factor={capacity_factor} is above 0 or None"
-            )
+        _check_settings(count, top_k, capacity_factor)
         if len(experts) != count:
             raise ValueError(f"the router knows {count} experts; there are {len(experts)}")
         self.router, self.experts = router, nn.ModuleList(experts)
@@ -90,9 +91,10 @@ class DenseMixtureOfExperts(nn.Module):
 class MixtureOfExperts(nn.Module):
     """This rank's experts of a mixture that is split over the group, and a router that every rank has.
 
-    The first ranks have one expert more where their number does not divide. An expert is named by its number in
-    the whole, as in ``DenseMixtureOfExperts``. Each rank brings its own tokens, any number of them, and capacity
-    is of its tokens. ``auxiliary_loss`` is this rank's part, to be averaged over ranks; ``load`` is of all ranks.
+    The first ranks have one expert more where their number does not divide. An expert is named by its number
+    in the whole, as in ``DenseMixtureOfExperts``. Each rank brings its own tokens, any number of them, and
+    capacity is of its tokens. ``auxiliary_loss`` is this rank's part, to be averaged over ranks; ``load`` is
+    of all ranks.
 
     ValueError: fewer experts than ranks. On every rank: widths, dtypes or settings that differ between ranks.
     """
@@ -113,10 +115,7 @@ class MixtureOfExperts(nn.Module):
             raise ValueError(
                 f"{count} experts are fewer than the {self.world} ranks; each needs at least one"
             )
-        if not 1 <= top_k <= count or (capacity_factor is not None and capacity_factor <= 0):
-            raise ValueError(
-                f"top_k={top_k} is from 1 to {count} experts; capacity_factor={capacity_factor} is above 0 or None"
-            )
+        _check_settings(count, top_k, capacity_factor)
         self.partition = split(count, self.world)
         ((first, stop),) = self.partition.ranges[self.rank]
         if len(experts) != stop - first:
@@ -187,6 +186,13 @@ class MixtureOfExperts(nn.Module):
             sum(row[width] for row in rows),
             tuple(map(sum, zip(*wanted, strict=True))),
             tuple(map(sum, zip(*self.kept, strict=True))),
+        )
+
+
+def _check_settings(experts: int, top_k: int, capacity_factor: float | None) -> None:
+    if not 1 <= top_k <= experts or (capacity_factor is not None and capacity_factor <= 0):
+        raise ValueError(
+            f"top_k={top_k} is from 1 to {experts} experts; capacity_factor={capacity_factor} is above 0 or None"
         )
 
 
@@ -262,8 +268,9 @@ def _by_expert(arriving: list[list[int]], device: torch.device) -> torch.Tensor:
 def average_gradients(module: nn.Module, group: Group = None) -> None:
     """After backward: every parameter's gradient becomes that of the mean over ranks of their losses.
 
-    Parameters that every rank has are averaged, in one all-reduce a dtype. An expert has its gradient from all
-    ranks' tokens already, as a sum, which is divided. A trained parameter without a gradient counts as zeros.
+    Parameters that every rank has are averaged, in one all-reduce a dtype. An expert has its gradient from
+    all ranks' tokens already, as a sum, which is divided. A trained parameter without a gradient counts as
+    zeros.
     """
     world = dist.get_world_size(group)
     own = _expert_parameters(module)
@@ -322,10 +329,10 @@ def predict_communication(
 ) -> dict[str, int]:
     """Bytes of one forward and backward of a ``MixtureOfExperts`` on ``rank``.
 
-    kept: [rank][expert] pairs that each rank sends to each expert, ``MixtureOfExperts.kept``; with even load and
-    nothing dropped each is tokens * top_k / experts. Tokens are ``width`` elements of ``itemsize`` bytes. There is an
-    all-to-all each way, and both again backward (only the one on the way back if the input takes no gradient);
-    and the all-gather of the counts before.
+    kept: [rank][expert] pairs that each rank sends to each expert, ``MixtureOfExperts.kept``; with even load
+    and nothing dropped each is tokens * top_k / experts. Tokens are ``width`` elements of ``itemsize`` bytes.
+    There is an all-to-all each way, and both again backward (only the one on the way back if the input takes
+    no gradient); and the all-gather of the counts before.
     """
     world, experts = len(kept), len(kept[0])
     if world == 1:

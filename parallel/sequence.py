@@ -1,13 +1,15 @@
 """Sequence parallelism: between two tensor-parallel layers each rank holds a shard of the sequence.
 
-Source: Korthikanti et al. 2022 "Reducing Activation Recomputation in Large Transformer Models", section 4.2.2.
-What tensor parallelism leaves replicated (norms, dropout, the residual stream) is split along the sequence. The
-all-reduce after a row-parallel layer becomes a reduce-scatter, and the all-gather that completes it moves to the
-next column-parallel layer: the same bytes, activations divided by the number of ranks. Parameters that act on
-shards (norms, biases added after the reduce-scatter) get a part of their gradient on each rank: ``sum_gradient``.
+Source: Korthikanti et al. 2022 "Reducing Activation Recomputation in Large Transformer Models", section
+4.2.2. What tensor parallelism leaves replicated (norms, dropout, the residual stream) is split along the
+sequence. The all-reduce after a row-parallel layer becomes a reduce-scatter, and the all-gather that
+completes it moves to the next column-parallel layer: the same bytes, activations divided by the number of
+ranks. Parameters that act on shards (norms, biases added after the reduce-scatter) get a part of their
+gradient on each rank: ``sum_gradient``.
 
-A ``SequenceParallel`` is shared by all layers of a model. Whatever splits the sequence (``scatter``, ``reduce_scatter``)
-says how long it is, so that it need not divide by the number of ranks, and a shard of a wrong length is an error.
+A ``SequenceParallel`` is shared by all layers of a model. Whatever splits the sequence (``scatter``,
+``reduce_scatter``) says how long it is, so that it need not divide by the number of ranks, and a shard of a
+wrong length is an error.
 """
 
 from __future__ import annotations

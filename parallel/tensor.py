@@ -3,12 +3,13 @@
 Source: Shoeybi et al. 2019 "Megatron-LM", section 3. Y = X W^T + b with W (out, in):
 
 - ``ColumnParallelLinear`` gives each rank rows of W (columns of W^T): X is whole on every rank, Y is split.
-- ``RowParallelLinear`` gives each rank columns of W: X is split as the column-parallel layer left it, Y is the
-  sum of every rank's product: one all-reduce.
+- ``RowParallelLinear`` gives each rank columns of W: X is split as the column-parallel layer left it, Y is
+  the sum of every rank's product: one all-reduce.
 
 A block of column, any elementwise function, row (or attention on whole heads) then communicates once forward
 and once backward, where the column-parallel layer sums the gradient of X. That sum runs while the weight's
-gradient is computed. With sequence parallelism (``parallel.sequence``) X and Y outside are shards of the sequence.
+gradient is computed. With sequence parallelism (``parallel.sequence``) X and Y outside are shards of the
+sequence.
 
 Sizes need not divide by the number of ranks, and attention heads stay whole: ``parallel.partition``.
 """
@@ -130,7 +131,7 @@ class _ParallelLinear(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, group: Group = None, **options: Any) -> Self:
-        """This rank's part of ``linear``, which must be the same on every rank. options: the constructor's."""
+        """This rank's part of ``linear``, the same on every rank before. options: the constructor's."""
         layer = cls(
             linear.in_features,
             linear.out_features,
@@ -161,7 +162,8 @@ class _ParallelLinear(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"held={self._local_size()}, rank={self.rank} of {self.world}, sequence={self.sequence is not None}"
+            f"held={self._local_size()}, rank={self.rank} of {self.world}, "
+            f"sequence={self.sequence is not None}"
         )
 
 
@@ -185,9 +187,9 @@ class _Replicated(torch.autograd.Function):
 class ColumnParallelLinear(_ParallelLinear):
     """``nn.Linear`` whose output features are split: (..., in) -> (..., held by this rank).
 
-    The input is the same on every rank; with ``sequence`` it is this rank's shard of the sequence. Weight (held,
-    in) and bias (held) start as the shard of what ``nn.Linear`` draws, so that ranks seeded alike hold parts of
-    the very layer that a single process would have.
+    The input is the same on every rank; with ``sequence`` it is this rank's shard of the sequence. Weight
+    (held, in) and bias (held) start as the shard of what ``nn.Linear`` draws, so that ranks seeded alike hold
+    parts of the very layer that a single process would have.
 
     gather_output: give the whole output, on every rank. input_is_copied: the input has been through
     ``copy_to_region`` (or ``sequence.gather(partial=True)``) already, once for several layers.
@@ -253,11 +255,11 @@ class ColumnParallelLinear(_ParallelLinear):
 
 
 class RowParallelLinear(_ParallelLinear):
-    """``nn.Linear`` whose input features are split: (..., held by this rank) -> (..., out), summed over ranks.
+    """``nn.Linear`` whose input features are split: (..., held by this rank) -> (..., out), summed.
 
-    The output is the same on every rank; with ``sequence`` it is this rank's shard of the sequence. The weight is
-    (out, held); the bias (out) is whole on every rank and added once, after the sum. input_is_parallel False:
-    the input is whole, and split here.
+    The output is the same on every rank; with ``sequence`` it is this rank's shard of the sequence. The
+    weight is (out, held); the bias (out) is whole on every rank and added once, after the sum.
+    input_is_parallel False: the input is whole, and split here.
 
     ValueError: a partition in which ranks share features, whose products would be summed twice.
     """
@@ -342,9 +344,10 @@ def predict_memory(
 ) -> Memory:
     """Bytes that this rank holds of one layer, before its backward, for (batch, length) positions.
 
-    Parameters and gradients are a shard; the optimizer keeps ``optimizer_copies`` of them (2: Adam's moments).
-    buffers: the activations kept for backward, of ``itemsize`` bytes. A column-parallel layer keeps its whole
-    input, with sequence parallelism a shard of it (and gathers it again); a row-parallel one its features of it.
+    Parameters and gradients are a shard; the optimizer keeps ``optimizer_copies`` of them (2: Adam's
+    moments). buffers: the activations kept for backward, of ``itemsize`` bytes. A column-parallel layer keeps
+    its whole input, with sequence parallelism a shard of it (and gathers it again); a row-parallel one its
+    features of it.
     """
     parameters = list(layer.parameters())
     trained = sum(parameter.nbytes for parameter in parameters if parameter.requires_grad)

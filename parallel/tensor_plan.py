@@ -1,4 +1,4 @@
-"""A plan that makes a model tensor-parallel without its knowledge: names of submodules, and what becomes of each.
+"""A plan that makes a model tensor-parallel without its knowledge: names, and what becomes of each.
 
     parallelize(model, {
         "embedding": "vocabulary",
@@ -49,9 +49,9 @@ from parallel.vocabulary import VocabParallelEmbedding
 
 @dataclass(frozen=True)
 class Column:
-    """A column-parallel linear layer. unit: features that stay together, such as a head's. sections: equal parts
-    of the output that are split each for itself (3 of a fused query, key, value; 2 of a fused gate and up).
-    partition: in place of both, such as of ``split_heads``."""
+    """A column-parallel linear layer. unit: features that stay together, such as a head's. sections: equal
+    parts of the output that are split each for itself (3 of a fused query, key, value; 2 of a fused gate and
+    up). partition: in place of both, such as of ``split_heads``."""
 
     unit: int = 1
     sections: int = 1
@@ -116,10 +116,10 @@ def parallelize(
 ) -> nn.Module:
     """Replace submodules of ``module`` by their parallel form, in place, and return it.
 
-    plan: name -> style; ``*`` in a name stands for one component or a part of it. Every rank holds the same whole
-    module before (seed alike, or broadcast); afterwards its shards, and tied weights are still tied. The model
-    is called with the same whole input on every rank of the group, which each call checks. sequence: with
-    sequence parallelism along dimension ``dim``.
+    plan: name -> style; ``*`` in a name stands for one component or a part of it. Every rank holds the same
+    whole module before (seed alike, or broadcast); afterwards its shards, and tied weights are still tied.
+    The model is called with the same whole input on every rank of the group, which each call checks.
+    sequence: with sequence parallelism along dimension ``dim``.
 
     ValueError: a name that fits nothing, a style that does not exist or not for that module, a tied weight of
     which the plan splits one use only, layers split in ways that do not fit.
@@ -247,7 +247,7 @@ def _tie(
     name: str,
     tied: dict[int, tuple[nn.Parameter, nn.Parameter, tuple[Partition, int] | None, str]],
 ) -> None:
-    """Give ``new`` the parameter that took an old one's place elsewhere. ``tied`` keeps the old ones alive."""
+    """Give ``new`` the parameter that took an old one's place elsewhere. ``tied`` keeps old ones alive."""
     for key, parameter in old.named_parameters(recurse=False):
         place = new.shards().get(key)
         shard = getattr(new, key)
@@ -294,7 +294,8 @@ def _check_inputs(group: Group) -> Any:
 
 
 def full_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The whole of ``tensors``, on every rank: name of a parameter -> its shard, or its gradient, or a moment.
+    """The whole of ``tensors``, on every rank: name of a parameter -> its shard, or its gradient, or a
+    moment.
 
     What is not split comes as it is.
     """
@@ -337,22 +338,20 @@ def predict_communication(
 ) -> dict[str, int]:
     """Bytes that one rank moves in one forward and backward of a module of parallel layers.
 
-    Operation -> bytes, each call counted as the larger of its input and output. The module sees (batch, length)
-    positions, activations of ``itemsize`` bytes. without_input_gradient: names of layers whose input takes no
-    gradient (what comes before is frozen). A loss adds ``vocabulary.predict_loss_communication``.
+    Operation -> bytes, each call counted as the larger of its input and output. The module sees (batch,
+    length) positions, activations of ``itemsize`` bytes. without_input_gradient: names of layers whose input
+    takes no gradient (what comes before is frozen). A loss adds ``vocabulary.predict_loss_communication``.
 
-    Megatron-LM's sums: without sequence parallelism one all-reduce of the activations for each row-parallel layer
-    forward, and one for each column-parallel layer (or each "input") backward; with it, a reduce-scatter and
-    an all-gather in place of each, and the gather again in backward.
+    Megatron-LM's sums: without sequence parallelism one all-reduce of the activations for each row-parallel
+    layer forward, and one for each column-parallel layer (or each "input") backward; with it, a
+    reduce-scatter and an all-gather in place of each, and the gather again in backward.
     """
     moved: Counter[str] = Counter()
     state = getattr(module, "tensor_parallel", None)
     columns = [layer for layer in module.modules() if isinstance(layer, ColumnParallelLinear)]
     for name, layer in module.named_modules():
         if hasattr(layer, "predict_communication"):
-            moved += layer.predict_communication(
-                batch, length, itemsize, name not in without_input_gradient
-            )
+            moved += layer.predict_communication(batch, length, itemsize, name not in without_input_gradient)
     if not isinstance(state, TensorParallel) or (world := dist.get_world_size(state.group)) == 1:
         return dict(moved)
     moved["all_gather"] += world * SIGNATURE_BYTES

@@ -1,15 +1,14 @@
 """The vocabulary split over ranks: embedding, and a cross-entropy that never gathers the logits.
 
-Source: Shoeybi et al. 2019 "Megatron-LM", section 3: each rank holds rows of the (vocabulary, features) table. The
-embedding looks up the tokens that it holds, zeros for the others, and sums over ranks. With the output layer
-split the same way (``ColumnParallelLinear`` over the same, maybe tied, weight), each rank has logits of its part
-of the vocabulary, and the loss needs of them three numbers a token:
+Source: Shoeybi et al. 2019 "Megatron-LM", section 3: each rank holds rows of the (vocabulary, features)
+table. The embedding looks up the tokens that it holds, zeros for the others, and sums over ranks. With the
+output layer split the same way (``ColumnParallelLinear`` over the same, maybe tied, weight), each rank has
+logits of its part of the vocabulary, and the loss needs of them three numbers a token:
 
     m = max over ranks of max_j x_j        all-reduce (max), one float32 a token
     S = sum over ranks of sum_j exp(x_j - m)      \\
-    t = sum over ranks of x_target - m             } all-reduce (sum), two float32 a token, three with smoothing
-    (X = sum over ranks of sum_j (x_j - m))       /
-    loss = log S - t
+    t = sum over ranks of x_target - m             } all-reduce (sum), two float32 a token, three with
+    smoothing (X = sum over ranks of sum_j (x_j - m))       / loss = log S - t
 
 where gathering would move vocabulary numbers a token. Backward communicates nothing.
 """
@@ -33,9 +32,9 @@ from parallel.tensor_regions import Group, fresh, reduce_from_region
 class VocabParallelEmbedding(nn.Module):
     """``nn.Embedding`` whose rows are split: (...) int -> (..., embedding_dim), the same on every rank.
 
-    The weight is (held, embedding_dim), the shard of what ``nn.Embedding`` draws. With ``sequence`` the output is
-    this rank's shard of the sequence, by a reduce-scatter. A token outside the vocabulary is an IndexError, as in
-    torch (on the CPU; a GPU would have to stop for it).
+    The weight is (held, embedding_dim), the shard of what ``nn.Embedding`` draws. With ``sequence`` the
+    output is this rank's shard of the sequence, by a reduce-scatter. A token outside the vocabulary is an
+    IndexError, as in torch (on the CPU; a GPU would have to stop for it).
     """
 
     def __init__(
@@ -129,7 +128,8 @@ def _own_range(partition: Partition, size: int, group: Group) -> tuple[int, int]
     if partition.size != size or partition.parts != world or partition.replicated:
         raise ValueError(
             f"the partition is of {partition.size} over {partition.parts} ranks"
-            f"{', some on several' if partition.replicated else ''}; the vocabulary of {size} is split over {world}"
+            f"{', some on several' if partition.replicated else ''}; the vocabulary of {size} is split over "
+            f"{world}"
         )
     if len(partition.ranges[rank]) != 1:
         raise ValueError("a rank holds one range of the vocabulary, not several")
@@ -216,8 +216,8 @@ def vocab_parallel_cross_entropy(
     _own_range(partition, partition.size, group)
     if logits.shape[:-1] != target.shape or logits.shape[-1] != partition.sizes[rank]:
         raise ValueError(
-            f"rank {rank} has logits {tuple(logits.shape)} and targets {tuple(target.shape)}; with the partition "
-            f"the logits are {(*target.shape, partition.sizes[rank])}"
+            f"rank {rank} has logits {tuple(logits.shape)} and targets {tuple(target.shape)}; with the "
+            f"partition the logits are {(*target.shape, partition.sizes[rank])}"
         )
     if reduction not in ("mean", "sum", "none") or not 0 <= label_smoothing <= 1:
         raise ValueError(

@@ -31,10 +31,11 @@ def tokens_of(rank, step, counts, dtype):
 
 
 def trains_as_one(experts, top_k, factor, counts, dtype, frozen):
-    """Largest distance of losses, gradients and parameters from the dense mixture that sees all ranks' tokens.
+    """Largest distance of losses, gradients and parameters from the dense mixture that sees all ranks'
+    tokens.
 
-    Capacity is of one rank's tokens, so the dense mixture sees them rank by rank; the loss that balances is of
-    all tokens together (where the capacity is not what is compared).
+    Capacity is of one rank's tokens, so the dense mixture sees them rank by rank; the loss that balances is
+    of all tokens together (where the capacity is not what is compared).
     """
     rank, world = dist.get_rank(), dist.get_world_size()
     alone = dense(experts, top_k, factor, dtype)
@@ -234,7 +235,8 @@ def test_routing_admits_first_choices_before_second_and_early_tokens_before_late
     assert routing.wanted.tolist() == [4, 3, 1]
     assert routing.kept.tolist() == [2, 2, 1]
     assert routing.dropped == 3
-    # Expert 0: first choices of tokens 0 and 1; expert 1: token 2's first, token 0's second; expert 2: token 1's.
+    # Expert 0: first choices of tokens 0 and 1; expert 1: token 2's first, token 0's second; expert 2: token
+    # 1's.
     assert routing.order.tolist() == [0, 2, 4, 1, 3]
     torch.testing.assert_close(routing.gates.sum(-1), torch.ones(4))
     single = route(logits, 1)
@@ -250,7 +252,7 @@ def test_losses_that_balance():
 
 
 def importance():
-    """The importance loss over ranks against that of all tokens on one: (distance of it, of its mean gradient)."""
+    """The importance loss over ranks against that of all tokens on one: (its error, its gradient's)."""
     world, rank = dist.get_world_size(), dist.get_rank()
     torch.manual_seed(6)
     weight = torch.randn(WIDTH, 5, dtype=torch.float64)

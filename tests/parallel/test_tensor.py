@@ -1,6 +1,7 @@
-"""Tensor and sequence parallelism equal the single-process model, move what they predict, and say what is wrong."""
+"""Tensor and sequence parallelism equal the single-process model, and move and hold what they predict."""
 
 import copy
+import functools
 import re
 from collections import Counter
 
@@ -306,7 +307,7 @@ class Feed(nn.Module):
 
 
 def equals_dtensor(sequence):
-    """Against torch's own ColwiseParallel and RowwiseParallel: (largest distance, ours bytes, theirs bytes)."""
+    """Against torch's own ColwiseParallel and RowwiseParallel: (largest distance, our bytes, theirs)."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Replicate, Shard
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -392,7 +393,7 @@ def test_two_dimensions_with_fsdp(ranks):
 
 
 def losses():
-    """Largest distance of the loss and its gradient from torch's over reductions, smoothing, ignored targets."""
+    """Largest distance from torch's loss and gradient: reductions, smoothing, ignored targets."""
     world, rank = dist.get_world_size(), dist.get_rank()
     worst = 0.0
     for vocabulary in (31, world, max(1, world - 1)):
@@ -536,8 +537,13 @@ def test_what_is_wrong_is_said_on_every_rank(ranks):
             assert re.search(pattern, message), (pattern, message)
 
 
+def keep_in(saved, tensor):
+    saved.append(tensor)
+    return tensor
+
+
 def kept():
-    """[(bytes of parameters, gradients, moments, saved tensors), prediction] of layers with and without sequence."""
+    """[(bytes of parameters, gradients, moments, saved tensors), prediction] of layers."""
     rank, found = dist.get_rank(), []
     for sequence in (None, SequenceParallel()):
         for trains in (True, False):
@@ -551,7 +557,8 @@ def kept():
             for layer, x in ((column, first), (row, second)):
                 saved = []
                 optimizer = torch.optim.Adam([p for p in layer.parameters() if p.requires_grad])
-                with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+                keep = functools.partial(keep_in, saved)
+                with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                     output = layer(x)
                 output.sum().backward()
                 optimizer.step()
