@@ -30,16 +30,15 @@ import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
-from kernels.op import FLOATS_AND_DOUBLE
-from parallel.agreement import exchange
 from parallel.attention_block import block_backward, block_forward, merge
+from parallel.attention_shapes import EXCHANGED, checked_lengths
 from parallel.memory import Memory
 from parallel.partition import Partition, split
 from parallel.tensor_regions import Group
 
 
 def zigzag(length: int, world_size: int) -> Partition:
-    """Rank i holds chunks i and 2p-1-i of the 2p into which ``length`` is cut (they differ by one at most)."""
+    """Rank i holds chunks i and 2p-1-i of the 2p into which ``length`` is cut (of two lengths)."""
     chunks = [piece for (piece,) in split(length, 2 * world_size).ranges]
     return Partition(length, tuple((chunks[i], chunks[-1 - i]) for i in range(world_size)))
 
@@ -47,8 +46,8 @@ def zigzag(length: int, world_size: int) -> Partition:
 def sequence_partition(length: int, world_size: int, is_causal: bool) -> Partition:
     """How ``ring_attention`` wants a sequence of ``length`` split: zig-zag if causal, else contiguous.
 
-    ``sequence_partition(...).take(tokens, rank, dim=1)`` is a rank's shard of (batch, sequence) tokens, and of
-    their positions.
+    ``sequence_partition(...).take(tokens, rank, dim=1)`` is a rank's shard of (batch, sequence) tokens, and
+    of their positions.
     """
     return zigzag(length, world_size) if is_causal else split(length, world_size)
 
@@ -209,70 +208,6 @@ def ring_attention(
     return _RingAttention.apply(query, key, value, partition, is_causal, scale, group)
 
 
-def checked_lengths(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-    enable_gqa: bool,
-    lengths: Sequence[int] | None,
-    group: Group,
-) -> list[int]:
-    """Every rank's length of sequence. ValueError: arguments that do not fit, here or between ranks."""
-    world, rank = dist.get_world_size(group), dist.get_rank(group)
-    wrong = _wrong(query, key, value, attn_mask, dropout_p, enable_gqa)
-    if lengths is None:
-        # A rank whose own arguments do not fit says so to the others, so that none is left waiting.
-        own = [0] * EXCHANGED
-        if not wrong:
-            batch, heads, length, dim = query.shape
-            code = FLOATS_AND_DOUBLE.index(query.dtype)
-            own = [1, length, batch, heads, key.shape[1], dim, code, int(is_causal)]
-        rows = exchange(own, query.device, group)
-        bad = [other for other, row in enumerate(rows) if not row[0]]
-        if not wrong and bad:
-            wrong = f"query, key and value do not fit on rank {bad[0]}, which says how"
-        elif not wrong and any(row[2:] != rows[0][2:] for row in rows):
-            wrong = "batch, heads, kv_heads, dim, dtype and is_causal differ between ranks: " + "; ".join(
-                f"rank {other} has {tuple(row[2:6])} {FLOATS_AND_DOUBLE[row[6]]}, {bool(row[7])}"
-                for other, row in enumerate(rows)
-            )
-        lengths = [row[1] for row in rows]
-    if wrong:
-        raise ValueError(wrong)
-    if len(lengths) != world or lengths[rank] != query.shape[2]:
-        raise ValueError(
-            f"lengths={list(lengths)} are not those of {world} ranks of which rank {rank} has {query.shape[2]}"
-        )
-    return list(lengths)
-
-
-def _wrong(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None,
-    dropout_p: float,
-    enable_gqa: bool,
-) -> str:
-    """What does not fit together in the arguments of one rank, or nothing."""
-    if attn_mask is not None or dropout_p:
-        return f"a mask or dropout (dropout_p={dropout_p}) has no form over ranks; is_causal has"
-    fits = query.dim() == 4 == key.dim() and key.shape == value.shape and key.shape[1] > 0
-    fits = fits and query.shape[::2] == key.shape[::2] and query.shape[3] == key.shape[3]
-    fits = fits and query.shape[1] % key.shape[1] == 0 and (enable_gqa or query.shape[1] == key.shape[1])
-    fits = fits and query.dtype == key.dtype == value.dtype and query.dtype in FLOATS_AND_DOUBLE
-    if fits:
-        return ""
-    return (
-        f"query {tuple(query.shape)} {query.dtype}, key {tuple(key.shape)} {key.dtype} and value "
-        f"{tuple(value.shape)} {value.dtype} do not fit: query is (batch, heads, n, dim), key and value are "
-        "(batch, kv_heads, n, dim) of one float dtype, kv_heads is heads, or with enable_gqa a divisor of it"
-    )
-
-
 def predict_communication(
     batch: int,
     kv_heads: int,
@@ -298,10 +233,6 @@ def predict_communication(
     blocks = token * itemsize * (length - sizes[(rank + 1) % world_size])
     sent = blocks * (1 + backward) + backward * token * max(4, itemsize) * length
     return {"send": sent} | ({"all_gather": world_size * EXCHANGED * 8} if exchanged else {})
-
-
-EXCHANGED = 8
-"""Numbers in which a rank describes its shapes."""
 
 
 def predict_memory(

@@ -29,8 +29,7 @@ with sequence parallelism (``sequence=True``), where column takes and row gives 
 from __future__ import annotations
 
 import difflib
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -43,7 +42,7 @@ from parallel.agreement import DIMENSIONS, check_same
 from parallel.partition import Partition, concatenated, split
 from parallel.sequence import SequenceParallel, sum_gradients
 from parallel.tensor import ColumnParallelLinear, RowParallelLinear
-from parallel.tensor_regions import Group, copy_to_region, start_all_gather
+from parallel.tensor_regions import Group, copy_to_region
 from parallel.vocabulary import VocabParallelEmbedding
 
 
@@ -291,85 +290,3 @@ def _check_inputs(group: Group) -> Any:
             check_same(tensors, "the input of a tensor-parallel model", group)
 
     return check
-
-
-def full_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The whole of ``tensors``, on every rank: name of a parameter -> its shard, or its gradient, or a
-    moment.
-
-    What is not split comes as it is.
-    """
-    layers = dict(module.named_modules(remove_duplicate=False))
-    whole = {}
-    for name, tensor in tensors.items():
-        owner, _, last = name.rpartition(".")
-        layer = layers[owner]
-        place = layer.shards().get(last) if hasattr(layer, "shards") else None
-        if place is None:
-            whole[name] = tensor.detach()
-        else:
-            whole[name] = start_all_gather(tensor.detach(), place[0], place[1], layer.group)()
-    return whole
-
-
-def full_state_dict(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict that the module had before ``parallelize``, on every rank."""
-    return full_tensors(module, module.state_dict())
-
-
-def load_full_state_dict(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Take this rank's shards from a whole state dict, such as ``full_state_dict`` at another world size."""
-    layers = dict(module.named_modules(remove_duplicate=False))
-    own = {}
-    for name, tensor in state.items():
-        owner, _, last = name.rpartition(".")
-        layer = layers.get(owner, module)
-        place = layer.shards().get(last) if hasattr(layer, "shards") else None
-        own[name] = tensor if place is None else place[0].take(tensor, layer.rank, place[1])
-    module.load_state_dict(own)
-
-
-def predict_communication(
-    module: nn.Module,
-    batch: int,
-    length: int,
-    itemsize: int = 4,
-    without_input_gradient: Collection[str] = (),
-) -> dict[str, int]:
-    """Bytes that one rank moves in one forward and backward of a module of parallel layers.
-
-    Operation -> bytes, each call counted as the larger of its input and output. The module sees (batch,
-    length) positions, activations of ``itemsize`` bytes. without_input_gradient: names of layers whose input
-    takes no gradient (what comes before is frozen). A loss adds ``vocabulary.predict_loss_communication``.
-
-    Megatron-LM's sums: without sequence parallelism one all-reduce of the activations for each row-parallel
-    layer forward, and one for each column-parallel layer (or each "input") backward; with it, a
-    reduce-scatter and an all-gather in place of each, and the gather again in backward.
-    """
-    moved: Counter[str] = Counter()
-    state = getattr(module, "tensor_parallel", None)
-    columns = [layer for layer in module.modules() if isinstance(layer, ColumnParallelLinear)]
-    for name, layer in module.named_modules():
-        if hasattr(layer, "predict_communication"):
-            moved += layer.predict_communication(batch, length, itemsize, name not in without_input_gradient)
-    if not isinstance(state, TensorParallel) or (world := dist.get_world_size(state.group)) == 1:
-        return dict(moved)
-    moved["all_gather"] += world * SIGNATURE_BYTES
-    padded = length if state.sequence is None else world * -(-length // world)
-    for name, style in state.hooks.items():
-        hooked = module.get_submodule(name)
-        below = [layer for layer in hooked.modules() if isinstance(layer, ColumnParallelLinear)]
-        gradient = name not in without_input_gradient
-        whole = batch * padded * (below or columns)[0].in_features * itemsize
-        if style == "input" and state.sequence is None:
-            moved["all_reduce"] += whole * gradient
-        elif style == "input":
-            moved["all_gather"] += whole
-            moved["reduce_scatter"] += whole * gradient
-        elif style == "scatter":
-            moved["all_gather"] += whole * gradient
-        elif style == "gather":
-            moved["all_gather"] += whole
-        if style in ("gather", "sequence"):
-            moved["all_reduce"] += sum(p.nbytes for p in hooked.parameters() if p.requires_grad)
-    return dict(+moved)

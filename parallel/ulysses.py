@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
 from kernels.attention import scaled_dot_product_attention
-from parallel.context import EXCHANGED, checked_lengths
+from parallel.attention_shapes import EXCHANGED, checked_lengths
 from parallel.partition import Partition, split, split_heads
 from parallel.tensor_regions import Group
 

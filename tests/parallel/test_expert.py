@@ -8,8 +8,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from parallel import expert
-from parallel.expert import DenseMixtureOfExperts, MixtureOfExperts, average_gradients, full_state_dict
+from parallel import expert, expert_state
+from parallel.expert import MixtureOfExperts
+from parallel.expert_state import average_gradients, full_state_dict
+from parallel.mixture import DenseMixtureOfExperts
 from parallel.routing import capacity, importance_loss, load_balancing_loss, route
 
 WIDTH = 12
@@ -129,7 +131,7 @@ def moves_what_is_predicted(experts, top_k, factor, counts, dtype, frozen):
         found.append((dict(traffic.payload), wanted))
     with link.counted() as traffic:
         average_gradients(model)
-    return [*found, (dict(traffic.payload), expert.predict_gradient_communication(model))]
+    return [*found, (dict(traffic.payload), expert_state.predict_communication(model))]
 
 
 def many_counted(cases):
@@ -214,7 +216,7 @@ def wrong():
 def test_what_is_wrong_is_said_on_every_rank(ranks):
     expected = [
         "top_k=5 is from 1 to 4 experts",
-        "capacity_factor=0.0 is above 0 or None",
+        "capacity_factor=0.0 is above 0, or None",
         "1 experts are fewer than the 2 ranks",
         "it was given 1",
         "the router knows 4 experts; there are 1",
