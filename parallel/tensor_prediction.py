@@ -23,7 +23,7 @@ def predict_communication(
 
     Operation -> bytes, each call counted as the larger of its input and output. The module sees (batch,
     length) positions, activations of ``itemsize`` bytes. without_input_gradient: names of layers whose input
-    takes no gradient (what comes before is frozen). A loss adds ``parallel.vocabulary_loss.predict_communication``.
+    takes no gradient (what comes before is frozen). A loss adds ``vocabulary_loss.predict_communication``.
 
     Megatron-LM's sums: without sequence parallelism one all-reduce of the activations for each row-parallel
     layer forward, and one for each column-parallel layer (or each "input") backward; with it, a

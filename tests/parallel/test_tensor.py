@@ -191,8 +191,7 @@ def test_training_equals_one_process(ranks, world, cases):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_training_equals_one_process_in_every_case(ranks, world, dtype):
-    models = [SHARED_KEYS, UNTIED, {"heads": 8, "kv_heads": 2, "fused": True}]
-    models += [{}] if world < 4 else []  # of three key heads four ranks need two query heads each
+    models = [{}, SHARED_KEYS, FUSED, UNTIED]
     cases = [
         (options, sequence, shared, dtype, length, frozen)
         for options in models
