@@ -87,3 +87,24 @@ def sum_gradients(module: nn.Module, group: Group = None) -> None:
                 parameters[name] = parameter
 
     module.forward = forward_with_copies
+
+
+def draw_apart(module: nn.Module, rank: int) -> None:
+    """From now on ``module``, which sees a shard, draws random numbers from a stream of its own on each rank.
+
+    Else dropout would drop the same places of every shard; and where shards differ in length, the generators
+    of the ranks would part for good, and with them what has to be the same on every rank. The streams
+    start from one number drawn by all (Megatron-LM's RNG tracker serves the same end). In training only.
+    """
+    forward = module.forward
+
+    def forward_apart(*arguments: Any, **named: Any) -> Any:
+        if not module.training:
+            return forward(*arguments, **named)
+        seed = int(torch.randint(2**31, ()))
+        on_cuda = any(isinstance(value, torch.Tensor) and value.is_cuda for value in arguments)
+        with torch.random.fork_rng([torch.cuda.current_device()] if on_cuda else []):
+            torch.manual_seed(seed + rank)
+            return forward(*arguments, **named)
+
+    module.forward = forward_apart

@@ -198,9 +198,8 @@ class RowParallelLinear(ParallelLinear):
             output = reduce_from_region(partial, self.group)
         else:
             output = self.sequence.reduce_scatter(partial)
-            bias = (
-                bias if bias is None else copy_to_region(bias, self.group)
-            )  # each rank adds it to its shard
+            if bias is not None:  # each rank adds it to its shard, and has that part of its gradient
+                bias = copy_to_region(bias, self.group)
         return output if bias is None else output + bias
 
     def predict_communication(

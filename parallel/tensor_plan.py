@@ -23,7 +23,9 @@ with sequence parallelism (``sequence=True``), where column takes and row gives 
     "vocabulary_scattered"   the embedding gives shards
     "scatter"                a module whose first argument is whole and becomes a shard
     "gather"                 a module that works on shards and whose output is gathered
-    "sequence"               a module that works on shards, such as a norm: its gradients are summed
+    "sequence"               a module that works on shards, such as a norm, dropout: its gradients are summed
+
+In a module of the last four and of "input", random numbers (dropout) are this rank's own.
 """
 
 from __future__ import annotations
@@ -38,9 +40,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from parallel.agreement import DIMENSIONS, check_same
+from parallel.agreement import DIMENSIONS, broadcast_module, check_same
 from parallel.partition import Partition, concatenated, split
-from parallel.sequence import SequenceParallel, sum_gradients
+from parallel.sequence import SequenceParallel, draw_apart, sum_gradients
 from parallel.tensor import ColumnParallelLinear, RowParallelLinear
 from parallel.tensor_regions import Group, copy_to_region
 from parallel.vocabulary import VocabParallelEmbedding
@@ -115,16 +117,18 @@ def parallelize(
 ) -> nn.Module:
     """Replace submodules of ``module`` by their parallel form, in place, and return it.
 
-    plan: name -> style; ``*`` in a name stands for one component or a part of it. Every rank holds the same
-    whole module before (seed alike, or broadcast); afterwards its shards, and tied weights are still tied.
-    The model is called with the same whole input on every rank of the group, which each call checks.
-    sequence: with sequence parallelism along dimension ``dim``.
+    plan: name -> style; ``*`` in a name stands for one component or a part of it. Every rank holds the whole
+    module before, and gets the first rank's values; afterwards it has its shards, and tied weights are still
+    tied. The model is called with the same whole input on every rank of the group, which each call checks,
+    and with torch's generators in the same state (seeded alike): dropout outside the parallel regions must
+    be the same. sequence: with sequence parallelism along dimension ``dim``.
 
     ValueError: a name that fits nothing, a style that does not exist or not for that module, a tied weight of
     which the plan splits one use only, layers split in ways that do not fit.
     """
     state = TensorParallel(group, SequenceParallel(group, dim) if sequence else None)
     chosen = _chosen(module, plan)
+    broadcast_module(module, group)
     inputs = [name for name, style in chosen.items() if style == "input"]
     tied: dict[int, tuple[nn.Parameter, nn.Parameter, tuple[Partition, int] | None, str]] = {}
     replaced: dict[int, nn.Module] = {}
@@ -279,6 +283,7 @@ def _hook(old: nn.Module, name: str, style: str, state: TensorParallel) -> None:
         old.register_forward_hook(lambda _, arguments, output: sequence.gather(output))
     if style in ("gather", "sequence"):
         sum_gradients(old, state.group)
+    draw_apart(old, dist.get_rank(state.group))
     state.hooks[name] = style
 
 

@@ -167,7 +167,7 @@ def wrong_calls():
 
 
 def test_wrong_calls_are_errors_on_every_rank(ranks):
-    first, second = ranks.run(2, wrong_calls, timeout=20)
+    first, second = ranks.run(2, wrong_calls)
     expected = [
         r"hold \[8, 9\] of a sequence of 17; in zig-zag order it is split as \[9, 8\]",
         "rank 1 has \\(1, 4, 4, 16\\)",

@@ -206,7 +206,8 @@ def wrong():
     said(DenseMixtureOfExperts, nn.Linear(WIDTH, 4), [nn.Identity()])
     same = MixtureOfExperts.from_dense(dense(4, 2, None, torch.float32)[1])
     said(same, torch.randn(3, WIDTH, requires_grad=bool(rank)))
-    differ = MixtureOfExperts.from_dense(dense(4, 2, None, (torch.float32, torch.float64)[rank])[1])
+    differ = MixtureOfExperts.from_dense(dense(4, 2, None, torch.float32)[1])
+    differ.to((torch.float32, torch.float64)[rank])
     said(differ, torch.randn(3, WIDTH, dtype=(torch.float32, torch.float64)[rank]))
     differ = MixtureOfExperts.from_dense(dense(4, 1 + rank, None, torch.float32)[1])
     said(differ, torch.randn(3, WIDTH))
@@ -224,7 +225,7 @@ def test_what_is_wrong_is_said_on_every_rank(ranks):
         "rank 0 has .*; rank 1 has ",
         "rank 0 has .*; rank 1 has ",
     ]
-    for messages in ranks.run(2, wrong, timeout=20):
+    for messages in ranks.run(2, wrong):
         for message, pattern in zip(messages, expected, strict=True):
             assert re.search(pattern, message), (pattern, message)
 

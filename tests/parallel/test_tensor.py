@@ -13,7 +13,7 @@ from torch import nn
 
 from parallel import memory, tensor_plan, tensor_prediction, vocabulary_loss
 from parallel.partition import concatenated, split, split_heads
-from parallel.sequence import SequenceParallel
+from parallel.sequence import SequenceParallel, draw_apart
 from parallel.tensor import ColumnParallelLinear, RowParallelLinear, predict_memory
 from parallel.tensor_plan import Column, Divided, Row, parallelize
 from parallel.tensor_state import full_state_dict, full_tensors, load_full_state_dict
@@ -119,6 +119,8 @@ def trains_as_one(options, sequence, shared_input, dtype, length, frozen):
     for name in frozen:
         alone.get_submodule(name).requires_grad_(False)
     model = copy.deepcopy(alone)
+    if dist.get_rank():  # whatever the others start from, the first rank's values count
+        torch.nn.init.normal_(next(model.parameters()))
     parallelize(model, plan_of(model, dist.get_world_size(), sequence, shared_input), sequence=sequence)
     if options.get("tied", True):
         assert model.head.weight is model.embedding.weight
@@ -475,6 +477,55 @@ def state_round_trip():
     return found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+class Dropping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.drop, self.feed = nn.LayerNorm(WIDTH), nn.Dropout(0.5), Feed()
+        self.feed.down.register_forward_pre_hook(lambda _, x: F.dropout(x[0], 0.5))
+        self.end = nn.Dropout(0.5)
+
+    def forward(self, x):
+        x = self.norm(self.feed(self.drop(x)))
+        return self.end(x)
+
+
+def dropout(sequence):
+    """(output, state of the generator afterwards, dropped fraction) of a model on uneven shards."""
+    model = Dropping()
+    plan = {"feed": "input", "feed.up": "column", "feed.down": "row"}
+    if sequence:
+        plan |= {"drop": "scatter", "norm": "gather"}
+    parallelize(model, plan, sequence=sequence)
+    torch.manual_seed(9)
+    output = model(torch.ones(2, 5, WIDTH))
+    return output.tolist(), torch.get_rng_state().tolist(), float((output == 0).double().mean())
+
+
+@pytest.mark.parametrize("sequence", [False, True])
+def test_dropout_leaves_the_ranks_in_step(ranks, sequence):
+    first, *others = ranks.run(3, dropout, sequence)
+    assert all(other == first for other in others)
+    assert 0.4 < first[2] < 0.6
+
+
+def streams():
+    """What each rank draws in a module that sees a shard, in training and not."""
+    module = nn.Dropout(0.5)
+    draw_apart(module, dist.get_rank())
+    torch.manual_seed(9)
+    drawn = module(torch.ones(64)).tolist()
+    module.eval()
+    before = torch.get_rng_state()
+    module(torch.ones(64))
+    return drawn, torch.equal(before, torch.get_rng_state())
+
+
+def test_each_rank_draws_its_own_numbers_for_a_shard(ranks):
+    (first, idle), (second, _) = ranks.run(2, streams)
+    assert first != second
+    assert idle
+
+
 def test_a_state_dict_goes_out_and_in_bit_for_bit(ranks):
     assert all(ranks.run(3, state_round_trip))
 
@@ -501,6 +552,7 @@ def wrong():
     plan({"blocks.*.attention.query": Column(unit=7)})
     plan({"blocks.*.down": Row(partition=split(20, 2))})
     plan({"blocks.*.attention.output": Row(partition=split_heads(2, 1, 24, 2)[1])}, heads=3)
+    said(parallelize, Model(hidden=20 + rank), {"blocks.*.down": "row"})
     model = Model()
     parallelize(model, plan_of(model, 2, False, False))
     said(model, torch.zeros(2, 3 + rank, dtype=torch.int64))
@@ -519,7 +571,7 @@ def wrong():
 
 
 def test_what_is_wrong_is_said_on_every_rank(ranks):
-    for messages in ranks.run(2, wrong, timeout=20):
+    for messages in ranks.run(2, wrong):
         expected = [
             "blocks.*.atention.query is no submodule; the nearest is blocks..*attention.query",
             "'rows' is not a style; they are column, ",
@@ -531,6 +583,7 @@ def test_what_is_wrong_is_said_on_every_rank(ranks):
             "blocks.0.attention.query: 48 elements in units of 7",
             "blocks.0.down: the partition is of 20 features over 2 ranks; the layer splits 21 over 2",
             "blocks.0.attention.output: ranks share input features",
+            "the module must have tensors of the same shapes .* rank 1 has",
             r"rank 0 has \(2, 3\) int64.* rank 1 has \(2, 4\) int64",
             r"rank 0 has \(2, 3\) int64.* rank 1 has \(2, 3\) int32",
             "got 8 input features and holds 4 of 8",
