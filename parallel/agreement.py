@@ -85,7 +85,8 @@ def broadcast_module(module: nn.Module, group: Group = None) -> None:
     for kind in {(tensor.dtype, tensor.device): None for tensor in tensors}:  # in the order of the module
         alike = [tensor.detach() for tensor in tensors if (tensor.dtype, tensor.device) == kind]
         while alike:
-            bucket, size = [], 0
+            bucket: list[torch.Tensor] = []
+            size = 0
             while alike and (not bucket or size + alike[0].nbytes <= BUCKET_BYTES):
                 size += alike[0].nbytes
                 bucket.append(alike.pop(0))
