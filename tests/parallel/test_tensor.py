@@ -157,8 +157,8 @@ def many(cases):
     return [trains_as_one(*case) for case in cases]
 
 
-def check_training(ranks, world, cases):
-    for found in ranks.run(world, many, cases):
+def check_training(ranks, world, cases, timeout=60):
+    for found in ranks.run(world, many, cases, timeout=timeout):
         for case, worst in zip(cases, found, strict=True):
             assert worst < EXACT[case[3]], (case, worst)
 
@@ -190,6 +190,7 @@ def test_training_equals_one_process(ranks, world, cases):
 
 
 @pytest.mark.proof
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_training_equals_one_process_in_every_case(ranks, world, dtype):
@@ -201,7 +202,7 @@ def test_training_equals_one_process_in_every_case(ranks, world, dtype):
         for shared in (False, True)
         for length, frozen in ((8, ()), (7, ("embedding", "norm")), (3, FROZEN[:1]))
     ]
-    check_training(ranks, world, cases)
+    check_training(ranks, world, cases, timeout=500)
 
 
 def moves_what_is_predicted(options, sequence, shared_input, dtype, length, frozen):
