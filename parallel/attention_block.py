@@ -5,7 +5,8 @@ sections 2.3 and 3.1. For queries q over the keys of one block b
 
     S_b = scale q K_b^T,   L_b = log sum exp(S_b),   O_b = exp(S_b - L_b) V_b
 
-and over all blocks L = log sum_b exp(L_b), O = sum_b exp(L_b - L) O_b. Backward needs of the other blocks L and O only:
+and over all blocks L = log sum_b exp(L_b), O = sum_b exp(L_b - L) O_b. Backward needs of the other blocks L
+and O only:
 
     P_b = exp(S_b - L),   dV_b = P_b^T dO,   dS_b = P_b * (dO V_b^T - rowsum(dO * O))
     dQ += scale dS_b K_b,   dK_b = scale dS_b^T Q

@@ -1,12 +1,13 @@
 """Ring attention: each rank holds a shard of the sequence, and keys and values travel round.
 
-Source: Liu et al. 2023 "Ring Attention with Blockwise Transformers", section 3 (blocks of keys and values pass
-from rank to rank while the block at hand is computed); Dao 2023 "FlashAttention-2" (one log-sum-exp a query
-merges outputs and is all that backward needs); the zig-zag order is that of Zhu's ring-flash-attention and of
-Llama 3 (Dubey et al. 2024, section 3.3.2).
+Source: Liu et al. 2023 "Ring Attention with Blockwise Transformers", section 3 (blocks of keys and values
+pass from rank to rank while the block at hand is computed); Dao 2023 "FlashAttention-2" (one log-sum-exp a
+query merges outputs and is all that backward needs); the zig-zag order is that of Zhu's ring-flash-attention
+and of Llama 3 (Dubey et al. 2024, section 3.3.2).
 
-With a causal mask, contiguous shards would leave rank 0 nearly idle and the last rank with all the work. So the
-sequence is cut into 2p chunks and rank i holds chunks i and 2p-1-i. Against the keys of rank j it computes
+With a causal mask, contiguous shards would leave rank 0 nearly idle and the last rank with all the work. So
+the sequence is cut into 2p chunks and rank i holds chunks i and 2p-1-i. Against the keys of rank j it
+computes
 
     j = i   its own two chunks: ordinary causal attention, for they lie in order
     j < i   all its queries against the earlier chunk of j
@@ -15,7 +16,8 @@ sequence is cut into 2p chunks and rank i holds chunks i and 2p-1-i. Against the
 which is half of the full square at every step, on every rank, and no step needs a mask but the own one.
 
 Keys and values of grouped queries travel unrepeated. Backward sends them round once more, and with them the
-gradient that each rank adds to, which arrives at home after p steps. Ulysses, the other way: ``parallel.ulysses``.
+gradient that each rank adds to, which arrives at home after p steps. Ulysses, the other way:
+``parallel.ulysses``.
 """
 
 from __future__ import annotations
@@ -28,16 +30,15 @@ import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
-from kernels.op import FLOATS_AND_DOUBLE
-from parallel.agreement import exchange
 from parallel.attention_block import block_backward, block_forward, merge
+from parallel.attention_shapes import EXCHANGED, checked_lengths
 from parallel.memory import Memory
 from parallel.partition import Partition, split
 from parallel.tensor_regions import Group
 
 
 def zigzag(length: int, world_size: int) -> Partition:
-    """Rank i holds chunks i and 2p-1-i of the 2p into which ``length`` is cut (sizes differ by one at most)."""
+    """Rank i holds chunks i and 2p-1-i of the 2p into which ``length`` is cut (of two lengths)."""
     chunks = [piece for (piece,) in split(length, 2 * world_size).ranges]
     return Partition(length, tuple((chunks[i], chunks[-1 - i]) for i in range(world_size)))
 
@@ -45,8 +46,8 @@ def zigzag(length: int, world_size: int) -> Partition:
 def sequence_partition(length: int, world_size: int, is_causal: bool) -> Partition:
     """How ``ring_attention`` wants a sequence of ``length`` split: zig-zag if causal, else contiguous.
 
-    ``sequence_partition(...).take(tokens, rank, dim=1)`` is a rank's shard of (batch, sequence) tokens, and of
-    their positions.
+    ``sequence_partition(...).take(tokens, rank, dim=1)`` is a rank's shard of (batch, sequence) tokens, and
+    of their positions.
     """
     return zigzag(length, world_size) if is_causal else split(length, world_size)
 
@@ -183,89 +184,28 @@ def ring_attention(
     group: Group = None,
     lengths: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    """As ``F.scaled_dot_product_attention``, of a sequence of which each rank has a shard; this rank's shard of it.
+    """As ``F.scaled_dot_product_attention``, of a sequence of which each rank has a shard: its shard of it.
 
-    query: (batch, heads, n, dim); key, value: (batch, kv_heads, n, dim), n the length of this rank's shard: that
-    of ``sequence_partition(length, world_size, is_causal)``. kv_heads: heads, or a divisor with ``enable_gqa``.
-    scale: 1 / sqrt(dim) by default. lengths: every rank's n, if they are known to be right; else ranks
-    exchange their shapes first. ``functools.partial(ring_attention, group=group)`` is a model's attention.
+    query: (batch, heads, n, dim); key, value: (batch, kv_heads, n, dim), n the length of this rank's shard:
+    that of ``sequence_partition(length, world_size, is_causal)``. kv_heads: heads, or a divisor with
+    ``enable_gqa``. scale: 1 / sqrt(dim) by default. lengths: every rank's n, if they are known to be right;
+    else ranks exchange their shapes first. ``functools.partial(ring_attention, group=group)`` is a model's
+    attention.
 
-    Sums over blocks are float32 for 16-bit tensors. ValueError: a mask or dropout, which have no such form; and
-    on every rank: shapes, dtypes or settings that differ between ranks, lengths that are not the partition's.
+    Sums over blocks are float32 for 16-bit tensors. ValueError: a mask or dropout, which have no such form;
+    and on every rank: shapes, dtypes or settings that differ between ranks, lengths that are not the
+    partition's.
     """
     lengths = checked_lengths(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa, lengths, group)
     partition = sequence_partition(sum(lengths), dist.get_world_size(group), is_causal)
     if partition.sizes != list(lengths):
         order = "in zig-zag order " if is_causal else ""
         raise ValueError(
-            f"the ranks hold {list(lengths)} of a sequence of {sum(lengths)}; {order}it is split as {partition.sizes}"
+            f"the ranks hold {list(lengths)} of a sequence of {sum(lengths)}; {order}it is split as "
+            f"{partition.sizes}"
         )
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
     return _RingAttention.apply(query, key, value, partition, is_causal, scale, group)
-
-
-def checked_lengths(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-    enable_gqa: bool,
-    lengths: Sequence[int] | None,
-    group: Group,
-) -> list[int]:
-    """Every rank's length of sequence. ValueError: arguments that do not fit, here or between ranks."""
-    world, rank = dist.get_world_size(group), dist.get_rank(group)
-    wrong = _wrong(query, key, value, attn_mask, dropout_p, enable_gqa)
-    if lengths is None:
-        # A rank whose own arguments do not fit says so to the others, so that none is left waiting.
-        own = [0] * EXCHANGED
-        if not wrong:
-            batch, heads, length, dim = query.shape
-            code = FLOATS_AND_DOUBLE.index(query.dtype)
-            own = [1, length, batch, heads, key.shape[1], dim, code, int(is_causal)]
-        rows = exchange(own, query.device, group)
-        bad = [other for other, row in enumerate(rows) if not row[0]]
-        if not wrong and bad:
-            wrong = f"query, key and value do not fit together on rank {bad[0]}, which says how"
-        elif not wrong and any(row[2:] != rows[0][2:] for row in rows):
-            wrong = "batch, heads, kv_heads, dim, dtype and is_causal differ between ranks: " + "; ".join(
-                f"rank {other} has {tuple(row[2:6])} {FLOATS_AND_DOUBLE[row[6]]}, {bool(row[7])}"
-                for other, row in enumerate(rows)
-            )
-        lengths = [row[1] for row in rows]
-    if wrong:
-        raise ValueError(wrong)
-    if len(lengths) != world or lengths[rank] != query.shape[2]:
-        raise ValueError(
-            f"lengths={list(lengths)} are not those of {world} ranks of which rank {rank} has {query.shape[2]}"
-        )
-    return list(lengths)
-
-
-def _wrong(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None,
-    dropout_p: float,
-    enable_gqa: bool,
-) -> str:
-    """What does not fit together in the arguments of one rank, or nothing."""
-    if attn_mask is not None or dropout_p:
-        return f"a mask or dropout (dropout_p={dropout_p}) has no form over ranks; is_causal has"
-    fits = query.dim() == 4 == key.dim() and key.shape == value.shape and key.shape[1] > 0
-    fits = fits and query.shape[::2] == key.shape[::2] and query.shape[3] == key.shape[3]
-    fits = fits and query.shape[1] % key.shape[1] == 0 and (enable_gqa or query.shape[1] == key.shape[1])
-    fits = fits and query.dtype == key.dtype == value.dtype and query.dtype in FLOATS_AND_DOUBLE
-    if fits:
-        return ""
-    return (
-        f"query {tuple(query.shape)} {query.dtype}, key {tuple(key.shape)} {key.dtype} and value "
-        f"{tuple(value.shape)} {value.dtype} do not fit: query is (batch, heads, n, dim), key and value are (batch, "
-        "kv_heads, n, dim) of one float dtype, kv_heads is heads, or with enable_gqa a divisor of it"
-    )
 
 
 def predict_communication(
@@ -295,10 +235,6 @@ def predict_communication(
     return {"send": sent} | ({"all_gather": world_size * EXCHANGED * 8} if exchanged else {})
 
 
-EXCHANGED = 8
-"""Numbers in which a rank describes its shapes."""
-
-
 def predict_memory(
     batch: int,
     heads: int,
@@ -315,9 +251,10 @@ def predict_memory(
 
     gradients: of this rank's query, key and value. buffers: the rest of the peak. That is, while a block is
     computed, the block and the one on its way, the gradients of a block that are being sent and those that
-    have arrived, in at least float32; so a rank holds a few shards, however many ranks there are. workspace: what
-    ``block_backward`` of so many queries and keys takes by itself, results included (the kernel's affair). Between
-    forward and backward, output and log-sum-exp are kept: heads * n * (dim * itemsize + 4) bytes a sequence.
+    have arrived, in at least float32; so a rank holds a few shards, however many ranks there are. workspace:
+    what ``block_backward`` of so many queries and keys takes by itself, results included (the kernel's
+    affair). Between forward and backward, output and log-sum-exp are kept: heads * n * (dim * itemsize + 4)
+    bytes a sequence.
     """
     partition = sequence_partition(length, world_size, is_causal)
     sizes, wide = partition.sizes, max(4, itemsize)

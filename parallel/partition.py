@@ -1,9 +1,9 @@
-"""Who holds which part of a dimension: whole units, attention heads with their keys, sections of a fused weight.
+"""Who holds which part of a dimension: whole units, heads with their keys, sections of a fused weight.
 
-A ``Partition`` names for every rank the ranges that it holds of a dimension, in the order in which they lie in
-its shard. Sizes need not divide: the first ranks hold one unit more, as in ``torch.tensor_split``. A range that
-several ranks hold is replicated (a key-value head that serves the queries of two ranks); whoever sums gradients
-has to know it.
+A ``Partition`` names for every rank the ranges that it holds of a dimension, in the order in which they lie
+in its shard. Sizes need not divide: the first ranks hold one unit more, as in ``torch.tensor_split``. A range
+that several ranks hold is replicated (a key-value head that serves the queries of two ranks); whoever sums
+gradients has to know it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 
@@ -96,15 +96,15 @@ def split(size: int, parts: int, unit: int = 1) -> Partition:
         raise ValueError(f"{size} elements in units of {unit} over {parts} ranks: no multiple of the unit")
     units, more = divmod(size // unit, parts)
     stops = [0, *accumulate((units + (part < more)) * unit for part in range(parts))]
-    return Partition(size, tuple(((start, stop),) for start, stop in zip(stops[:-1], stops[1:], strict=True)))
+    return Partition(size, tuple(((start, stop),) for start, stop in pairwise(stops)))
 
 
 def split_heads(heads: int, kv_heads: int, head_dim: int, parts: int) -> tuple[Partition, Partition]:
-    """(partition of the queries' features, of the keys' or values'), so that each query has its key on its rank.
+    """(partition of the queries' features, of the keys' or values'), each query with its key on one rank.
 
-    heads: query heads, a multiple of kv_heads (grouped queries, Ainslie et al. 2023); head_dim: features of one.
-    With kv_heads >= parts every rank gets whole groups. With fewer, the ranks are split over the key-value
-    heads, and those that share one split its query heads; its keys are then replicated.
+    heads: query heads, a multiple of kv_heads (grouped queries, Ainslie et al. 2023); head_dim: features of
+    one. With kv_heads >= parts every rank gets whole groups. With fewer, the ranks are split over the
+    key-value heads, and those that share one split its query heads; its keys are then replicated.
 
     ValueError: heads no multiple of kv_heads, or a rank would be left without a head.
     """
@@ -131,7 +131,7 @@ def split_heads(heads: int, kv_heads: int, head_dim: int, parts: int) -> tuple[P
 
 
 def concatenated(partitions: Sequence[Partition]) -> Partition:
-    """Of a dimension that holds several one after the other: fused query, key and value; fused gate and up."""
+    """Of a dimension that holds several, one after the other: fused query, key, value; fused gate, up."""
     if len({partition.parts for partition in partitions}) != 1:
         raise ValueError(f"partitions over {[partition.parts for partition in partitions]} ranks do not join")
     offsets = [0, *accumulate(partition.size for partition in partitions)]

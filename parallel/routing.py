@@ -1,8 +1,8 @@
 """Which experts a token goes to, what capacity refuses, and how unevenly the experts are used.
 
-Sources: Shazeer et al. 2017 "Outrageously Large Neural Networks", section 2.1 (top-k softmax gates) and equations
-6 and 7 (importance); Fedus et al. 2021 "Switch Transformers", section 2.2: equation 3 (capacity), equations 4 to 6
-(the loss that balances load).
+Sources: Shazeer et al. 2017 "Outrageously Large Neural Networks", section 2.1 (top-k softmax gates) and
+equations 6 and 7 (importance); Fedus et al. 2021 "Switch Transformers", section 2.2: equation 3 (capacity),
+equations 4 to 6 (the loss that balances load).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Routing:
     """Of one rank's tokens. A pair is a (token, choice), numbered token * top_k + choice.
 
     probabilities: (tokens, experts), the router's softmax. gates: (tokens, top_k), their weights in the sum.
-    chosen: (tokens, top_k) expert of each pair. order: pairs that were kept, by expert, within an expert as they
-    were admitted. wanted, kept: (experts,) pairs that chose each expert, and that it took.
+    chosen: (tokens, top_k) expert of each pair. order: pairs that were kept, by expert, within an expert as
+    they were admitted. wanted, kept: (experts,) pairs that chose each expert, and that it took.
     """
 
     probabilities: torch.Tensor
@@ -40,7 +40,7 @@ class Routing:
 
 
 def capacity(tokens: int, experts: int, top_k: int, capacity_factor: float) -> int:
-    """Pairs that an expert takes from one rank: the even share times the factor (Fedus et al., equation 3)."""
+    """Pairs that an expert takes of one rank's: the even share times the factor (Fedus et al., eq. 3)."""
     return math.ceil(capacity_factor * tokens * top_k / experts)
 
 
@@ -61,7 +61,7 @@ def route(
     gates = probabilities.gather(-1, chosen)
     if normalize and top_k > 1:
         gates = gates / gates.sum(-1, keepdim=True)
-    # First choices of all tokens, then second choices; sorting is stable, so that an expert admits in this order.
+    # First choices of all tokens, then second ones; sorting is stable, so an expert admits in this order.
     by_choice = chosen.T.reshape(-1)
     order = by_choice.argsort(stable=True)
     wanted = torch.bincount(by_choice, minlength=experts)
@@ -80,10 +80,11 @@ def load_balancing_loss(
 ) -> torch.Tensor:
     """experts * sum_i f_i P_i (Fedus et al., equations 4 to 6): 1 when load is even, at most experts.
 
-    f_i: fraction of all ranks' pairs that chose expert i, from ``wanted`` (experts,) summed over ranks; no gradient.
-    P_i: mean probability of expert i over all tokens, of which this rank knows its own (``probabilities``). What is
-    returned is this rank's part, of which the mean over ranks is the loss over all ``tokens``, whatever number
-    each has: average it, and its gradient, as the rest of a data-parallel loss.
+    f_i: fraction of all ranks' pairs that chose expert i, from ``wanted`` (experts,) summed over ranks; no
+    gradient. P_i: mean probability of expert i over all tokens, of which this rank knows its own
+    (``probabilities``). What is returned is this rank's part, of which the mean over ranks is the loss over
+    all ``tokens``, whatever number each has: average it, and its gradient, as the rest of a data-parallel
+    loss.
     """
     experts = probabilities.shape[-1]
     share = wanted.to(probabilities.dtype) / max(1, int(wanted.sum()))
@@ -105,7 +106,7 @@ def importance_loss(
 
 
 class _Total(torch.autograd.Function):
-    """The sum over ranks of what a loss of every rank depends on: the gradient is the sum of theirs, all equal."""
+    """The sum over ranks, on which a loss of every rank depends: its gradient sums theirs, all equal."""
 
     @staticmethod
     def forward(ctx: Any, input: torch.Tensor, group: Group) -> torch.Tensor:

@@ -1,13 +1,15 @@
 """Sequence parallelism: between two tensor-parallel layers each rank holds a shard of the sequence.
 
-Source: Korthikanti et al. 2022 "Reducing Activation Recomputation in Large Transformer Models", section 4.2.2.
-What tensor parallelism leaves replicated (norms, dropout, the residual stream) is split along the sequence. The
-all-reduce after a row-parallel layer becomes a reduce-scatter, and the all-gather that completes it moves to the
-next column-parallel layer: the same bytes, activations divided by the number of ranks. Parameters that act on
-shards (norms, biases added after the reduce-scatter) get a part of their gradient on each rank: ``sum_gradient``.
+Source: Korthikanti et al. 2022 "Reducing Activation Recomputation in Large Transformer Models", section
+4.2.2. What tensor parallelism leaves replicated (norms, dropout, the residual stream) is split along the
+sequence. The all-reduce after a row-parallel layer becomes a reduce-scatter, and the all-gather that
+completes it moves to the next column-parallel layer: the same bytes, activations divided by the number of
+ranks. Parameters that act on shards (norms, biases added after the reduce-scatter) get a part of their
+gradient on each rank: ``sum_gradient``.
 
-A ``SequenceParallel`` is shared by all layers of a model. Whatever splits the sequence (``scatter``, ``reduce_scatter``)
-says how long it is, so that it need not divide by the number of ranks, and a shard of a wrong length is an error.
+A ``SequenceParallel`` is shared by all layers of a model. Whatever splits the sequence (``scatter``,
+``reduce_scatter``) says how long it is, so that it need not divide by the number of ranks, and a shard of a
+wrong length is an error.
 """
 
 from __future__ import annotations
@@ -85,3 +87,24 @@ def sum_gradients(module: nn.Module, group: Group = None) -> None:
                 parameters[name] = parameter
 
     module.forward = forward_with_copies
+
+
+def draw_apart(module: nn.Module, rank: int) -> None:
+    """From now on ``module``, which sees a shard, draws random numbers from a stream of its own on each rank.
+
+    Else dropout would drop the same places of every shard; and where shards differ in length, the generators
+    of the ranks would part for good, and with them what has to be the same on every rank. The streams
+    start from one number drawn by all (Megatron-LM's RNG tracker serves the same end). In training only.
+    """
+    forward = module.forward
+
+    def forward_apart(*arguments: Any, **named: Any) -> Any:
+        if not module.training:
+            return forward(*arguments, **named)
+        seed = int(torch.randint(2**31, ()))
+        on_cuda = any(isinstance(value, torch.Tensor) and value.is_cuda for value in arguments)
+        with torch.random.fork_rng([torch.cuda.current_device()] if on_cuda else []):
+            torch.manual_seed(seed + rank)
+            return forward(*arguments, **named)
+
+    module.forward = forward_apart

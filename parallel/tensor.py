@@ -3,12 +3,13 @@
 Source: Shoeybi et al. 2019 "Megatron-LM", section 3. Y = X W^T + b with W (out, in):
 
 - ``ColumnParallelLinear`` gives each rank rows of W (columns of W^T): X is whole on every rank, Y is split.
-- ``RowParallelLinear`` gives each rank columns of W: X is split as the column-parallel layer left it, Y is the
-  sum of every rank's product: one all-reduce.
+- ``RowParallelLinear`` gives each rank columns of W: X is split as the column-parallel layer left it, Y is
+  the sum of every rank's product: one all-reduce.
 
 A block of column, any elementwise function, row (or attention on whole heads) then communicates once forward
 and once backward, where the column-parallel layer sums the gradient of X. That sum runs while the weight's
-gradient is computed. With sequence parallelism (``parallel.sequence``) X and Y outside are shards of the sequence.
+gradient is computed. With sequence parallelism (``parallel.sequence``) X and Y outside are shards of the
+sequence.
 
 Sizes need not divide by the number of ranks, and attention heads stay whole: ``parallel.partition``.
 """
@@ -16,21 +17,18 @@ Sizes need not divide by the number of ranks, and attention heads stay whole: ``
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Self
+from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from torch import nn
 from torch.autograd.function import once_differentiable
 
 from parallel.memory import Memory
 from parallel.partition import Partition, split
-from parallel.sequence import SequenceParallel
+from parallel.tensor_layer import ParallelLinear, in_autocast_dtype
 from parallel.tensor_regions import (
     Group,
     copy_to_region,
-    fresh,
     gather_from_region,
     reduce_from_region,
     scatter_to_region,
@@ -86,108 +84,12 @@ class _ColumnLinear(torch.autograd.Function):
         return grad_input, grad_weight, grad_bias, None, None
 
 
-class _ParallelLinear(nn.Module):
-    """What both have: a shard of ``nn.Linear``'s weight along ``dim``, and where it belongs."""
-
-    dim: int
-    """Dimension of the weight that is split: 0 for the columns of W^T, 1 for its rows."""
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        group: Group = None,
-        partition: Partition | None = None,
-        sequence: SequenceParallel | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.in_features, self.out_features = in_features, out_features
-        self.group, self.sequence = group, sequence
-        self.world, self.rank = dist.get_world_size(group), dist.get_rank(group)
-        size = in_features if self.dim else out_features
-        self.partition = split(size, self.world) if partition is None else partition
-        if self.partition.size != size or self.partition.parts != self.world:
-            raise ValueError(
-                f"the partition is of {self.partition.size} features over {self.partition.parts} ranks; the "
-                f"layer splits {size} over {self.world}"
-            )
-        whole = nn.Linear(in_features, out_features, bias, device=device, dtype=dtype)
-        self._adopt(whole)
-
-    def _adopt(self, linear: nn.Linear) -> None:
-        """Keep this rank's shard of a whole layer's parameters, copied, trained if they are."""
-        weight = fresh(self.partition.take(linear.weight.detach(), self.rank, self.dim))
-        self.weight = nn.Parameter(weight, linear.weight.requires_grad)
-        self.bias: nn.Parameter | None = None
-        if linear.bias is not None:
-            bias = linear.bias.detach()
-            bias = fresh(bias if self.dim else self.partition.take(bias, self.rank))
-            self.bias = nn.Parameter(bias, linear.bias.requires_grad)
-
-    @classmethod
-    def from_linear(cls, linear: nn.Linear, group: Group = None, **options: Any) -> Self:
-        """This rank's part of ``linear``, which must be the same on every rank. options: the constructor's."""
-        layer = cls(
-            linear.in_features,
-            linear.out_features,
-            linear.bias is not None,
-            group=group,
-            device="meta",
-            **options,
-        )
-        layer._adopt(linear)
-        return layer
-
-    def shards(self) -> dict[str, tuple[Partition, int]]:
-        """Parameter -> (partition, dimension) of those that are split."""
-        own: dict[str, tuple[Partition, int]] = {"weight": (self.partition, self.dim)}
-        if self.bias is not None and self.dim == 0:
-            own["bias"] = (self.partition, 0)
-        return own
-
-    def _shared(self, parameter: torch.Tensor) -> torch.Tensor:
-        """A parameter with what its replicas on other ranks contribute to its gradient."""
-        if not self.partition.replicated or not parameter.requires_grad:
-            return parameter
-        return _Replicated.apply(parameter, self.partition, self.group)
-
-    def _local_size(self) -> int:
-        return self.partition.sizes[self.rank]
-
-    def extra_repr(self) -> str:
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"held={self._local_size()}, rank={self.rank} of {self.world}, sequence={self.sequence is not None}"
-        )
-
-
-class _Replicated(torch.autograd.Function):
-    """A shard of which other ranks hold pieces too: its gradient is summed over those that hold it."""
-
-    @staticmethod
-    def forward(ctx: Any, shard: torch.Tensor, partition: Partition, group: Group) -> torch.Tensor:
-        ctx.partition, ctx.group = partition, group
-        return shard.view_as(shard)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        rank = dist.get_rank(ctx.group)
-        whole = grad.new_zeros(ctx.partition.size, *grad.shape[1:])
-        ctx.partition.put(grad, whole, rank)
-        return fresh(ctx.partition.take(start_all_reduce(whole, ctx.group)(), rank)), None, None
-
-
-class ColumnParallelLinear(_ParallelLinear):
+class ColumnParallelLinear(ParallelLinear):
     """``nn.Linear`` whose output features are split: (..., in) -> (..., held by this rank).
 
-    The input is the same on every rank; with ``sequence`` it is this rank's shard of the sequence. Weight (held,
-    in) and bias (held) start as the shard of what ``nn.Linear`` draws, so that ranks seeded alike hold parts of
-    the very layer that a single process would have.
+    The input is the same on every rank; with ``sequence`` it is this rank's shard of the sequence. Weight
+    (held, in) and bias (held) start as the shard of what ``nn.Linear`` draws, so that ranks seeded alike hold
+    parts of the very layer that a single process would have.
 
     gather_output: give the whole output, on every rank. input_is_copied: the input has been through
     ``copy_to_region`` (or ``sequence.gather(partial=True)``) already, once for several layers.
@@ -219,7 +121,7 @@ class ColumnParallelLinear(_ParallelLinear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         weight = self._shared(self.weight)
         bias = None if self.bias is None else self._shared(self.bias)
-        input, weight, bias = _autocast(input, weight, bias)
+        input, weight, bias = in_autocast_dtype(input, weight, bias)
         if self.input_is_copied:
             output = F.linear(input, weight, bias)
         else:
@@ -232,7 +134,7 @@ class ColumnParallelLinear(_ParallelLinear):
     def predict_communication(
         self, batch: int, length: int, itemsize: int, input_gradient: bool = True
     ) -> Counter[str]:
-        """See ``parallel.tensor_plan.predict_communication``."""
+        """See ``parallel.tensor_prediction``."""
         moved: Counter[str] = Counter()
         if self.world == 1:
             return moved
@@ -252,12 +154,12 @@ class ColumnParallelLinear(_ParallelLinear):
         return +moved
 
 
-class RowParallelLinear(_ParallelLinear):
-    """``nn.Linear`` whose input features are split: (..., held by this rank) -> (..., out), summed over ranks.
+class RowParallelLinear(ParallelLinear):
+    """``nn.Linear`` whose input features are split: (..., held by this rank) -> (..., out), summed.
 
-    The output is the same on every rank; with ``sequence`` it is this rank's shard of the sequence. The weight is
-    (out, held); the bias (out) is whole on every rank and added once, after the sum. input_is_parallel False:
-    the input is whole, and split here.
+    The output is the same on every rank; with ``sequence`` it is this rank's shard of the sequence. The
+    weight is (out, held); the bias (out) is whole on every rank and added once, after the sum.
+    input_is_parallel False: the input is whole, and split here.
 
     ValueError: a partition in which ranks share features, whose products would be summed twice.
     """
@@ -290,21 +192,20 @@ class RowParallelLinear(_ParallelLinear):
                 f"rank {self.rank} got {input.shape[-1]} input features and holds {self._local_size()} of "
                 f"{self.in_features}; the layer before must be column-parallel with the same partition"
             )
-        input, weight, bias = _autocast(input, self.weight, self.bias)
+        input, weight, bias = in_autocast_dtype(input, self.weight, self.bias)
         partial = F.linear(input, weight)
         if self.sequence is None:
             output = reduce_from_region(partial, self.group)
         else:
             output = self.sequence.reduce_scatter(partial)
-            bias = (
-                bias if bias is None else copy_to_region(bias, self.group)
-            )  # each rank adds it to its shard
+            if bias is not None:  # each rank adds it to its shard, and has that part of its gradient
+                bias = copy_to_region(bias, self.group)
         return output if bias is None else output + bias
 
     def predict_communication(
         self, batch: int, length: int, itemsize: int, input_gradient: bool = True
     ) -> Counter[str]:
-        """See ``parallel.tensor_plan.predict_communication``."""
+        """See ``parallel.tensor_prediction``."""
         moved: Counter[str] = Counter()
         if self.world == 1:
             return moved
@@ -322,17 +223,6 @@ class RowParallelLinear(_ParallelLinear):
         return +moved
 
 
-def _autocast(
-    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """In autocast's dtype where it is on: it does not see what happens in an autograd function's backward."""
-    device = input.device.type
-    if not torch.is_autocast_enabled(device):
-        return input, weight, bias
-    dtype = torch.get_autocast_dtype(device)
-    return input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-
-
 def predict_memory(
     layer: ColumnParallelLinear | RowParallelLinear,
     batch: int,
@@ -342,9 +232,10 @@ def predict_memory(
 ) -> Memory:
     """Bytes that this rank holds of one layer, before its backward, for (batch, length) positions.
 
-    Parameters and gradients are a shard; the optimizer keeps ``optimizer_copies`` of them (2: Adam's moments).
-    buffers: the activations kept for backward, of ``itemsize`` bytes. A column-parallel layer keeps its whole
-    input, with sequence parallelism a shard of it (and gathers it again); a row-parallel one its features of it.
+    Parameters and gradients are a shard; the optimizer keeps ``optimizer_copies`` of them (2: Adam's
+    moments). buffers: the activations kept for backward, of ``itemsize`` bytes. A column-parallel layer keeps
+    its whole input, with sequence parallelism a shard of it (and gathers it again); a row-parallel one its
+    features of it.
     """
     parameters = list(layer.parameters())
     trained = sum(parameter.nbytes for parameter in parameters if parameter.requires_grad)

@@ -1,4 +1,4 @@
-"""A plan that makes a model tensor-parallel without its knowledge: names of submodules, and what becomes of each.
+"""A plan that makes a model tensor-parallel without its knowledge: names, and what becomes of each.
 
     parallelize(model, {
         "embedding": "vocabulary",
@@ -23,14 +23,15 @@ with sequence parallelism (``sequence=True``), where column takes and row gives 
     "vocabulary_scattered"   the embedding gives shards
     "scatter"                a module whose first argument is whole and becomes a shard
     "gather"                 a module that works on shards and whose output is gathered
-    "sequence"               a module that works on shards, such as a norm: its gradients are summed
+    "sequence"               a module that works on shards, such as a norm, dropout: its gradients are summed
+
+In a module of the last four and of "input", random numbers (dropout) are this rank's own.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -39,19 +40,19 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from parallel.agreement import DIMENSIONS, check_same
+from parallel.agreement import DIMENSIONS, broadcast_module, check_same
 from parallel.partition import Partition, concatenated, split
-from parallel.sequence import SequenceParallel, sum_gradients
+from parallel.sequence import SequenceParallel, draw_apart, sum_gradients
 from parallel.tensor import ColumnParallelLinear, RowParallelLinear
-from parallel.tensor_regions import Group, copy_to_region, start_all_gather
+from parallel.tensor_regions import Group, copy_to_region
 from parallel.vocabulary import VocabParallelEmbedding
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column-parallel linear layer. unit: features that stay together, such as a head's. sections: equal parts
-    of the output that are split each for itself (3 of a fused query, key, value; 2 of a fused gate and up).
-    partition: in place of both, such as of ``split_heads``."""
+    """A column-parallel linear layer. unit: features that stay together, such as a head's. sections: equal
+    parts of the output that are split each for itself (3 of a fused query, key, value; 2 of a fused gate and
+    up). partition: in place of both, such as of ``split_heads``."""
 
     unit: int = 1
     sections: int = 1
@@ -116,16 +117,18 @@ def parallelize(
 ) -> nn.Module:
     """Replace submodules of ``module`` by their parallel form, in place, and return it.
 
-    plan: name -> style; ``*`` in a name stands for one component or a part of it. Every rank holds the same whole
-    module before (seed alike, or broadcast); afterwards its shards, and tied weights are still tied. The model
-    is called with the same whole input on every rank of the group, which each call checks. sequence: with
-    sequence parallelism along dimension ``dim``.
+    plan: name -> style; ``*`` in a name stands for one component or a part of it. Every rank holds the whole
+    module before, and gets the first rank's values; afterwards it has its shards, and tied weights are still
+    tied. The model is called with the same whole input on every rank of the group, which each call checks,
+    and with torch's generators in the same state (seeded alike): dropout outside the parallel regions must
+    be the same. sequence: with sequence parallelism along dimension ``dim``.
 
     ValueError: a name that fits nothing, a style that does not exist or not for that module, a tied weight of
     which the plan splits one use only, layers split in ways that do not fit.
     """
     state = TensorParallel(group, SequenceParallel(group, dim) if sequence else None)
     chosen = _chosen(module, plan)
+    broadcast_module(module, group)
     inputs = [name for name, style in chosen.items() if style == "input"]
     tied: dict[int, tuple[nn.Parameter, nn.Parameter, tuple[Partition, int] | None, str]] = {}
     replaced: dict[int, nn.Module] = {}
@@ -247,7 +250,7 @@ def _tie(
     name: str,
     tied: dict[int, tuple[nn.Parameter, nn.Parameter, tuple[Partition, int] | None, str]],
 ) -> None:
-    """Give ``new`` the parameter that took an old one's place elsewhere. ``tied`` keeps the old ones alive."""
+    """Give ``new`` the parameter that took an old one's place elsewhere. ``tied`` keeps old ones alive."""
     for key, parameter in old.named_parameters(recurse=False):
         place = new.shards().get(key)
         shard = getattr(new, key)
@@ -280,6 +283,7 @@ def _hook(old: nn.Module, name: str, style: str, state: TensorParallel) -> None:
         old.register_forward_hook(lambda _, arguments, output: sequence.gather(output))
     if style in ("gather", "sequence"):
         sum_gradients(old, state.group)
+    draw_apart(old, dist.get_rank(state.group))
     state.hooks[name] = style
 
 
@@ -291,91 +295,3 @@ def _check_inputs(group: Group) -> Any:
             check_same(tensors, "the input of a tensor-parallel model", group)
 
     return check
-
-
-def full_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The whole of ``tensors``, on every rank: name of a parameter -> its shard, or its gradient, or a moment.
-
-    What is not split comes as it is.
-    """
-    layers = dict(module.named_modules(remove_duplicate=False))
-    whole = {}
-    for name, tensor in tensors.items():
-        owner, _, last = name.rpartition(".")
-        layer = layers[owner]
-        place = layer.shards().get(last) if hasattr(layer, "shards") else None
-        if place is None:
-            whole[name] = tensor.detach()
-        else:
-            whole[name] = start_all_gather(tensor.detach(), place[0], place[1], layer.group)()
-    return whole
-
-
-def full_state_dict(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict that the module had before ``parallelize``, on every rank."""
-    return full_tensors(module, module.state_dict())
-
-
-def local_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The inverse of ``full_tensors``: this rank's shards of whole tensors. Nothing is communicated."""
-    layers = dict(module.named_modules(remove_duplicate=False))
-    own = {}
-    for name, tensor in tensors.items():
-        owner, _, last = name.rpartition(".")
-        layer = layers.get(owner, module)
-        place = layer.shards().get(last) if hasattr(layer, "shards") else None
-        own[name] = tensor if place is None else place[0].take(tensor, layer.rank, place[1])
-    return own
-
-
-def load_full_state_dict(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Take this rank's shards from a whole state dict, such as ``full_state_dict`` at another world size."""
-    module.load_state_dict(local_tensors(module, state))
-
-
-def predict_communication(
-    module: nn.Module,
-    batch: int,
-    length: int,
-    itemsize: int = 4,
-    without_input_gradient: Collection[str] = (),
-) -> dict[str, int]:
-    """Bytes that one rank moves in one forward and backward of a module of parallel layers.
-
-    Operation -> bytes, each call counted as the larger of its input and output. The module sees (batch, length)
-    positions, activations of ``itemsize`` bytes. without_input_gradient: names of layers whose input takes no
-    gradient (what comes before is frozen). A loss adds ``vocabulary.predict_loss_communication``.
-
-    Megatron-LM's sums: without sequence parallelism one all-reduce of the activations for each row-parallel layer
-    forward, and one for each column-parallel layer (or each "input") backward; with it, a reduce-scatter and
-    an all-gather in place of each, and the gather again in backward.
-    """
-    moved: Counter[str] = Counter()
-    state = getattr(module, "tensor_parallel", None)
-    columns = [layer for layer in module.modules() if isinstance(layer, ColumnParallelLinear)]
-    for name, layer in module.named_modules():
-        if hasattr(layer, "predict_communication"):
-            moved += layer.predict_communication(
-                batch, length, itemsize, name not in without_input_gradient
-            )
-    if not isinstance(state, TensorParallel) or (world := dist.get_world_size(state.group)) == 1:
-        return dict(moved)
-    moved["all_gather"] += world * SIGNATURE_BYTES
-    padded = length if state.sequence is None else world * -(-length // world)
-    for name, style in state.hooks.items():
-        hooked = module.get_submodule(name)
-        below = [layer for layer in hooked.modules() if isinstance(layer, ColumnParallelLinear)]
-        gradient = name not in without_input_gradient
-        whole = batch * padded * (below or columns)[0].in_features * itemsize
-        if style == "input" and state.sequence is None:
-            moved["all_reduce"] += whole * gradient
-        elif style == "input":
-            moved["all_gather"] += whole
-            moved["reduce_scatter"] += whole * gradient
-        elif style == "scatter":
-            moved["all_gather"] += whole * gradient
-        elif style == "gather":
-            moved["all_gather"] += whole
-        if style in ("gather", "sequence"):
-            moved["all_reduce"] += sum(p.nbytes for p in hooked.parameters() if p.requires_grad)
-    return dict(+moved)

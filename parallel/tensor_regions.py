@@ -11,8 +11,8 @@ all-gather backward, along the sequence).
     gather_from_region          all-gather       own shard, or reduce-scatter
     reduce_scatter_to_region    reduce-scatter   all-gather
 
-A shard is along any dimension and its length may differ by rank (``parallel.partition``): shards are padded to
-the longest for the collective, which wants equal ones.
+A shard is along any dimension and its length may differ by rank (``parallel.partition``): shards are padded
+to the longest for the collective, which wants equal ones.
 """
 
 from __future__ import annotations

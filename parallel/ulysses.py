@@ -1,10 +1,10 @@
 """Ulysses: sequence shards of all heads become whole sequences of some heads, by all-to-all, and back.
 
 Source: Jacobs et al. 2023 "DeepSpeed Ulysses", section 3. Each rank holds (batch, heads, n, dim) of its n
-positions. An all-to-all gives it (batch, its heads, whole sequence, dim), on which any attention runs unchanged; a
-second one returns the output. A rank moves 1/p of what ring attention does, but p is at most the number of heads
-(of query heads here: key-value heads that serve several ranks are sent to each). Query, key and value
-travel in one message.
+positions. An all-to-all gives it (batch, its heads, whole sequence, dim), on which any attention runs
+unchanged; a second one returns the output. A rank moves 1/p of what ring attention does, but p is at most the
+number of heads (of query heads here: key-value heads that serve several ranks are sent to each). Query, key
+and value travel in one message.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
 from kernels.attention import scaled_dot_product_attention
-from parallel.context import EXCHANGED, checked_lengths
+from parallel.attention_shapes import EXCHANGED, checked_lengths
 from parallel.partition import Partition, split, split_heads
 from parallel.tensor_regions import Group
 
@@ -33,7 +33,7 @@ def _all_to_all(pieces: list[torch.Tensor], sizes: list[int], group: Group) -> l
 
 
 class _Layout:
-    """Which heads and which positions each rank has, and the two all-to-alls between (each the other's inverse)."""
+    """Which heads and positions each rank has, and two all-to-alls between, each the other's inverse."""
 
     def __init__(self, heads: list[Partition], lengths: list[int], group: Group) -> None:
         self.heads, self.lengths, self.group = heads, lengths, group
@@ -41,7 +41,7 @@ class _Layout:
 
     def to_heads(self, shards: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """(batch, all heads, n, dim) -> (batch, own heads, sequence, dim), each tensor with its heads."""
-        batch, _, own, dim = shards[0].shape
+        batch, _, _, dim = shards[0].shape
         held = [heads.sizes[self.rank] for heads in self.heads]
         pieces = [
             torch.cat([heads.take(x, rank, 1) for heads, x in zip(self.heads, shards, strict=True)], 1)
@@ -54,7 +54,7 @@ class _Layout:
         return list(whole.split(held, 1))
 
     def to_sequence(self, wholes: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """(batch, own heads, sequence, dim) -> (batch, all heads, n, dim); heads of several ranks are summed."""
+        """(batch, own heads, sequence, dim) -> (batch, all heads, n, dim); replicas are summed."""
         batch, _, _, dim = wholes[0].shape
         own = self.lengths[self.rank]
         pieces = list(torch.cat(list(wholes), 1).split(self.lengths, 2))
@@ -108,18 +108,17 @@ def ulysses_attention(
     group: Group = None,
     lengths: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    """As ``parallel.context.ring_attention``, of contiguous shards of any length: rank 0 has the first positions.
+    """As ``parallel.context.ring_attention``, of contiguous shards of any length: rank 0 has the first
+    positions.
 
-    Attention itself is ``kernels.attention.scaled_dot_product_attention``. ValueError on every rank: as there,
-    and when there are fewer query heads than ranks.
+    Attention itself is ``kernels.attention.scaled_dot_product_attention``. ValueError on every rank: as
+    there, and when there are fewer query heads than ranks.
     """
     lengths = checked_lengths(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa, lengths, group)
     query_heads, key_heads = split_heads(query.shape[1], key.shape[1], 1, dist.get_world_size(group))
     layout = _Layout([query_heads, key_heads, key_heads], lengths, group)
     query, key, value = _ToHeads.apply(layout, query, key, value)
-    seen = scaled_dot_product_attention(
-        query, key, value, is_causal=is_causal, scale=scale, enable_gqa=True
-    )
+    seen = scaled_dot_product_attention(query, key, value, is_causal=is_causal, scale=scale, enable_gqa=True)
     return _ToSequence.apply(_Layout([query_heads], lengths, group), seen)
 
 
@@ -135,7 +134,8 @@ def predict_communication(
     backward: bool = True,
     exchanged: bool = True,
 ) -> dict[str, int]:
-    """Bytes of one ``ulysses_attention`` of an evenly split sequence (``split(length, world_size)``) on ``rank``.
+    """Bytes of one ``ulysses_attention`` of an evenly split sequence (``split(length, world_size)``) on
+    ``rank``.
 
     Operation -> the larger of input and output of each all-to-all: query, key and value in one, the output in
     another, and the same backward. exchanged: as for ``ring_attention``.

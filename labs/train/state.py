@@ -21,7 +21,7 @@ from parallel.fsdp_state import sharded
 from parallel.local_sgd import LocalSGD
 from parallel.memory import held_bytes
 from parallel.sharded import Sharded
-from parallel.tensor_plan import full_tensors, local_tensors
+from parallel.tensor_state import full_tensors, local_tensors
 from parallel.zero import ZeroRedundancyOptimizer
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

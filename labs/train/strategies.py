@@ -29,7 +29,7 @@ from labs.train.state import (
 )
 from parallel.context import ring_attention, sequence_partition
 from parallel.data import DistributedDataParallel
-from parallel.expert import DenseMixtureOfExperts, MixtureOfExperts, average_gradients
+from parallel.expert import MixtureOfExperts, average_gradients
 from parallel.fsdp import fully_shard
 from parallel.local_sgd import LocalSGD
 from parallel.tensor_plan import Column, Row, Style, parallelize

@@ -1,4 +1,4 @@
-"""Ring attention and Ulysses equal attention on one process, forward and backward, and move what they predict."""
+"""Ring attention and Ulysses equal attention on one process, and move and hold what they predict."""
 
 import functools
 import os
@@ -95,7 +95,7 @@ def counted(strategy, sizes, dtype, is_causal):
     """[(payload, prediction)] with the shapes exchanged and not, with backward and not."""
     from parallel import link
 
-    batch, heads, kv_heads, length, dim = sizes
+    batch, _, kv_heads, length, dim = sizes
     world, rank = dist.get_world_size(), dist.get_rank()
     partition = partition_of(strategy, length, is_causal)
     own = [partition.take(tensor, rank, 2).clone() for tensor in whole(*sizes, dtype)]
@@ -167,7 +167,7 @@ def wrong_calls():
 
 
 def test_wrong_calls_are_errors_on_every_rank(ranks):
-    first, second = ranks.run(2, wrong_calls, timeout=20)
+    first, second = ranks.run(2, wrong_calls)
     expected = [
         r"hold \[8, 9\] of a sequence of 17; in zig-zag order it is split as \[9, 8\]",
         "rank 1 has \\(1, 4, 4, 16\\)",
@@ -196,7 +196,7 @@ def one_rank_dies():
 
 
 def test_a_dead_rank_is_an_error_of_the_others(ranks):
-    with pytest.raises(RankFailed, match="rank 0 of 2: .*Error"):
+    with pytest.raises(RankFailed, match=r"rank 0 of 2: .*Error"):
         ranks.run(2, one_rank_dies, expect_death={1}, timeout=10)
 
 

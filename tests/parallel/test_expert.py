@@ -8,8 +8,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from parallel import expert
-from parallel.expert import DenseMixtureOfExperts, MixtureOfExperts, average_gradients, full_state_dict
+from parallel import expert, expert_state
+from parallel.expert import MixtureOfExperts
+from parallel.expert_state import average_gradients, full_state_dict
+from parallel.mixture import DenseMixtureOfExperts
 from parallel.routing import capacity, importance_loss, load_balancing_loss, route
 
 WIDTH = 12
@@ -31,10 +33,11 @@ def tokens_of(rank, step, counts, dtype):
 
 
 def trains_as_one(experts, top_k, factor, counts, dtype, frozen):
-    """Largest distance of losses, gradients and parameters from the dense mixture that sees all ranks' tokens.
+    """Largest distance of losses, gradients and parameters from the dense mixture that sees all ranks'
+    tokens.
 
-    Capacity is of one rank's tokens, so the dense mixture sees them rank by rank; the loss that balances is of
-    all tokens together (where the capacity is not what is compared).
+    Capacity is of one rank's tokens, so the dense mixture sees them rank by rank; the loss that balances is
+    of all tokens together (where the capacity is not what is compared).
     """
     rank, world = dist.get_rank(), dist.get_world_size()
     alone = dense(experts, top_k, factor, dtype)
@@ -128,7 +131,7 @@ def moves_what_is_predicted(experts, top_k, factor, counts, dtype, frozen):
         found.append((dict(traffic.payload), wanted))
     with link.counted() as traffic:
         average_gradients(model)
-    return [*found, (dict(traffic.payload), expert.predict_gradient_communication(model))]
+    return [*found, (dict(traffic.payload), expert_state.predict_communication(model))]
 
 
 def many_counted(cases):
@@ -203,7 +206,8 @@ def wrong():
     said(DenseMixtureOfExperts, nn.Linear(WIDTH, 4), [nn.Identity()])
     same = MixtureOfExperts.from_dense(dense(4, 2, None, torch.float32)[1])
     said(same, torch.randn(3, WIDTH, requires_grad=bool(rank)))
-    differ = MixtureOfExperts.from_dense(dense(4, 2, None, (torch.float32, torch.float64)[rank])[1])
+    differ = MixtureOfExperts.from_dense(dense(4, 2, None, torch.float32)[1])
+    differ.to((torch.float32, torch.float64)[rank])
     said(differ, torch.randn(3, WIDTH, dtype=(torch.float32, torch.float64)[rank]))
     differ = MixtureOfExperts.from_dense(dense(4, 1 + rank, None, torch.float32)[1])
     said(differ, torch.randn(3, WIDTH))
@@ -213,7 +217,7 @@ def wrong():
 def test_what_is_wrong_is_said_on_every_rank(ranks):
     expected = [
         "top_k=5 is from 1 to 4 experts",
-        "capacity_factor=0.0 is above 0 or None",
+        "capacity_factor=0.0 is above 0, or None",
         "1 experts are fewer than the 2 ranks",
         "it was given 1",
         "the router knows 4 experts; there are 1",
@@ -221,7 +225,7 @@ def test_what_is_wrong_is_said_on_every_rank(ranks):
         "rank 0 has .*; rank 1 has ",
         "rank 0 has .*; rank 1 has ",
     ]
-    for messages in ranks.run(2, wrong, timeout=20):
+    for messages in ranks.run(2, wrong):
         for message, pattern in zip(messages, expected, strict=True):
             assert re.search(pattern, message), (pattern, message)
 
@@ -234,7 +238,8 @@ def test_routing_admits_first_choices_before_second_and_early_tokens_before_late
     assert routing.wanted.tolist() == [4, 3, 1]
     assert routing.kept.tolist() == [2, 2, 1]
     assert routing.dropped == 3
-    # Expert 0: first choices of tokens 0 and 1; expert 1: token 2's first, token 0's second; expert 2: token 1's.
+    # Expert 0: first choices of tokens 0 and 1; expert 1: token 2's first, token 0's second; expert 2: token
+    # 1's.
     assert routing.order.tolist() == [0, 2, 4, 1, 3]
     torch.testing.assert_close(routing.gates.sum(-1), torch.ones(4))
     single = route(logits, 1)
@@ -250,7 +255,7 @@ def test_losses_that_balance():
 
 
 def importance():
-    """The importance loss over ranks against that of all tokens on one: (distance of it, of its mean gradient)."""
+    """The importance loss over ranks against that of all tokens on one: (its error, its gradient's)."""
     world, rank = dist.get_world_size(), dist.get_rank()
     torch.manual_seed(6)
     weight = torch.randn(WIDTH, 5, dtype=torch.float64)

@@ -1,6 +1,7 @@
-"""Tensor and sequence parallelism equal the single-process model, move what they predict, and say what is wrong."""
+"""Tensor and sequence parallelism equal the single-process model, and move and hold what they predict."""
 
 import copy
+import functools
 import re
 from collections import Counter
 
@@ -10,24 +11,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from parallel import memory, tensor_plan
+from parallel import memory, tensor_plan, tensor_prediction, vocabulary_loss
 from parallel.partition import concatenated, split, split_heads
-from parallel.sequence import SequenceParallel
+from parallel.sequence import SequenceParallel, draw_apart
 from parallel.tensor import ColumnParallelLinear, RowParallelLinear, predict_memory
-from parallel.tensor_plan import (
-    Column,
-    Divided,
-    Row,
-    full_state_dict,
-    full_tensors,
-    load_full_state_dict,
-    parallelize,
-)
-from parallel.vocabulary import (
-    VocabParallelEmbedding,
-    predict_loss_communication,
-    vocab_parallel_cross_entropy,
-)
+from parallel.tensor_plan import Column, Divided, Row, parallelize
+from parallel.tensor_state import full_state_dict, full_tensors, load_full_state_dict
+from parallel.vocabulary import VocabParallelEmbedding
+from parallel.vocabulary_loss import vocab_parallel_cross_entropy
 
 TOKENS, WIDTH, HEAD = 53, 48, 8
 EXACT = {torch.float64: 1e-12, torch.float32: 2e-5}
@@ -128,6 +119,8 @@ def trains_as_one(options, sequence, shared_input, dtype, length, frozen):
     for name in frozen:
         alone.get_submodule(name).requires_grad_(False)
     model = copy.deepcopy(alone)
+    if dist.get_rank():  # whatever the others start from, the first rank's values count
+        torch.nn.init.normal_(next(model.parameters()))
     parallelize(model, plan_of(model, dist.get_world_size(), sequence, shared_input), sequence=sequence)
     if options.get("tied", True):
         assert model.head.weight is model.embedding.weight
@@ -164,34 +157,52 @@ def many(cases):
     return [trains_as_one(*case) for case in cases]
 
 
-HEADS = ({}, {"kv_heads": 1}, {"heads": 6, "kv_heads": 2, "fused": True}, {"kv_heads": 6, "tied": False})
-
-
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
-def test_training_equals_one_process(ranks, world):
-    heads = [options for options in HEADS if world < 4 or options.get("kv_heads", 3) != 3][:3]
-    if world == 4:
-        heads = [{"heads": 8, "kv_heads": 2, "fused": True}, {"kv_heads": 6, "tied": False, "hidden": 3}]
-    cases = [
-        (options, sequence, bool(number % 2), torch.float64, 9 + number, ())
-        for number, options in enumerate(heads)
-        for sequence in (False, True)
-    ]
-    cases.append(
-        (
-            HEADS[1],
-            True,
-            True,
-            torch.float64,
-            8,
-            ("blocks.0.norm", "blocks.1.gate_up", "blocks.0.attention.output"),
-        )
-    )
-    cases.append((HEADS[1], False, False, torch.float64, 8, ("embedding", "blocks.0.attention.key")))
-    cases.append((HEADS[1], True, False, torch.float32, 8, ()))
-    for found in ranks.run(world, many, cases):
+def check_training(ranks, world, cases, timeout=60):
+    for found in ranks.run(world, many, cases, timeout=timeout):
         for case, worst in zip(cases, found, strict=True):
             assert worst < EXACT[case[3]], (case, worst)
+
+
+# (model, sequence parallel, inputs shared, dtype, length, frozen)
+SHARED_KEYS = {"heads": 6, "kv_heads": 1}
+FUSED = {"heads": 8, "kv_heads": 2, "fused": True}
+UNTIED = {"kv_heads": 6, "tied": False, "hidden": 3}
+FROZEN = ("blocks.0.norm", "blocks.1.gate_up", "blocks.0.attention.output")
+
+
+@pytest.mark.parametrize(
+    ("world", "cases"),
+    [
+        (1, [(FUSED, True, True, torch.float64, 9, ())]),
+        (2, [({}, True, False, torch.float64, 9, ()), (SHARED_KEYS, False, True, torch.float32, 8, ())]),
+        (
+            3,
+            [
+                (SHARED_KEYS, True, True, torch.float64, 8, FROZEN),
+                (UNTIED, False, False, torch.float64, 7, ()),
+            ],
+        ),
+        (4, [(FUSED, True, False, torch.float64, 10, ())]),
+    ],
+)
+def test_training_equals_one_process(ranks, world, cases):
+    check_training(ranks, world, cases)
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_training_equals_one_process_in_every_case(ranks, world, dtype):
+    models = [{}, SHARED_KEYS, FUSED, UNTIED]
+    cases = [
+        (options, sequence, shared, dtype, length, frozen)
+        for options in models
+        for sequence in (False, True)
+        for shared in (False, True)
+        for length, frozen in ((8, ()), (7, ("embedding", "norm")), (3, FROZEN[:1]))
+    ]
+    check_training(ranks, world, cases, timeout=500)
 
 
 def moves_what_is_predicted(options, sequence, shared_input, dtype, length, frozen):
@@ -207,8 +218,8 @@ def moves_what_is_predicted(options, sequence, shared_input, dtype, length, froz
     ((tokens, target),) = batches(1, length)
     with link.counted() as traffic:
         vocab_parallel_cross_entropy(model(tokens), target, vocabulary=TOKENS).backward()
-    wanted = Counter(tensor_plan.predict_communication(model, *tokens.shape, dtype.itemsize))
-    wanted += Counter(predict_loss_communication(tokens.numel(), world, max(4, dtype.itemsize)))
+    wanted = Counter(tensor_prediction.predict_communication(model, *tokens.shape, dtype.itemsize))
+    wanted += Counter(vocabulary_loss.predict_communication(tokens.numel(), world, max(4, dtype.itemsize)))
     return dict(traffic.payload), dict(wanted)
 
 
@@ -306,7 +317,7 @@ class Feed(nn.Module):
 
 
 def equals_dtensor(sequence):
-    """Against torch's own ColwiseParallel and RowwiseParallel: (largest distance, ours bytes, theirs bytes)."""
+    """Against torch's own ColwiseParallel and RowwiseParallel: (largest distance, our bytes, theirs)."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Replicate, Shard
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -392,7 +403,7 @@ def test_two_dimensions_with_fsdp(ranks):
 
 
 def losses():
-    """Largest distance of the loss and its gradient from torch's over reductions, smoothing, ignored targets."""
+    """Largest distance from torch's loss and gradient: reductions, smoothing, ignored targets."""
     world, rank = dist.get_world_size(), dist.get_rank()
     worst = 0.0
     for vocabulary in (31, world, max(1, world - 1)):
@@ -467,6 +478,55 @@ def state_round_trip():
     return found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+class Dropping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.drop, self.feed = nn.LayerNorm(WIDTH), nn.Dropout(0.5), Feed()
+        self.feed.down.register_forward_pre_hook(lambda _, x: F.dropout(x[0], 0.5))
+        self.end = nn.Dropout(0.5)
+
+    def forward(self, x):
+        x = self.norm(self.feed(self.drop(x)))
+        return self.end(x)
+
+
+def dropout(sequence):
+    """(output, state of the generator afterwards, dropped fraction) of a model on uneven shards."""
+    model = Dropping()
+    plan = {"feed": "input", "feed.up": "column", "feed.down": "row"}
+    if sequence:
+        plan |= {"drop": "scatter", "norm": "gather"}
+    parallelize(model, plan, sequence=sequence)
+    torch.manual_seed(9)
+    output = model(torch.ones(2, 5, WIDTH))
+    return output.tolist(), torch.get_rng_state().tolist(), float((output == 0).double().mean())
+
+
+@pytest.mark.parametrize("sequence", [False, True])
+def test_dropout_leaves_the_ranks_in_step(ranks, sequence):
+    first, *others = ranks.run(3, dropout, sequence)
+    assert all(other == first for other in others)
+    assert 0.4 < first[2] < 0.6
+
+
+def streams():
+    """What each rank draws in a module that sees a shard, in training and not."""
+    module = nn.Dropout(0.5)
+    draw_apart(module, dist.get_rank())
+    torch.manual_seed(9)
+    drawn = module(torch.ones(64)).tolist()
+    module.eval()
+    before = torch.get_rng_state()
+    module(torch.ones(64))
+    return drawn, torch.equal(before, torch.get_rng_state())
+
+
+def test_each_rank_draws_its_own_numbers_for_a_shard(ranks):
+    (first, idle), (second, _) = ranks.run(2, streams)
+    assert first != second
+    assert idle
+
+
 def test_a_state_dict_goes_out_and_in_bit_for_bit(ranks):
     assert all(ranks.run(3, state_round_trip))
 
@@ -493,6 +553,7 @@ def wrong():
     plan({"blocks.*.attention.query": Column(unit=7)})
     plan({"blocks.*.down": Row(partition=split(20, 2))})
     plan({"blocks.*.attention.output": Row(partition=split_heads(2, 1, 24, 2)[1])}, heads=3)
+    said(parallelize, Model(hidden=20 + rank), {"blocks.*.down": "row"})
     model = Model()
     parallelize(model, plan_of(model, 2, False, False))
     said(model, torch.zeros(2, 3 + rank, dtype=torch.int64))
@@ -511,7 +572,7 @@ def wrong():
 
 
 def test_what_is_wrong_is_said_on_every_rank(ranks):
-    for messages in ranks.run(2, wrong, timeout=20):
+    for messages in ranks.run(2, wrong):
         expected = [
             "blocks.*.atention.query is no submodule; the nearest is blocks..*attention.query",
             "'rows' is not a style; they are column, ",
@@ -523,6 +584,7 @@ def test_what_is_wrong_is_said_on_every_rank(ranks):
             "blocks.0.attention.query: 48 elements in units of 7",
             "blocks.0.down: the partition is of 20 features over 2 ranks; the layer splits 21 over 2",
             "blocks.0.attention.output: ranks share input features",
+            "the module must have tensors of the same shapes .* rank 1 has",
             r"rank 0 has \(2, 3\) int64.* rank 1 has \(2, 4\) int64",
             r"rank 0 has \(2, 3\) int64.* rank 1 has \(2, 3\) int32",
             "got 8 input features and holds 4 of 8",
@@ -536,8 +598,13 @@ def test_what_is_wrong_is_said_on_every_rank(ranks):
             assert re.search(pattern, message), (pattern, message)
 
 
+def keep_in(saved, tensor):
+    saved.append(tensor)
+    return tensor
+
+
 def kept():
-    """[(bytes of parameters, gradients, moments, saved tensors), prediction] of layers with and without sequence."""
+    """[(bytes of parameters, gradients, moments, saved tensors), prediction] of layers."""
     rank, found = dist.get_rank(), []
     for sequence in (None, SequenceParallel()):
         for trains in (True, False):
@@ -551,7 +618,8 @@ def kept():
             for layer, x in ((column, first), (row, second)):
                 saved = []
                 optimizer = torch.optim.Adam([p for p in layer.parameters() if p.requires_grad])
-                with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+                keep = functools.partial(keep_in, saved)
+                with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                     output = layer(x)
                 output.sum().backward()
                 optimizer.step()
