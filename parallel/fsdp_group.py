@@ -202,9 +202,8 @@ class Member:
             flat.device,
         ):
             raise ValueError(
-                f"{self.places[0].name} of {type(self.places[0].module).__name__} was replaced after "
-                f"fully_shard: a shard is {flat.dtype} {self.shard_shape} on {flat.device}; "
-                "change dtype and device before"
+                f"{self.places[0].name} of {type(self.places[0].module).__name__} was replaced after fully_shard "
+                f"by what is not a shard of {flat.dtype} on {flat.device}; change dtype and device before"
             )
         values, self.shard = found.detach(), found
         found.data = flat[: values.numel()].view(self.shard_shape).copy_(values)
@@ -237,7 +236,8 @@ class Group:
         # tensors that it saved in forward are what they were.
         self.written = full.data
         self.parts = [
-            part.view(self.world, -1) for part in full.data.split([self.world * width for width in self.layout.widths])
+            part.view(self.world, -1)
+            for part in full.data.split([self.world * width for width in self.layout.widths])
         ]
         for member, original, start in zip(self.members, originals, self.starts, strict=False):
             shard = self.flat[start : start + math.prod(member.shard_shape)].view(member.shard_shape)
@@ -334,11 +334,15 @@ class Reduction:
         self.members = [member for member in group.members if member.shard.requires_grad]
         gradients = [member.take_gradient() for member in self.members]
         self.used = tuple(gradient is not None for gradient in gradients)
-        waited = any(gradient is not None and gradient.dtype is not layout.compute_dtype for gradient in gradients)
+        waited = any(
+            gradient is not None and gradient.dtype is not layout.compute_dtype for gradient in gradients
+        )
         dtype = layout.reduce_dtype if waited else layout.compute_dtype
         zero = torch.zeros(1, dtype=dtype, device=mesh.device)
         rows = [
-            (zero.expand(member.shape) if gradient is None else gradient).reshape(member.shape or (1,)).to(dtype)
+            (zero.expand(member.shape) if gradient is None else gradient)
+            .reshape(member.shape or (1,))
+            .to(dtype)
             for member, gradient in zip(self.members, gradients, strict=True)
         ]
         width = sum(member.width for member in self.members) + len(rows)

@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from parallel.fsdp_group import Layout, MixedPrecisionPolicy, Place, by_dtype, places_of, rows_held
@@ -111,9 +110,9 @@ def predict_memory(
 
     optimizer_tensors, optimizer_scalars: the optimizer's state of a parameter, as large as its shard and as
     single float32 numbers: (2, 1) for AdamW, (0, 0) for SGD. buffers: what a step needs at its peak besides
-    parameters, gradients and state, for one backward a step over ``backend``: gathered parameters (of the unit that runs and
-    the next), whole gradients, gradients on their way. What a backend allocates meanwhile is not ours to predict:
-    gloo gathers into a tensor of its own and copies. Units run in the order in which they are registered.
+    parameters, gradients and state, for one backward a step: gathered parameters (of the unit that runs and
+    of the next), whole gradients, gradients on their way. Gloo needs another tensor for each gather, here for
+    an instant: while a transfer is slow it lasts. Units run in the order in which they are registered.
     """
     policy = mp_policy or MixedPrecisionPolicy()
     plans = planned(units, world_size, policy)
@@ -174,6 +173,9 @@ class _Step:
             if group.layout.compute_dtype is not group.layout.dtype:
                 self.hold(("gathered", unit), group.bytes_cast())
             self.hold(("gathered", unit), group.bytes_gathered())
+            if self.backend == "gloo":  # gathers into a tensor of its own, and copies
+                self.hold("transport", group.bytes_gathered())
+                self.free("transport")
 
     def wait(self, unit: nn.Module) -> None:
         self.gather(unit)
