@@ -140,7 +140,7 @@ class Unit:
 
     def __deepcopy__(self, memo: Any) -> None:
         raise TypeError(
-            "a module that fully_shard was applied to cannot be copied: copy full_state_dict(module)"
+            "a module that fully_shard was applied to cannot be copied: use full_state_dict(module)"
         )
 
     def gather(self) -> None:

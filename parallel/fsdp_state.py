@@ -1,6 +1,6 @@
 """Whole state dicts of a module that ``fully_shard`` was applied to, and of its optimizer.
 
-All of these communicate: every rank calls them. ``module.state_dict()`` communicates nothing and holds shards.
+All of these communicate: every rank calls them. ``module.state_dict()`` does not, and holds shards.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _state(module: nn.Module) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def full_state_dict(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict of the module as it was before ``fully_shard``: names, whole shapes, dtypes; on every rank.
+    """The state dict of the module as before ``fully_shard``: names, whole shapes, dtypes; on every rank.
 
     Parameters that are tied are one tensor. Tensors are copies, on the device where the shards live.
     """
@@ -71,8 +71,8 @@ def _named(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tupl
         for parameter in group["params"]:
             if parameter not in names:
                 raise ValueError(
-                    f"the optimizer has a parameter of {tuple(parameter.shape)} that the module has not: make "
-                    "the optimizer after fully_shard"
+                    f"the optimizer has a parameter of {tuple(parameter.shape)} that the module has not: "
+                    "make the optimizer after fully_shard"
                 )
             yield names[parameter], parameter
 
