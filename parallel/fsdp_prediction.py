@@ -74,7 +74,7 @@ def predict_communication(
     """Payload bytes of one step of one rank.
 
     world_size: ranks that split parameters. replicas: how often (HSDP). reshard_after_forward: one value,
-    or one for each unit. backwards: of the step, all but the last without gradient synchronisation. Prefetching
+    or one for each unit. backwards: of a step, all but the last without gradient synchronisation. Prefetching
     moves gathers, and changes no bytes.
 
     all_gather: the padded parameters in param_dtype, for forward and, where they were freed, for backward.
