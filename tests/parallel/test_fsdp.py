@@ -377,7 +377,7 @@ def test_bytes_communicated_and_held_are_predicted(ranks, world, replicas):
                 predicted.gradients,
                 predicted.optimizer,
             )
-            if prefetch:
+            if prefetch and policy is None:
                 # The least of several steps: gloo's threads let go of tensors when they get round to it.
                 assert min(peaks) == pytest.approx(predicted.gradients + predicted.buffers, rel=0.01), case
 
