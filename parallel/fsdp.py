@@ -1,6 +1,7 @@
 """Fully sharded data parallelism: ZeRO stage 3 with the signature and semantics of PyTorch's FSDP2.
 
-Sources: Rajbhandari et al. 2020 "ZeRO" (section 5.3: stage 3); Zhao et al. 2023 "PyTorch FSDP"; torch.distributed.fsdp.
+Sources: Rajbhandari et al. 2020 "ZeRO" (section 5.3: stage 3); Zhao et al. 2023 "PyTorch FSDP: Experiences on
+Scaling Fully Sharded Data Parallel"; torch.distributed.fsdp.fully_shard.
 
 Every rank keeps 1 / W of each parameter, of its gradient and of what the optimizer holds for it. Of whole
 parameters there are those of the module that runs and of the one that follows:
@@ -79,8 +80,8 @@ def fully_shard(
     The root's forward has to run, not only a submodule's, for submodules to know of one another. Activation
     checkpointing: ``use_reentrant=False``.
 
-    ValueError: ranks differ in names, shapes, dtypes or frozen parameters; a parameter is tied to one of another
-    group; a mesh of other dimensions; a module that was sharded already.
+    ValueError: ranks differ in names, shapes, dtypes or frozen parameters; a parameter is tied to one of
+    another group; a mesh of other dimensions; a module that was sharded already.
     """
     if unit_of(module) is not None:
         raise ValueError(f"fully_shard was applied to this {type(module).__name__} already")
@@ -103,7 +104,9 @@ def _mesh(mesh: DeviceMesh | dist.ProcessGroup | None, parameter: nn.Parameter |
     """The groups of ``mesh``, and the device on which to gather: the mesh's, else the parameters'."""
     if isinstance(mesh, DeviceMesh):
         if mesh.ndim > 2:
-            raise ValueError(f"a mesh of 1 dimension (shard) or 2 (replicate, shard) is wanted, not {mesh.ndim}")
+            raise ValueError(
+                f"a mesh of 1 dimension (shard) or 2 (replicate, shard) is wanted, not {mesh.ndim}"
+            )
         kind = mesh.device_type
         shard, replicate = mesh.get_group(mesh.ndim - 1), mesh.get_group(0) if mesh.ndim == 2 else None
     else:
@@ -121,8 +124,9 @@ def _check_alike(module: nn.Module, places: Iterable[nn.Parameter], mesh: Mesh) 
     """ValueError, on every rank the same: what is to be sharded differs between ranks."""
     names = {parameter: name for name, parameter in module.named_parameters()}
     mine = [
-        f"{names[p]} {str(p.dtype).removeprefix('torch.')} {tuple(p.shape)}{'' if p.requires_grad else ' frozen'}"
-        for p in places
+        f"{names[parameter]} {str(parameter.dtype).removeprefix('torch.')} {tuple(parameter.shape)}"
+        + ("" if parameter.requires_grad else " frozen")
+        for parameter in places
     ]
     for group in (mesh.shard, mesh.replicate):
         if group is None:

@@ -9,22 +9,20 @@ from torch import nn
 from parallel.fsdp_group import Member
 from parallel.fsdp_runtime import units_of
 
-Group = dist.ProcessGroup | None
-
 
 @torch.no_grad()
 def clip_grad_norm_(module: nn.Module, max_norm: float, norm_type: float = 2.0) -> torch.Tensor:
-    """``torch.nn.utils.clip_grad_norm_`` for a module that ``fully_shard`` was applied to, all ranks together.
+    """``torch.nn.utils.clip_grad_norm_`` where ``fully_shard`` was applied, all ranks together.
 
-    norm_type: positive, or infinity. Returns the norm before clipping, the same bits on every rank. It costs an
-    all-reduce of one number for each mesh and, where layers of ``parallel.tensor`` say that a parameter is
+    norm_type: positive, or infinity. Returns the norm before clipping, the same bits on every rank. It costs
+    an all-reduce of one number for each mesh and, where layers of ``parallel.tensor`` say that a parameter is
     local to a rank, for each of their groups; what all ranks of such a group hold alike counts once.
     """
     units_of(module)
     if not norm_type > 0:
         raise ValueError(f"norm_type is positive or infinity, not {norm_type}")
     local = _tensor_parallel(module)
-    parts: dict[tuple[Group, Group], list[torch.Tensor]] = {}
+    parts: dict[tuple[dist.ProcessGroup | None, dist.ProcessGroup | None], list[torch.Tensor]] = {}
     device = next(module.parameters()).device
     for parameter in module.parameters():
         member: Member | None = getattr(parameter, "fsdp", None)
@@ -56,8 +54,8 @@ def _norm_of_parts(norm: torch.Tensor, norm_type: float, group: dist.ProcessGrou
 
 
 def _tensor_parallel(module: nn.Module) -> dict[nn.Parameter, tuple[dist.ProcessGroup, bool]]:
-    """Parameters that are local to a rank of a tensor-parallel group -> (group, whether they count on this rank:
-    what several ranks hold counts on the lowest)."""
+    """Parameters local to a rank of a tensor-parallel group -> (group, whether they count on this rank: what
+    several ranks hold counts on the lowest)."""
     found: dict[nn.Parameter, tuple[dist.ProcessGroup, bool]] = {}
     for name, layer in module.named_modules():
         if not callable(shards := getattr(layer, "shards", None)):
@@ -69,8 +67,8 @@ def _tensor_parallel(module: nn.Module) -> dict[nn.Parameter, tuple[dist.Process
             alone = {piece not in below for piece in partition.ranges[rank]}
             if len(alone) > 1:
                 raise ValueError(
-                    f"{name}.{parameter}: rank {rank} holds a part alone and a part that lower ranks hold too; "
-                    "its norm cannot be counted once: split the layer in two"
+                    f"{name}.{parameter}: rank {rank} holds a part alone and a part that lower ranks hold "
+                    "too; its norm cannot be counted once: split the layer in two"
                 )
             found[getattr(layer, parameter)] = group, alone != {False}
     return found

@@ -1,4 +1,4 @@
-"""One communication group of ``fully_shard``: its shards, their all-gather and the reduction of its gradients.
+"""One communication group of ``fully_shard``: its shards, their all-gather, the reduction of its gradients.
 
 Every parameter is split along its first dimension as ``torch.chunk`` deals rows, which is also FSDP2's
 ``Shard(0)``: rank r of W holds rows [r c, (r + 1) c) of n, c = ceil(n / W), so that the last ranks may hold
@@ -36,7 +36,8 @@ class MixedPrecisionPolicy:
 
     param_dtype: of the gathered parameters, hence of compute; None: the parameters' own.
     reduce_dtype: of the gradients while they are reduced; None: that of compute.
-    output_dtype: forward's floating-point outputs are cast to it. cast_forward_inputs: its inputs to param_dtype.
+    output_dtype: forward's floating-point outputs are cast to it. cast_forward_inputs: its inputs to
+    param_dtype.
     """
 
     param_dtype: torch.dtype | None = None
@@ -47,13 +48,13 @@ class MixedPrecisionPolicy:
 
 @dataclass(frozen=True)
 class CPUOffloadPolicy:
-    """torch.distributed.fsdp's (which serves as well): shards, gradients and optimizer state live on the CPU."""
+    """torch.distributed.fsdp's (which serves as well): shards, their gradients and state live on the CPU."""
 
     pin_memory: bool = True
 
 
 class Mesh(NamedTuple):
-    """shard: the ranks that split parameters. replicate: the ranks that hold the same shard (HSDP), or None."""
+    """shard: ranks that split the parameters. replicate: ranks that hold the same shard (HSDP), or None."""
 
     shard: dist.ProcessGroup
     replicate: dist.ProcessGroup | None
@@ -107,8 +108,10 @@ def rows_held(rows: int, world: int, rank: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the parameters of one group lie in the buffers of ``world`` ranks. widths: elements of each parameter's
-    padded rows on one rank."""
+    """How the parameters of one group lie in the buffers of ``world`` ranks.
+
+    widths: elements of each parameter's padded rows on one rank.
+    """
 
     world: int
     shapes: tuple[torch.Size, ...]
@@ -140,7 +143,7 @@ class Layout:
 
 
 class Member:
-    """One parameter of a group: what is registered at its places is ``shard``, or ``whole`` while gathered."""
+    """One parameter of a group; at its places is registered ``shard``, or ``whole`` while gathered."""
 
     def __init__(self, original: nn.Parameter, places: list[Place], group: Group) -> None:
         self.places, self.group, self.shape = places, group, original.shape
@@ -192,7 +195,7 @@ class Member:
             self.gradient = self.gradient.to(self.group.layout.reduce_dtype).add_(gradient)
 
     def refresh(self, flat: torch.Tensor) -> None:
-        """Values that were put in the shard's place since (``.data``, load_state_dict(assign=True)) are taken over."""
+        """Take over what was put in the shard's place since (``.data``, load_state_dict(assign=True))."""
         found = self.places[0].module._parameters[self.places[0].name]
         if found is self.shard and (self.address == found.data_ptr() or not found.numel()):
             return
@@ -203,8 +206,8 @@ class Member:
         ):
             raise ValueError(
                 f"{self.places[0].name} of {type(self.places[0].module).__name__} was replaced after "
-                f"fully_shard: a shard is {flat.dtype} {self.shard_shape} on {flat.device}; "
-                "change dtype and device before"
+                f"fully_shard by what is not a shard of {flat.dtype} on {flat.device}; change dtype and "
+                "device before"
             )
         values, self.shard = found.detach(), found
         found.data = flat[: values.numel()].view(self.shard_shape).copy_(values)
@@ -237,7 +240,8 @@ class Group:
         # tensors that it saved in forward are what they were.
         self.written = full.data
         self.parts = [
-            part.view(self.world, -1) for part in full.data.split([self.world * width for width in self.layout.widths])
+            part.view(self.world, -1)
+            for part in full.data.split([self.world * width for width in self.layout.widths])
         ]
         for member, original, start in zip(self.members, originals, self.starts, strict=False):
             shard = self.flat[start : start + math.prod(member.shard_shape)].view(member.shard_shape)
@@ -310,7 +314,7 @@ class Group:
         self._install()
 
     def keep_gradients(self) -> None:
-        """Instead of a reduction: gradients stay whole on every rank, and are summed in the reduction's dtype."""
+        """Instead of a reduction: gradients stay whole on every rank, summed in the reduction's dtype."""
         for member in self.members:
             member.keep_gradient()
             if member.gradient is not None:
@@ -325,7 +329,7 @@ class Group:
 
 
 class Reduction:
-    """The gradients of a group on their way to its shards: ``advance`` until it says that they have arrived."""
+    """The gradients of a group on their way to its shards: ``advance`` until they have arrived."""
 
     @torch.no_grad()
     def __init__(self, group: Group) -> None:
@@ -334,11 +338,15 @@ class Reduction:
         self.members = [member for member in group.members if member.shard.requires_grad]
         gradients = [member.take_gradient() for member in self.members]
         self.used = tuple(gradient is not None for gradient in gradients)
-        waited = any(gradient is not None and gradient.dtype is not layout.compute_dtype for gradient in gradients)
+        waited = any(
+            gradient is not None and gradient.dtype is not layout.compute_dtype for gradient in gradients
+        )
         dtype = layout.reduce_dtype if waited else layout.compute_dtype
         zero = torch.zeros(1, dtype=dtype, device=mesh.device)
         rows = [
-            (zero.expand(member.shape) if gradient is None else gradient).reshape(member.shape or (1,)).to(dtype)
+            (zero.expand(member.shape) if gradient is None else gradient)
+            .reshape(member.shape or (1,))
+            .to(dtype)
             for member, gradient in zip(self.members, gradients, strict=True)
         ]
         width = sum(member.width for member in self.members) + len(rows)
@@ -392,7 +400,7 @@ class Reduction:
         return total
 
     def _assign(self) -> None:
-        """Average, and give every shard its gradient: in its dtype, where it lives, added to one that is there."""
+        """Average, and give every shard its gradient in its dtype and place, added to one that is there."""
         group, layout = self.group, self.group.layout
         assert self.total is not None
         total = self.total.to(layout.sum_dtype).div_(group.ranks / self.divisor_before)

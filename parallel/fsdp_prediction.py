@@ -1,4 +1,4 @@
-"""What a step under ``fully_shard`` communicates and holds, computed from the plain modules (meta device too).
+"""What a step under ``fully_shard`` communicates and holds, from the plain modules (meta device too).
 
 ``units`` are the modules that ``fully_shard`` is called on, in the order of the calls: the root is the last.
 """
@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from parallel.fsdp_group import Layout, MixedPrecisionPolicy, Place, by_dtype, places_of, rows_held
@@ -74,8 +73,8 @@ def predict_communication(
 ) -> dict[str, int]:
     """Payload bytes of one step of one rank.
 
-    world_size: ranks that split the parameters. replicas: how often (HSDP). reshard_after_forward: one value, or
-    one for each unit. backwards: of the step, all but the last without gradient synchronisation. Prefetching
+    world_size: ranks that split parameters. replicas: how often (HSDP). reshard_after_forward: one value,
+    or one for each unit. backwards: of a step, all but the last without gradient synchronisation. Prefetching
     moves gathers, and changes no bytes.
 
     all_gather: the padded parameters in param_dtype, for forward and, where they were freed, for backward.
@@ -111,9 +110,9 @@ def predict_memory(
 
     optimizer_tensors, optimizer_scalars: the optimizer's state of a parameter, as large as its shard and as
     single float32 numbers: (2, 1) for AdamW, (0, 0) for SGD. buffers: what a step needs at its peak besides
-    parameters, gradients and state, for one backward a step over ``backend``: gathered parameters (of the unit that runs and
-    the next), whole gradients, gradients on their way. What a backend allocates meanwhile is not ours to predict:
-    gloo gathers into a tensor of its own and copies. Units run in the order in which they are registered.
+    parameters, gradients and state, for one backward a step: gathered parameters (of the unit that runs and
+    of the next), whole gradients, gradients on their way. Gloo needs another tensor for each gather, here for
+    an instant: while a transfer is slow it lasts. Units run in the order in which they are registered.
     """
     policy = mp_policy or MixedPrecisionPolicy()
     plans = planned(units, world_size, policy)
@@ -174,6 +173,9 @@ class _Step:
             if group.layout.compute_dtype is not group.layout.dtype:
                 self.hold(("gathered", unit), group.bytes_cast())
             self.hold(("gathered", unit), group.bytes_gathered())
+            if self.backend == "gloo":  # gathers into a tensor of its own, and copies
+                self.hold("transport", group.bytes_gathered())
+                self.free("transport")
 
     def wait(self, unit: nn.Module) -> None:
         self.gather(unit)
@@ -220,7 +222,7 @@ class _Step:
                 for parameter, places in zip(group.parameters, group.places, strict=True):
                     if parameter.requires_grad and any(place.module is module for place in places):
                         size = parameter.numel() * group.layout.compute_dtype.itemsize
-                        self.hold(("gradient", unit) if parameter not in had else "second of tied", size)
+                        self.hold("second of tied" if parameter in had else ("gradient", id(group)), size)
                         self.free("second of tied")
                         had.add(parameter)
         self.free(("whole", unit))
@@ -228,7 +230,6 @@ class _Step:
             if group.reduced():
                 self.advance()
                 self.reduce(group)
-        self.free(("gradient", unit))
 
     def reduce(self, group: Planned) -> None:
         layout, key = group.layout, len(self.live)
@@ -244,6 +245,7 @@ class _Step:
             padded += max(width for _, width in trainable) * (layout.compute_dtype is not layout.reduce_dtype)
             self.hold("padded", layout.world * padded * layout.compute_dtype.itemsize)
             self.free("padded")
+        self.free(("gradient", id(group)))
         self.hold(("received", key), part * (1 if self.backend == "nccl" else layout.world))
         self.reductions.append((group, key))
 

@@ -126,7 +126,9 @@ class Step:
 class Unit:
     """One module that ``fully_shard`` was applied to, with its groups (one for each dtype)."""
 
-    def __init__(self, module: nn.Module, groups: list[Group], reshard_after_forward: bool, policy: Any) -> None:
+    def __init__(
+        self, module: nn.Module, groups: list[Group], reshard_after_forward: bool, policy: Any
+    ) -> None:
         self.module, self.groups, self.policy = module, groups, policy
         self.reshard_after_forward = reshard_after_forward
         self.synchronizes = self.prefetches = True
@@ -137,7 +139,9 @@ class Unit:
         module.register_forward_hook(self.after_forward)
 
     def __deepcopy__(self, memo: Any) -> None:
-        raise TypeError("a module that fully_shard was applied to cannot be copied: copy full_state_dict(module)")
+        raise TypeError(
+            "a module that fully_shard was applied to cannot be copied: use full_state_dict(module)"
+        )
 
     def gather(self) -> None:
         for group in self.groups:
@@ -174,7 +178,9 @@ class Unit:
     def _hooked(self, args: Any, kwargs: Any) -> Any:
         leaves, structure = tree_flatten((args, kwargs))
         places = [
-            index for index, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor) and leaf.requires_grad
+            index
+            for index, leaf in enumerate(leaves)
+            if isinstance(leaf, torch.Tensor) and leaf.requires_grad
         ]
         if not places:
             return args, kwargs

@@ -1,10 +1,11 @@
 """Whole state dicts of a module that ``fully_shard`` was applied to, and of its optimizer.
 
-All of these communicate: every rank calls them. ``module.state_dict()`` communicates nothing and holds shards.
+All of these communicate: every rank calls them. ``module.state_dict()`` does not, and holds shards.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,9 @@ from torch import nn
 
 from parallel.fsdp_group import Member
 from parallel.fsdp_runtime import units_of
+
+COUNTERS = ("step", "mu_product", "eta", "mu")
+"""State of torch's optimizers that is one number for a whole parameter."""
 
 
 def sharded(tensor: Any) -> Member | None:
@@ -28,7 +32,7 @@ def _state(module: nn.Module) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def full_state_dict(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict of the module as it was before ``fully_shard``: names, whole shapes, dtypes; on every rank.
+    """The state dict of the module as before ``fully_shard``: names, whole shapes, dtypes; on every rank.
 
     Parameters that are tied are one tensor. Tensors are copies, on the device where the shards live.
     """
@@ -67,8 +71,8 @@ def _named(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tupl
         for parameter in group["params"]:
             if parameter not in names:
                 raise ValueError(
-                    f"the optimizer has a parameter of {tuple(parameter.shape)} that the module has not: make "
-                    "the optimizer after fully_shard"
+                    f"the optimizer has a parameter of {tuple(parameter.shape)} that the module has not: "
+                    "make the optimizer after fully_shard"
                 )
             yield names[parameter], parameter
 
@@ -85,7 +89,7 @@ def full_optimizer_state_dict(module: nn.Module, optimizer: torch.optim.Optimize
     for parameter, name in names.items():
         layout = sharded(parameter)
         state[name] = {
-            key: layout.gather(value) if layout and _is_shard(value, parameter) else value
+            key: layout.gather(value) if layout and _is_shard(value, parameter) else copy.deepcopy(value)
             for key, value in optimizer.state[parameter].items()
         }
     groups = [
@@ -115,7 +119,9 @@ def load_full_optimizer_state_dict(
         layout = sharded(parameter)
         if name in state_dict["state"]:
             state[number] = {
-                key: layout.take(value).clone() if layout and _is_whole(value, layout) else value
+                key: layout.take(value).clone()
+                if layout and _is_whole(key, value, layout)
+                else copy.deepcopy(value)
                 for key, value in state_dict["state"][name].items()
             }
     numbers = iter(range(len(named)))
@@ -129,5 +135,6 @@ def _is_shard(value: Any, parameter: nn.Parameter) -> bool:
     return isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.dim() > 0
 
 
-def _is_whole(value: Any, layout: Member) -> bool:
-    return isinstance(value, torch.Tensor) and value.shape == layout.shape
+def _is_whole(key: str, value: Any, layout: Member) -> bool:
+    """Of a parameter without dimensions shapes do not tell; counters are named."""
+    return isinstance(value, torch.Tensor) and value.shape == layout.shape and key not in COUNTERS
