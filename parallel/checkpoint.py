@@ -37,10 +37,10 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.checkpoint.utils import find_state_dict_object
 
-from parallel.together import raise_alike, said_by, together
 from parallel.checkpoint_state import PerRank, RandomGenerators, Restore, Tensors, merge, take_apart
 from parallel.checkpoint_storage import Reader, Writer, read_metadata, sync, verify
 from parallel.sharded import Sharded, check_layouts, layout
+from parallel.together import raise_alike, said_by, together
 
 __all__ = ["PerRank", "RandomGenerators", "Sharded", "latest", "load", "save"]
 

@@ -29,11 +29,13 @@ from labs.train.state import (
 )
 from parallel.context import ring_attention, sequence_partition
 from parallel.data import DistributedDataParallel
-from parallel.expert import MixtureOfExperts, average_gradients
+from parallel.expert import MixtureOfExperts
+from parallel.expert_state import average_gradients
 from parallel.fsdp import fully_shard
 from parallel.local_sgd import LocalSGD
+from parallel.mixture import DenseMixtureOfExperts
 from parallel.tensor_plan import Column, Row, Style, parallelize
-from parallel.vocabulary import vocab_parallel_cross_entropy
+from parallel.vocabulary_loss import vocab_parallel_cross_entropy
 from parallel.zero import ZeroRedundancyOptimizer
 
 BALANCE = 0.01
@@ -179,7 +181,7 @@ def context(options: Options, device: torch.device) -> Trainer:
     for block in model.blocks:
         block.attention.attend = partial(ring_attention, lengths=partition.sizes)
     positions = partition.take(torch.arange(options.length, device=device), rank, 0)
-    wrapped = DistributedDataParallel(model)
+    wrapped: Any = DistributedDataParallel(model)
 
     def loss(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         tokens, targets = (partition.take(whole, rank, 1) for whole in (tokens, targets))

@@ -107,14 +107,8 @@ def test_what_does_not_fit_the_ranks_is_named_on_all(ranks):
         ("tensor", {"heads": 1}, "--heads 1 cannot be split evenly over 2 ranks"),
         ("hsdp", {"shard_size": 3}, "--shard-size 3 does not divide the 2 ranks"),
     ):
-        for text in (
-            ranks.run(2, misfit, strategy, **{}) if not sizes else ranks.run(2, misfit_with, strategy, sizes)
-        ):
+        for text in ranks.run(2, misfit, strategy, sizes):
             assert said in text
-
-
-def misfit_with(strategy, sizes):
-    return misfit(strategy, **sizes)
 
 
 LINE = re.compile(
