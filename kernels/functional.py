@@ -1,6 +1,6 @@
 """torch's own operations, as they are before anybody puts ours in their place.
 
-``torch.nn.functional.relu = kernels.relu`` is how a model is given our kernels. Where ours then leave a tensor
+``torch.nn.functional.relu = kernels.relu`` is how a model is given our kernels. Where ours leave a tensor
 to torch, they must not find themselves under torch's name: all fall-backs go through here.
 """
 
