@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
+from kernels import functional as F
 from kernels.activation import cpu_softmax
 from kernels.activation.elementwise import CALLS
 from kernels.activation.swiglu import swiglu
@@ -53,12 +53,12 @@ def silu(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
 
 def sigmoid(input: torch.Tensor) -> torch.Tensor:
     """1 / (1 + e**-x)."""
-    return torch.sigmoid(input) if _torch_serves("sigmoid", input) else CALLS["sigmoid"](input)
+    return F.sigmoid(input) if _torch_serves("sigmoid", input) else CALLS["sigmoid"](input)
 
 
 def tanh(input: torch.Tensor) -> torch.Tensor:
     """The hyperbolic tangent."""
-    return torch.tanh(input) if _torch_serves("tanh", input) else CALLS["tanh"](input)
+    return F.tanh(input) if _torch_serves("tanh", input) else CALLS["tanh"](input)
 
 
 def relu(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:

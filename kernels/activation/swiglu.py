@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
+from kernels import functional as F
 from kernels.activation import cpu_swiglu
 from kernels.op import register, use_torch
 

@@ -11,8 +11,8 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
+from kernels import functional as F
 from kernels.attention import cpu_backward, cpu_decode, cpu_forward, reference
 from kernels.op import register, use_torch, warn_once
 

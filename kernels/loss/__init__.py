@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.nn import _reduction
 
+from kernels import functional as F
 from kernels.loss import cpu
 from kernels.loss.incoming import once, times_incoming
 from kernels.op import register, use_torch, warn_once
@@ -221,7 +221,7 @@ def _torchs_linear(
     **rest: Any,
 ) -> torch.Tensor:
     """Torch's own, or before torch 2.13 what it stands for."""
-    if hasattr(F, "linear_cross_entropy"):
+    if F.linear_cross_entropy is not None:
         return F.linear_cross_entropy(
             input, linear_weight, target, linear_bias=linear_bias, options=options, **rest
         )

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
+from kernels import functional as F
 from kernels.normalization import cpu, cpu_backward
 from kernels.op import imported_when_called, register, use_torch
 

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import kernels
 from kernels import op
@@ -75,3 +76,27 @@ def test_using_the_cpu_kernels_loads_no_triton_and_leaves_numbas_settings():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'sofmax'"):
         kernels.sofmax  # noqa: B018
+
+
+def test_ours_in_the_place_of_torchs_do_not_call_themselves(monkeypatch):
+    """As a user gives a model our kernels; the tensors are small enough to be left to torch."""
+    x, weight, target = torch.randn(8, 64), torch.randn(64, 64), torch.randint(64, (8,))
+    heads = x.view(1, 8, 8, 8)
+    calls = {
+        "layer_norm": (x, (64,)),
+        "rms_norm": (x, (64,)),
+        "softmax": (x, -1),
+        "cross_entropy": (x, target),
+        "scaled_dot_product_attention": (heads, heads, heads),
+        **dict.fromkeys(("gelu", "silu", "sigmoid", "tanh", "relu", "leaky_relu", "softplus", "elu"), (x,)),
+    }
+    if hasattr(F, "linear_cross_entropy"):
+        calls["linear_cross_entropy"] = (x, weight, target)
+    expected = {name: getattr(F, name)(*arguments) for name, arguments in calls.items()}
+    for name in calls:
+        ours = getattr(kernels, name)
+        monkeypatch.setattr(F, name, ours)
+        if name in ("sigmoid", "tanh"):
+            monkeypatch.setattr(torch, name, ours)
+    for name, arguments in calls.items():
+        assert torch.equal(getattr(F, name)(*arguments), expected[name]), name
