@@ -153,3 +153,33 @@ def rank_process(agent, rank, seconds=10.0):
                 return process.pid
         time.sleep(0.05)
     raise AssertionError(f"rank {rank} was not found")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "single"])
+def test_every_strategy_runs_over_nccl(strategy):
+    """On as many GPUs as there are; with one, what several ranks do to each other is not run."""
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no CUDA device")
+    devices = torch.cuda.device_count()
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(devices),
+    ]
+    command += ["-m", "labs.train", "--strategy", strategy, "--backend", "nccl", "--steps", "3"]
+    command += ["--batch", str(8 * devices), "--heads", str(4 * devices), "--width", str(64 * devices)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len([line for line in done.stdout.splitlines() if line.startswith("step")]) == 3
+
+
+@pytest.mark.gpu
+def test_several_gpus():
+    """Says in the report of ``make gpu`` whether the strategies met other ranks there."""
+    devices = torch.cuda.device_count()
+    if devices < 2:
+        pytest.skip(f"torch finds {devices} CUDA devices: NCCL between several GPUs was not run")
