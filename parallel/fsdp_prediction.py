@@ -79,7 +79,7 @@ def predict_communication(
 
     all_gather: the padded parameters in param_dtype, for forward and, where they were freed, for backward.
     all_to_all (reduce_scatter with backend nccl): the padded gradients in reduce_dtype and a number for
-    each parameter. all_reduce (HSDP): one rank's part of these.
+    each parameter. all_reduce (HSDP): one rank's part of these. Over a dimension of one rank: nothing.
     """
     payload = {"all_gather": 0, "reduce_scatter" if backend == "nccl" else "all_to_all": 0}
     reduction = list(payload)[1]
@@ -87,8 +87,9 @@ def predict_communication(
     for groups, reshards in zip(plans, _each(reshard_after_forward, units), strict=True):
         for group in groups:
             part = group.reduced() * group.layout.reduce_dtype.itemsize
-            payload["all_gather"] += group.bytes_gathered() * (1 + reshards) * backwards
-            payload[reduction] += world_size * part
+            if world_size > 1:
+                payload["all_gather"] += group.bytes_gathered() * (1 + reshards) * backwards
+                payload[reduction] += world_size * part
             if replicas > 1:
                 payload["all_reduce"] = payload.get("all_reduce", 0) + part
     return {name: count for name, count in payload.items() if count}

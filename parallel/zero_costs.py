@@ -24,7 +24,10 @@ def predict_communication(
 
     all_gather: the parameters with their padding; reduce_scatter, in stage 2: as much for each of
         ``backwards`` outside ``no_sync``. Stage 1's gradients are ``data.predict_communication``.
+    One rank communicates nothing.
     """
+    if world_size == 1:
+        return {}
     flat = sum(_flat_bytes(params, world_size, bucket_cap_mb))
     return {"all_gather": flat} | ({"reduce_scatter": flat * backwards} if stage == 2 else {})
 

@@ -412,7 +412,7 @@ def predicted_costs(case, world, rank, replicas, backend):
     return traffic, held
 
 
-@pytest.mark.parametrize(("world", "replicas"), [(1, 1), (2, 1), (3, 1), (2, 2)])
+@pytest.mark.parametrize(("world", "replicas"), [(1, 1), (2, 1), (3, 1), (2, 2), (1, 2)])
 def test_bytes_communicated_and_held_are_predicted(ranks, world, replicas):
     for rank, found in enumerate(ranks.run(world * replicas, costs, replicas, COSTS, backend="shm")):
         for case, (traffic, parameters, grads, state, peaks) in zip(COSTS, found, strict=True):

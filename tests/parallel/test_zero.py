@@ -426,14 +426,25 @@ def counted(stage, accumulation, synchronised):
     backwards = accumulation if synchronised else 1
     predicted = predict_communication(module.parameters(), world_size, stage, backwards, SMALL)
     if stage == 1:
-        predicted["all_reduce"] = backwards * predict_averaging(module)["all_reduce"]
+        averaging = predict_averaging(module, world_size=world_size)
+        predicted |= {name: backwards * size for name, size in averaging.items()}
     assert dict(traffic.payload) == predicted
     assert traffic.calls["all_gather"] == len(optimizer.buckets)
 
 
-@pytest.mark.parametrize("arguments", [(1, 2, False), (1, 2, True), (2, 2, True), (2, 3, False)])
-def test_communication_is_as_predicted(ranks, arguments):
-    ranks.run(3, counted, *arguments, backend="link")
+@pytest.mark.parametrize(
+    ("world_size", "arguments"),
+    [
+        (3, (1, 2, False)),
+        (3, (1, 2, True)),
+        (3, (2, 2, True)),
+        (3, (2, 3, False)),
+        (1, (1, 1, True)),
+        (1, (2, 2, True)),
+    ],
+)
+def test_communication_is_as_predicted(ranks, world_size, arguments):
+    ranks.run(world_size, counted, *arguments, backend="link")
 
 
 OPTIMIZERS = [
