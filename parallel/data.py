@@ -50,14 +50,20 @@ def synchronise_module(
 
 
 def predict_communication(
-    module: nn.Module, broadcast_buffers: bool = True, find_unused_parameters: bool = False
+    module: nn.Module,
+    broadcast_buffers: bool = True,
+    find_unused_parameters: bool = False,
+    *,
+    world_size: int = 2,
 ) -> dict[str, int]:
     """Payload bytes of one step of one rank, of however many backwards it consists (all but one in
-    ``no_sync``).
+    ``no_sync``). Any number of ranks has the same, but one, which has nobody to communicate with.
 
     all_reduce: the gradients, and 4 bytes a parameter with ``find_unused_parameters``; broadcast: the
         buffers.
     """
+    if world_size == 1:
+        return {}
     trainable = [param for param in module.parameters() if param.requires_grad]
     payload = {"all_reduce": sum(map(bytes_of, trainable)) + 4 * len(trainable) * find_unused_parameters}
     if broadcast_buffers and (buffers := sum(map(bytes_of, module.buffers()))):

@@ -249,6 +249,7 @@ class Group:
             shard.copy_(member.take(self._of_first_rank(original.detach())))
             member.make(original, shard, whole)
         self.full.resize_(0)
+        self.source: torch.Tensor | None = None
         self.gathered: torch.Tensor | None = None
         self.work: Any = None
         self.sharded = True
@@ -277,13 +278,15 @@ class Group:
         """Start the all-gather, if the group is sharded and it has not been started."""
         if not self.sharded or self.work is not None:
             return
-        source = self.flat.to(self.mesh.device, self.layout.compute_dtype, non_blocking=True)
+        # Kept until the wait, though the backend may be done with it before: what is held at the peak is then
+        # the same whenever a transfer ends.
+        self.source = self.flat.to(self.mesh.device, self.layout.compute_dtype, non_blocking=True)
         if self.layout.lies_as_gathered:
             self.full.resize_(self.nbytes)
             self.gathered = self.written
         else:
-            self.gathered = source.new_empty(self.world * source.numel())
-        self.work = all_gather_single(self.gathered, source, group=self.mesh.shard, async_op=True)
+            self.gathered = self.source.new_empty(self.world * self.source.numel())
+        self.work = all_gather_single(self.gathered, self.source, group=self.mesh.shard, async_op=True)
 
     @torch.no_grad()
     def wait(self) -> None:
@@ -291,11 +294,13 @@ class Group:
         if self.work is None:
             return
         self.work.wait()
+        self.work = self.source = None
         if not self.layout.lies_as_gathered:
             self.full.resize_(self.nbytes)
             rows = self.gathered.view(self.world, -1)  # type: ignore[union-attr]
             torch.split_with_sizes_copy(rows, self.layout.widths, dim=1, out=self.parts)
-        self.work = self.gathered = None
+            del rows
+        self.gathered = None
         self.sharded = False
         for member in self.members:
             if member.whole.requires_grad != member.shard.requires_grad:
@@ -306,7 +311,7 @@ class Group:
         """Free the whole parameters and register the shards; a gather in flight is waited for and dropped."""
         if self.work is not None:
             self.work.wait()
-            self.work = self.gathered = None
+            self.work = self.source = self.gathered = None
         elif self.sharded:
             return
         self.full.resize_(0)
@@ -363,6 +368,7 @@ class Reduction:
         else:
             self.received = sent.new_empty(1, width)
             self.work = reduce_scatter_single(self.received[0], sent, group=mesh.shard, async_op=True)
+        self.sent: torch.Tensor | None = sent  # until it has arrived, whenever the backend lets go of it
         self.across = mesh.replicate
         self.total: torch.Tensor | None = None
 
@@ -377,7 +383,7 @@ class Reduction:
     def advance(self) -> bool:
         """Wait for what is under way; True: the gradients are there."""
         self.work.wait()
-        self.work = None  # which held what was sent
+        self.work = self.sent = None
         if self.total is None:
             self.total = self._added()
         if self.across is not None:
@@ -393,10 +399,8 @@ class Reduction:
         assert self.received is not None
         (first, *rest), self.received = self.received.unbind(), None
         total = first.to(self.group.layout.sum_dtype)
-        if rest:
-            total = torch.add(total, rest[0])
-        for received in rest[1:]:
-            total += received
+        for received in rest:  # into a tensor of its own: ``first`` is a part of all that was received
+            total = torch.add(total, received) if total is first else total.add_(received)
         return total
 
     def _assign(self) -> None:

@@ -79,7 +79,7 @@ def predict_communication(
 
     all_gather: the padded parameters in param_dtype, for forward and, where they were freed, for backward.
     all_to_all (reduce_scatter with backend nccl): the padded gradients in reduce_dtype and a number for
-    each parameter. all_reduce (HSDP): one rank's part of these.
+    each parameter. all_reduce (HSDP): one rank's part of these. Over a dimension of one rank: nothing.
     """
     payload = {"all_gather": 0, "reduce_scatter" if backend == "nccl" else "all_to_all": 0}
     reduction = list(payload)[1]
@@ -87,8 +87,9 @@ def predict_communication(
     for groups, reshards in zip(plans, _each(reshard_after_forward, units), strict=True):
         for group in groups:
             part = group.reduced() * group.layout.reduce_dtype.itemsize
-            payload["all_gather"] += group.bytes_gathered() * (1 + reshards) * backwards
-            payload[reduction] += world_size * part
+            if world_size > 1:
+                payload["all_gather"] += group.bytes_gathered() * (1 + reshards) * backwards
+                payload[reduction] += world_size * part
             if replicas > 1:
                 payload["all_reduce"] = payload.get("all_reduce", 0) + part
     return {name: count for name, count in payload.items() if count}
@@ -104,15 +105,21 @@ def predict_memory(
     mp_policy: Any = None,
     optimizer_tensors: int = 2,
     optimizer_scalars: int = 1,
+    prefetch: bool = True,
     backend: str = "gloo",
 ) -> Memory:
     """Bytes that ``rank`` of those that split the parameters holds, activations apart.
 
     optimizer_tensors, optimizer_scalars: the optimizer's state of a parameter, as large as its shard and as
     single float32 numbers: (2, 1) for AdamW, (0, 0) for SGD. buffers: what a step needs at its peak besides
-    parameters, gradients and state, for one backward a step: gathered parameters (of the unit that runs and
-    of the next), whole gradients, gradients on their way. Gloo needs another tensor for each gather, here for
-    an instant: while a transfer is slow it lasts. Units run in the order in which they are registered.
+    parameters, gradients and state, for one backward a step: gathered parameters (of the unit that runs and,
+    with ``prefetch``, of the next), whole gradients, gradients on their way. Units run in the order in which
+    they are registered.
+
+    Backend "shm" (and "nccl") takes no memory of torch's itself, and the peak is this in every step. "gloo"
+    gathers into a tensor of its own and copies: counted here from the gather to the wait, for which it lives
+    where transfers are slower than compute; where they are over at once the peak is that of "shm", and while
+    a thread of gloo's is late to let go of what has arrived it is higher.
     """
     policy = mp_policy or MixedPrecisionPolicy()
     plans = planned(units, world_size, policy)
@@ -126,7 +133,7 @@ def predict_memory(
                 first, last = rows_held(parameter.shape[0] if parameter.dim() else 1, world_size, rank)
                 held = (last - first) * math.prod(parameter.shape[1:])
                 state += optimizer_tensors * held * group.layout.dtype.itemsize + 4 * optimizer_scalars
-    step = _Step(units, plans, _each(reshard_after_forward, units), replicas, backend)
+    step = _Step(units, plans, _each(reshard_after_forward, units), replicas, prefetch, backend)
     return Memory(parameters, gradients, state, step.peak() - gradients)
 
 
@@ -139,16 +146,18 @@ class _Step:
         plans: list[list[Planned]],
         reshards: Sequence[bool],
         replicas: int,
+        prefetch: bool,
         backend: str,
     ) -> None:
         self.plans = dict(zip(units, plans, strict=True))
         self.reshards = dict(zip(units, reshards, strict=True))
-        self.replicas, self.backend = replicas, backend
+        self.replicas, self.prefetch, self.backend = replicas, prefetch, backend
         self.root = units[-1]
         self.started = [module for module in self.root.modules() if module in self.plans]
         self.live: dict[Any, int] = {}
         self.most = 0
-        self.reductions: list[tuple[Planned, int]] = []
+        self.reductions: list[Planned] = []
+        self.across: set[int] = set()  # of these, those that are reduced over replicas
 
     def hold(self, what: Any, bytes_held: int) -> None:
         self.live[what] = self.live.get(what, 0) + bytes_held
@@ -156,6 +165,15 @@ class _Step:
 
     def free(self, what: Any) -> None:
         self.live.pop(what, None)
+
+    def pass_on(self, what: Any, bytes_held: int) -> None:
+        """Hold it for an instant."""
+        self.hold(what, bytes_held)
+        self.free(what)
+
+    def rename(self, what: Any, new: Any) -> None:
+        """The same memory in another role."""
+        self.live[new] = self.live.get(new, 0) + self.live.pop(what)
 
     def peak(self) -> int:
         """The most bytes live at once."""
@@ -167,25 +185,30 @@ class _Step:
         return self.most
 
     def gather(self, unit: nn.Module) -> None:
-        if ("whole", unit) in self.live or ("gathered", unit) in self.live:
-            return
         for group in self.plans[unit]:
-            if group.layout.compute_dtype is not group.layout.dtype:
-                self.hold(("gathered", unit), group.bytes_cast())
-            self.hold(("gathered", unit), group.bytes_gathered())
-            if self.backend == "gloo":  # gathers into a tensor of its own, and copies
-                self.hold("transport", group.bytes_gathered())
-                self.free("transport")
+            key, layout = id(group), group.layout
+            if ("whole", key) in self.live or ("gathered", key) in self.live:
+                continue
+            self.hold(("source", key), group.bytes_cast() if layout.compute_dtype is not layout.dtype else 0)
+            self.hold(("gathered", key), group.bytes_gathered())
+            self.hold(("transport", key), group.bytes_gathered() if self.backend == "gloo" else 0)
 
     def wait(self, unit: nn.Module) -> None:
         self.gather(unit)
-        if ("whole", unit) in self.live:
-            return
         for group in self.plans[unit]:
-            self.hold(("whole", unit), 0 if group.layout.lies_as_gathered else group.bytes_gathered())
-        self.free(("gathered", unit))
+            key = id(group)
+            if ("gathered", key) in self.live:
+                self.free(("source", key))
+                self.free(("transport", key))
+                if group.layout.lies_as_gathered:
+                    self.rename(("gathered", key), ("whole", key))
+                else:
+                    self.hold(("whole", key), group.bytes_gathered())
+                    self.free(("gathered", key))
+
+    def reshard(self, unit: nn.Module) -> None:
         for group in self.plans[unit]:
-            self.hold(("whole", unit), group.bytes_gathered() if group.layout.lies_as_gathered else 0)
+            self.free(("whole", id(group)))
 
     def below(self, unit: nn.Module, module: nn.Module | None = None) -> Iterator[nn.Module]:
         """The modules of ``unit`` that belong to no unit below it, and those units, in order."""
@@ -199,19 +222,19 @@ class _Step:
     def forward(self, unit: nn.Module, finished: list[nn.Module]) -> None:
         index = self.started.index(unit)
         self.wait(unit)
-        if index + 1 < len(self.started):
+        if self.prefetch and index + 1 < len(self.started):
             self.gather(self.started[index + 1])
         for module in self.below(unit):
             if module is not unit and module in self.plans:
                 self.forward(module, finished)
         finished.append(unit)
         if self.reshards[unit]:
-            self.free(("whole", unit))
+            self.reshard(unit)
 
     def backward(self, unit: nn.Module, finished: list[nn.Module]) -> None:
         index = finished.index(unit)
         self.wait(unit)
-        if index:
+        if self.prefetch and index:
             self.gather(finished[index - 1])
         had: set[nn.Parameter] = set()
         for module in reversed(list(self.below(unit))):
@@ -222,17 +245,19 @@ class _Step:
                 for parameter, places in zip(group.parameters, group.places, strict=True):
                     if parameter.requires_grad and any(place.module is module for place in places):
                         size = parameter.numel() * group.layout.compute_dtype.itemsize
-                        self.hold("second of tied" if parameter in had else ("gradient", id(group)), size)
-                        self.free("second of tied")
+                        if parameter in had:  # autograd adds the second gradient to the first into a third
+                            self.pass_on("second of tied", 2 * size)
+                        else:
+                            self.hold(("gradient", id(group)), size)
                         had.add(parameter)
-        self.free(("whole", unit))
+        self.reshard(unit)
         for group in self.plans[unit]:
             if group.reduced():
                 self.advance()
                 self.reduce(group)
 
     def reduce(self, group: Planned) -> None:
-        layout, key = group.layout, len(self.live)
+        layout, key = group.layout, id(group)
         part = group.reduced() * layout.reduce_dtype.itemsize
         self.hold(("sent", key), layout.world * part)
         if self.backend != "nccl":  # on CPU, torch._chunk_cat pads and casts what it joins
@@ -243,23 +268,44 @@ class _Step:
             ]
             padded = sum(width for rows, width in trainable if rows % layout.world)
             padded += max(width for _, width in trainable) * (layout.compute_dtype is not layout.reduce_dtype)
-            self.hold("padded", layout.world * padded * layout.compute_dtype.itemsize)
-            self.free("padded")
-        self.free(("gradient", id(group)))
+            self.pass_on("padded", layout.world * padded * layout.compute_dtype.itemsize)
+        self.free(("gradient", key))
         self.hold(("received", key), part * (1 if self.backend == "nccl" else layout.world))
-        self.reductions.append((group, key))
+        self.reductions.append(group)
 
     def advance(self) -> None:
         waiting, self.reductions = self.reductions, []
-        for group, key in waiting:
-            layout, elements = group.layout, group.reduced()
-            self.free(("sent", key))
-            final = elements * layout.dtype.itemsize
-            self.hold(("sum", key), elements * layout.sum_dtype.itemsize)
-            self.free(("received", key))
+        for group in waiting:
+            layout, key, elements = group.layout, id(group), group.reduced()
+            same = layout.reduce_dtype is layout.sum_dtype
+            size = elements * layout.sum_dtype.itemsize
+            if key not in self.across:
+                self.free(("sent", key))
+                self.add(group, size)
+                if self.replicas > 1:
+                    self.hold(("across", key), 0 if same else elements * layout.reduce_dtype.itemsize)
+                    if not same:
+                        self.free(("sum", key))
+                    self.across.add(key)
+                    self.reductions.append(group)
+                    continue
+            elif not same:
+                self.hold(("sum", key), size)
+            self.free(("across", key))
             if layout.sum_dtype is not layout.dtype:
-                self.hold("gradients", final)
+                self.hold("gradients", elements * layout.dtype.itemsize)
                 self.free(("sum", key))
             else:
-                self.free(("sum", key))
-                self.hold("gradients", final)
+                self.rename(("sum", key), "gradients")
+
+    def add(self, group: Planned, size: int) -> None:
+        """What was received becomes the sum."""
+        layout, key = group.layout, id(group)
+        same = layout.reduce_dtype is layout.sum_dtype
+        if same and (layout.world == 1 or self.backend == "nccl"):
+            self.rename(("received", key), ("sum", key))
+            return
+        self.hold(("sum", key), size)
+        if not same and self.backend != "nccl" and layout.world > 1:
+            self.pass_on("in the wider dtype", size)  # addition casts on CPU what it adds
+        self.free(("received", key))

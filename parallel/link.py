@@ -18,6 +18,8 @@ own, so its messages are not seen: it is charged what its usual algorithm costs 
 collective_costs.py), from the moment all have called and the link is free. Nothing is subtracted for the
 inner backend's time: choose delays well above it.
 
+In a group of one rank nothing is communicated: its calls are counted, and have no payload.
+
 How it is done: a subclass of dist.ProcessGroup whose methods count and hand on to an inner plain group. What
 torch calls from C++ (DDP's reducer, functional collectives) comes through the same methods, as far as the
 class has trampolines for it (torch/csrc/distributed/c10d/PyProcessGroup.hpp), and for those of 2.13 it has.
@@ -115,7 +117,7 @@ class LinkGroup(dist.ProcessGroup):
         """Count one call, make it, and give back the work that takes as long as the link."""
         operation = OPERATIONS[method]
         values = (*args, *kwargs.values())
-        payload = max(map(count_bytes, values), default=0)
+        payload = max(map(count_bytes, values), default=0) if self.size() > 1 else 0
         duration = self._seconds(operation, payload, values)
         device = next(_devices(values), torch.device("cpu"))
 

@@ -187,9 +187,13 @@ def average_gradients(parameters: list[nn.Parameter], group: dist.ProcessGroup |
                 parameter.grad = grad.copy_(part.view(grad.shape))
 
 
-def predict_communication(module: nn.Module, step: int, every: int, warmup: int = 0) -> dict[str, int]:
+def predict_communication(
+    module: nn.Module, step: int, every: int, warmup: int = 0, *, world_size: int = 2
+) -> dict[str, int]:
     """{operation: payload bytes} of one rank in step ``step``, counted from 1; nothing in most. DiLoCo's
-    are the same."""
+    are the same, and those of any number of ranks but one, which has nobody to communicate with."""
+    if world_size == 1:
+        return {}
     trainable = [p for p in module.parameters() if p.requires_grad]
     elements = [(p.numel(), _sum_in(p.new_empty(0)).element_size()) for p in trainable]
     if step <= warmup:  # a gradient brings one more element: whether there is one

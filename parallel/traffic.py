@@ -19,8 +19,8 @@ class Traffic:
 
     payload: bytes by operation, as torch.distributed spells it ("all_reduce", "all_gather", "reduce_scatter",
         "broadcast", "reduce", "gather", "scatter", "all_to_all", "send"): of each call the larger of its
-        input and its output, summed. What a rank receives point to point is in ``received``, not here: it is
-        the payload of another rank's send.
+        input and its output, summed; in a group of one rank nothing. What a rank receives point to point is
+        in ``received``, not here: it is the payload of another rank's send.
     calls: number of calls by operation, also of "recv" and "barrier".
     sent, received: bytes point to point.
     waited_seconds: time in which at least one thread of this process was blocked in communication: issuing
@@ -70,7 +70,7 @@ def record(operation: str, size: int) -> None:
             traffic.calls[operation] += 1
             if operation == "recv":
                 traffic.received += size
-            elif operation != "barrier":
+            elif size:
                 traffic.payload[operation] += size
             if operation == "send":
                 traffic.sent += size

@@ -24,7 +24,10 @@ def predict_communication(
 
     all_gather: the parameters with their padding; reduce_scatter, in stage 2: as much for each of
         ``backwards`` outside ``no_sync``. Stage 1's gradients are ``data.predict_communication``.
+    One rank communicates nothing.
     """
+    if world_size == 1:
+        return {}
     flat = sum(_flat_bytes(params, world_size, bucket_cap_mb))
     return {"all_gather": flat} | ({"reduce_scatter": flat * backwards} if stage == 2 else {})
 
@@ -49,7 +52,9 @@ def predict_memory(
     """Bytes that ``rank`` holds between steps, of one parameter group, when every parameter had a gradient.
 
     Gradients are those of ``DistributedDataParallel`` in stage 1 and the rank's ranges in stage 2, which has
-    two buffers of the largest bucket besides.
+    two buffers of the largest bucket besides. At the peak of a step there are more: a gradient on its way to
+    its bucket in stage 1, the gradients of a bucket that is not full yet in stage 2. Over gloo also its own
+    copies, of two buckets at most at once, which its threads free late; they are not predicted.
     """
     params = list(params)
     trainable = [param for param in params if param.requires_grad]

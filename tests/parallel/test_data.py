@@ -481,7 +481,10 @@ def counted(accumulation, find_unused, as_view):
     train(ours, optimizer, tokens[:2], rank)  # the buckets have settled
     with link.counted() as traffic:
         train(ours, optimizer, tokens[2:3], rank)
-    assert dict(traffic.payload) == predict_communication(ours.module, find_unused_parameters=find_unused)
+    predicted = predict_communication(
+        ours.module, find_unused_parameters=find_unused, world_size=dist.get_world_size()
+    )
+    assert dict(traffic.payload) == predicted
     assert traffic.calls["all_reduce"] == len(ours.reducer.buckets) + find_unused
     held = memory.held_bytes(
         [*ours.parameters(), *ours.buffers(), *ours.reducer.flats]
@@ -490,9 +493,12 @@ def counted(accumulation, find_unused, as_view):
     assert held == predict_memory(ours.module, as_view).total
 
 
-@pytest.mark.parametrize("arguments", [(1, False, True), (3, False, False), (2, True, True)])
-def test_bytes_are_as_predicted(ranks, arguments):
-    ranks.run(2, counted, *arguments, backend="link")
+@pytest.mark.parametrize(
+    ("world_size", "arguments"),
+    [(2, (1, False, True)), (2, (3, False, False)), (2, (2, True, True)), (1, (1, True, True))],
+)
+def test_bytes_are_as_predicted(ranks, world_size, arguments):
+    ranks.run(world_size, counted, *arguments, backend="link")
 
 
 def peak():

@@ -1,5 +1,6 @@
 """The link counts every byte, takes the time it should, and changes nothing else."""
 
+import functools
 import threading
 import time
 from datetime import timedelta
@@ -128,6 +129,37 @@ def test_batches_coalescing_subgroups_and_functional_collectives_are_counted(ran
         assert calls == {"send": 1, "recv": 1, "all_reduce": 2 + inside}
 
 
+def by_oneself():
+    """Every collective over a group of one rank: results are right, calls are counted, no bytes."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    group = [dist.new_group([one], backend="link") for one in range(size)][rank]
+    mine, flat, out = torch.full((6,), float(rank)), torch.empty(6), torch.empty(6)
+    with link.counted() as traffic:
+        dist.all_reduce(mine, group=group)
+        dist.broadcast(mine, rank, group=group)
+        dist.reduce(mine, rank, group=group)
+        dist.all_gather([out], mine, group=group)
+        dist.all_gather_into_tensor(flat, mine, group=group)
+        dist.reduce_scatter_tensor(out, flat, group=group)
+        dist.all_to_all_single(out, flat, group=group)
+        dist.gather(mine, [out], rank, group=group)
+        dist.scatter(out, [mine], rank, group=group)
+        dist.barrier(group=group)
+    assert torch.equal(out, mine)
+    with link.counted() as both:
+        dist.all_reduce(mine, group=group)
+        dist.all_reduce(torch.ones(2))
+    return dict(traffic.payload), traffic.calls.total(), dict(both.payload)
+
+
+def test_a_group_of_one_communicates_nothing(ranks):
+    for payload, calls, both in ranks.run(2, by_oneself, backend="link"):
+        assert payload == {}
+        assert calls == 10
+        assert both == {"all_reduce": 2 * FLOAT}
+    assert all(link.seconds(name, 100, 1, 1.0, 1.0) == 0 for name in link.COSTS if name not in link.P2P)
+
+
 def by_older_names():
     """What torch 2.11 and its strategies call, as methods of the group."""
     group, size = dist.group.WORLD, dist.get_world_size()
@@ -165,6 +197,7 @@ def test_older_names_are_counted(ranks):
 
 
 WIDTH, DEPTH = 24, 3
+ATTEMPTS = 8
 
 
 def model():
@@ -230,12 +263,23 @@ def strategies(latency):
     return found
 
 
-@pytest.mark.parametrize("latency", [0.0, 0.02])
-def test_pytorchs_own_strategies_run_on_it_and_are_counted(ranks, latency):
+def within(attempts, measure):
+    """Measure until nothing is too late, ``attempts`` times at most: a busy machine delays some of them, what
+    is wrong with the link all. measure: what was too late."""
+    for _ in range(attempts):
+        late = measure()
+        if not late:
+            return
+    pytest.fail(f"in each of {attempts} attempts; in the last: {late}")
+
+
+def strategies_are_counted(ranks, latency):
+    """[(strategy, seconds waited)] that waited less than the latencies that nothing has to hide."""
     size = 2
     parameters = DEPTH * WIDTH * (WIDTH + 1) * FLOAT
     activations = 8 * size * WIDTH * FLOAT
-    calls = {"ddp": 2, "fsdp": 3, "tensor": 2, "pipeline": 1}  # latencies that nothing hides, at least
+    calls = {"ddp": 2, "fsdp": 3, "tensor": 2, "pipeline": 1}  # latencies one after another, at least
+    hidden = []
     for found in ranks.run(size, strategies, latency, backend="link"):
         assert max(error for error, *_ in found.values()) < 1e-6
         assert found["ddp"][1] == {"all_reduce": parameters}
@@ -246,7 +290,17 @@ def test_pytorchs_own_strategies_run_on_it_and_are_counted(ranks, latency):
         assert found["tensor"][1]["all_reduce"] == activations
         assert found["pipeline"][1] == {"send": activations}
         for name, (_, _, waited, seconds) in found.items():
-            assert 0.9 * latency * calls[name] <= waited <= seconds, name
+            assert waited <= seconds, name
+            assert 0.99 * latency * calls[name] <= seconds, name
+            if waited < 0.9 * latency * calls[name]:
+                hidden.append((name, waited))
+    return hidden
+
+
+@pytest.mark.parametrize("latency", [0.0, 0.02])
+def test_pytorchs_own_strategies_run_on_it_and_are_counted(ranks, latency):
+    """A rank that loses its core between a call and the wait for it waits less: its latency was hidden."""
+    within(ATTEMPTS, lambda: strategies_are_counted(ranks, latency))
 
 
 def timed(name, *arguments):
@@ -307,36 +361,52 @@ def round_a_ring(group, count):
         work.wait()
 
 
-LATE = 0.08  # a busy machine may add this much
+LATE = 0.08  # seconds that a transfer may take longer than the link
+
+
+def transfers(ranks, name, expected, *arguments, least=None, world_size=2, latency=0.05, per_byte=0.0):
+    """[(rank, seconds)] that did not take as long as expected. least: what they take whenever ranks start."""
+    found = ranks.run(world_size, timed, name, (latency, per_byte), *arguments, backend="link")
+    for (seconds, _), shortest in zip(found, least or expected, strict=True):
+        assert shortest <= seconds + 1e-3, (name, seconds, shortest)
+    return [
+        (rank, seconds)
+        for rank, ((seconds, _), wanted) in enumerate(zip(found, expected, strict=True))
+        if not wanted <= seconds + 1e-3 <= wanted + LATE
+    ]
 
 
 @pytest.mark.alone
 def test_a_transfer_takes_the_time_of_the_link(ranks):
-    def check(name, expected, *arguments, world_size=2, latency=0.05, per_byte=0.0):
-        found = ranks.run(world_size, timed, name, (latency, per_byte), *arguments, backend="link")
-        for (seconds, _), least in zip(found, expected, strict=True):
-            assert least <= seconds + 1e-3, (name, seconds, least)
-            assert seconds < least + LATE, (name, seconds, least)
+    def check(*arguments, **options):
+        within(ATTEMPTS, lambda: transfers(ranks, *arguments, **options))
 
     ring = link.seconds("all_reduce", 4000, 2, 0.05, 1e-5)
     assert ring == pytest.approx(2 * 0.05 + 4000 * 1e-5)
     check("all_reduce_of", [ring] * 2, 1000, per_byte=1e-5)
     check("all_reduce_of", [3 * ring] * 2, 1000, 3, True, per_byte=1e-5)  # they queue up
-    check("from_one_to_all", [0.15, 0.05, 0.10, 0.15], 10, world_size=4)
+    received = [0.15, 0.05, 0.05, 0.05]  # by who starts later than the root, the last of its messages
+    check("from_one_to_all", [0.15, 0.05, 0.10, 0.15], 10, world_size=4, least=received)
     check("from_all_to_one", [0.15, 0.05, 0.05, 0.05], 10, world_size=4)
     check("round_a_ring", [0.05] * 3, 10, world_size=3)  # it sends and receives at the same time
 
 
+def exposed_beside(ranks, compute, exposed):
+    """[(seconds, seconds of CPU, seconds waited)] of ranks for which it was too much."""
+    late, latency = [], 0.1  # the all-reduce takes 0.2
+    for seconds, (cpu, waited) in ranks.run(
+        2, timed, "hidden_behind", (latency, 0.0), compute, backend="link"
+    ):
+        assert max(0.2, compute) <= seconds + 1e-3
+        if seconds >= max(0.2, compute) + LATE or cpu >= 0.05 or abs(waited - exposed) >= LATE / 2:
+            late.append((seconds, cpu, waited))
+    return late
+
+
 @pytest.mark.alone
 def test_waiting_is_hidden_behind_compute_and_costs_no_processor_time(ranks):
-    latency = 0.1  # the all-reduce takes 0.2
     for compute, exposed in ((0.0, 0.2), (0.12, 0.08), (0.25, 0.0)):
-        for seconds, (cpu, waited) in ranks.run(
-            2, timed, "hidden_behind", (latency, 0.0), compute, backend="link"
-        ):
-            assert max(0.2, compute) <= seconds + 1e-3 < max(0.2, compute) + LATE
-            assert exposed - 0.01 <= waited < exposed + LATE
-            assert cpu < 0.05
+        within(ATTEMPTS, functools.partial(exposed_beside, ranks, compute, exposed))
 
 
 def futures(latency):
@@ -478,5 +548,5 @@ def test_delays_on_a_device(ranks):
         pytest.skip("needs a CUDA device and NCCL")
     (times, payload, value), *_ = ranks.run(1, on_a_device, backend="link")
     assert all(50 <= time + 1 < 150 for time in times)
-    assert payload == {"all_reduce": 10 * FLOAT}
+    assert payload == {}
     assert value == [1.0] * 10

@@ -114,7 +114,8 @@ def trained(dtype, name, every, warmup, outer, group=None):
         backward(model, dist.get_rank(group), step, dtype)
         with link.counted() as traffic:
             optimizer.step()
-        assert traffic.payload == predict_communication(model, step, every, warmup), step
+        ranks = dist.get_world_size(group)
+        assert traffic.payload == predict_communication(model, step, every, warmup, world_size=ranks), step
     return model
 
 
