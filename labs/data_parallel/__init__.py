@@ -2,10 +2,10 @@
 
 Answer. Data parallel: the same model on every rank, a batch for each, the mean of their gradients. What is
 replicated can be sharded: optimizer state (ZeRO-1), gradients too (ZeRO-2), parameters too (ZeRO-3, FSDP),
-for up to 1.5 times the bytes on the wire; activations cannot, they are the rank's own. DP is replicas in threads of one
-process, which share an interpreter lock and a first device; DDP is a process for each, and an all-reduce
-behind backward. Steps are synchronous: all wait for the latest rank, unless they average parameters now and
-then (local SGD).
+for up to 1.5 times the bytes on the wire; activations cannot, they are the rank's own. DP is replicas in
+threads of one process, which share an interpreter lock and a first device; DDP is a process for each, and an
+all-reduce behind backward. Steps are synchronous: all wait for the latest rank, unless they average
+parameters now and then (local SGD).
 
 Formulas (``model.py``), for p ranks, N parameters in float32 with AdamW:
   held          single, DDP: 4 N + 4 N + 8 N; ZeRO-1: 4 N + 4 N + 8 N / p; ZeRO-2: 4 N + 12 N / p; FSDP:
