@@ -44,7 +44,11 @@ class Chart:
 
 @dataclass(frozen=True)
 class Bars:
-    """Horizontal bars: a row per label, a bar per series (name -> one value a label, NaN: none)."""
+    """Horizontal bars: a row per label, a bar per series (name -> one value a label, NaN: none).
+
+    stacked: one bar per label, whose parts are the series one behind the other; values are not negative and
+    the axis is not logarithmic.
+    """
 
     title: str
     value_label: str
@@ -52,6 +56,7 @@ class Bars:
     series: Mapping[str, Sequence[float]]
     log: bool = False
     note: str = ""
+    stacked: bool = False
 
 
 @dataclass(frozen=True)

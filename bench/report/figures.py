@@ -53,7 +53,10 @@ def _bars(item: Field, title: str, note: str) -> Bars:
     for name, values in item["series"].entries():
         if len(values.numbers()) != len(labels):
             raise item["series"][name].wrong(f"one value for each of the {len(labels)} labels")
-    return Bars(title, item["value_label"].text("value"), labels, series, item["log"].flag(), note)
+    log, stacked = item["log"].flag(), item["stacked"].flag()
+    if stacked and (log or any(value < 0 for values in series.values() for value in values)):
+        raise item["stacked"].wrong("false for a logarithmic axis or negative values")
+    return Bars(title, item["value_label"].text("value"), labels, series, log, note, stacked)
 
 
 def _span(item: Field) -> Span:

@@ -32,6 +32,8 @@ def _row_names(axes: Any, names: Sequence[str], tops: Sequence[float], height: f
 
 
 def bars(figure: Bars, pixels: float, small: bool) -> Plot:
+    if figure.stacked:
+        return _stacked_bars(figure, pixels, small)
     notes = [figure.note] if figure.note else []
     labels = list(figure.labels)[:_MOST_ROWS]
     if len(figure.labels) > len(labels):
@@ -96,6 +98,40 @@ def bars(figure: Bars, pixels: float, small: bool) -> Plot:
     x_label(axes, figure.value_label, small)
     if len(entries) > 1 or (entries and entries[0][1]):
         legend(picture, entries, pixels)
+    return picture, notes, []
+
+
+def _stacked_bars(figure: Bars, pixels: float, small: bool) -> Plot:
+    """A bar per label whose parts are the series; behind it stands the sum."""
+    notes = [figure.note] if figure.note else []
+    labels = list(figure.labels)[:_MOST_ROWS]
+    if len(figure.labels) > len(labels):
+        notes.append(f"The first {len(labels)} of {len(figure.labels):,} rows are drawn; the table has all.")
+    thick, above = 18.0, (16.0 if small else 0.0)
+    pitch = above + thick + 9
+    picture, axes = canvas(pixels, len(labels) * pitch + 66 + legend_height(list(figure.series), pixels))
+    columns = [[v if shown(v, False) else 0.0 for v in values] for values in figure.series.values()]
+    sums = [sum(column[index] for column in columns) for index in range(len(labels))]
+    end = limits([0.0, *sums], False)[1]
+    scale(axes.xaxis, figure.value_label, False, (0.0, end * (1.16 if small else 1.1)), 4 if small else 7)
+    unit = unit_of_label(figure.value_label)
+    for index, total in enumerate(sums):
+        y, left = index * pitch + above + thick / 2, 0.0
+        for row, column in enumerate(columns):
+            paint = SERIES[row % len(SERIES)]
+            axes.barh(y, column[index], left=left, height=thick, color=paint, edgecolor=PAPER, linewidth=0.8)
+            left += column[index]
+        text = format_tick(float(f"{total:.3g}"), unit)
+        axes.text(total, y, f"\u00a0{text}", va="center", color=SOFT, fontsize=9 if small else 10)
+    _row_names(axes, labels, [index * pitch + above for index in range(len(labels))], thick, small)
+    axes.yaxis.grid(False)
+    axes.set_ylim(max(1, len(labels)) * pitch - 4, -3)
+    axes.spines["left"].set_visible(not small)
+    axes.spines["bottom"].set_visible(False)
+    x_label(axes, figure.value_label, small)
+    legend(
+        picture, [(_patch(SERIES[row % len(SERIES)]), name) for row, name in enumerate(figure.series)], pixels
+    )
     return picture, notes, []
 
 

@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.report import Comparison, ComparisonRow, Drawing, draw, table
+from bench.report.fields import Field
+from bench.report.figures import read_figure
 from bench.report.labels import Box, place
 from bench.report.plots import colours
-from labs.figure import Bars, Chart, Series, Span, Timeline
+from labs.figure import Bars, Chart, Series, Span, Timeline, to_json
 
 example = runpy.run_path(str(Path(__file__).with_name("report_example.py")))
 FIGURES = [figure for figures in example["figures"]().values() for figure in figures]
@@ -129,6 +131,20 @@ def test_the_other_tables_have_every_number() -> None:
     assert table(comparison(1))[1] == [["group/way0", "default", 1e-3, 1.2e-3, 1.1e-3, 1.3e-3, ""]]
 
 
+def test_stacked_bars_stand_behind_one_another_and_show_their_sum() -> None:
+    series = {"one": [1.0, 2.0], "two": [3.0, math.nan]}
+    stacked = draw(Bars("t", "v", ["a", "b"], series, stacked=True), "a").svg
+    assert ">\u00a04<" in stacked
+    assert ">\u00a02<" in stacked
+    beside = draw(Bars("t", "v", ["a", "b"], series), "a").svg
+    assert ">\u00a04<" not in beside
+    figure = Bars("t", "v", ["a"], {"s": [1.0]}, stacked=True)
+    assert read_figure(Field(to_json(figure))) == figure
+    for wrong in ({"log": True}, {"series": {"s": [-1.0]}}):
+        with pytest.raises(ValueError, match="stacked"):
+            read_figure(Field({**to_json(figure), **wrong}))
+
+
 # --- what cannot be drawn ------------------------------------------------------------------------
 
 
@@ -169,6 +185,8 @@ def test_a_prediction_without_measurement_is_counted() -> None:
         Bars("t", "v", [], {}),
         Bars("t", "v", ["a"], {"s": [math.nan]}, log=True),
         Bars("t", "v", ["a"], {"s": [-3.0], "u": [0.0]}),
+        Bars("t", "v", [], {}, stacked=True),
+        Bars("t", "v", ["a"], {"s": [math.nan], "u": [0.0]}, stacked=True),
         Timeline("t", []),
         Timeline("t", [("w", [])]),
         Timeline("t", [("w", [Span(1.0, 1.0)])]),

@@ -35,6 +35,16 @@ def test_a_sample_is_the_slowest_ranks_time(world):
     assert 0.03 <= step.sample(2) < 0.2
 
 
+def test_what_rank_0_records_arrives_a_round_at_a_time(world):
+    step = WorldStep(world, "recording_lab", {}, "ranks/record")
+    assert step.recorded == {"rank": [0.0]}
+    step()
+    assert step.recorded == {"rank": [0.0], "call": [1.0]}
+    step.sample(2)
+    step.close()
+    assert step.recorded == {"rank": [0.0], "call": [2.0, 3.0]}
+
+
 def test_an_error_names_the_rank_and_the_world_goes_on(world):
     step = WorldStep(world, "", {}, "world_job:raises")
     with pytest.raises(RuntimeError, match=r"rank 1 of 2: ValueError: planted on rank 1"):
