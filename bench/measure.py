@@ -15,7 +15,7 @@ from typing import Any
 from bench import environment, stats
 from bench.clocks import clock
 from bench.rounds import CpuMeter, Timed, call_cold, pairs, run_rounds, warm_up
-from bench.world import WorldClock, Worlds
+from bench.world import WorldClock, Worlds, WorldStep
 from labs import memory
 from labs.lab import Check, Lab, Prediction, Variant
 from labs.machine import Machine
@@ -184,7 +184,7 @@ def _extra_info(
         "cpu_s": cpu[len(cpu) // 2] if cpu else None,
         "load_average_1_min": environment.load_average(),
         "rounds_index": timed.rounds,
-        "recorded": recorder.values,
+        "recorded": timed.step.recorded if isinstance(timed.step, WorldStep) else recorder.values,
         "threads": variant.threads,
         "processes": variant.processes,
     }

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
@@ -40,6 +41,7 @@ class World:
         self.size, self.answer_seconds, self._number = size, answer_seconds, 0
         self._agent: subprocess.Popen[bytes] | None = None
         self.broken = False  # a rank did not answer: it may answer an old question later
+        self.recorded: dict[str, dict[str, list[float]]] = {}  # address -> what rank 0 recorded last
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
         joined = os.environ.get(ADDRESS)
         if joined:
@@ -111,17 +113,20 @@ class World:
         return " | ".join(lines[-3:]) or "it said nothing"
 
     def set_up(self, lab: str, settings: dict[str, Any], address: str) -> None:
-        self._ask("set_up", lab=lab, settings=settings, address=address)
+        answers = self._ask("set_up", lab=lab, settings=settings, address=address)
+        self.recorded[address] = answers[0]["recorded"]
 
     def sample(self, address: str, iterations: int) -> float:
         """Seconds of one step, averaged over ``iterations``: the slowest rank's."""
-        return max(
-            answer["seconds"] for answer in self._ask("sample", address=address, iterations=iterations)
-        )
+        answers = self._ask("sample", address=address, iterations=iterations)
+        self.recorded[address] = answers[0]["recorded"]
+        return max(answer["seconds"] for answer in answers)
 
     def call(self, address: str) -> Any:
         """Run the step once on every rank; rank 0's output (torch tensors come as NumPy arrays)."""
-        return self._ask("call", address=address)[0]["output"]
+        answer = self._ask("call", address=address)[0]
+        self.recorded[address] = answer["recorded"]
+        return answer["output"]
 
     def tear_down(self, address: str) -> None:
         self._ask("tear_down", address=address)
@@ -165,6 +170,11 @@ class WorldStep:
 
     def sample(self, iterations: int) -> float:
         return self._world.sample(self._address, iterations)
+
+    @property
+    def recorded(self) -> dict[str, list[float]]:
+        """What rank 0 recorded in its setup and its last call or sample."""
+        return self._world.recorded.get(self._address, {})
 
     def close(self) -> None:
         self._world.tear_down(self._address)
@@ -228,47 +238,55 @@ def joined_size() -> int:
 
 
 class _Rank:
-    """What one rank knows: the steps that were set up."""
+    """What one rank knows: the steps that were set up, and what they record."""
 
     def __init__(self) -> None:
+        from bench.measure import RoundRecorder
+
         self._steps: dict[str, Callable[[], object]] = {}
+        self._recorders: defaultdict[str, RoundRecorder] = defaultdict(RoundRecorder)
 
     def set_up(self, lab: str, settings: dict[str, Any], address: str) -> dict[str, Any]:
-        from bench.measure import RoundRecorder
         from labs import load
         from labs.lab import find
 
+        recorder = self._recorders[address]
         if not lab:
             self._steps[address] = _imported(address)()
-            return {}
-        declared = load(lab)
-        config = declared.config(**settings)
-        self._steps[address] = find(declared, config, address).setup(config, RoundRecorder())
-        return {}
+        else:
+            declared = load(lab)
+            config = declared.config(**settings)
+            self._steps[address] = find(declared, config, address).setup(config, recorder)
+        return {"recorded": recorder.values}
 
     def call(self, address: str) -> dict[str, Any]:
         import torch
         import torch.distributed as dist
 
+        recorder = self._recorders[address]
+        recorder.begin_round()
         output = self._steps[address]()
         if isinstance(output, torch.Tensor):
             output = output.detach().cpu().numpy()
-        return {"output": output if dist.get_rank() == 0 else None}
+        return {"output": output if dist.get_rank() == 0 else None, "recorded": recorder.values}
 
     def sample(self, address: str, iterations: int) -> dict[str, Any]:
         import torch
         import torch.distributed as dist
 
-        step = self._steps[address]
+        step, recorder = self._steps[address], self._recorders[address]
+        recorder.begin_round()
         dist.barrier()
         start = time.perf_counter()
         for _ in range(iterations):
             step()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        return {"seconds": (time.perf_counter() - start) / iterations}
+        seconds = (time.perf_counter() - start) / iterations
+        return {"seconds": seconds, "recorded": recorder.values}
 
     def tear_down(self, address: str) -> dict[str, Any]:
+        self._recorders.pop(address, None)
         close = getattr(self._steps.pop(address, None), "close", None)
         if close is not None:
             close()
