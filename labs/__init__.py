@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from labs.lab import Lab
 
-NAMES = ("roofline", "concurrency", "vectorization", "attention")
+NAMES = ("roofline", "concurrency", "vectorization", "attention", "collectives")
 
 
 def load(name: str) -> Lab:

@@ -68,7 +68,7 @@ def _rank(rank: int, store: str, pipe: Any) -> None:
 
 
 def measure_here() -> dict[str, tuple[float, str]]:
-    """name -> (value, source). Starts two processes and waits for them; RuntimeError when they do not answer."""
+    """name -> (value, source). Forks two ranks and waits for them; RuntimeError when they do not answer."""
     import torch.distributed  # before the fork: once instead of twice
 
     if not torch.distributed.is_available():
