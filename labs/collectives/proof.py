@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from labs.collectives import overlap
+from labs.collectives.calls import material
 from labs.collectives.config import Config
 from labs.collectives.inputs import expected
 from labs.collectives.ways import OPERATIONS, SWEEP
@@ -20,7 +21,7 @@ def check(config: Config, outputs: Mapping[str, object]) -> list[Check]:
         if not isinstance(output, list) or len(output) != len(wanted):
             raise TypeError(f"{address} returned no list of {len(wanted)} ranks' results")
         errors = [
-            _error(f"{address}, rank {rank}", got, want)
+            _error(f"{address}, rank {rank}", len(wanted), got, want)
             for rank, (got, want) in enumerate(zip(output, wanted, strict=True))
         ]
         error = float("nan") if any(each != each for each in errors) else max(errors)
@@ -28,16 +29,17 @@ def check(config: Config, outputs: Mapping[str, object]) -> list[Check]:
     return found
 
 
-def _error(where: str, got: Any, want: Any) -> float:
+def _error(where: str, ranks: int, got: Any, want: Any) -> float:
     import torch
 
     if want is None:
         if got is not None:
             raise TypeError(f"{where} has a result, but only the root should")
         return 0.0
+    want = material(want, ranks)
     if got is None or tuple(got.shape) != tuple(want.shape):
         raise TypeError(f"{where} returned no tensor of shape {tuple(want.shape)}")
-    return float((torch.as_tensor(got).double() - want.double()).abs().max())
+    return float((torch.as_tensor(got).double() - want).abs().max())
 
 
 def _expected(config: Config, address: str) -> list[Any]:
