@@ -67,7 +67,10 @@ def large_ratio(results: Results, way: str) -> Interval | None:
 
 
 def hidden(results: Results, kind: str) -> Interval | None:
-    """The share of the shorter of compute and communication that asynchronous layers saved."""
+    """What asynchronous layers saved, over the shorter of compute and communication.
+
+    Above 1 where a rank wakes late from each wait: asynchronously it waits once, at the end.
+    """
     names = [f"overlap_{kind}/{name}" for name in overlap.NAMES]
     if not results.has(*names):
         return None

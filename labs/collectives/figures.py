@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from labs.collectives import derived, overlap
-from labs.collectives.config import SMALL_KIB
+from labs.collectives import derived, model, overlap
+from labs.collectives.config import FLOAT, SMALL_KIB
 from labs.collectives.ways import OPERATIONS, SWEEP, SWEEP_WAYS, more_group, ways_of
 from labs.figure import Bars, Chart, Figure, Series, Span, Timeline
 from labs.lab import Results
@@ -22,10 +22,12 @@ def figure(results: Results) -> Sequence[Figure]:
     found: list[Figure] = []
     for kind in overlap.KINDS:
         found += [lane for name in TITLES for lane in _lanes(results, kind, name)]
+    shares = [(kind, derived.hidden(results, kind)) for kind in overlap.KINDS]
     found += _bars(
         results,
         f"{results.config.layers} layers: the sum, and the longer of the two",
         [f"overlap_{kind}/{name}" for kind in overlap.KINDS for name in overlap.NAMES],
+        "; ".join(f"{COMPUTE[kind]}: {share.value:.0%} hidden" for kind, share in shares if share),
     )
     found += _sizes(results)
     for title, operations in (
@@ -62,7 +64,7 @@ def _lanes(results: Results, kind: str, name: str) -> list[Figure]:
     return [Timeline(f"{COMPUTE[kind]}, {TITLES[name]}", rows, note=note)]
 
 
-def _bars(results: Results, title: str, names: Sequence[str]) -> list[Figure]:
+def _bars(results: Results, title: str, names: Sequence[str], note: str = "") -> list[Figure]:
     names = [name for name in names if results.has(name)]
     if not names:
         return []
@@ -70,7 +72,7 @@ def _bars(results: Results, title: str, names: Sequence[str]) -> list[Figure]:
         "measured": [results.seconds(name).value for name in names],
         "predicted": [results.predicted(name) or float("nan") for name in names],
     }
-    return [Bars(title, "time (s)", names, series, log=True)]
+    return [Bars(title, "time (s)", names, series, log=True, note=note)]
 
 
 def _sizes(results: Results) -> list[Figure]:
@@ -116,16 +118,12 @@ def _ranks(results: Results) -> list[Figure]:
             if results.has(address):
                 measured.append((float(ranks), results.seconds(address).value))
         for ranks in sorted({*places, 3, 4}):
-            if ranks in places:
-                value = results.predicted(places[ranks])
-            else:
-                value = results.predicted("", f"all_reduce_{way}_{ranks}_ranks_s")
-            if value is not None:
-                predicted.append((float(ranks), value))
+            size = FLOAT * config.elements(ranks, config.size_KiB)
+            value, _ = model.seconds(results.machine, "all_reduce", way, size, ranks)
+            predicted.append((float(ranks), value))
         if measured:
             series.append(_points(way, measured, "points"))
-            if predicted:
-                series.append(_points(f"{way}, predicted", predicted, "dashed"))
+            series.append(_points(f"{way}, predicted", predicted, "dashed"))
     if not series:
         return []
     note = "" if config.more_ranks else "3 and 4 ranks are predicted only: not measured (more_ranks=0)."

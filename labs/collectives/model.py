@@ -158,7 +158,7 @@ def _overlap(config: Config, machine: Machine) -> Iterator[Prediction]:
             f"hidden_{kind}_ratio",
             (count - 1) / count,
             f"all layers but one of {count}: the last one's collective has nothing left to hide behind",
-            "other programs on the cores; a link that needs them, too",
+            "above: ranks that wake late from each wait; below: other programs on the cores",
         )
 
 
