@@ -118,8 +118,9 @@ def warm_up(timed: Timed, limit_seconds: float) -> None:
         cpu, start = time.process_time(), time.perf_counter()
         timed.clock.sample(timed.step, max(1, math.ceil(SETTLE_SECONDS / max(best, 1e-9))))
     timed.threaded = time.process_time() - cpu > 1.2 * (time.perf_counter() - start)
-    while best * timed.iterations < MIN_SAMPLE_SECONDS:
-        timed.iterations = max(timed.iterations * 2, math.ceil(MIN_SAMPLE_SECONDS / max(best, 1e-9) / 2))
+    least = getattr(timed.clock, "least_seconds", MIN_SAMPLE_SECONDS)
+    while best * timed.iterations < least:
+        timed.iterations = max(timed.iterations * 2, math.ceil(least / max(best, 1e-9) / 2))
         best = timed.clock.sample(timed.step, timed.iterations)
     timed.warm_seconds = best
 

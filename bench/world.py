@@ -183,6 +183,10 @@ class WorldStep:
 class WorldClock:
     """Times a WorldStep inside its ranks: the command's way there and back is not part of it."""
 
+    # A sample lasts at least this long: ranks leave the barrier before it some 0.1 to 1 ms apart, and a small
+    # collective of some 10 us would be that wait.
+    least_seconds = 10e-3
+
     def sample(self, step: Callable[[], object], iterations: int) -> float:
         assert isinstance(step, WorldStep)
         return step.sample(iterations)

@@ -11,7 +11,13 @@ import psutil
 import pytest
 
 from kernels import peaks, peaks_matrix
-from labs import calibration, calibration_calls, calibration_facts, calibration_processes
+from labs import (
+    calibration,
+    calibration_calls,
+    calibration_facts,
+    calibration_links,
+    calibration_processes,
+)
 from labs import calibration_hardware as hardware
 from labs.calibration_gpu import sheet_of
 from labs.machine import Curve, Machine, usable_cores
@@ -201,6 +207,15 @@ def test_processes_are_measured_in_a_child_that_leaves_none_behind() -> None:
     value = {name: seconds for name, (seconds, _) in figures.items()}
     assert value["spawn_s"] > value["fork_s"] > value["process_switch_s"] > 0  # spawn starts an interpreter
     assert 1e-12 < value["pipe_s_per_byte"] < 1e-6
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
+
+
+def test_links_are_measured_in_ranks_that_leave_nothing_behind() -> None:
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    value = {name: seconds for name, (seconds, _) in calibration_links.measure().items()}
+    for backend in ("gloo", "shm"):
+        assert 1e-6 < value[f"{backend}_message_s"] < 0.1
+        assert 0 <= value[f"{backend}_s_per_byte"] < 1e-6
     assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
 
 
