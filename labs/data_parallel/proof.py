@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from labs.data_parallel import straggling
@@ -62,6 +63,7 @@ def _against(kind: str) -> str:
     }.get(kind, "one process in float64, the batch of all ranks")
 
 
+@cache
 def reference(config: Config, kind: str) -> torch.Tensor:
     """Parameters in float64 after ``PROOF_STEPS`` steps (a straggler's: after ``local_steps``)."""
     import torch
