@@ -6,6 +6,7 @@ What a rank raises, raises here, with its traceback; a rank that does not answer
 """
 
 import contextlib
+import gc
 import importlib
 import multiprocessing
 import os
@@ -20,6 +21,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 60.0
 OURS = {"link": "parallel.link", "shm": "parallel.shm"}
+LARGE = (  # what takes longest to import is imported once, and every rank is forked with it
+    *("torch", "torch.distributed", "numba", "numpy", "hypothesis"),
+    *("torch._dynamo", "torch.distributed.optim", "torch.distributed.pipelining"),
+    "torch.distributed.checkpoint",
+)
 
 
 class RankFailed(AssertionError):
@@ -32,7 +38,7 @@ class Ranks:
     def __init__(self, most=4):
         self.most, self._number = most, 0
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["torch", "torch.distributed", "numba", "numpy"])
+        self._context.set_forkserver_preload(list(LARGE))
         self._ranks = {}
         self._folder = tempfile.TemporaryDirectory(prefix="perflab-ranks-")
 
@@ -104,6 +110,7 @@ def serve(pipe, path):
     """A rank: answer calls until the other end is gone."""
     import torch
 
+    gc.freeze()  # else each collection goes through a million objects of modules: 0.2 s
     sys.path[:] = [str(ROOT), *path]
     torch.set_num_threads(1)
     with contextlib.suppress(EOFError, ConnectionError):

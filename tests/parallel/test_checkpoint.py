@@ -181,7 +181,7 @@ def load_all(folders):
 
 
 def test_what_one_world_saved_another_loads_bit_for_bit(ranks, tmp_path):
-    for saved, loaded in [(2, 2), (2, 3), (4, 1), (1, 4), (3, 2)]:
+    for saved, loaded in [(2, 3), (4, 1), (1, 2)]:
         folder = tmp_path / str(saved)
         if not folder.exists():
             ranks.run(saved, save_all, str(folder))
@@ -604,7 +604,7 @@ def kill_during_saves(ranks, folder, times, seed):
 
 
 def test_a_kill_during_a_save_loses_nothing(ranks, tmp_path):
-    kill_during_saves(ranks, tmp_path, 4, 0)
+    kill_during_saves(ranks, tmp_path, 2, 0)
 
 
 @pytest.mark.proof

@@ -336,8 +336,9 @@ def killed_and_resumed(ranks, folder, port, kills, steps, every=5):
     assert left == []
 
 
-def test_torchrun_recovers_from_each_kill(ranks, tmp_path, port):
-    killed_and_resumed(ranks, tmp_path, port, [(1, 7), (0, 9)], steps=40)
+@pytest.mark.proof  # tests/labs/test_train.py kills a rank of the real training once
+def test_torchrun_recovers_from_a_kill(ranks, tmp_path, port):
+    killed_and_resumed(ranks, tmp_path, port, [(1, 7)], steps=20)
 
 
 @pytest.mark.proof

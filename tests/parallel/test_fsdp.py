@@ -412,15 +412,30 @@ def predicted_costs(case, world, rank, replicas, backend):
     return traffic, held
 
 
-@pytest.mark.parametrize(("world", "replicas"), [(1, 1), (2, 1), (3, 1), (2, 2), (1, 2)])
-def test_bytes_communicated_and_held_are_predicted(ranks, world, replicas):
-    for rank, found in enumerate(ranks.run(world * replicas, costs, replicas, COSTS, backend="shm")):
-        for case, (traffic, parameters, grads, state, peaks) in zip(COSTS, found, strict=True):
+def costs_are_predicted(ranks, world, replicas, cases):
+    for rank, found in enumerate(ranks.run(world * replicas, costs, replicas, cases, backend="shm")):
+        for case, (traffic, parameters, grads, state, peaks) in zip(cases, found, strict=True):
             communicated, held = predicted_costs(case, world, rank, replicas, "shm")
             assert traffic == communicated, case
             assert (parameters, grads, state) == (held.parameters, held.gradients, held.optimizer), case
             # The least of several steps: a thread that has moved the bytes may hold them for an instant.
             assert min(peaks) == pytest.approx(held.gradients + held.buffers, rel=0.01), case
+
+
+@pytest.mark.parametrize(
+    ("world", "replicas", "cases"),
+    [(1, 1, COSTS[:2]), (3, 1, COSTS), (2, 2, [COSTS[1], COSTS[4]]), (1, 2, COSTS[:1])],
+)
+def test_bytes_communicated_and_held_are_predicted(ranks, world, replicas, cases):
+    costs_are_predicted(ranks, world, replicas, cases)
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize(
+    ("world", "replicas"), [(1, 1), (2, 1), (3, 1), (4, 1), (1, 2), (2, 2), (1, 3), (1, 4)]
+)
+def test_bytes_are_predicted_in_every_case(ranks, world, replicas):
+    costs_are_predicted(ranks, world, replicas, COSTS)
 
 
 def test_over_gloo_the_peak_has_its_copies(ranks):

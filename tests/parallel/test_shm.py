@@ -523,7 +523,7 @@ def waits_in_vain(what):
     dist.barrier()
     group = dist.new_group(backend="shm", timeout=timedelta(seconds=0.5))
     if rank == 1:
-        time.sleep(2)
+        time.sleep(1)
         return None, 0.0
     begun = time.monotonic()
     calls = {
@@ -717,7 +717,7 @@ def test_the_segment_is_private_and_has_no_name():
         patch.setattr(Segment, "_create", looked_at)
         segment = Segment(dist.FileStore(f"{folder}/store", 1), 0, [0], 5.0)
         assert created == [(0o600, 0, os.getuid())]
-        assert segments()[0] == before
+        assert not [name for name in segments()[0] - before if "perflab" in name]
         assert os.getpid() in segments()[1]
         del segment
         gc.collect()
