@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """Ours beside the fastest peer; low and high bound the speed-up; fraction is limit / ours."""
+    """Ours beside the fastest peer; low and high bound the speed-up; fraction is limit / ours.
+
+    left_out: peers that were not timed in rounds: how many times slower than the fastest they are in a call.
+    """
 
     name: str
     allocator: str
@@ -27,6 +30,7 @@ class Row:
     fraction: float | None
     flops: float
     target: float | None
+    left_out: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -35,6 +39,7 @@ class Row:
         allocator: str,
         medians: Mapping[str, float],
         against: Mapping[str, Comparison],
+        left_out: Mapping[str, float],
     ) -> Row:
         """against: each peer compared with ours, so that its ratio is our speed-up over it."""
         peer = min(against, key=lambda name: against[name].ratio)
@@ -51,6 +56,7 @@ class Row:
             limit,
             line.flops / medians["kernels"],
             line.target if allocator == "tuned" else None,  # targets are about kernels, not page faults
+            left_out,
         )
 
     @property
@@ -89,7 +95,7 @@ def render(rows: list[Row], width: int) -> str:
         from rich.markup import escape
         from rich.table import Table
     except ImportError:  # a GPU machine may lack it
-        return _plain(title, cells)
+        return _plain(title, cells) + _left_out(rows)
     table = Table(box=box.SIMPLE_HEAD, title=title)
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading in LEFT else "right")
@@ -97,7 +103,18 @@ def render(rows: list[Row], width: int) -> str:
         table.add_row(*map(escape, row))
     text = io.StringIO()
     Console(file=text, width=max(width, 130)).print(table)
-    return text.getvalue()
+    return text.getvalue() + _left_out(rows)
+
+
+def _left_out(rows: list[Row]) -> str:
+    """A line for each row whose slow peers were not timed."""
+    lines = [
+        f"not timed for {row.name} ({row.allocator}), a call of the fastest peer being "
+        + ", ".join(f"{factor:.0f}x faster than {peer}" for peer, factor in sorted(row.left_out.items()))
+        for row in rows
+        if row.left_out
+    ]
+    return "\n".join([*lines, ""]) if lines else ""
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -8,6 +8,9 @@ fastest peer, the fraction is limit / ours. The allocator is fixed when a proces
 a large output is page-faulted anew at every call), so the tuned column is measured by a child process. The
 table stands at the end of the run. A quick run times only the lines for which ``kernels.spec`` states a
 target.
+
+A peer whose best warm call takes several times as long as another's is not the fastest: its rounds are
+spared, and it is named below the table.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +30,13 @@ from bench.environment import allocator_environment, allocator_mode
 from bench.plugin import TABLES, Paired, register
 from bench.suites.kernel_table import Row, render
 from kernels.op import without_crossover
-from kernels.spec import Benchmark, benchmarks
+from kernels.spec import Benchmark, Step, benchmarks
 
 LINES = {line.name: line for line in benchmarks()}
 SECONDS_PER_WAY = {"quick": 0.2, "full": 3.0}
+HOPELESS = 4.0
+"""A peer so many times slower than the fastest in its best call is not timed."""
+CALLS, CALLS_SECONDS = 5, 0.1
 ROWS = pytest.StashKey[list[Row]]()
 
 
@@ -71,6 +77,21 @@ def _limit(line: Benchmark, device: str) -> Callable[[], object]:
     return min(ways, key=lambda way: min(timeit.repeat(way, number=3, repeat=5)))
 
 
+def _contenders(peers: Mapping[str, Step]) -> tuple[dict[str, Step], dict[str, float]]:
+    """The peers that may be the fastest, and how many times slower the others are in their best call."""
+    import timeit
+
+    best = {}
+    for name, step in peers.items():
+        step()  # compiling peers take seconds, which are no part of a comparison
+        once = timeit.timeit(step, number=1)
+        calls = CALLS if once < CALLS_SECONDS else 1
+        best[name] = min(once, *timeit.repeat(step, number=1, repeat=calls))
+    fastest = min(best.values())
+    slower = {name: seconds / fastest for name, seconds in best.items() if seconds > HOPELESS * fastest}
+    return {name: step for name, step in peers.items() if name not in slower}, slower
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A quick run times the lines that have a target."""
     if "name" in metafunc.fixturenames:
@@ -89,11 +110,10 @@ def every_size() -> Iterator[None]:
 @pytest.mark.usefixtures("every_size")
 def test_kernel(name: str, paired: Paired, device: str, rows: list[Row], pytestconfig: pytest.Config) -> None:
     line = LINES[name]
-    ways = dict(line.ways(device))
-    ours = ways.pop("kernels")
-    peers = sorted(ways)
-    for way in ways.values():
-        way()  # compiling peers take seconds, which are no part of a comparison
+    peers = dict(line.ways(device))
+    ours = peers.pop("kernels")
+    ways, left_out = _contenders(peers) if device == "cpu" else (peers, {})
+    compared = list(ways)
     if line.bytes_moved:  # the limit goes along in the same rounds
         ways["limit"] = _limit(line, device)
     seconds = SECONDS_PER_WAY.get(pytestconfig.getoption("perflab_scale"), 1.0) * (1 + len(ways))
@@ -104,7 +124,8 @@ def test_kernel(name: str, paired: Paired, device: str, rows: list[Row], pytestc
         results = {next(iter(ways)): results}
     if not paired.medians:  # --benchmark-disable: each way has run once
         return
-    row = Row.of(line, allocator_mode(), paired.medians, {peer: results[peer] for peer in peers})
+    against = {peer: results[peer] for peer in compared}
+    row = Row.of(line, allocator_mode(), paired.medians, against, left_out)
     rows.append(row)
     paired.extra_info["kernels"]["row"] = vars(row)
 

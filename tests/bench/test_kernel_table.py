@@ -1,10 +1,13 @@
 """The table of kernels: the fastest peer is the one that counts, and every line is shown, won or lost."""
 
+import time
+
 import pytest
 import torch
 
 from bench.stats import Comparison
 from bench.suites.kernel_table import Row, render
+from bench.suites.test_kernels import _contenders
 from kernels.spec import Benchmark, benchmarks
 
 
@@ -18,7 +21,7 @@ def row(ratio, target=1.3, width=0.02, **more):
         "peer": Comparison(ratio, ratio - width, ratio + width, "slower"),
     }
     medians = {"kernels": 1e-3, "slow peer": 9e-3, "peer": ratio * 1e-3, "limit": 8e-4}
-    return Row.of(line(target, **more), "tuned", medians, against)
+    return Row.of(line(target, **more), "tuned", medians, against, {"hopeless peer": 7.4})
 
 
 def test_the_fastest_peer_counts():
@@ -47,6 +50,29 @@ def test_lost_lines_are_shown_as_well():
     assert "missed" in text
     assert "80% of copy" in text
     assert "1 GFLOP/s" in text
+
+
+def test_a_peer_that_was_not_timed_is_named():
+    assert "7x faster than hopeless peer" in render([row(1.5)], 130)
+
+
+def test_a_peer_several_times_slower_than_another_is_not_timed():
+    calls = {"fast": 0, "slow": 0, "near": 0}
+
+    def peer(name, seconds):
+        def step():
+            calls[name] += 1
+            time.sleep(seconds)
+
+        return step
+
+    kept, left_out = _contenders(
+        {"fast": peer("fast", 0.02), "slow": peer("slow", 0.3), "near": peer("near", 0.03)}
+    )
+    assert list(kept) == ["fast", "near"]
+    assert left_out.keys() == {"slow"}
+    assert left_out["slow"] > 4
+    assert calls["slow"] == 3
 
 
 def test_every_benchmark_has_a_name_of_its_own():
