@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numba import njit
 
-from kernels.lanes import load_16, store_16, stream_lanes
+from kernels.lanes import load_16, prefetch, store_16, stream_lanes
 from kernels.simd import STREAM_BYTES, full_width, store_fence
 from kernels.storage import narrow, widen
 from kernels.threads import chunked, chunks_of
@@ -26,6 +26,9 @@ f32 = np.float32
 SUM = ("reassoc", "contract", "nsz")
 STREAMED_BYTES = 16 << 20
 """Outputs of at least so many bytes are streamed: they would leave the caches before anyone reads them."""
+
+AHEAD_BYTES = 8192
+"""Large rows to come are asked for while one is written, so many bytes ahead or more, in whole rows."""
 
 inline = njit(error_model="numpy", fastmath={"contract"}, forceinline=True)
 
@@ -61,6 +64,8 @@ def forward_rows(
     count = f32(columns)
     head = min(64, columns)
     staged = np.empty(columns if added else 0, x.dtype)
+    following, following_residual = x.reshape(x.size), residual.reshape(residual.size)
+    ahead = (1 + (AHEAD_BYTES - 1) // (columns * x.itemsize)) * columns
     for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
         row = x[i]
         if added:
@@ -99,6 +104,9 @@ def forward_rows(
             for vector in range(whole // 16):
                 j = first + vector * step
                 result = _output(load_16(row, j), middle, scale, load_16(weight, j), load_16(bias, j))
+                prefetch(following, i * columns + vector * 16 + ahead)
+                if added:
+                    prefetch(following_residual, i * columns + vector * 16 + ahead)
                 stream_lanes(out_row, j, result)
         else:
             for vector in range(whole // 16):
