@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from kernels.activation.cpu_elementwise import FORMULAS, LEAST, inline
 from kernels.activation.layout import rows_of
-from kernels.simd import full_width
+from kernels.lanes import load_16, stream_lanes
+from kernels.simd import full_width, store_fence
 from kernels.storage import narrow, widen
+from kernels.streaming import is_streamed
 from kernels.threads import chunked, chunks_of
 
 _silu, _silu_gradient = FORMULAS["silu"], FORMULAS["silu_gradient"]
+
+
+_STAGED = 512  # elements that wait in the first-level cache to be streamed
 
 
 @inline
@@ -18,18 +24,44 @@ def _range(size, chunk, chunks):
     return size * chunk // chunks, size * (chunk + 1) // chunks
 
 
+@inline
+def _columns(size, chunk, chunks):
+    """A chunk's part of one row, from whole vectors to whole vectors, so that stores stay aligned."""
+    low, high = _range(size, chunk, chunks)
+    return low // 16 * 16, size if chunk == chunks - 1 else high // 16 * 16
+
+
+@inline
+def _product(g, u, out):
+    """out = silu(g) * u, of rows."""
+    for j in range(g.size):
+        out[j] = narrow(_silu(widen(g[j])) * widen(u[j]), out)
+
+
 @chunked
-def _forward(chunk, chunks, gate, gate_stride, up, up_stride, out, rows, columns):
+def _forward(chunk, chunks, gate, gate_stride, up, up_stride, streamed, out, rows, columns):
     full_width()
+    staged = np.empty(_STAGED, out.dtype)
     # One row: its columns are shared out. Several: the rows are.
     first, last = _range(rows, chunk, chunks) if rows > 1 else (0, 1)
-    low, high = _range(columns, chunk, chunks) if rows == 1 else (0, columns)
+    low, high = _columns(columns, chunk, chunks) if rows == 1 else (0, columns)
     for i in range(first, last):
         g = gate[i * gate_stride + low : i * gate_stride + high]
         u = up[i * up_stride + low : i * up_stride + high]
         o = out[i * columns + low : i * columns + high]
-        for j in range(g.size):
-            o[j] = narrow(_silu(widen(g[j])) * widen(u[j]), out)
+        if not streamed:
+            _product(g, u, o)
+            continue
+        for start in range(0, g.size, _STAGED):
+            stop = min(start + _STAGED, g.size)
+            part = staged[: stop - start]
+            _product(g[start:stop], u[start:stop], part)
+            whole = part.size - part.size % 16
+            for j in range(0, whole, 16):
+                stream_lanes(o, start + j, load_16(part, j))
+            for j in range(whole, part.size):
+                o[start + j] = part[j]
+    store_fence()
 
 
 @chunked
@@ -74,7 +106,9 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     out = _empty(up)
     rows, columns, chunks = _shape(gate, up)
     if out.numel():
-        _forward(chunks, chunks, *rows_of(gate, columns), *rows_of(up, columns), out.view(-1), rows, columns)
+        streamed = is_streamed(out, 32 if rows == 1 else columns)  # one row is cut at vectors
+        read = *rows_of(gate, columns), *rows_of(up, columns)
+        _forward(chunks, chunks, *read, streamed, out.view(-1), rows, columns)
     return out
 
 

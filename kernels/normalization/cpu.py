@@ -1,7 +1,8 @@
 """Layer and root-mean-square normalisation on the CPU, forward: each row crosses memory once.
 
 One body serves both norms, with and without a residual. A row is read twice: for its statistics, from memory,
-and for the output, from the first-level cache. Large outputs are streamed past the caches.
+and for the output, from the first-level cache. Large outputs are streamed past the caches, and meanwhile the
+rows to come are asked for.
 
 Mean and variance come from one pass over x - s, with s the mean of the row's first elements: variance =
 mean((x - s)**2) - (mean - s)**2 (Chan, Golub and LeVeque 1983, "Algorithms for computing the sample
@@ -18,18 +19,13 @@ import torch
 from numba import njit
 
 from kernels.lanes import load_16, prefetch, store_16, stream_lanes
-from kernels.simd import STREAM_BYTES, full_width, store_fence
+from kernels.simd import full_width, store_fence
 from kernels.storage import narrow, widen
+from kernels.streaming import AHEAD_BYTES, STREAMED_BYTES, is_streamed
 from kernels.threads import chunked, chunks_of
 
 f32 = np.float32
 SUM = ("reassoc", "contract", "nsz")
-STREAMED_BYTES = 16 << 20
-"""Outputs of at least so many bytes are streamed: they would leave the caches before anyone reads them."""
-
-AHEAD_BYTES = 8192
-"""Large rows to come are asked for while one is written, so many bytes ahead or more, in whole rows."""
-
 inline = njit(error_model="numpy", fastmath={"contract"}, forceinline=True)
 
 
@@ -147,16 +143,6 @@ def empty_beside(out: torch.Tensor, distance: int, *shape: int) -> torch.Tensor:
     memory = torch.empty(math.prod(shape) + PAGE_BYTES // 4)
     start = (out.data_ptr() + distance - memory.data_ptr()) % PAGE_BYTES // 4
     return memory[start : start + math.prod(shape)].view(shape)
-
-
-def is_streamed(out: torch.Tensor, columns: int) -> bool:
-    """Whether to store past the caches: large outputs whose rows are aligned vectors."""
-    row = columns * out.element_size()
-    return (
-        out.numel() * out.element_size() >= STREAMED_BYTES
-        and row % STREAM_BYTES == 0
-        and out.data_ptr() % STREAM_BYTES == 0
-    )
 
 
 def parameter(

@@ -22,11 +22,11 @@ from kernels.normalization.cpu import (
     empty_beside,
     inline,
     is_descending,
-    is_streamed,
     parameter,
 )
 from kernels.simd import full_width, store_fence
 from kernels.storage import narrow, widen
+from kernels.streaming import is_streamed
 from kernels.threads import chunked, chunks_of
 
 f32 = np.float32

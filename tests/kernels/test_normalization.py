@@ -215,14 +215,14 @@ def test_streamed_rows_in_either_direction_are_the_same(dtype, monkeypatch):
         monkeypatch.setattr(
             module, "is_streamed", lambda *args, of=is_streamed: seen.append(of(*args)) or seen[-1]
         )
-    monkeypatch.setattr(cpu, "STREAMED_BYTES", 0)
+    monkeypatch.setattr("kernels.streaming.STREAMED_BYTES", 0)
     for descending in (True, False):
         for module in (cpu, cpu_backward):
             monkeypatch.setattr(module, "is_descending", lambda *args, to=descending: to)
         assert all(map(torch.equal, run(), expected))
     assert seen
     assert all(seen)
-    assert not cpu.is_streamed(torch.empty(5, 61), 61)  # rows that are no whole cache lines
+    assert not is_streamed(torch.empty(5, 61), 61)  # rows that are no whole cache lines
 
 
 @on_cpu
