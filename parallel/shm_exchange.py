@@ -14,9 +14,13 @@ from cache to cache. All numbers only grow, so nothing is reset between operatio
 and recv are this one function with other tables; all_reduce of two ranks is one pass, which moves the same
 bytes as reduce-scatter and all-gather do (a ring: Patarasuk and Yuan 2009), with half the waits.
 
-``exchange`` never blocks for long: after a while of spinning and of giving its core away (``sched_yield``)
-it returns STALLED and can be called again with the same block. Who waits longer, sleeps, looks after
-signals, time-outs and dead peers, is ``parallel.shm_group``, in Python. Loads acquire, stores release.
+A member waits for one word at a time (``parallel.shm_words``): the first that its next step lacks, where it
+lacks a slot of somebody else's to read that one, even if it could also write. Nobody waits in a circle: the
+member that has taken the fewest rounds has everything that the others need of it, so whoever it reads from
+can write.
+
+``exchange`` never blocks for long: after a nap it returns STALLED and can be called again with the same
+block. Who looks after signals, time-outs and dead peers is ``parallel.shm_progress``, in Python.
 """
 
 from __future__ import annotations
@@ -34,38 +38,25 @@ from numba.extending import intrinsic
 from kernels.compiled_cache import address_of
 from kernels.simd import full_width, store_fence
 from kernels.threads import pointer_to
+from parallel.shm_words import announce, give_way, load_acquire, pause, sleep_on
 
 DONE, STALLED, DIFFERENT, RUNNING = range(4)
 """What ``exchange`` returns: finished; no progress; a header that differs; enough work for one call."""
 
 LINE = 64
+SLOT_SLEEPERS, TAKEN_SLEEPERS = 24, 8
+"""Bytes from a slot's first word, and from a count of rounds taken, to the number of those who sleep on it."""
 STREAMED_BYTES = 1 << 14  # chunks from this size on are written past the caches
 POSTS, COMPARES = 1, 2  # role: writes a header in round 0; waits for everybody's and compares them
 
 # Words of the block, which describes one operation and how far it has come.
 MEMBERS, ME, SLOTS, STRIDE, SLOT_BASE, TAKEN_BASE, SCRATCH, MOST, SPINS, YIELDS = range(10)
-BEFORE, ROUNDS, CHUNK, PARTS, ROLE, SIGNATURE, COUNT, REDUCE, FACTOR, WRITTEN, CONSUMED = range(10, 21)
-TABLES = 21  # input addresses, input bytes, output addresses, output bytes, sources: one each a member
+NAP_SECONDS, NAP_NANOSECONDS = range(10, 12)  # a struct timespec
+BEFORE, ROUNDS, CHUNK, PARTS, ROLE, SIGNATURE, COUNT, REDUCE, FACTOR, WRITTEN, CONSUMED = range(12, 23)
+TABLES = 23  # input addresses, input bytes, output addresses, output bytes, sources: one each a member
 
 _LONG, _VOID = ir.IntType(64), ir.VoidType()
 _BYTES = ir.IntType(8).as_pointer()
-
-
-@intrinsic
-def load_acquire(typing: Any, address: Any) -> Any:
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load_atomic(builder.inttoptr(args[0], _LONG.as_pointer()), "acquire", 8)
-
-    return types.int64(types.int64), codegen
-
-
-@intrinsic
-def store_release(typing: Any, address: Any, value: Any) -> Any:
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store_atomic(args[1], builder.inttoptr(args[0], _LONG.as_pointer()), "release", 8)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -95,31 +86,6 @@ def call_reduction(
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 7), codegen
-
-
-@intrinsic
-def give_way(typing: Any) -> Any:
-    """``sched_yield``: the peer may be waiting for this very core."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.IntType(32), [])
-        builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
-        return context.get_dummy_value()
-
-    return types.void(), codegen
-
-
-@intrinsic
-def pause(typing: Any) -> Any:
-    """Tell an x86 core that this is a spin; nothing elsewhere."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        if str(builder.module.triple).startswith("x86_64"):
-            kind = ir.FunctionType(_VOID, [])
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
-        return context.get_dummy_value()
-
-    return types.void(), codegen
 
 
 @intrinsic
@@ -168,7 +134,7 @@ def exchange(block: Any) -> Any:
     output_bytes, sources = TABLES + 3 * members, TABLES + 4 * members
     waited, handled = 0, 0
     while True:
-        moved = False
+        moved, missing, seen, sleepers = False, 0, 0, 0
         # Headers are compared before a second round is written, so that all ranks stop in the same one.
         if written < rounds and (written == 0 or consumed > 0):
             offset = written * chunk
@@ -178,7 +144,11 @@ def exchange(block: Any) -> Any:
             free = True
             if posts:
                 for q in range(members):
-                    free &= q == me or load_acquire(taken_base + q * LINE) > before + written - slots
+                    held = load_acquire(taken_base + q * LINE)
+                    if q != me and held <= before + written - slots:
+                        free, missing, seen = False, taken_base + q * LINE, held
+                        sleepers = missing + TAKEN_SLEEPERS
+                        break
             if free:
                 if posts:
                     slot = slot_base + (me * slots + (before + written) % slots) * stride
@@ -191,7 +161,7 @@ def exchange(block: Any) -> Any:
                                 copy_bytes(slot + LINE + part * chunk, block[TABLES + part] + offset, size)
                     header = _header(_longs(slot))
                     header[1], header[2] = block[SIGNATURE], block[COUNT]
-                    store_release(slot, before + written + 1)
+                    announce(slot, before + written + 1, slot + SLOT_SLEEPERS)
                 written += 1
                 moved = True
         if consumed < written:
@@ -201,7 +171,12 @@ def exchange(block: Any) -> Any:
             here = True
             for q in range(members):
                 if q != me and (compares or block[output_bytes + q] > offset):
-                    here &= load_acquire(slot_base + (q * slots + place) * stride) > before + consumed
+                    slot = slot_base + (q * slots + place) * stride
+                    held = load_acquire(slot)
+                    if held <= before + consumed:
+                        here, missing, seen = False, slot, held
+                        sleepers = missing + SLOT_SLEEPERS
+                        break
             if here:
                 if compares:
                     for q in range(members):
@@ -234,7 +209,8 @@ def exchange(block: Any) -> Any:
                         target = block[outputs + q] + offset
                         if size > 0 and target != source:
                             copy_bytes(target, source, size)
-                store_release(taken_base + me * LINE, before + consumed + 1)
+                taken = taken_base + me * LINE
+                announce(taken, before + consumed + 1, taken + TAKEN_SLEEPERS)
                 consumed += 1
                 moved = True
                 handled += 1
@@ -245,13 +221,16 @@ def exchange(block: Any) -> Any:
             waited = 0
             if handled < block[MOST]:
                 continue
-        elif waited < block[SPINS]:
+        elif waited < block[SPINS] * block[YIELDS]:
             waited += 1
             pause()
+            if waited % block[SPINS] == 0:
+                give_way()
             continue
-        elif waited < block[SPINS] + block[YIELDS]:
-            waited += 1
-            give_way()
+        elif block[NAP_NANOSECONDS] != 0 and sleep_on(
+            missing, seen, sleepers, word_address(block, NAP_SECONDS)
+        ):
+            waited = 0
             continue
         block[WRITTEN], block[CONSUMED] = written, consumed
         return RUNNING if handled else STALLED

@@ -6,7 +6,8 @@ lane's block. It is advanced by whoever has reason to, under one lock for the gr
 synchronous operation, in its own thread; ``wait()``, which takes over from where the operation stands; and
 for what nobody waits for, a thread of the group, so that asynchronous work completes by itself.
 
-A wait first spins, then gives its core away (both in ``parallel.shm_exchange``), then sleeps. It is ended
+A wait first spins, giving its core away in between, then sleeps until it is woken (``parallel.shm_words``);
+where several lanes are waited on at once, it sleeps for a moment and looks at all of them again. It is ended
 by a signal (Ctrl-C), by the time-out, and by the death of a rank that it needs; the error says who waited
 for whom. After that the group is broken and says why at each further call, here and, through the segment,
 on other ranks.
@@ -28,11 +29,14 @@ import torch.distributed as dist
 from parallel import shm_exchange as kernel
 from parallel.shm_reduce import SCRATCH_BYTES
 from parallel.shm_segment import Area, Segment
+from parallel.shm_words import FUTEX
 
 Steps = Generator[None, int, None]
 """What an operation does: each yield runs the exchange its lane describes and gives back how it ended."""
 
-SPINS, YIELDS = 1500, 300  # of one call of ``exchange`` without progress: some tens of microseconds each
+SPINS, YIELDS = 30, 50  # looks at a word before the core is given away (about 1 us), and how often it is
+HASTY_YIELDS = 5  # where there is other work to do
+NAP = 5_000_000 if FUTEX else 0  # nanoseconds that one call of ``exchange`` then sleeps at most
 BRIEF = 64 << 10  # bytes up to which an asynchronous operation is tried at once by its caller
 ROUNDS_A_CALL = 256  # after which a call returns, so that signals are served in the midst of gigabytes
 IDLE_SECONDS = 1.0  # after which the thread ends
@@ -61,6 +65,8 @@ class Lane:
             ROUNDS_A_CALL,
             SPINS,
             YIELDS,
+            0,
+            NAP,
         ]
         self.address = ctypes.addressof(self.words)
         self._layout = struct.Struct(f"{kernel.TABLES - kernel.BEFORE + 4 * members}q")
@@ -118,8 +124,8 @@ class Lane:
 
     def be_patient(self, patient: bool) -> None:
         """How long a call of ``exchange`` waits: while there is other work, hardly at all."""
-        self.words[kernel.SPINS] = SPINS if patient else SPINS // 8
-        self.words[kernel.YIELDS] = YIELDS if patient else 0
+        self.words[kernel.YIELDS] = YIELDS if patient else HASTY_YIELDS
+        self.words[kernel.NAP_NANOSECONDS] = NAP if patient else 0
 
     def waits_for(self, segment: Segment) -> list[int]:
         """Ranks without which the exchange cannot go on now."""
@@ -293,7 +299,9 @@ class Progress:
             with self.lock:
                 while not operation.finished:
                     if not self._advance_all(True):
-                        time.sleep(self._look_around())
+                        pause = self._look_around()
+                        if not NAP or len(self._busy()) > 1:  # else ``exchange`` has slept, and was not woken
+                            time.sleep(pause)
         except BaseException as error:
             self.break_off(f"{type(error).__name__} in {operation.name}", self.segment.rank)
             raise
@@ -311,9 +319,11 @@ class Progress:
             while lane.queue:
                 lane.queue.popleft().settle(dist.DistBackendError(f"shm: {reason}"))
 
+    def _busy(self) -> list[Lane]:
+        return [lane for lane in self.lanes if lane.queue]
+
     def _advance_all(self, patient: bool) -> bool:
-        busy = [lane for lane in self.lanes if lane.queue]
-        moved = False
+        busy, moved = self._busy(), False
         for lane in busy:
             moved |= self._advance(lane, patient and len(busy) == 1)
         return moved
@@ -330,9 +340,7 @@ class Progress:
     def _look_around(self) -> float:
         """Nothing moved: end what has no hope. Seconds to sleep before the next try."""
         now, shortest, dead = time.monotonic(), 0.002, self.segment.dead()
-        for lane in self.lanes:
-            if not lane.queue:
-                continue
+        for lane in self._busy():
             operation = lane.queue[0]
             operation.stalled_since = operation.stalled_since or now
             waited, behind = now - operation.stalled_since, lane.waits_for(self.segment)

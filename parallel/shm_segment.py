@@ -44,7 +44,11 @@ _F_ADD_SEALS, _SEALS = 1033, 0x1 | 0x2 | 0x4  # no further seals, no shrinking, 
 
 @dataclass(frozen=True)
 class Area:
-    """Addresses of one exchange: slots, their stride and payload in bytes, the lines of rounds taken."""
+    """Addresses of one exchange: slots, their stride and payload in bytes, the lines of rounds taken.
+
+    The line before a slot's payload: the round that it holds + 1, signature, count, how many sleep on it; a
+    line of rounds taken: their number, how many sleep on it.
+    """
 
     slots: int
     stride: int
