@@ -2,8 +2,9 @@
 (Qi et al. 2025, "DualPipe could be better without the Dual", Sea AI Lab).
 
 In the steady state a forward of one of the rank's two stages stands beside a full backward of the other, so
-that the one's communication hides behind the other's computing; only the ends split the backward. Here they
-run one after the other. Its gain over ZB-V is that overlap; its bubble is twice as large.
+that the one's communication hides behind the other's computing; only the ends split the backward. Where the
+two run as one, their results come late and the bubble is twice ZB-V's (``simulate(side_by_side=True)``); one
+after the other, as ``parallel.pipeline`` runs them, it is ZB-V's, with fewer split backwards.
 """
 
 import numpy as np
@@ -12,7 +13,7 @@ from parallel.schedules.actions import Schedule
 from parallel.schedules.v_rank import VRank, v_schedule
 
 
-def dualpipe_v(world_size: int, microbatches: int) -> Schedule:
+def build(world_size: int, microbatches: int) -> Schedule:
     """Two stages a rank: its own number and the mirror image."""
     ranks = [_rank(rank, world_size, microbatches) for rank in range(world_size)]
     return v_schedule("dualpipe_v", microbatches, ranks)
@@ -58,11 +59,22 @@ def _drain(do: VRank, pairs: int) -> None:
             do.input_gradient(stage)
 
 
-def bubble(world_size: int, microbatches: int) -> float:
-    """Idle share of the step, 2(p-1)/(6m+2(p-1)), when F = I = W on all stages and m >= 2p."""
-    return 2 * (world_size - 1) / (6 * microbatches + 2 * (world_size - 1))
+def bubble(world_size: int, microbatches: int) -> float | None:
+    """Idle share of the step, (p-1)/(6m+p-1), when F = I = W on all stages and pairs run in turn; None for
+    m < 2p."""
+    return _bubble(world_size - 1, world_size, microbatches)
+
+
+def bubble_side_by_side(world_size: int, microbatches: int) -> float | None:
+    """The same where pairs run as one, as published: 2(p-1)/(6m+2(p-1))."""
+    return _bubble(2 * (world_size - 1), world_size, microbatches)
+
+
+def _bubble(idle: int, world_size: int, microbatches: int) -> float | None:
+    return idle / (6 * microbatches + idle) if microbatches >= 2 * world_size else None
 
 
 def activations(world_size: int, microbatches: int, rank: int) -> int:
-    """Most activations of a stage (half of a rank's layers) that ``rank`` holds at once: 2p+1."""
-    return min(2 * world_size + 1, 2 * microbatches)
+    """Most activations of a stage (half of a rank's layers) that ``rank`` holds at once: 2p+1, if there are
+    micro-batches enough."""
+    return min(2 * world_size + 1, 2 * microbatches, microbatches + rank + 1)

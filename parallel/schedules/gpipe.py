@@ -7,10 +7,14 @@ from parallel.schedules.actions import Action, Kind, Schedule, columns
 from parallel.schedules.placement import looped
 
 
-def gpipe(world_size: int, microbatches: int) -> Schedule:
+def build(world_size: int, microbatches: int) -> Schedule:
     """One stage a rank."""
     ranks = [
-        columns(Action(kind, rank, micro) for kind in (Kind.FORWARD, Kind.BACKWARD) for micro in range(microbatches))
+        columns(
+            Action(kind, rank, micro)
+            for kind in (Kind.FORWARD, Kind.BACKWARD)
+            for micro in range(microbatches)
+        )
         for rank in range(world_size)
     ]
     return Schedule("gpipe", looped(world_size), microbatches, tuple(ranks))

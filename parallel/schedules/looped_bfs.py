@@ -9,21 +9,24 @@ from parallel.schedules.actions import Action, Kind, Schedule, columns
 from parallel.schedules.placement import looped
 
 
-def looped_bfs(world_size: int, microbatches: int, stages_per_rank: int = 2) -> Schedule:
+def build(world_size: int, microbatches: int, stages_per_rank: int = 2) -> Schedule:
     """``stages_per_rank`` stages a rank, placed round the ranks."""
     ranks = []
     for rank in range(world_size):
         stages = range(rank, world_size * stages_per_rank, world_size)
         phases = [(Kind.FORWARD, stage) for stage in stages]
         phases += [(Kind.BACKWARD, stage) for stage in reversed(stages)]
-        ranks.append(columns(Action(kind, stage, micro) for kind, stage in phases for micro in range(microbatches)))
+        ranks.append(
+            columns(Action(kind, stage, micro) for kind, stage in phases for micro in range(microbatches))
+        )
     return Schedule("looped_bfs", looped(world_size, stages_per_rank), microbatches, tuple(ranks))
 
 
 def bubble(world_size: int, microbatches: int, stages_per_rank: int = 2) -> float:
-    """Idle share of the step, (p-1)/(vm+p-1), when all stages take the same time and m >= p. With fewer
-    micro-batches a round takes as long as the first needs to come round: (vp-vm+m... is the simulator's."""
-    return (world_size - 1) / (stages_per_rank * microbatches + world_size - 1)
+    """Idle share of the step, (p-1)/(vm+p-1), when all stages take the same time. With m < p each round but
+    the last takes p instead of m: the first micro-batch has to come round."""
+    rounds = (stages_per_rank - 1) * max(world_size, microbatches) + microbatches
+    return 1 - stages_per_rank * microbatches / (rounds + world_size - 1)
 
 
 def activations(world_size: int, microbatches: int, rank: int, stages_per_rank: int = 2) -> int:

@@ -11,9 +11,11 @@ from parallel.schedules.actions import Kind, Schedule
 from parallel.schedules.placement import looped
 
 
-def one_f_one_b(world_size: int, microbatches: int) -> Schedule:
+def build(world_size: int, microbatches: int) -> Schedule:
     """One stage a rank."""
-    ranks = [_rank(rank, microbatches, activations(world_size, microbatches, rank)) for rank in range(world_size)]
+    ranks = [
+        _rank(rank, microbatches, activations(world_size, microbatches, rank)) for rank in range(world_size)
+    ]
     return Schedule("1f1b", looped(world_size), microbatches, tuple(ranks))
 
 

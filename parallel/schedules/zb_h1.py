@@ -10,7 +10,7 @@ from parallel.schedules.actions import Action, Kind, Schedule, columns
 from parallel.schedules.placement import looped
 
 
-def zb_h1(world_size: int, microbatches: int) -> Schedule:
+def build(world_size: int, microbatches: int) -> Schedule:
     """One stage a rank; full backwards are split."""
     ranks = [_rank(rank, world_size, microbatches) for rank in range(world_size)]
     return Schedule("zb_h1", looped(world_size), microbatches, tuple(columns(actions) for actions in ranks))
@@ -29,8 +29,10 @@ def _rank(rank: int, world_size: int, microbatches: int) -> list[Action]:
     return actions + [Action(Kind.WEIGHT_GRADIENT, rank, micro) for micro in late]
 
 
-def bubble(world_size: int, microbatches: int) -> float:
-    """Idle share of the step, (p-1)/(3m+p-1), when F = I = W on all stages and m >= p."""
+def bubble(world_size: int, microbatches: int) -> float | None:
+    """Idle share of the step, (p-1)/(3m+p-1), when F = I = W on all stages; None for m < p."""
+    if microbatches < world_size:
+        return None
     return (world_size - 1) / (3 * microbatches + world_size - 1)
 
 

@@ -12,7 +12,7 @@ from parallel.schedules.actions import Schedule
 from parallel.schedules.v_rank import VRank, v_schedule
 
 
-def zb_v(world_size: int, microbatches: int) -> Schedule:
+def build(world_size: int, microbatches: int) -> Schedule:
     """Two stages a rank: its own number and the mirror image."""
     ranks = [_rank(rank, world_size, microbatches) for rank in range(world_size)]
     return v_schedule("zb_v", microbatches, ranks)
@@ -49,11 +49,14 @@ def _rank(rank: int, world_size: int, microbatches: int) -> np.ndarray:
     return do.finish()
 
 
-def bubble(world_size: int, microbatches: int) -> float:
-    """Idle share of the step, (p-1)/(6m+p-1), when F = I = W on all stages and m >= 2p-1."""
+def bubble(world_size: int, microbatches: int) -> float | None:
+    """Idle share of the step, (p-1)/(6m+p-1), when F = I = W on all stages; None for m < 2p-1."""
+    if microbatches < 2 * world_size - 1:
+        return None
     return (world_size - 1) / (6 * microbatches + world_size - 1)
 
 
 def activations(world_size: int, microbatches: int, rank: int) -> int:
-    """Most activations of a stage (half of a rank's layers) that ``rank`` holds at once: 2p."""
-    return min(2 * world_size, 2 * microbatches)
+    """Most activations of a stage (half of a rank's layers) that ``rank`` holds at once: 2p, if
+    there are micro-batches enough."""
+    return min(2 * world_size, 2 * microbatches, microbatches + rank + 1)
