@@ -1,4 +1,4 @@
-"""When each action of a schedule happens if actions and links take given times; what is idle; what is held."""
+"""When each action of a schedule happens, if actions and links take given times; what is idle and held."""
 
 from __future__ import annotations
 
@@ -66,8 +66,9 @@ class Link:
 class Timeline:
     """What happens when. Columns over all computing actions, rank after rank, each in its order.
 
-    rank, kind, stage, microbatch: int32. start, end: seconds from the beginning of the step.
-    step: s, from the beginning to the last end. overhead: s before each action, as was given.
+    rank, kind, stage, microbatch: int32. duration: s that the action computes. start, end: s from the
+    beginning of the step; of actions that run side by side, of both. step: s, to the last end. overhead: s
+    before each action, as was given.
     """
 
     schedule: Schedule
@@ -75,6 +76,7 @@ class Timeline:
     kind: np.ndarray
     stage: np.ndarray
     microbatch: np.ndarray
+    duration: np.ndarray
     start: np.ndarray
     end: np.ndarray
     step: float
@@ -83,7 +85,7 @@ class Timeline:
     @property
     def busy(self) -> np.ndarray:
         """Seconds that each rank computes."""
-        return np.bincount(self.rank, self.end - self.start, self.schedule.world_size)
+        return np.bincount(self.rank, self.duration, self.schedule.world_size)
 
     @property
     def efficiency(self) -> float:
@@ -109,7 +111,8 @@ def simulate(
     Sends and receives in the schedule are left out: messages are sent when computed, received when needed.
     overhead: s that pass on a rank before each action. side_by_side: a forward and the full backward of
     another stage behind it run as one and give their results at its end (DualPipe's pairs).
-    ValueError: durations that do not fit, or ranks that wait for one another for ever (``validate`` says more).
+    ValueError: durations that do not fit, or ranks that wait for one another for ever (``validate`` says
+    more).
     """
     from parallel.schedules.event_loop import run
 
@@ -128,7 +131,7 @@ def simulate(
         raise ValueError(
             f"{schedule.name}: {flat.where(row)} waits for ever, for {flat.where(int(need[row]))}"
         )
-    columns = flat.rank, flat.kind, flat.stage, flat.microbatch, start, end
+    columns = flat.rank, flat.kind, flat.stage, flat.microbatch, duration, start, end
     return Timeline(schedule, *columns, float(end.max(initial=0.0)), overhead)
 
 

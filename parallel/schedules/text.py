@@ -10,6 +10,7 @@ from parallel.schedules.validator import validate
 
 _ACTION = re.compile(r"(\d+)([A-Z_]+)(\d+)")
 _KINDS = {symbol: Kind(kind) for kind, symbol in enumerate(SYMBOLS)}
+_SHARDING = re.compile(r"\d+(UNSHARD|RESHARD|REDUCE_GRAD)")
 _LARGEST = 2**31 - 1  # columns are int32
 
 
@@ -74,13 +75,16 @@ def load(path: str | Path) -> Schedule:
 def parse_csv(text: str, name: str = "csv") -> Schedule:
     """The schedule that PyTorch's pipelining writes with ``_dump_csv(file, format="compute_only")``: a row a
     rank, a cell an action, empty cells where the rank is idle. A forward and a backward that overlap,
-    ``(0F1;7B0)OVERLAP_F_B``, stand one after the other here. ValueError with the line that is wrong."""
+    ``(0F1;7B0)OVERLAP_F_B``, stand one after the other here. What it does beside the pipeline, with sharded
+    weights and their gradients (UNSHARD, RESHARD, REDUCE_GRAD), is left out. ValueError with the line that is
+    wrong."""
     ranks: dict[int, list[Action]] = {}
     placement: dict[int, int] = {}
     for rank, line in enumerate(text.strip().splitlines()):
         words = re.sub(r"\(([^)]*)\)OVERLAP_F_B", r"\1", line).replace(";", ",").split(",")
         try:
-            ranks[rank] = [_action(word.strip()) for word in words if word.strip()]
+            words = [word.strip() for word in words]
+            ranks[rank] = [_action(word) for word in words if word and not _SHARDING.fullmatch(word)]
         except ValueError as error:
             raise ValueError(f"line {rank + 1}: {error}") from None
         for action in ranks[rank]:
