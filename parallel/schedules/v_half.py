@@ -51,13 +51,14 @@ def _order(rank: int, world_size: int, microbatches: int) -> list[Action]:
 def _fill(orders: list[list[Action]], stages: int, most: int) -> list[np.ndarray]:
     """Columns of each rank: its order, begun as early as it can when every pass takes one unit and at most
     ``most`` activations are held; a weight gradient, the oldest, in each unit that this leaves idle."""
-    orders = [deque(order) for order in orders]
+    queues = [deque(order) for order in orders]
     late: list[deque[Action]] = [deque() for _ in orders]
-    held, ranks = [0] * len(orders), [[] for _ in orders]
+    ranks: list[list[Action]] = [[] for _ in orders]
+    held = [0] * len(orders)
     ready: dict[Action, int] = {}  # the unit from which a result is there
     unit = 0
-    while any(orders) or any(late):
-        for rank, order in enumerate(orders):
+    while any(queues) or any(late):
+        for rank, order in enumerate(queues):
             room = held[rank] < most or (order and order[0].kind != Kind.FORWARD)
             if order and room and _ready(order[0], stages, ready) <= unit:
                 action = order.popleft()

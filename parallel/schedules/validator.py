@@ -116,22 +116,19 @@ def _check_messages(flat: Flat) -> None:
     """All that is needed is sent and received, once; and it comes to an end."""
     from parallel.schedules.event_loop import meet
 
-    name, placement = flat.schedule.name, np.asarray(flat.schedule.placement)
+    name, placement, stages = flat.schedule.name, flat.schedule.placement, range(flat.schedule.stages)
     need = needs(flat)
     partner = np.full(len(need), -1, np.int64)
     for send, (receive, step) in _PARTNERS.items():
         sends, receives = _rows(flat, send), _rows(flat, receive)
         computed = flat.forwards if send == Kind.SEND_FORWARD else flat.backwards
-        for stage in range(flat.schedule.stages):
+        for stage in range(-1, len(stages) + 1):  # also from nowhere to the first stage, and from the last
             to = stage + step
-            crosses = 0 <= to < flat.schedule.stages and placement[to] != placement[stage]
-            for present, at, what in (
-                (sends[stage], stage, send),
-                (receives[to % flat.schedule.stages], to, receive),
-            ):
-                wrong = np.flatnonzero((present >= 0) != crosses) if 0 <= at < flat.schedule.stages else ()
+            crosses = stage in stages and to in stages and placement[to] != placement[stage]
+            for rows, at, kind in ((sends, stage, send), (receives, to, receive)):
+                wrong = np.flatnonzero((rows[at] >= 0) != crosses) if at in stages else np.empty(0)
                 if len(wrong):
-                    action = Action(what, at, int(wrong[0]))
+                    action = Action(kind, at, int(wrong[0]))
                     why = "is missing" if crosses else "has no other end"
                     raise ValueError(f"{name}: rank {placement[at]}: {action} {why}")
             if crosses:

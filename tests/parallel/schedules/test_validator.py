@@ -84,6 +84,8 @@ placement 0 1
         ("0SEND_F1 ", "", "mine: rank 0: 0SEND_F1 is missing"),
         ("0RECV_B1 ", "", "mine: rank 0: 0RECV_B1 is missing"),
         ("0B1", "0B1 0SEND_B1", "mine: rank 0: 0SEND_B1 has no other end"),
+        ("0F0 0SEND_F0", "0RECV_F0 0F0 0SEND_F0", "mine: rank 0: 0RECV_F0 has no other end"),
+        ("1F1 1B1", "1F1 1RECV_B1 1B1", "mine: rank 1: 1RECV_B1 has no other end"),
         ("0F1 0SEND_F1", "0SEND_F1 0F1", "mine: rank 0, position 2: 0SEND_F1 comes before what it sends"),
         (
             "0RECV_B0 0B0",
