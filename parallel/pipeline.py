@@ -122,6 +122,15 @@ class Pipeline(nn.Module):
     def early(self) -> int:
         return sum(runner.early for runner in self._runners.values())
 
+    @property
+    def synchronised_bytes(self) -> dict[str, int]:
+        """Payload bytes of this rank at the end of a step, for shared weights and replicas."""
+        size = self._shared.predict_communication()
+        if self._replicas is not None and self._averaged is not None:
+            size["all_gather"] = 8 * self._replicas.size()
+            size |= self._averaged.predict_communication()
+        return size
+
     def step(
         self, inputs: Any = None, targets: Any = None, *, scale: float = 1.0, record: Record | None = None
     ) -> torch.Tensor:
@@ -158,8 +167,8 @@ class Pipeline(nn.Module):
 
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Steps in here leave gradients as they are on each rank: the first step after it sums those of shared
-        weights and averages those of replicas. For all steps of one accumulation but the last."""
+        """Steps in here leave gradients as they are on each rank: the first step after it sums those of
+        shared weights and averages those of replicas. For all steps of an accumulation but the last."""
         before, self._synchronises = self._synchronises, False
         try:
             yield

@@ -18,8 +18,8 @@ def split_batch(batch: Any, count: int, what: str) -> tuple[list[Any], list[int]
     if isinstance(batch, list):
         if len(batch) != count:
             raise ValueError(
-                f"{what} is a list of {len(batch)} micro-batches; the schedule has {count} (a tuple of tensors "
-                "is one batch)"
+                f"{what} is a list of {len(batch)} micro-batches; the schedule has {count} (a tuple of "
+                "tensors is one batch)"
             )
         sizes = [_samples(one, what) for one in batch]
         if 0 in sizes:

@@ -34,8 +34,8 @@ def shared_by(stages: Sequence[nn.Module | None]) -> list[Shared]:
 class SharedGradients:
     """The weights that this rank shares with others of ``group``.
 
-    mine: stages of this rank. ValueError: a name that is no parameter, shapes that differ on this rank, or one
-    rank's stages with a tensor each.
+    mine: stages of this rank. ValueError: a name that is no parameter; stages of this rank that have a tensor
+    each.
     """
 
     def __init__(

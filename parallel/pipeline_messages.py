@@ -83,8 +83,8 @@ def boundary_of(tensors: Sequence[torch.Tensor], samples: int, stage: int) -> Bo
             )
         if not tensor.dim() or tensor.shape[0] % samples:
             raise ValueError(
-                f"stage {stage} gives a tensor of shape {tuple(tensor.shape)} for {samples} samples; its first "
-                f"dimension must be the samples, or a multiple of them"
+                f"stage {stage} gives a tensor of shape {tuple(tensor.shape)} for {samples} samples; its "
+                f"first dimension must be the samples, or a multiple of them"
             )
     return tuple(
         TensorShape(one.shape[0] // samples, tuple(one.shape[1:]), one.dtype, one.requires_grad)
