@@ -13,8 +13,8 @@ one process with the whole batch: a micro-batch counts by its samples.
 
 What a rank waits for is an error when it cannot come: the sender has died (at once, by the transport), or did
 not come within the group's time-out. A rank that raises in the middle of a step sends zeros to the end of it,
-so that nobody waits in vain; then all ranks hear of it and raise the same. A step costs two small all-gathers
-for that: at its start, of what it is called with, and at its end.
+so that nobody waits in vain; then all ranks hear of it and raise the same. Ranks meet twice a step
+for that: at its start, over what it is called with, and at its end.
 
 Source: Huang et al. 2019 "GPipe"; Narayanan et al. 2019 "PipeDream", 2021 "Megatron-LM"; the schedules say
 theirs.
@@ -32,7 +32,7 @@ import torch.distributed as dist
 from torch import nn
 
 from parallel.liveness import RankLost
-from parallel.pipeline_agreement import agree
+from parallel.pipeline_agreement import Meeting, agree, directions
 from parallel.pipeline_batch import split_batch
 from parallel.pipeline_gradients import AveragedGradients, SharedGradients, shared_by
 from parallel.pipeline_program import Program, Record
@@ -108,9 +108,8 @@ class Pipeline(nn.Module):
         )
         self._shared.make_equal()
         self._device = next((one.device for one in self.parameters()), torch.device("cpu"))
-        self._training = Program(
-            self.schedule, self._runners, _directions(self._group, self._device), self._device, loss
-        )
+        self._groups = directions(self._group, self._device)
+        self._training = Program(self.schedule, self._runners, self._groups, self._device, loss)
         self._evaluating: Program | None = None
         self._synchronises = True
 
@@ -127,7 +126,7 @@ class Pipeline(nn.Module):
         """Payload bytes of this rank at the end of a step, for shared weights and replicas."""
         size = self._shared.predict_communication()
         if self._replicas is not None and self._averaged is not None:
-            size["all_gather"] = 8 * self._replicas.size()
+            size["send"] = size.get("send", 0) + 8 * (self._replicas.size() - 1)
             size |= self._averaged.predict_communication()
         return size
 
@@ -160,7 +159,7 @@ class Pipeline(nn.Module):
             schedule = Schedule(
                 self.schedule.name, self.schedule.placement, self.schedule.microbatches, tuple(forward)
             )
-            groups, loss = self._training.mail.groups, self._training.loss
+            groups, loss = self._groups, self._training.loss
             self._evaluating = Program(schedule, self._runners, groups, self._device, loss)
         with torch.no_grad():
             return self._run(self._evaluating, inputs, targets, 1.0, None)
@@ -189,7 +188,7 @@ class Pipeline(nn.Module):
                 raise
             error = raised
         if self._replicas is not None:
-            agree(self._replicas, error, [], "the end of a step, where replicas meet", self._device)
+            agree((self._replicas,) * 2, error, [], "the end of a step, where replicas meet", self._device)
         return losses
 
     def _run_alone(
@@ -208,25 +207,35 @@ class Pipeline(nn.Module):
         except (ValueError, TypeError) as raised:
             error = raised
         numbers = [*sizes["inputs"], *sizes["targets"]]
-        rows = agree(self._group, error, numbers, "the start of a step", self._device)
-        samples = [int(size) for size in rows[placement[0]][:count]]
-        if (of_targets := [int(size) for size in rows[placement[-1]][count:]]) != samples:
-            raise ValueError(
-                f"inputs and targets must have the same samples; their micro-batches have {samples} and "
-                f"{of_targets}"
-            )
-        weights = [size / sum(samples) if self.reduction == "mean" else 1.0 for size in samples]
+        meeting = Meeting(self._groups, error, numbers, "the start of a step", self._device)
+        weights = [1.0] * count
+
+        def opening() -> tuple[list[int], list[float]]:
+            rows = meeting.wait()
+            samples = [int(size) for size in rows[placement[0]][:count]]
+            if (of_targets := [int(size) for size in rows[placement[-1]][count:]]) != samples:
+                raise ValueError(
+                    f"inputs and targets must have the same samples; their micro-batches have {samples} and "
+                    f"{of_targets}"
+                )
+            if self.reduction == "mean":
+                weights[:] = [size / sum(samples) for size in samples]
+            return samples, [scale * weight for weight in weights]
+
+        if error is not None:
+            opening()
         losses = [0.0] * count
         try:
-            factors = [scale * weight for weight in weights]
-            found = program.run(parts["inputs"], parts["targets"], samples, factors, record)
+            found = program.run(parts["inputs"], parts["targets"], opening, record)
             if placement[-1] == self.rank:
                 losses = torch.stack(found).double().tolist()
         except RankLost:
             raise
         except Exception as raised:
+            if not program.is_open:
+                raise  # all ranks do
             error = raised
-        rows = agree(self._group, error, losses, "the end of a step", self._device)
+        rows = agree(self._groups, error, losses, "the end of a step", self._device)
         return torch.tensor([rows[placement[-1]], weights], dtype=torch.float64).prod(0)
 
 
@@ -255,14 +264,3 @@ def _check(
             raise TypeError(
                 f"stage {stage} is this rank's and is a {type(stages[stage]).__name__}; it must be a module"
             )
-
-
-def _directions(
-    group: dist.ProcessGroup, device: torch.device
-) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
-    """Groups for messages to a higher and to a lower rank. NCCL has one queue between two ranks for both
-    ways, in which a receive posted ahead would stand before a send that it depends on: there, two groups."""
-    if device.type != "cuda" or group.size() == 1:
-        return group, group
-    ranks = dist.get_process_group_ranks(group)
-    return group, dist.new_group(ranks, use_local_synchronization=True)

@@ -40,8 +40,8 @@ def predict_communication(
 ) -> dict[str, int]:
     """Payload bytes of ``rank`` in one step, as ``parallel.link`` counts them.
 
-    send: outputs to later stages on other ranks and gradients to earlier ones, and in the first step of all a
-        header for each boundary; all_gather: of the agreements at the start and the end of a step.
+    send: outputs to later stages on other ranks and gradients to earlier ones, in the first step of all a
+        header for each boundary, and the two meetings at the start and the end of a step.
     samples: of each micro-batch. synchronised: what ``Pipeline.synchronised_bytes`` says of the weights that
     are shared, and of replicas.
     """
@@ -55,7 +55,7 @@ def predict_communication(
             if is_first_step and message.kind == Kind.FORWARD and message.microbatch == 0:
                 sent += HEADER_BYTES
         numbers = (1 + 2 * schedule.microbatches) + (1 + schedule.microbatches)
-        payload = {"send": sent, "all_gather": numbers * 8 * schedule.world_size}
+        payload = {"send": sent + numbers * 8 * (schedule.world_size - 1)}
     for operation, size in (synchronised or {}).items():
         payload[operation] = payload.get(operation, 0) + size
     return {operation: size for operation, size in payload.items() if size}

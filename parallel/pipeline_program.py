@@ -44,6 +44,7 @@ class Program:
     """What ``mail``'s rank does in a step.
 
     boundaries: what is known of what stages give to the next, by stage. peak_in_flight: of the last step.
+    is_open: whether all ranks were ready for the last step.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Program:
         loss: Loss,
     ) -> None:
         self.rank, self.last = groups[0].rank(), schedule.stages - 1
+        self._microbatches = schedule.microbatches
         self.boundaries: dict[int, Boundary] = {}
         self.mail = Mail(schedule, groups, device, self.boundaries)
         self.loss, self._runners = loss, list(runners.values())
@@ -78,42 +80,59 @@ class Program:
             Kind.WEIGHT_GRADIENT: self._weight_gradient,
         }
         self.peak_in_flight = self._in_flight = 0
+        self.is_open = False
 
     def run(
         self,
         inputs: Sequence[Any] | None,
         targets: Sequence[Any] | None,
-        samples: Sequence[int],
-        factors: Sequence[float],
+        opening: Callable[[], tuple[Sequence[int], Sequence[float]]],
         record: Record | None,
     ) -> list[torch.Tensor]:
         """The losses of the micro-batches, on the rank of the last stage.
 
-        samples: of each micro-batch. factors: of each loss's gradient. What a stage raises is raised when the
-        other ranks can go on without this one.
+        opening: waits until all ranks are ready, and returns the samples of each micro-batch and the factor of
+            its loss's gradient; called when the first message is due, so that the first stage need not wait.
+            What it raises all ranks raise. What a stage raises is raised when the others can go on without
+            this rank.
         """
-        self._inputs, self._targets, self._samples, self._factors = inputs, targets, samples, factors
+        self._inputs, self._targets, self._opening = inputs, targets, opening
+        self.is_open = self._opening_failed = False
         self._record, self._begun = record, 0.0
-        self._losses: list[torch.Tensor] = [torch.tensor(0.0)] * len(samples)
+        self._losses: list[torch.Tensor] = [torch.tensor(0.0)] * self._microbatches
         self._here: dict[Message, list[torch.Tensor]] = {}  # from a stage of this rank to another one of it
         self.peak_in_flight = self._in_flight = 0
         for runner in self._runners:
             runner.clear()
-        self.mail.begin(samples)
         done = 0
         try:
             for step in self._steps:
                 self._do[step.action.kind](step)
                 done += 1
+            if not self.is_open:
+                self._open()
             self.mail.finish()
         except (RankLost, RankUnreachable):
             raise
         except Exception:
+            if not self.is_open:
+                if self._opening_failed:
+                    raise
+                self._open()
             self._serve_others(self._steps[done:])
             raise
         return self._losses
 
+    def _open(self) -> None:
+        """The first message is due."""
+        self._opening_failed = True
+        self._samples, self._factors = self._opening()
+        self.is_open, self._opening_failed = True, False
+        self.mail.begin(self._samples)
+
     def _take(self, step: _Step) -> list[torch.Tensor]:
+        if not self.is_open:
+            self._open()
         source = step.source
         assert source is not None
         tensors = self.mail.receive(source) if step.receives else self._here.pop(source)
@@ -148,6 +167,8 @@ class Program:
             outputs = (self._loss_of(outputs, microbatch),)
             is_first = False
         else:
+            if not self.is_open:
+                self._open()
             is_first = self._check(outputs, stage, microbatch)
         self._give(step, [one.detach() for one in outputs], is_first)
         if torch.is_grad_enabled():
@@ -186,6 +207,8 @@ class Program:
         kind, _, microbatch = step.action
         if step.source is None:
             self._begun = time.perf_counter()
+            if not self.is_open:
+                self._open()
             loss = self._losses[microbatch]
             gradients = [loss.new_tensor(self._factors[microbatch])]
         else:

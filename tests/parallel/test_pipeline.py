@@ -1,4 +1,4 @@
-"""The runtime of pipelines against one process: losses and gradients of every schedule; bytes as predicted."""
+"""Pipelines against one process: losses and gradients of every schedule; bytes as predicted."""
 
 import itertools
 
@@ -242,7 +242,8 @@ def test_bytes_are_predicted(ranks, name):
     (first, received), (second, back) = ranks.run(2, bytes_are_predicted, name, 7, backend="link")
     assert (first["send"], second["send"]) == (back, received)
     if name == "1f1b":  # 7 samples of states there, and their gradients back; the shared weight both ways
-        assert first["send"] == second["send"] == 7 * LENGTH * WIDTH * 8 + 11 * WIDTH * 8
+        meetings = (1 + 2 * 4) * 8 + (1 + 4) * 8
+        assert first["send"] == second["send"] == 7 * LENGTH * WIDTH * 8 + 11 * WIDTH * 8 + meetings
 
 
 def records(name):
