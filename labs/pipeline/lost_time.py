@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from labs.lab import Recorder, Results
 
 if TYPE_CHECKING:
-    from parallel.schedules import Schedule
+    from parallel.schedules import Schedule, Timeline
 
 Span = tuple[float, float]
 
@@ -69,6 +70,14 @@ class Stamps:
             for begin, end in spans:
                 recorder.record(f"rank{rank}_begin", begin - self.begin, "s")
                 recorder.record(f"rank{rank}_end", end - self.begin, "s")
+
+
+def of_timeline(timeline: Timeline) -> Lost:
+    """The same of a simulation."""
+    edges = list(zip(timeline.start.tolist(), timeline.end.tolist(), strict=True))
+    lengths = map(len, timeline.schedule.ranks)
+    ends = [0, *accumulate(lengths)]
+    return Stamps([edges[first:last] for first, last in pairwise(ends)]).lost(timeline.schedule)
 
 
 def spans(results: Results, variant: str, rank: int) -> list[Span]:

@@ -2,11 +2,11 @@
 
     forward          = FLOPs / matrix peak + 2 x kept / copy bandwidth + kept x page fault + calls
     input gradient   = the same with 1.5 x kept, since gradients are new memory too
-    weight gradient  = FLOPs / matrix peak + 1.5 x kept / copy bandwidth + calls
-    backward         = both, with fewer calls
+    weight gradient  = FLOPs / matrix peak + 1.5 x kept / copy bandwidth + calls + starts of autograd
+    backward         = both, with fewer calls and no start
     step             = simulator(schedule, stage times, link, overhead of an action) + 2 all-gathers
     bubble           = simulator(schedule, stage times): what the order of actions costs
-    overhead         = runtime before an action + (latency + handling at both ends) x messages / actions
+    overhead         = from when a rank could begin an action until it does, in the simulation with all costs
     held             = most over ranks of the sum of what stages keep of the micro-batches in flight
 
 FLOPs are a forward's; each gradient has as many. Kept is what autograd keeps: written and read on in forward,
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from labs.lab import Prediction
 from labs.machine import Machine
-from labs.pipeline import real_stages, simulated, stage_times
+from labs.pipeline import lost_time, real_stages, simulated, stage_times
 from labs.pipeline.config import MODELS
 from labs.pipeline.running import VIRTUAL
 
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 FORWARD_TRIPS, GRADIENT_TRIPS = 2.0, 1.5  # of a kept tensor between memory and core
 # Operators called (torch.profiler) forward and backward: of a block, of one of the decoder, of the rest.
 BLOCK, DECODER_BLOCK, REST = (126, 311), (219, 532), (52, 80)
-INPUT_SHARE, WEIGHT_SHARE = 0.75, 0.5  # of a backward's calls, in its halves: they walk the graph twice
+INPUT_SHARE, WEIGHT_SHARE = 0.75, 0.5  # of a backward's calls, in its halves: some are in both
+FORKS = 6  # of a block: where the way to weights leaves the way to inputs (products and norms)
+FORK_CALLS = 80  # what it takes to start autograd at one, in calls of an operator
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ def stage_durations(config: Config, machine: Machine, model: str, count: int) ->
         of_weights = products + memory * GRADIENT_TRIPS
         of_inputs = of_weights + part.kept * fault
         calls = part.calls[1] * call
-        halves = (of_inputs + INPUT_SHARE * calls, of_weights + WEIGHT_SHARE * calls)
+        starts = FORKS * FORK_CALLS * part.calls[1] / BLOCK[1] * call
+        halves = (of_inputs + INPUT_SHARE * calls, of_weights + WEIGHT_SHARE * calls + starts)
         for row, seconds in zip(rows, (forward, *halves, of_inputs + of_weights + calls), strict=True):
             row.append(seconds * crowded)
     return Durations(*rows)
@@ -185,25 +188,25 @@ def _of_schedule(
     size: float,
     suspect: str,
 ) -> Iterator[Prediction]:
-    from parallel.schedules import peak_activations, simulate
+    from parallel.schedules import peak_activations
 
     address = f"{group}/{name}"
-    step = simulated.step_seconds(machine, schedule, durations, size)
-    ideal = simulate(schedule, durations)
-    overhead = simulated.overhead_seconds(machine, schedule, size)
+    timeline = simulated.timeline(machine, schedule, durations, size)
+    step = timeline.step + simulated.meetings(machine, schedule.world_size)
+    lost = lost_time.of_timeline(timeline)
     text = (
         f"{schedule.microbatches} micro-batches over {schedule.stages} stages on {schedule.world_size} "
-        f"ranks: bubble {ideal.bubble:.1%} of {_ms(ideal.step)}, {1e6 * overhead:.0f} us on each of "
-        f"{len(ideal.rank)} actions"
+        f"ranks: bubble {lost.bubble:.1%} of {_ms(timeline.step)}, {1e6 * lost.overhead:.0f} us before "
+        f"each of {len(timeline.rank)} actions"
     )
     yield Prediction(address, "time_s", step, text, suspect)
-    yield Prediction(address, "bubble_ratio", ideal.bubble, text, suspect)
-    yield Prediction(address, "overhead_s", overhead, text, "how soon a rank that waits is woken")
+    yield Prediction(address, "bubble_ratio", lost.bubble, text, suspect)
+    yield Prediction(address, "overhead_s", lost.overhead, text, "how soon a rank that waits is woken")
     yield Prediction(
         address,
         "in_flight",
         float(peak_activations(schedule).max()),
-        "on the fullest rank: stages x micro-batches from forward to the end of backward, by the order of actions",
+        "on the fullest rank: stages x micro-batches between forward and the end of backward",
         "the count: these are equal or one of both is wrong",
         exact=True,
     )

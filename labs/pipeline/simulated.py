@@ -37,19 +37,6 @@ def meetings(machine: Machine, ranks: int) -> float:
     return 2 * (ranks - 1) * machine["gloo_message_s"]
 
 
-def overhead_seconds(machine: Machine, schedule: Schedule, activation_bytes: float) -> float:
-    """What an action loses on average between when its turn has come, and what it needs is computed, and its
-    beginning: the runtime's time, and for what comes from another rank the message's."""
-    from parallel.schedules.flat import flatten, needs
-
-    flat = flatten(schedule)
-    need = needs(flat)
-    comes = (need >= 0) & (flat.rank[need] != flat.rank)
-    way = link(machine, activation_bytes)
-    message = float(way.seconds(2)[0]) + 2 * way.handling
-    return overhead(machine) + float(comes.mean()) * message
-
-
 def timeline(machine: Machine, schedule: Schedule, durations: Durations, activation_bytes: float) -> Timeline:
     """When each action happens."""
     from parallel.schedules import simulate
