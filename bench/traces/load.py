@@ -1,0 +1,23 @@
+"""Any profiler report, or a folder of them, as a ``Job``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.traces.events import Job
+from bench.traces.readers import kineto
+
+
+def load(path: str | Path) -> Job:
+    """The job in a file (one trace) or a folder (one trace a rank). ValueError says what is wrong, in a line."""
+    path = Path(path)
+    if path.is_dir():
+        traces = [kineto.read(p) for p in sorted(path.glob("*.json*"))]
+        return Job(str(path), sorted(traces, key=lambda trace: trace.rank))
+    return Job(str(path), [kineto.read(path)])
+
+
+def is_trace(path: str | Path) -> bool:
+    """Whether there is a profiler report (a file or a folder of them), by content."""
+    path = Path(path)
+    return path.is_dir() or b"traceEvents" in path.read_bytes()[:100000] or path.suffix == ".gz"
