@@ -185,6 +185,51 @@ def compare(
 
 
 @app.command()
+def profile(
+    words: Annotated[
+        list[str], typer.Argument(metavar="LAB[:VARIANT] | -- COMMAND", help="what runs under the profiler")
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="folder of the reports (default: profile-NAME, a new one)")
+    ] = None,
+    kind: Annotated[
+        str, typer.Option(help="torch, jax or cprofile (default: by what the program imports)")
+    ] = "",
+    steps: Annotated[int, typer.Option(min=1, help="of a lab's variant")] = 10,
+    quick: Annotated[bool, typer.Option("--quick", help="a lab's small sizes")] = False,
+    full: Annotated[bool, typer.Option("--full", help="a lab's large sizes")] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a lab's setting")
+    ] = None,
+    nproc: Annotated[int, typer.Option(min=0, help="ranks of a lab's multi-process variants")] = 0,
+) -> None:
+    """Record a profiler report of a lab's variant, or of a Python program: python script.py ARGS,
+    python -m module, torchrun ... (after --, its code unchanged), one file a rank."""
+    from bench.profile import command
+
+    if quick and full:
+        raise ValueError("--quick and --full exclude each other")
+    if "--" in sys.argv:
+        if quick or full or settings or nproc:
+            raise ValueError(
+                "--quick, --full, --set and --nproc are for labs; a program has its own arguments"
+            )
+        raise typer.Exit(command.profile_program(words, kind, output))
+    if len(words) != 1:
+        raise ValueError(f"a program comes after --: perflab profile -- {' '.join(words)}")
+    status = command.profile_lab(
+        words[0],
+        kind,
+        output,
+        scale="quick" if quick else "full" if full else "normal",
+        overrides=_overrides(settings or []),
+        processes=nproc,
+        steps=steps,
+    )
+    raise typer.Exit(status)
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """May a measurement taken here be trusted? Load, threads, imports, and an A/A test."""
     from bench import doctor as examination
