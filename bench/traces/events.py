@@ -65,8 +65,8 @@ class Events:
     name: int32, index into ``Trace.names``. kind: int8, a ``Kind``. lane: int32, index into ``Trace.lanes``.
     correlation: int64, equal for a runtime call and what it started on a device; -1 without.
     shape: int32, index into ``Trace.shapes`` (the dimensions of the inputs, as text); -1 without.
-    flops: float64 of one slice; 0 where unknown. bytes: int64 that a copy or a collective moves (its message
-    as this rank holds it); -1 where unknown. group: int32, index into ``Trace.groups`` (the process group
+    flops: float64 of one slice; 0 where unknown. bytes: int64 that a copy or a collective moves; -1 where
+    unknown. A collective's are the larger of what goes in and what comes out on this rank. group: int32, index into ``Trace.groups`` (the process group
     of a collective); -1 without. calls: int64, 1 but where a report only has sums (cProfile).
     """
 
@@ -199,10 +199,12 @@ class Trace:
 class Job:
     """All that was read from one path: a file is a job of one trace, a folder one of several ranks.
 
-    traces: in order of their rank. failures: (path, what is wrong with it) of files that could not be read;
-    the others are still reported.
+    traces: in order of their rank; two of the same rank both stay, and ``notes`` says so. failures: (path,
+    what is wrong with it) of files that could not be read; the others are still reported. notes: what was
+    chosen or left out in a folder, as sentences.
     """
 
     source: str
     traces: list[Trace]
     failures: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
