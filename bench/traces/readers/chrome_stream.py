@@ -167,10 +167,14 @@ class ChromeStream:
                 events.append(self._one.decode(text))
             except (msgspec.DecodeError, UnicodeDecodeError):
                 data = json.loads(bytes(text).decode("utf-8", "replace"), strict=False)
-                event = lenient(data, DetailedEvent, self.dropped)
+                event = self._kept(data)
                 if event is not None:
                     events.append(event)
         return events, None
+
+    def _kept(self, data: Any) -> Event | None:
+        """What is kept of an event that Python's own reader has parsed."""
+        return lenient(data, DetailedEvent, self.dropped)
 
     def _next_tolerant(self) -> list[Event]:
         """Whole events from the front of the buffer, by Python's own reader: NaN, control characters and
@@ -195,7 +199,7 @@ class ChromeStream:
                 if self._at_end_of_file:
                     self._stop(text, position, error, self._count + len(events))
                 break
-            event = lenient(data, DetailedEvent, self.dropped)
+            event = self._kept(data)
             if event is not None:
                 events.append(event)
         self._advance(len(text[:position].encode("utf-8", "surrogateescape")))
