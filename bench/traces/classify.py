@@ -32,6 +32,7 @@ _CATEGORIES = {
     "user_annotation": Kind.ANNOTATION,
     "gpu_user_annotation": Kind.ANNOTATION,
     "step_num": Kind.STEP,  # of JAX's StepTraceAnnotation
+    "mpi": Kind.COMMUNICATION,  # of nsys
 }
 _FAMILIES = {
     # cuda_, hip_, xpu_, mtia_, gcu_, glow_, privateuse1_ ...
@@ -69,6 +70,7 @@ _STEP = re.compile(r"(ProfilerStep|(train(ing)?[ _])?(step|iteration|iter))[ _#:
 _SYNCHRONIZES = re.compile(r"Synchronize|_synchronize", re.IGNORECASE)
 _COPIES = re.compile(r"Memcpy|copyBuffer", re.IGNORECASE)
 _SETS = re.compile(r"Memset|fillBuffer", re.IGNORECASE)
+_DRIVER_CALL = re.compile(r"(cuda|cu|hip)[A-Z]")
 _XLA_INTERNAL = re.compile(
     r".*::|PjitFunction\(|ParseArguments|(PjRt|Thunk|Xla|Hlo|Execute|Allocate)\w*|end: |Handle input"
     r"|Wait for \w+ holds"
@@ -80,6 +82,7 @@ _WAITS = re.compile(
     r"|(multiprocessing|connection|popen_fork).*\b(recv\w*|poll|_poll|wait|join|_recv)\b"
     r"|subprocess\.py.*\bwait\b|\b(acquire|__enter__)\b.*_thread|method 'acquire'|\b(time\.)?sleep\b"
     r"|select\.(e?poll|select)|epoll_wait"
+    r"|^(p?poll|p?select|futex|nanosleep|usleep|waitpid|wait4|pthread_(mutex_lock|join|rwlock_\w+lock))$"
     r"|\bfutex_wait|pthread_cond_\w*wait|\bsem_\w*wait|RendezvousWait|wait for completion|\bbarrier\b",
     re.IGNORECASE,
 )
@@ -112,14 +115,14 @@ def classify_python(category: str, name: str) -> Kind:
 
 def classify_jax(category: str, name: str) -> Kind:
     """Of a host thread in JAX's traces, which have no categories: what a slice is stands in its name."""
-    if category:
-        return classify(category, name)
     if name.startswith("$"):
         return classify("python_function", name)
+    if _DRIVER_CALL.match(name):
+        return classify("cuda_runtime", name)
+    if category:
+        return classify(category, name)
     if _WAITS.search(name):
         return Kind.WAIT
-    if re.match(r"(cuda|hip|cu)[A-Z]", name):
-        return classify("cuda_runtime", name)
     return Kind.RUNTIME if _XLA_INTERNAL.match(name) else classify("user_annotation", name)
 
 
