@@ -9,11 +9,13 @@ began or stopped in it), and one in which nothing was recorded at all.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from bench.report.units import text_of
 from bench.traces.events import Kind, Trace
 
 _NO_WORK = (Kind.FUNCTION, Kind.ANNOTATION, Kind.STEP, Kind.UNCLASSIFIED)
@@ -47,6 +49,19 @@ class Steps:
         text = f"{len(self)} step{'' if len(self) == 1 else 's'}"
         reasons = [f"{count} {reason}" for reason, count in self.trimmed.items()]
         return f"{text}, of which {', '.join(reasons)}" if reasons else text
+
+    def named(self, wanted: str) -> int:
+        """The place of the step with this name, or with this number at the end of its name.
+
+        ValueError: none has it, or there are no steps.
+        """
+        if not self.given:
+            raise ValueError(f"there is no step {wanted}: no steps are marked in this trace")
+        for place, name in enumerate(self.names):
+            if wanted == name or (wanted.isdecimal() and re.search(rf"(?<!\d)0*{int(wanted)}$", name)):
+                return place
+        shown = [text_of(name, 40) for name in (self.names[0], self.names[-1])]
+        raise ValueError(f"there is no step {text_of(wanted, 40)}; the steps are {shown[0]} to {shown[1]}")
 
 
 def span(trace: Trace) -> tuple[int, int]:

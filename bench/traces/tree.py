@@ -8,6 +8,8 @@ so that time is never charged to a slice it does not belong to.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from bench.traces.events import Events, Kind
@@ -15,6 +17,7 @@ from bench.traces.events import Events, Kind
 ROUNDING_NS = 1_000
 """A child may end this much after its parent, as long as most of the child lies inside."""
 
+_NEVER = np.iinfo(np.int64).max
 _ROUNDS = 64  # call stacks are rarely deeper; what is left goes row by row
 
 
@@ -116,3 +119,40 @@ def nearest(kinds: np.ndarray, parents: np.ndarray) -> np.ndarray:
         if not len(climbing):
             return found
         found[climbing] = found[found[climbing]]
+
+
+class Segments(NamedTuple):
+    """Disjoint pieces of a lane's time in order, each with the row of the slice that is innermost then.
+
+    start, end: int64 nanoseconds. row: int32.
+    """
+
+    start: np.ndarray
+    end: np.ndarray
+    row: np.ndarray
+
+
+def innermost(events: Events, parents: np.ndarray, first: int, last: int) -> Segments:
+    """Who is innermost when, on the lane that has the rows from ``first`` to before ``last``.
+
+    A slice is innermost from its start to the next start, and again from each child's end to the next start;
+    each time at most to its own end. Of slices that overlap without nesting the earlier keeps its time.
+    """
+    rows = np.arange(first, last, dtype=np.int32)
+    start, end = events.start[first:last], events.end[first:last]
+    following = np.append(start[1:], _NEVER)
+    children = rows[parents[first:last] >= 0]
+    above = parents[children]
+    resumed = events.end[children]
+    interrupted = np.append(start, _NEVER)[np.searchsorted(start, resumed, "left")]
+    begins = np.concatenate((start, resumed))
+    ends = np.concatenate((np.minimum(end, following), np.minimum(events.end[above], interrupted)))
+    owners = np.concatenate((rows, above))
+    some = ends > begins
+    order = np.flatnonzero(some)[np.argsort(begins[some], kind="stable")]
+    begins, ends, owners = begins[order], ends[order], owners[order]
+    if len(begins):
+        begins[1:] = np.maximum(begins[1:], np.maximum.accumulate(ends)[:-1])
+        some = ends > begins
+        begins, ends, owners = begins[some], ends[some], owners[some]
+    return Segments(begins, ends, owners)
