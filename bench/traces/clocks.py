@@ -81,7 +81,7 @@ def _against(matched: Matched, base: int, clock: RankClock, column: int, same_ho
     begun, ended = matched.start[rows, column], matched.end[rows, column]
     low, high = int((start - ended).max()), int((end - begun).min())  # of what to add to this rank's times
     count = len(start)
-    if same_host and low <= 0 <= high:
+    if same_host:  # what contradicts it was not one collective
         return RankClock(collectives=count, how="one host")
     difference = (end - ended).astype(np.float64)
     middle, below, above = _median(difference)

@@ -119,12 +119,15 @@ def _before_the_gap(one: Spent, rounds: Rounds, column: int) -> str:
     """The operation after which, most often, the longest stretch of a round begins in which nothing ran."""
     found: dict[str, int] = {}
     order = np.argsort(one.start, kind="stable")
-    start, end, name = one.start[order], np.maximum.accumulate(one.end[order]), one.name[order]
+    start, ended, name = one.start[order], one.end[order], one.name[order]
+    end = np.maximum.accumulate(ended)
+    # Who ends last is the outermost: a call that others were made in.
+    holds = np.maximum.accumulate(np.where(ended > np.append(-1, end[:-1]), np.arange(len(end)), 0))
     for first, last in zip(rounds.start[column].tolist(), rounds.end[column].tolist(), strict=True):
         low, high = np.searchsorted(start, (first, last))
         gaps = np.append(start[low + 1 : high], last) - end[low:high]
         if len(gaps):
-            word = one.names[name[low + int(gaps.argmax())]][0]
+            word = one.names[name[holds[low + int(gaps.argmax())]]][0]
             found[word] = found.get(word, 0) + 1
     return max(found, key=lambda word: found[word]) if found else ""
 
