@@ -79,7 +79,7 @@ def _in_folder(folder: Path, names: list[str]) -> Recordings:
 
 
 def _keep_one_form(found: Recordings) -> None:
-    """JAX writes the same recording as xplane.pb, as trace.json.gz and for Perfetto; the first has the most."""
+    """JAX writes one recording as xplane.pb, as trace.json.gz and for Perfetto; the first has the most."""
     stems = {path.name.removesuffix(".xplane.pb") for path in found.files if path.name.endswith(".xplane.pb")}
     if stems:
         again = {f"{stem}.trace.json.gz" for stem in stems} | {"perfetto_trace.json.gz"}

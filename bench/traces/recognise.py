@@ -76,8 +76,8 @@ def _kind_of_object(source: Source, text: bytes) -> str:
         text += piece
     keys = ", ".join(dict.fromkeys(re.findall(r'"(\w{1,30})"\s*:', text[:2000].decode("utf-8", "replace"))))
     raise ValueError(
-        f"{source.path} is JSON, but no report known here (keys: {keys[:100] or 'none'}); a list 'traceEvents' "
-        "or speedscope's $schema was expected"
+        f"{source.path} is JSON, but no report known here (keys: {keys[:100] or 'none'}); a list "
+        "'traceEvents' or speedscope's $schema was expected"
     )
 
 

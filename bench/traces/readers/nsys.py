@@ -26,6 +26,7 @@ _ROWS = 20_000
 _PATIENCE_S = 60.0  # for one part of a table
 _PROCESS = 1 << 24  # globalTid holds the process above its 24 bits of thread
 _IN_PROCESS = 1 << 40  # correlation ids count from 1 in each process
+_MEMORY = "CUDA_GPU_MEMORY_USAGE_EVENTS"
 _DEVICE_MEMORY, _FREED = 2, 1  # ENUM_CUDA_MEM_KIND, ENUM_CUDA_DEV_MEM_EVENT_OPER
 
 
@@ -101,7 +102,7 @@ def _trace(export: _Export) -> Trace:
     for name in found:
         for part in export.parts(name, ("start", "end", *TABLES[name].columns)):
             _add(columns, TABLES[name], name, part, strings, lanes, processes)
-    for name in sorted(set(export.tables) - set(found)):
+    for name in sorted(set(export.tables) - {*found, _MEMORY}):
         if export.tables[name] & {"start", "timestamp", "rawTimestamp"} and (count := export.count(name)):
             columns.dropped[f"rows of {name}"] += count
     memory, dropped = _memory(export)
@@ -191,9 +192,7 @@ def _labels(export: _Export, strings: dict[int, str], lanes: Codes, processes: C
 def _memory(export: _Export) -> tuple[Memory, Counter[str]]:
     """Of the devices, from what was allocated and freed, beginning with nothing."""
     rows, dropped = [], Counter[str]()
-    for part in export.parts(
-        "CUDA_GPU_MEMORY_USAGE_EVENTS", ("start", "deviceId", "bytes", "memKind", "memoryOperationType")
-    ):
+    for part in export.parts(_MEMORY, ("start", "deviceId", "bytes", "memKind", "memoryOperationType")):
         for row in part:
             if row["memKind"] not in (None, _DEVICE_MEMORY):
                 dropped["samples of memory that is no device's"] += 1
