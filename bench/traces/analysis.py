@@ -22,7 +22,16 @@ from bench.traces.events import DEVICE_KINDS, Trace
 from bench.traces.idle import idle_reasons, stream_waits
 from bench.traces.intervals import intersect, union
 from bench.traces.memory import MemoryUse, memory_use
-from bench.traces.operations import Kernel, Operation, Roof, kernels, operations, operator_behind, roof_of
+from bench.traces.operations import (
+    Kernel,
+    Operation,
+    Roof,
+    Sums,
+    kernels,
+    operations,
+    operator_behind,
+    roof_of,
+)
 from bench.traces.steps import Steps, steps
 from bench.traces.tree import launched_by, parents, self_time
 
@@ -51,8 +60,8 @@ class Analysis:
     """Of one trace, or of one step of it. Times are nanoseconds.
 
     units: empty where slices have no place in time. whole, by_step: sums over the units; None, [] without
-    any. operations: those with most self or device time, of ``operation_count``. unlinked: slices of devices
-    whose launch is not in the report. step: the name of the step that all is about, "" for the whole trace.
+    any. operations: those with the most self or device time; sums: of all. unlinked: slices of devices whose
+    launch is not in the report. step: the name of the step that all is about, "" for the whole trace.
     """
 
     trace: Trace
@@ -63,7 +72,7 @@ class Analysis:
     by_step: list[Parts]
     lanes: list[LaneTime]
     operations: list[Operation]
-    operation_count: int
+    sums: Sums
     kernels: list[Kernel]
     memory: list[MemoryUse]
     unlinked: int
@@ -73,6 +82,11 @@ class Analysis:
     def on_device(self) -> bool:
         """Whether the units are devices; otherwise there is one, the host."""
         return bool(self.units) and self.units[0].activity.device >= 0
+
+    @property
+    def operation_count(self) -> int:
+        """How many operations there are, listed or not."""
+        return self.sums.count
 
 
 def analyse(trace: Trace, step: str = "", most: int = MOST_OPERATIONS) -> Analysis:
@@ -104,7 +118,7 @@ def analyse(trace: Trace, step: str = "", most: int = MOST_OPERATIONS) -> Analys
     ]
     roof = roof_of(trace)
     own = self_time(events, enclosing) if trace.timed else events.duration
-    listed, count = operations(trace, rows, own, behind, roof, most)
+    listed, sums = operations(trace, rows, own, behind, roof, most)
     work = np.isin(events.kind, DEVICE_KINDS) & rows
     return Analysis(
         trace=trace,
@@ -115,7 +129,7 @@ def analyse(trace: Trace, step: str = "", most: int = MOST_OPERATIONS) -> Analys
         by_step=[together(parts) for parts in zip(*(unit.by_step for unit in units), strict=True)],
         lanes=lanes(trace) if chosen is None else [],
         operations=listed,
-        operation_count=count,
+        sums=sums,
         kernels=kernels(trace, rows, behind),
         memory=memory_use(trace, marked),
         unlinked=int((work & (launched < 0)).sum()),

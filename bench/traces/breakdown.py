@@ -16,7 +16,7 @@ process may well be busy in Python, and ``bench.traces.idle`` says so as far as 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -211,16 +211,26 @@ def lanes(trace: Trace) -> list[LaneTime]:
 def exposed_by_name(trace: Trace, activity: Activity) -> dict[str, int]:
     """Nanoseconds of exposed communication by the collective that was under way, the longest first.
 
-    Two that run at once both count, so that the sum may exceed the exposed time.
+    Of two that run at once the one with the longer sum takes the time: the times sum to the exposed time.
     """
     events = trace.events
     rows = events.kind == Kind.COMMUNICATION
     if activity.device != HOST:
         devices = np.array([lane.device for lane in trace.lanes])
         rows &= devices[events.lane] == activity.device
-    rows = np.flatnonzero(rows)
-    lengths = covered(activity.exposed(), events.start[rows], events.end[rows])
-    sums = np.zeros(len(trace.names), np.int64)
-    np.add.at(sums, events.name[rows], lengths)
-    order = np.argsort(-sums, kind="stable")
-    return {trace.names[code]: int(sums[code]) for code in order.tolist() if sums[code]}
+    rows, rest = np.flatnonzero(rows), activity.exposed()
+    found: dict[str, int] = {}
+    for code, own in by_length(events.name[rows], events.duration[rows], rows):
+        time = intersect(rest, union(events.start[own], events.end[own]))
+        if len(time.start):
+            found[trace.names[code]] = total(*time)
+            rest = subtract(rest, time)
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def by_length(codes: np.ndarray, lengths: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Rows by their code, the code with the greatest sum of lengths first."""
+    present, which = np.unique(codes, return_inverse=True)
+    order = np.argsort(-np.bincount(which, weights=lengths, minlength=len(present)), kind="stable")
+    for place in order.tolist():
+        yield int(present[place]), rows[which == place]

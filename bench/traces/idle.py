@@ -13,11 +13,9 @@ that could run but waits for another of its device leaves the device busy: ``str
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
-from bench.traces.breakdown import HOST, WAITS, Activity, lane_rows
+from bench.traces.breakdown import HOST, WAITS, Activity, by_length, lane_rows
 from bench.traces.causes import Cause, Ledger, Reason
 from bench.traces.events import DEVICE_KINDS, Kind, Trace
 from bench.traces.intervals import Intervals, covered, intersect, subtract, total, union
@@ -106,19 +104,11 @@ def _attribute_host(ledger: Ledger, gaps: Intervals) -> None:
     main = main_lane(trace)
     rest = ledger.charge_thread(main, gaps)
     others = np.flatnonzero(np.isin(events.kind, WAITS) & (events.lane != main))
-    for code, rows in _by_length(events.name[others], events.duration[others], others):
+    for code, rows in by_length(events.name[others], events.duration[others], others):
         time = intersect(rest, union(events.start[rows], events.end[rows]))
         ledger.charge(Cause.WAIT, trace.names[code], total(*time), len(time.start))
         rest = subtract(rest, time)
     ledger.charge(Cause.UNKNOWN, "nothing is recorded", total(*rest), len(rest.start))
-
-
-def _by_length(codes: np.ndarray, lengths: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Rows by their code, the code with the greatest sum of lengths first."""
-    present, which = np.unique(codes, return_inverse=True)
-    order = np.argsort(-np.bincount(which, weights=lengths, minlength=len(present)), kind="stable")
-    for place in order.tolist():
-        yield int(present[place]), rows[which == place]
 
 
 def main_lane(trace: Trace) -> int:

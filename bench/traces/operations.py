@@ -50,6 +50,16 @@ class Operation:
 
 
 @dataclass(frozen=True)
+class Sums:
+    """Over all operations: how many they are, nanoseconds of self and device time, self time of each kind."""
+
+    count: int
+    self_time: int
+    device_time: int
+    by_kind: dict[Kind, int]
+
+
+@dataclass(frozen=True)
 class Kernel:
     """What ran on devices under one name: nanoseconds summed over calls, of the shortest and the longest.
 
@@ -81,8 +91,8 @@ def operations(
     behind: np.ndarray,
     roof: Roof | None,
     limit: int,
-) -> tuple[list[Operation], int]:
-    """The ``limit`` operations with the longest self time, in that order, and how many there are in all.
+) -> tuple[list[Operation], Sums]:
+    """The ``limit`` operations with the longest self time, in that order, and sums over all of them.
 
     Those with the longest device time are among them too. rows: mask of the rows to look at. self_time: of
     ``bench.traces.tree``. behind: of ``operator_behind``. roof: of ``roof_of``.
@@ -126,7 +136,10 @@ def operations(
                 of_roof=rate / roof.flops_per_second if rate is not None and roof else None,
             )
         )
-    return found, len(first)
+    kinds = np.zeros(len(Kind), np.int64)
+    np.add.at(kinds, events.kind[chosen], self_time[chosen])
+    by_kind = {kind: int(kinds[kind]) for kind in Kind if kinds[kind]}
+    return found, Sums(len(first), int(own.sum()), int(device.sum()), by_kind)
 
 
 def kernels(trace: Trace, rows: np.ndarray, behind: np.ndarray) -> list[Kernel]:

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
-from bench.report.units import format_quantity, format_ratio, format_seconds
+from bench.report.units import format_quantity, format_ratio, text_of
 from bench.traces.clocks import RankClock
 from bench.traces.ranks import TOLERANCE, Lateness, Ranks
 from bench.traces.ranks_late import Excess
+from bench.traces.tables import Columns, seconds
 
 LONGEST_NAME = 60
-
-
-@dataclass(frozen=True)
-class Columns:
-    """A table in plain text. columns: (header, cells are numbers). rows: text, with names as in the file."""
-
-    title: str
-    columns: list[tuple[str, bool]]
-    rows: list[list[str]]
-
-
-def seconds(nanoseconds: float) -> str:
-    """Nanoseconds with the unit that suits them."""
-    return format_seconds(nanoseconds * 1e-9)
 
 
 def operation_text(excess: Excess | None) -> str:
@@ -39,7 +26,7 @@ def operation_text(excess: Excess | None) -> str:
 
 def _short(name: str) -> str:
     """Kernels of templates have names of a page; the JSON has them whole."""
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 3] + "..."
+    return text_of(name, LONGEST_NAME)
 
 
 def sentence(ranks: Ranks) -> str:
@@ -129,7 +116,7 @@ def tables(ranks: Ranks) -> list[Columns]:
     if ranks.collectives:
         rows = [
             [
-                one.operation + (f" {one.group}" if one.group else ""),
+                _short(one.operation + (f" {one.group}" if one.group else "")),
                 format_quantity(one.bytes, "B") if one.bytes >= 0 else "-",
                 str(one.ranks),
                 str(one.calls),
