@@ -1,12 +1,12 @@
 """Whose each moment of a step is, so that what operations take adds up to the step, to the nanosecond.
 
 A step is as long as what bounds it. Where there is a device, that is the device: a moment belongs to the
-kernels that run in it; where none runs, to the collective that does (communication not hidden by computation is
-*exposed*); then to a copy; and a moment in which the device does nothing is idle, and is put down to what the
-host was in. Without a device the host itself bounds the step: a moment belongs to the innermost operation of
-the thread that marks the steps, then to those of other threads (autograd's), to exposed communication, to a
-wait, to a Python function, and what is left is time between operations. Slices of equal standing that share a
-moment share it equally.
+kernels that run in it; where none runs, to the collective that does (communication that no computation hides
+is *exposed*); then to a copy; and a moment in which the device does nothing is idle, and is put down to what
+the host was in. Without a device the host itself bounds the step: a moment belongs to the innermost operation
+of the thread that marks the steps, then to those of other threads (autograd's), to exposed communication, to
+a wait, to a Python function, and what is left is time between operations. Slices of equal standing that share
+a moment share it equally.
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@ them, or with fewer than 5 steps), and the **typical step** is the sum of these:
 one median and no sum, and contributions add up to the change by construction.
 
 Intervals resample steps in blocks (``bench.stats``). They know the noise inside each recording, not what
-changed between the two: a neighbour on the same cores makes *everything* slower. That leaves a mark, for no
-change of a program moves unrelated operations by one factor. Where most operations agree on a factor it stands
-apart as **alike**, operations are held against it, and the step is called slower or faster only if it is so
-with and without it. Recordings made in turns (base, new, base, new ...) need none of this: each pair of
+changed between the two: a neighbour on the same cores makes *everything* slower. That leaves a mark, for few
+changes of a program move unrelated operations by one factor. Where most operations agree on a factor it
+stands apart as **alike**, operations are held against it, and the step is called slower or faster only if it
+is so with and without it. Recordings made in turns (base, new, base, new ...) need none of this: each pair of
 neighbours shares the machine's mood, and the differences inside pairs are what is resampled.
 """
 
@@ -75,10 +75,7 @@ def estimate(base: Sample, new: Sample, *, scales: np.ndarray, witnesses: np.nda
     few = count < MIN_SAMPLES_UNPAIRED
     usual = _usual(before, after)
     first = _location(before, usual, few)
-    if pairs:
-        second = first + _location(after - before, usual, few)
-    else:
-        second = _location(after, usual, few)
+    second = first + _location(after - before, usual, few) if pairs else _location(after, usual, few)
     factor = 1.0 if pairs else _alike(first, second, scales & witnesses)
     excess = second - first * np.where(scales, factor, 1.0)
     ratio = second.sum() / first.sum() if first.sum() > 0 and second.sum() > 0 else 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -17,7 +18,8 @@ from bench.traces.steps import span
 @dataclass
 class Side:
     """keys: what takes time. nanoseconds, calls: (steps, keys), the mean over ranks. start: int64 (steps,).
-    ranks: their numbers (-1: unknown). step_seconds: the median step of each. device: what the file calls it."""
+    ranks: their numbers (-1: unknown). step_seconds: the median step of each. device: as the file names it.
+    """
 
     source: str
     formats: str
@@ -92,7 +94,7 @@ def _one_after_another(traces: Sequence[Trace]) -> bool:
     if len(traces) < 2 or any(trace.origin_ns <= 0 for trace in traces):
         return False
     spans = sorted((trace.origin_ns + span(trace)[0], trace.origin_ns + span(trace)[1]) for trace in traces)
-    return all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+    return all(end <= start for (_, end), (start, _) in pairwise(spans))
 
 
 def _joined(tables: Sequence[StepTable]) -> StepTable:

@@ -24,15 +24,19 @@ WHAT = {
     Standing.IDLE: "idle",
 }
 NOTHING_RECORDED = "nothing recorded"
+LAUNCHED_BEFORE = "launched before the record began"
 LAUNCHING = "launching"
+# Instead of the number of a place or of a name:
+_UNPLACED, _NOTHING, _BEFORE = -1, -2, -3
 
 
 @dataclass
 class StepTable:
-    """keys: of the columns. nanoseconds, calls: (steps, keys). start: int64 (steps,) nanoseconds since 1970, or
-    from the trace's origin where the file does not say. kernels: for each key what ran, with its calls and
-    nanoseconds in all steps. on_device: whether a device bounds the steps. given: steps are marked.
-    trimmed: why steps were left out, counted."""
+    """keys: of the columns. nanoseconds, calls: (steps, keys). start: int64 (steps,) nanoseconds since 1970,
+    or from the trace's origin where it is not ``absolute``. on_device: a device bounds the steps. given:
+    steps are marked. kernels: for each key the nanoseconds of each kernel in all steps. trimmed: why steps
+    were left out, counted. hosted: calls a step of the host's operators, where a device bounds the steps.
+    """
 
     keys: list[Key]
     nanoseconds: np.ndarray
@@ -43,6 +47,7 @@ class StepTable:
     given: bool
     kernels: dict[Key, Counter[str]] = field(default_factory=dict)
     trimmed: Counter[str] = field(default_factory=Counter)
+    hosted: dict[tuple[Frame, ...], float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.nanoseconds)
@@ -79,6 +84,7 @@ def step_table(trace: Trace) -> StepTable:
         cut.given,
         labels.kernels(shares, column, keys),
         cut.trimmed,
+        labels.hosted(cut) if labels.on_device else {},
     )
 
 
@@ -107,13 +113,13 @@ class _Labels:
         known = np.maximum(row, 0)
         # A slice of a device stands at the operator that launched it; where one call launches many (a
         # graph), or none is known, its own name tells them apart.
-        operator = np.where(self.host_only[known], known, self._launching_operator()[known])
-        place = np.where(operator >= 0, self.places.number[np.maximum(operator, 0)], -1)
-        own = np.where((place < 0) | self._of_graph()[known], events.name[known], -1)
+        place = np.where(self.host_only, self.places.number, self._launching_place())[known]
+        own = np.where((place == _UNPLACED) | self._of_graph()[known], events.name[known], -1)
+        own[place == _BEFORE] = _BEFORE
         idle = standing == Standing.IDLE
         place = np.where(idle, -1, place)
         own = np.where(idle, self._idle_reason()[known], own)
-        own = np.where(row < 0, -2, own)
+        own = np.where(row < 0, _NOTHING, own)
         table = np.stack((standing.astype(np.int64), place, own), 1)
         unique, inverse = np.unique(table, axis=0, return_inverse=True)
         column, keys = _merged([self._key(*part) for part in unique.tolist()])
@@ -121,16 +127,36 @@ class _Labels:
 
     def _key(self, standing: int, place: int, own: int) -> Key:
         what = WHAT[Standing(standing)]
-        if own == -2:
+        if own == _NOTHING:
             return Key(what, (Frame(NOTHING_RECORDED, ""),))
+        if own == _BEFORE:
+            return Key(what, (Frame(LAUNCHED_BEFORE, ""),))
         if own == -1 and what == "idle":
             return Key(what, (Frame(LAUNCHING if self.on_device else NOTHING_RECORDED, ""),))
         path = self.places.path(place) if place >= 0 else ()
         return Key(what, path + (self.places.own(own) if own >= 0 else ()))
 
-    def _launching_operator(self) -> np.ndarray:
-        at = np.maximum(self.launch, 0)
-        return np.where(self.launch >= 0, self.places.operator[at], -1)
+    def _launching_place(self) -> np.ndarray:
+        """int64 (rows,): the place of the operator that launched a slice of a device.
+
+        A kernel that was launched before the record began stands where its name stands elsewhere in the
+        record; if that is not one place, with the others of its kind.
+        """
+        events = self.trace.events
+        operator = np.where(self.launch >= 0, self.places.operator[np.maximum(self.launch, 0)], -1)
+        place = np.where(operator >= 0, self.places.number[np.maximum(operator, 0)], _UNPLACED)
+        device = ~self.host_only & (events.kind != Kind.ANNOTATION)
+        unknown = device & (self.launch < 0)
+        if not unknown.any() or unknown.sum() * 2 > device.sum():
+            return place  # a record without launches: names are all there is
+        known = device & (place >= 0)
+        least = np.full(len(self.trace.names), np.iinfo(np.int64).max)
+        most = np.full(len(self.trace.names), _BEFORE)
+        np.minimum.at(least, events.name[known], place[known])
+        np.maximum.at(most, events.name[known], place[known])
+        only = np.where(least == most, least, _BEFORE)
+        place[unknown] = only[events.name[unknown]]
+        return place
 
     def _of_graph(self) -> np.ndarray:
         known = self.launch >= 0
@@ -153,6 +179,16 @@ class _Labels:
                 break
             found = np.where(outer >= 0, outer, found)
         return np.where(found >= 0, events.name[np.maximum(found, 0)], -1)
+
+    def hosted(self, cut: Steps) -> dict[tuple[Frame, ...], float]:
+        """Calls a step of every operator of the host."""
+        step = np.searchsorted(cut.start, self.trace.events.start, "right") - 1
+        inside = (step >= 0) & (self.trace.events.start < cut.end[np.maximum(step, 0)])
+        places, calls = np.unique(self.places.number[inside & (self.places.number >= 0)], return_counts=True)
+        return {
+            self.places.path(place): count / len(cut)
+            for place, count in zip(places.tolist(), calls.tolist(), strict=True)
+        }
 
     def kernels(self, shares: Shares, column: np.ndarray, keys: Sequence[Key]) -> dict[Key, Counter[str]]:
         """Nanoseconds of each kernel that runs for a key."""

@@ -2,10 +2,10 @@
 
 An operation is known by its place in the call tree: the operators that enclose it, outermost first, each with
 the shapes of its inputs. A kernel stands where the operator that launched it stands, for kernels change their
-names between vendors and versions and operators do not. What is at the same place in both reports is the same
-operation. The rest is matched by less, step by step: the place without shapes, the innermost operator that both
-reports share around what is left (its implementation changed), the name and shapes at another place, the name.
-What no rule brings together was added or removed.
+names between vendors and versions and operators do not. What is at the same place in both reports is the
+same operation. The rest is matched by less, step by step: the place without shapes, the innermost operator
+that both reports share around what is left (its implementation changed), the name and shapes at another
+place, the name. What no rule brings together was added or removed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Match:
-    """Keys of both sides that are one operation; either may be empty. how: the rule that brought them together."""
+    """Keys of both sides that are one operation; either may be empty. how: the rule that says so."""
 
     base: tuple[Key, ...]
     new: tuple[Key, ...]
@@ -49,7 +49,7 @@ class Match:
 
 
 def stable_name(name: str) -> str:
-    """A name without what differs from run to run and from edit to edit: line numbers, addresses, instances."""
+    """A name without what differs from run to run, from edit to edit: line numbers, addresses, instances."""
     return _LINE.sub("", _INSTANCE.sub(r"\1", name))
 
 
