@@ -37,6 +37,7 @@ OPERATIONS = (  # in this order: "all_reduce" holds "reduce"
 SYNCHRONIZING = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "barrier")
 """No rank leaves one of these before the last has arrived."""
 MESSAGES = ("send", "recv", "send_recv")
+_SHARES = ("all_gather", "gather")  # an annotation has a rank's share; a kernel's bytes are of the whole
 _ONLY_CALLED = re.compile(r"c10d::(?!.*wait)")
 _FITS_AT_MOST = 64  # shifts tried for a rank that has fewer calls
 
@@ -100,7 +101,7 @@ def _from_the_host(
                 word = operation(name)
                 if found[index] in ("send_recv", *(set(found) - set(known))) and word in known:
                     found[index] = word
-                if size[index] < 0:
+                if size[index] < 0 and found[index] not in _SHARES:
                     size[index] = events.bytes[row]
                 if not group[index] and events.group[row] >= 0:
                     group[index] = trace.groups[events.group[row]]

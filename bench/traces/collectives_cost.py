@@ -17,7 +17,7 @@ from bench.traces.ranks_late import Excess, Spent, excess_by_collective
 
 @dataclass(frozen=True)
 class Collective:
-    """All calls of one kind. bytes: of a call, as the rank with most of them holds it (-1 unknown).
+    """All calls of one kind. bytes: of a call, as the rank with most of them recorded it (-1 unknown).
 
     ranks: how many take part. skew_ns, transfer_ns: medians of the calls; transfer is -1 where ends were not
     recorded. algorithm_bandwidth, bus_bandwidth: bytes a second, None where unknown (nccl-tests' definitions,
@@ -55,6 +55,7 @@ def costs(
     """
     usable = np.array([clock.how != "unknown" for clock in clocks])
     exact = max((clock.exact for clock in clocks), default=0)
+    on_device = any(trace.on_device()[matched.row[:, c]].any() for c, trace in enumerate(traces))
     rows = []
     for code, (operation, group, _) in enumerate(matched.keys):
         calls = np.flatnonzero(matched.key == code)
@@ -75,7 +76,8 @@ def costs(
         taking_part = _group_size(group, members, world)
         algorithm = None
         if size > 0 and transfer > exact:
-            algorithm = total_bytes(operation, size, taking_part) / (transfer * 1e-9)
+            moved = size if on_device else total_bytes(operation, size, taking_part)
+            algorithm = moved / (transfer * 1e-9)
         late = _late_in(came, exact)
         rank = None if late is None else matched.ranks[late[0]]
         rows.append(
@@ -121,7 +123,8 @@ def _group_size(group: str, matched: int, world: int) -> int:
 
 
 def total_bytes(operation: str, held: int, ranks: int) -> int:
-    """nccl-tests' size S: of an all_gather (and a gather) all that is gathered, else what a rank holds."""
+    """nccl-tests' size S from the input of one rank, which is what gloo records: of an all_gather (and a
+    gather) all that is gathered, else what the rank holds. Bytes of NCCL's kernels are S already."""
     return held * ranks if operation in ("all_gather", "gather") else held
 
 

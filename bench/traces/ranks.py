@@ -4,7 +4,7 @@ In a collective the time of a rank has two parts: *skew*, from its arrival until
 and *transfer*, from then to the end. Only the second is the network's; the first is some rank's lateness.
 
 A rank's *own time* in a round (a step, or from one call of a collective to the next) is the round less what
-it waited for others while it computed nothing. A late rank has more own time than the others have in the same
+it spent in collectives while it computed nothing. A late rank has more own time than the others have in the same
 rounds. It is named only if this costs the job more than ``TOLERANCE`` with 95 % certainty: the round is
 compared, paired, with what it would take if the rank were as quick as the median of the others.
 """
@@ -22,7 +22,8 @@ from bench.traces.collectives import Matched, match
 from bench.traces.collectives_cost import Collective, costs
 from bench.traces.events import Job, Trace
 from bench.traces.ranks_late import Excess, Spent, excess_by_round
-from bench.traces.ranks_rounds import Rounds, own_time, rounds_of
+from bench.traces.ranks_own import own_time
+from bench.traces.ranks_rounds import Rounds, rounds_of
 
 TOLERANCE = 0.05
 """A rank that costs the job up to 5 % is not called late: processes of equal work differ that much."""
@@ -34,14 +35,16 @@ SINGLE = 0.25
 class Lateness:
     """One rank against the others. cost: the round over the round without its lateness, with the interval;
     None where too few rounds are there. excess_ns: own time above the median of the others', median of the
-    rounds. waited_ns: what it waited for others, median of the rounds. last: in how many collectives it was
-    the last to arrive. operations: in what it spent more than the others, the most first.
+    rounds. waited_ns: what it waited for others, handed_ns: what its threads waited for one another or for a
+    core around a collective, medians of the rounds. last: in how many collectives it was the last to arrive.
+    operations: in what it spent more than the others, the most first.
     """
 
     rank: int
     cost: stats.Comparison | None
     excess_ns: int
     waited_ns: int
+    handed_ns: int
     last: int
     operations: list[Excess]
 
@@ -165,17 +168,18 @@ def _lateness(
     matched, rounds = found.matched, found.rounds
     assert matched is not None
     assert rounds is not None
-    own, waited = own_time(matched, traces, found.clocks, rounds, arrival)
+    times = own_time(matched, traces, found.clocks, rounds, arrival)
+    own, length = times.own, (rounds.end - rounds.start).astype(np.float64)
     present = matched.present & usable
     latest = np.where(present, arrival, np.iinfo(np.int64).min).argmax(axis=1)
     result = []
     for column, rank in enumerate(found.ranks):
         others = [other for other in range(len(found.ranks)) if other != column and usable[other]]
         if not usable[column] or not others or not len(rounds):
-            result.append(Lateness(rank, None, 0, 0, int((latest == column).sum()), []))
+            result.append(Lateness(rank, None, 0, 0, 0, int((latest == column).sum()), []))
             continue
         excess = own[column] - np.median(own[others], axis=0)
-        whole = own[column] + waited[column]
+        whole = length[column]
         cost = None
         if len(rounds) > 1:
             cost = stats.compare_pairs(
@@ -187,7 +191,8 @@ def _lateness(
                 rank,
                 cost,
                 round(float(np.median(excess))),
-                round(float(np.median(waited[column]))),
+                round(float(np.median(times.waited[column]))),
+                round(float(np.median(times.handed[column]))),
                 int((latest == column).sum()),
                 operations,
             )

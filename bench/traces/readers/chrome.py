@@ -107,7 +107,7 @@ class ChromeColumns:
             details = event.args
             if not isinstance(details, DetailedArguments):
                 continue
-            if details.collective is not None or event.name.startswith("gloo:"):
+            if details.collective is not None or event.name.startswith(("gloo:", "nccl:")):
                 part["bytes"][row] = message_bytes(details)
                 if details.group is not None:
                     size = number(details.group_size)

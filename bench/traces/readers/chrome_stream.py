@@ -35,6 +35,7 @@ _DETAILED = (
     b'"hlo_op"',
     b'"step_num"',
     b"gloo:",
+    b"nccl:",
 )
 _TOO_DEEP = "brackets are nested more deeply than in any report"
 

@@ -2,7 +2,7 @@
 
 import time
 
-STEPS = 16
+STEPS = 20
 WAYS = ("sleep in a range", "sleep", "heavier computation")
 
 
@@ -19,13 +19,13 @@ def train(folder, slow, way):
             with record_function(f"ProfilerStep#{step}"):
                 with record_function("load batch"):
                     if rank == slow and way == "sleep in a range":
-                        time.sleep(5e-3)
-                for _ in range(30):
+                        time.sleep(8e-3)
+                for _ in range(60):
                     torch.mm(left, right)
                 if rank == slow and way == "sleep":
-                    time.sleep(5e-3)
+                    time.sleep(8e-3)
                 if rank == slow and way == "heavier computation":
-                    for _ in range(60):
+                    for _ in range(120):
                         torch.mm(left, right)
                 torch.relu(left)
                 dist.all_reduce(gradient)

@@ -1,6 +1,7 @@
 """Ranks of a job: what is matched, whose clock is off, who is late and in what, how fast bytes moved."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -363,7 +364,13 @@ def test_eight_ranks_of_a_real_job():
     found = compare_ranks(real("param_dlrm_8rank_v100"))
     assert found.ranks == list(range(8))
     assert found.missing == []
-    assert {row.operation: row.calls for row in found.collectives} == {"all_to_all": 5, "all_reduce": 3}
+    calls = Counter()
+    for row in found.collectives:
+        calls[row.operation] += row.calls
+    assert calls == {"all_to_all": 5, "all_reduce": 3}
+    largest = max(found.collectives, key=lambda row: row.bytes)
+    assert (largest.operation, largest.bytes) == ("all_reduce", 394241 * 4)
+    assert 1e9 < largest.bus_bandwidth < 150e9  # NVLink of a V100: 6 links of 25 GB/s
     assert all(clock.how in ("reference", "agrees") and clock.exact < 10_000 for clock in found.clocks)
     assert max(found.lateness, key=lambda one: one.last).rank == 7  # the last to arrive in 5 of 8
     assert "rank 7 may be" in ranks_text.sentence(found)
