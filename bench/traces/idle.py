@@ -90,12 +90,11 @@ def _attribute_lateness(ledger: Ledger, late: Intervals, lanes: np.ndarray) -> N
     if not len(lanes):
         return
     left = []
-    present, counts = np.unique(lanes, return_counts=True)
-    for lane in present.tolist():
+    for lane in np.unique(lanes).tolist():
         left.append(ledger.charge_thread(lane, _chosen(late, lanes == lane)))
     # A backward thread that has nothing to do yet waits for the main thread.
     rest = union(np.concatenate([each.start for each in left]), np.concatenate([each.end for each in left]))
-    rest = ledger.charge_thread(int(present[counts.argmax()]), rest)
+    rest = ledger.charge_thread(main_lane(ledger.trace), rest)
     ledger.charge(Cause.UNKNOWN, "nothing is recorded of the host", total(*rest), len(rest.start))
 
 

@@ -144,7 +144,9 @@ def innermost(events: Events, parents: np.ndarray, first: int, last: int) -> Seg
     children = rows[parents[first:last] >= 0]
     above = parents[children]
     resumed = events.end[children]
-    interrupted = np.append(start, _NEVER)[np.searchsorted(start, resumed, "left")]
+    # The next start after a child's end; of a child without duration its own start is not meant.
+    place = np.maximum(np.searchsorted(start, resumed, "left"), children - first + 1)
+    interrupted = np.append(start, _NEVER)[place]
     begins = np.concatenate((start, resumed))
     ends = np.concatenate((np.minimum(end, following), np.minimum(events.end[above], interrupted)))
     owners = np.concatenate((rows, above))
