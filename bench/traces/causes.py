@@ -64,6 +64,9 @@ class Ledger:
         self.parents = parents
         self._times: dict[tuple[Cause, str], int] = defaultdict(int)
         self._pieces: dict[tuple[Cause, str], int] = defaultdict(int)
+        self._calls = np.append([is_communication_call(name) for name in trace.names], False).astype(bool)
+        loads = np.array([_INPUT.search(name) is not None for name in trace.names], bool)
+        self._loads = loads[trace.events.name]
         self._bounds = lane_rows(trace)
         self._segments: dict[int, Segments] = {}
 
@@ -105,7 +108,6 @@ class Ledger:
         name, kind = events.name[rows].astype(np.int64), events.kind[rows]
         within = np.where(operator >= 0, events.name[operator], -1).astype(np.int64)
         alone = operator < 0
-        calls = np.append([is_communication_call(each) for each in self.trace.names], False).astype(bool)
         long_call = (kind == Kind.RUNTIME) & ((events.duration[rows] > LONG_CALL_NS) | alone)
         annotated = (kind == Kind.ANNOTATION) | (kind == Kind.STEP)
         # The first that applies decides: condition, cause, own name, name around it.
@@ -115,7 +117,7 @@ class Ledger:
             (kind == Kind.SYNCHRONIZATION, Cause.DEVICE, name, within),
             (long_call, Cause.RUNTIME, name, within),
             (kind == Kind.COMMUNICATION, Cause.DISTRIBUTED, name, -1),
-            (calls[within], Cause.DISTRIBUTED, within, -1),
+            (self._calls[within], Cause.DISTRIBUTED, within, -1),
             (~alone, Cause.OPERATOR, within, -1),
             (kind == Kind.FUNCTION, Cause.PYTHON, name, -1),
             (annotated, Cause.BETWEEN, np.where(kind == Kind.STEP, -1, name), -1),
@@ -131,11 +133,10 @@ class Ledger:
         """Rows of the outermost operator around (or at) each row, and of the nearest data loader; or -1."""
         events = self.trace.events
         operators = events.kind == Kind.OPERATOR
-        loads = np.array([_INPUT.search(name) is not None for name in self.trace.names], bool)[events.name]
         operator, loader = np.full(len(rows), -1), np.full(len(rows), -1)
         at = rows
         while (at >= 0).any():
             operator = np.where((at >= 0) & operators[at], at, operator)
-            loader = np.where((at >= 0) & loads[at] & (loader < 0), at, loader)
+            loader = np.where((at >= 0) & self._loads[at] & (loader < 0), at, loader)
             at = np.where(at >= 0, self.parents[at], -1)
         return operator, loader

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -147,37 +146,51 @@ def kernels(trace: Trace, rows: np.ndarray, behind: np.ndarray) -> list[Kernel]:
     events = trace.events
     work = rows & trace.on_device() & np.isin(events.kind, (*DEVICE_KINDS, Kind.COMMUNICATION))
     chosen = np.flatnonzero(work)
+    if not len(chosen):
+        return []
     chosen = chosen[np.argsort(events.name[chosen], kind="stable")]
     first = np.flatnonzero(np.diff(events.name[chosen], prepend=-1))
-    found = []
-    for begin, end in pairwise([*first.tolist(), len(chosen)]):
-        own = chosen[begin:end]
-        length = events.duration[own]
-        sized = events.bytes[own] >= 0
-        moving = int(length[sized].sum())
-        operator, operators = _most(trace, behind[own], length)
-        found.append(
-            Kernel(
-                kind=Kind(events.kind[own[0]]),
-                name=trace.names[events.name[own[0]]],
-                calls=int(events.calls[own].sum()),
-                time=int(length.sum()),
-                shortest=int(length.min()),
-                longest=int(length.max()),
-                operator=operator,
-                operators=operators,
-                bytes_per_second=float(events.bytes[own][sized].sum()) / moving * 1e9 if moving else None,
-            )
+    length = events.duration[chosen]
+    sized = events.bytes[chosen] >= 0
+    moved = np.add.reduceat(np.where(sized, events.bytes[chosen], 0), first).tolist()
+    moving = np.add.reduceat(np.where(sized, length, 0), first).tolist()
+    sums = [np.add.reduceat(column, first).tolist() for column in (events.calls[chosen], length)]
+    extremes = [ends.reduceat(length, first).tolist() for ends in (np.minimum, np.maximum)]
+    operators = _operators(trace, chosen, behind[chosen], length)
+    columns = zip(chosen[first].tolist(), *sums, *extremes, moved, moving, strict=True)
+    found = [
+        Kernel(
+            kind=Kind(events.kind[row]),
+            name=trace.names[events.name[row]],
+            calls=calls,
+            time=time,
+            shortest=shortest,
+            longest=longest,
+            operator=operators[int(events.name[row])][0],
+            operators=operators[int(events.name[row])][1],
+            bytes_per_second=size / nanoseconds * 1e9 if nanoseconds else None,
         )
+        for row, calls, time, shortest, longest, size, nanoseconds in columns
+    ]
     return sorted(found, key=lambda kernel: -kernel.time)
 
 
-def _most(trace: Trace, behind: np.ndarray, length: np.ndarray) -> tuple[str, int]:
-    """The operator name with the greatest sum of lengths, and how many names there are."""
-    names = np.where(behind >= 0, trace.events.name[behind], -1)
-    present, which = np.unique(names, return_inverse=True)
-    best = int(present[np.bincount(which, weights=length, minlength=len(present)).argmax()])
-    return trace.names[best] if best >= 0 else NO_OPERATOR, int((present >= 0).sum())
+def _operators(
+    trace: Trace, rows: np.ndarray, behind: np.ndarray, length: np.ndarray
+) -> dict[int, tuple[str, int]]:
+    """For each name of these rows the operator with the greatest sum of lengths, and how many there are."""
+    base = len(trace.names) + 1
+    operator = np.where(behind >= 0, trace.events.name[behind], -1).astype(np.int64)
+    keys, which = np.unique(
+        trace.events.name[rows].astype(np.int64) * base + operator + 1, return_inverse=True
+    )
+    order = np.argsort(np.bincount(which, weights=length), kind="stable")
+    found: dict[int, tuple[str, int]] = {}
+    for key in keys[order].tolist():  # from short to long: the last one stays
+        name, place = divmod(key, base)
+        count = found.get(name, ("", 0))[1] + (place > 0)
+        found[name] = (trace.names[place - 1] if place else NO_OPERATOR, count)
+    return found
 
 
 def _groups(keys: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bench.report.units import text_of
 from bench.traces.events import Kind, Trace
 
 _NO_WORK = (Kind.FUNCTION, Kind.ANNOTATION, Kind.STEP, Kind.UNCLASSIFIED)
@@ -60,6 +59,8 @@ class Steps:
         for place, name in enumerate(self.names):
             if wanted == name or (wanted.isdecimal() and re.search(rf"(?<!\d)0*{int(wanted)}$", name)):
                 return place
+        from bench.report.units import text_of
+
         shown = [text_of(name, 40) for name in (self.names[0], self.names[-1])]
         raise ValueError(f"there is no step {text_of(wanted, 40)}; the steps are {shown[0]} to {shown[1]}")
 
