@@ -49,7 +49,8 @@ def render_page(results: Mapping[str, Any]) -> str:
     """The page of a results file's parsed JSON; ValueError that names the field when it is no such file."""
     report = read(results)
     machine, reason = machine_figure(report)
-    return environment().get_template("page.html.j2").render(
+    template = environment().get_template("page.html.j2")
+    return template.render(
         report=report,
         machine_view=view(machine, "machine") if machine else None,
         no_machine_chart=reason,

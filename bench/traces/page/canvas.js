@@ -6,8 +6,15 @@ const KIND_VARIABLES = {
   unclassified: "--alarm",
 };
 const FONT = '11px system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif';
-const LETTER = 5.9; // pixels a letter of FONT is wide, about
+const LETTER = letterWidth(); // pixels a letter of FONT is wide, about
 const SHADES = 4; // of a kind's colour, so that neighbours of one kind are told apart by name
+
+function letterWidth() {
+  const context = document.createElement("canvas").getContext("2d");
+  const sample = "aten::convolution_backward ncclKernel_AllReduce";
+  context.font = FONT;
+  return context.measureText(sample).width / sample.length * 1.04;
+}
 
 function rgb(hex) {
   const number = parseInt(hex.trim().slice(1), 16);
@@ -70,22 +77,22 @@ function fitted(text, pixels) {
 
 // 1234567 -> "1.23 ms"; the same digits and units as everywhere in perflab.
 function duration(ns) {
-  return scaled(ns, [["ns", 1], ["us", 1e3], ["ms", 1e6], ["s", 1e9]]);
+  const [number, unit] = scaled(ns, [["ns", 1], ["us", 1e3], ["ms", 1e6], ["s", 1e9]]);
+  return ns ? `${Math.abs(number) >= 999.5 ? Math.round(number) : number.toPrecision(3)} ${unit}` : "0 s";
 }
 
 function bytes(count) {
-  return scaled(count, [["B", 1], ["KiB", 1024], ["MiB", 1024 ** 2], ["GiB", 1024 ** 3], ["TiB", 1024 ** 4]]);
+  const [number, unit] = scaled(count, [["B", 1], ["KiB", 1024], ["MiB", 1024 ** 2], ["GiB", 1024 ** 3], ["TiB", 1024 ** 4]]);
+  return `${Number.isInteger(number) ? number : number.toPrecision(number >= 1000 ? 4 : 3)} ${unit}`;
 }
 
+// The number and the largest unit in which it is at least 1, after rounding: 999.96 us is 1.00 ms.
 function scaled(value, units) {
-  const size = Math.abs(value);
   let [unit, factor] = units[0];
-  for (const [name, from] of units) {
-    if (Number((size / factor).toPrecision(3)) >= from / factor && size > 0) [unit, factor] = [name, from];
+  for (const [name, size] of units) {
+    if (Number((Math.abs(value) / size).toPrecision(4)) >= 1) [unit, factor] = [name, size];
   }
-  const number = value / factor;
-  if (Number.isInteger(number) && Math.abs(number) < 1000) return `${number} ${unit}`;
-  return `${Math.abs(number) >= 999.5 ? Math.round(number) : number.toPrecision(3)} ${unit}`;
+  return [value / factor, unit];
 }
 
 function count(number, word) {

@@ -216,7 +216,10 @@ class FlameView {
 
   say(i) {
     this.said.textContent = "";
-    if (i < 0) return;
+    if (i < 0) {
+      this.said.append(element("p", "Click a frame to zoom into it and to see its figures.", { class: "soft" }));
+      return;
+    }
     this.said.append(element("p", this.names[this.tree.name[i]], { class: "slice-name" }), factList(this.figures(i)));
   }
 

@@ -1,8 +1,8 @@
-"""Call trees for flame graphs: the slices of a job merged by their path of names, one tree for host and device.
+"""Call trees for flame graphs: the slices of a job merged by their path of names, host and device in one.
 
 A node is one path: every ``aten::linear`` called from the same ``forward`` called from the same step is one
-node, whatever its thread or rank. Kernels hang under the call that launched them, so that one tree shows where
-the host spends its time and, weighed by device time, which call paths keep the device busy. Steps are one
+node, whatever its thread or rank. Kernels hang under the call that launched them: one tree shows where the
+host spends its time and, weighed by device time, which call paths keep the device busy. Steps are one
 node (``ProfilerStep#7`` and ``#8`` are the same work).
 """
 
@@ -21,7 +21,7 @@ from bench.traces.tree import launched_by, parents, self_time
 
 MOST_NODES = 12_000  # on one page; what is smaller is put together and counted
 UNLAUNCHED = "(no launching call in the report)"
-_DEEPEST = 400  # of a path; what is called from deeper counts there
+_DEEPEST = 500  # nodes of a path; a canvas is at most 32,767 pixels high
 
 
 @dataclass
@@ -30,6 +30,7 @@ class CallTree:
 
     parent: number of the parent, -1 at the top. name: what the node is called. kind: its ``Kind``.
     host, device: nanoseconds a node itself takes, without its children. calls: slices merged into it.
+    too_deep: slices that are in no node.
     """
 
     parent: list[int] = field(default_factory=list)
@@ -38,6 +39,7 @@ class CallTree:
     host: list[int] = field(default_factory=list)
     device: list[int] = field(default_factory=list)
     calls: list[int] = field(default_factory=list)
+    too_deep: int = 0
     _known: dict[tuple[int, str], int] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -53,6 +55,14 @@ class CallTree:
             for column in (self.host, self.device, self.calls):
                 column.append(0)
         return number
+
+    def path(self, number: int) -> list[str]:
+        """The names from the top to this node."""
+        names = []
+        while number >= 0:
+            names.append(self.name[number])
+            number = self.parent[number]
+        return names[::-1]
 
     def totals(self, own: Sequence[int]) -> np.ndarray:
         """int64 (nodes,): what a node and all below it take."""
@@ -110,6 +120,7 @@ def _add(tree: CallTree, trace: Trace) -> None:
             tree.calls[number] += int(calls[i])
         node[ready] = numbers[group]
         left = left[node[left] < 0]
+    tree.too_deep += len(left)
 
 
 def _merged(name: str) -> str:
@@ -132,30 +143,41 @@ def flame(tree: CallTree, words: Words, most: int = MOST_NODES) -> Flame:
     return _flame(tree, weights, words, most)
 
 
-def difference_flame(
-    base: CallTree, new: CallTree, steps: tuple[int, int], words: Words, most: int = MOST_NODES
-) -> Flame:
-    """Two trees laid over one another by path; weights are nanoseconds a step (``steps`` of base and new)."""
-    both = CallTree()
-    columns: dict[str, list[int]] = {}
-    for side, tree, count in (("base", base, steps[0]), ("new", new, steps[1])):
+@dataclass(frozen=True)
+class Overlay:
+    """Two trees laid over one another by path.
+
+    weights: int64 (nodes,) nanoseconds a step that a node itself takes: base_host, new_host, base_device,
+    new_device.
+    """
+
+    tree: CallTree
+    weights: dict[str, np.ndarray]
+
+
+def overlay(base: CallTree, new: CallTree, steps: tuple[int, int]) -> Overlay:
+    """Both trees as one; steps: over how many steps the slices of each are spread."""
+    both = CallTree(too_deep=base.too_deep + new.too_deep)
+    places: list[np.ndarray] = []
+    for tree in (base, new):
         place: list[int] = []
-        for number in range(len(tree)):
-            parent = tree.parent[number]
+        for number, parent in enumerate(tree.parent):
             above = place[parent] if parent >= 0 else -1
             place.append(both.node(above, tree.name[number], tree.kind[number]))
-        for kind in ("host", "device"):
-            values = columns.setdefault(f"{side}_{kind}", [])
-            values += [0] * (len(both) - len(values))
-            for number, value in zip(place, getattr(tree, kind), strict=True):
-                values[number] += round(value / max(1, count))
-        for number, calls in zip(place, tree.calls, strict=True):
-            both.calls[number] += calls
-    weights = {
-        name: np.asarray(values + [0] * (len(both) - len(values)), np.int64)
-        for name, values in columns.items()
-    }
-    return _flame(both, weights, words, most)
+            both.calls[place[-1]] += tree.calls[number]
+        places.append(np.asarray(place, np.int64))
+    weights: dict[str, np.ndarray] = {}
+    for kind in ("host", "device"):
+        for side, tree, nodes, count in zip(("base", "new"), (base, new), places, steps, strict=True):
+            column = np.zeros(len(both), np.int64)
+            column[nodes] = np.rint(np.asarray(getattr(tree, kind), np.float64) / max(1, count))
+            weights[f"{side}_{kind}"] = column
+    return Overlay(both, weights)
+
+
+def difference_flame(both: Overlay, words: Words, most: int = MOST_NODES) -> Flame:
+    """Two trees as one for the page."""
+    return _flame(both.tree, both.weights, words, most)
 
 
 def _flame(tree: CallTree, weights: dict[str, np.ndarray], words: Words, most: int) -> Flame:
@@ -177,13 +199,13 @@ def _flame(tree: CallTree, weights: dict[str, np.ndarray], words: Words, most: i
         calls.append(tree.calls[number])
         for weight, values in weights.items():
             own[weight].append(int(values[number]))
-    for above, numbers in small.items():
+    for above, members in small.items():
         parent.append(place[above] + 1 if above >= 0 else 0)
-        name.append(words.number(f"({len(numbers):,} smaller)"))
+        name.append(words.number(f"({len(members):,} smaller)"))
         kind.append(int(Kind.UNCLASSIFIED))
-        calls.append(sum(tree.calls[number] for number in numbers))
+        calls.append(sum(tree.calls[number] for number in members))
         for weight, values in weights.items():
-            own[weight].append(int(values[numbers].sum()))
+            own[weight].append(int(values[members].sum()))
     columns = {"parent": parent, "name": name, "kind": kind, "calls": calls, **own}
     data = {
         "kinds": [item.name.lower() for item in Kind],

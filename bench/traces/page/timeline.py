@@ -1,4 +1,4 @@
-"""The columns of the page's timeline: which slices are drawn, on which row of which lane, and how they are sent.
+"""The columns of the page's timeline: which slices are drawn, on which row of which lane.
 
 Slices of one row are disjoint and sorted, so that the page finds those in view by bisection. A slice stands
 one row below the one that encloses it; those that overlap a neighbour without being inside it (collectives of
@@ -7,8 +7,9 @@ one thread may cross) get rows of their own below.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,11 @@ from bench.traces.steps import steps
 from bench.traces.tree import ROUNDING_NS, launched_by, parents
 
 MOST_SLICES = 250_000  # on one page: about 3.5 MB
+MOST_ROWS = 300  # of one lane
 _CROSSING_ROWS = 24  # of one lane, for slices that overlap their neighbours
+Clock = Callable[[np.ndarray], np.ndarray]
+"""int64 nanoseconds of a trace -> int64 nanoseconds of the time that all traces share."""
+
 _FAR = 2**50  # nanoseconds, 13 days: beyond that from the others a time is taken to be damaged
 
 
@@ -35,26 +40,28 @@ class Timeline:
 
 
 def timeline(
-    traces: Sequence[Trace], offsets: Sequence[int], words: Words, most: int = MOST_SLICES
+    traces: Sequence[Trace],
+    clocks: Sequence[Clock],
+    titles: Sequence[str],
+    words: Words,
+    most: int = MOST_SLICES,
 ) -> Timeline:
-    """The timeline of timed traces, each moved by its offset (nanoseconds), on one common clock.
+    """The timeline of timed traces, each with its clock and its title ("rank 3", or "" for the only one).
 
     Of more than ``most`` slices the shortest are left out first.
     """
     left_out: Counter[str] = Counter()
-    masks = _near(traces, offsets, left_out)
+    masks = _near(traces, clocks, left_out)
     _longest(traces, masks, most, left_out)
     placed = [_placed(trace, mask, left_out) for trace, mask in zip(traces, masks, strict=True)]
-    starts = [
-        int((trace.events.start[mask]).min()) + offset
-        for trace, mask, offset in zip(traces, masks, offsets, strict=True)
-        if mask.any()
-    ]
-    base = min(starts, default=0)
+    starts = [clock(trace.events.start) for trace, clock in zip(traces, clocks, strict=True)]
+    base = min(
+        (int(start[mask].min()) for start, mask in zip(starts, masks, strict=True) if mask.any()), default=0
+    )
     parts, groups, before = [], [], 0
-    for trace, (rows, row), offset in zip(traces, placed, offsets, strict=True):
-        parts.append(_columns(trace, rows, offset - base, words, before))
-        groups.append(_group(trace, rows, row, offset - base, words))
+    for trace, clock, title, (rows, row) in zip(traces, clocks, titles, placed, strict=True):
+        parts.append(_columns(trace, rows, clock(trace.events.start[rows]) - base, words, before))
+        groups.append({"name": text_of(title[:80], 60), **_group(trace, rows, row, clock, base, words)})
         before += len(rows)
     columns = {
         name: np.concatenate([part[name] for part in parts]) if parts else np.empty(0, np.int64)
@@ -76,11 +83,13 @@ def rows_of(events: Events, parent: np.ndarray) -> np.ndarray:
     parent: the row of the enclosing slice, -1 at the top (``tree.parents``). Slices of one row of one lane
     never overlap by more than profilers round.
     """
-    row = np.zeros(len(events), np.int32)
+    row = (parent >= 0).astype(np.int32)
     above = parent
-    while (inside := above >= 0).any():
-        row += inside
-        above = np.where(inside, parent[np.maximum(above, 0)], -1)
+    # Each round doubles how far up a slice has counted: a stack of a million takes twenty.
+    while (inside := np.flatnonzero(above >= 0)).size:
+        row[inside] += row[above[inside]]
+        above = above.copy()
+        above[inside] = above[above[inside]]
     order = np.lexsort((events.start, row, events.lane))
     group = np.cumsum(
         np.r_[0, (np.diff(events.lane[order]) != 0) | (np.diff(row[order]) != 0)] if len(order) else []
@@ -88,24 +97,28 @@ def rows_of(events: Events, parent: np.ndarray) -> np.ndarray:
     # Overlap: a slice begins before an earlier one of the same row of the same lane ended.
     start, end = events.start[order], events.end[order]
     latest = np.empty_like(end)
-    bounds = np.flatnonzero(np.diff(group, prepend=-1))
-    for first, last in zip(bounds, [*bounds[1:], len(order)], strict=True):
+    for first, last in _runs(group):
         latest[first:last] = np.maximum.accumulate(end[first:last])
     crossing = np.zeros(len(order), bool)
     crossing[1:] = (np.diff(group) == 0) & (start[1:] < latest[:-1] - ROUNDING_NS)
     _move_down(events, row, np.sort(order[crossing]))
+    row[row >= MOST_ROWS] = -1
     return row
+
+
+def _runs(codes: np.ndarray) -> list[tuple[int, int]]:
+    """[first, last) of each stretch of equal codes (from 0 on)."""
+    bounds = [*np.flatnonzero(np.diff(codes, prepend=-1)).tolist(), len(codes)]
+    return list(itertools.pairwise(bounds))
 
 
 def _move_down(events: Events, row: np.ndarray, rows: np.ndarray) -> None:
     """Each of these goes to the first row below all others of its lane where nothing overlaps it."""
-    lowest: dict[int, int] = {}
+    stays = np.ones(len(row), bool)
+    stays[rows] = False
+    lowest = np.zeros(int(events.lane.max(initial=0)) + 1, np.int64)
+    np.maximum.at(lowest, events.lane[stays], row[stays] + 1)
     ends: dict[int, list[int]] = {}
-    moved = np.zeros(len(row), bool)
-    moved[rows] = True
-    for lane in np.unique(events.lane[rows]):
-        stays = row[(events.lane == lane) & ~moved]
-        lowest[int(lane)] = int(stays.max(initial=-1)) + 1
     order = rows[np.lexsort((events.start[rows], events.lane[rows]))]
     for index in order.tolist():
         lane, start, end = int(events.lane[index]), int(events.start[index]), int(events.end[index])
@@ -117,12 +130,14 @@ def _move_down(events: Events, row: np.ndarray, rows: np.ndarray) -> None:
                 continue
             taken.append(end)
         taken[place] = end
-        row[index] = lowest[lane] + place
+        row[index] = int(lowest[lane]) + place
 
 
-def _near(traces: Sequence[Trace], offsets: Sequence[int], left_out: Counter[str]) -> list[np.ndarray]:
+def _near(traces: Sequence[Trace], clocks: Sequence[Clock], left_out: Counter[str]) -> list[np.ndarray]:
     """Masks of slices whose times are not absurdly far from the others' (a damaged file's would be)."""
-    times = [trace.events.start.astype(np.float64) + offset for trace, offset in zip(traces, offsets, strict=True)]
+    # In float64: a damaged file's times overflow 64 bits when something is added to them.
+    shifts = [float(clock(np.zeros(1, np.int64))[0]) for clock in clocks]
+    times = [trace.events.start + shift for trace, shift in zip(traces, shifts, strict=True)]
     every = np.concatenate(times) if times else np.empty(0)
     centre = float(np.median(every)) if len(every) else 0.0
     masks = [
@@ -156,7 +171,7 @@ def _placed(trace: Trace, mask: np.ndarray, left_out: Counter[str]) -> tuple[np.
     row = rows_of(events, parents(events))
     rows = np.flatnonzero(mask)
     if lost := int((row < 0).sum()):
-        left_out[f"slices that overlap more than {_CROSSING_ROWS} others of their lane"] += lost
+        left_out[f"slices below the first {MOST_ROWS} rows of their lane, or across others there"] += lost
     order = np.lexsort((events.start, row, _lane_order(trace)[events.lane]))
     order = order[row[order] >= 0]
     return rows[order], row[order]
@@ -172,7 +187,7 @@ def _lane_order(trace: Trace) -> np.ndarray:
 
 
 def _columns(
-    trace: Trace, rows: np.ndarray, shift: int, words: Words, before: int
+    trace: Trace, rows: np.ndarray, start: np.ndarray, words: Words, before: int
 ) -> dict[str, np.ndarray]:
     """The columns of one trace in the order they are drawn; what may be missing is one higher, 0 missing."""
     events = trace.events
@@ -182,7 +197,7 @@ def _columns(
     names = words.numbers(trace.names)
     shapes = np.r_[words.numbers(trace.shapes) + 1, 0]  # the last one is for -1
     return {
-        "start": events.start[rows] + shift,
+        "start": start,
         "duration": events.duration[rows],
         "name": names[events.name[rows]] if len(names) else np.empty(0, np.int64),
         "kind": events.kind[rows].astype(np.int64),
@@ -192,33 +207,32 @@ def _columns(
     }
 
 
-def _group(trace: Trace, rows: np.ndarray, row: np.ndarray, shift: int, words: Words) -> dict[str, Any]:
+def _group(
+    trace: Trace, rows: np.ndarray, row: np.ndarray, clock: Clock, base: int, words: Words
+) -> dict[str, Any]:
     """A rank of the timeline: its lanes with the number of slices in each row, and its steps."""
     lanes = []
     lane = trace.events.lane[rows]
     processes = {item.process for item in trace.lanes}
-    bounds = np.flatnonzero(np.diff(lane, prepend=-1))
-    for first, last in zip(bounds, [*bounds[1:], len(rows)], strict=True):
+    for first, last in _runs(lane):
         item = trace.lanes[lane[first]]
         label = f"{item.process} · {item.thread}" if len(processes) > 1 else item.thread
         if item.on_device:
             label = f"device {item.device} · {item.thread}"
         counts = np.bincount(row[first:last]).tolist()
         lanes.append({"name": text_of(label[:200], 120), "device": item.on_device, "rows": counts})
-    return {
-        "name": f"rank {trace.rank}" if trace.rank >= 0 else "",
-        "source": text_of(trace.source.rsplit("/", 1)[-1], 80),
-        "lanes": lanes,
-        "steps": _steps(trace, shift, words),
-    }
+    return {"lanes": lanes, "steps": _steps(trace, clock, base, words)}
 
 
-def _steps(trace: Trace, shift: int, words: Words) -> list[list[int]]:
-    """[number of the name, start, end] of each step, on the common clock."""
+def _steps(trace: Trace, clock: Clock, base: int, words: Words) -> list[list[int]]:
+    """[number of the name, start, end] of each step, from the base."""
     found = steps(trace)
     if not found.given:
         return []
+    windows = zip(found.names, clock(found.start) - base, clock(found.end) - base, strict=True)
+    # A damaged time would stretch the timeline to where nobody finds anything.
     return [
-        [words.number(name), int(start) + shift, int(end) + shift]
-        for name, start, end in zip(found.names, found.start, found.end, strict=True)
+        [words.number(name), int(start), int(end)]
+        for name, start, end in windows
+        if -_FAR < start <= end < _FAR
     ]

@@ -41,7 +41,7 @@ function drawAxis(context, view, theme, { ticks, step }) {
   const [unit, factor] = step >= 1e9 ? ["s", 1e9] : step >= 1e6 ? ["ms", 1e6] : step >= 1e3 ? ["us", 1e3] : ["ns", 1];
   for (const tick of ticks) {
     const x = Math.round((tick - view.start) * view.scale);
-    const text = `${(Math.round(tick / factor * 1000) / 1000).toLocaleString("en")} ${unit}`;
+    const text = `${(Math.round(tick / factor * 1000) / 1000 || 0).toLocaleString("en")} ${unit}`;
     context.fillStyle = css(theme.edge);
     context.fillRect(x, AXIS - 6, 1, 6);
     context.fillStyle = css(theme.soft);
@@ -54,7 +54,7 @@ function drawGroup(context, view, theme, group, y) {
   context.fillRect(0, y + 1, view.width, GROUP_LABEL - 3);
   context.fillStyle = css(theme.ink);
   context.font = "600 " + FONT;
-  context.fillText(fitted(`${group.open ? "▾" : "▸"} ${group.name || group.source}`, view.width - 12), 6, y + 12);
+  context.fillText(fitted(`${group.open ? "▾" : "▸"} ${group.name}`, view.width - 12), 6, y + 12);
   context.font = FONT;
 }
 

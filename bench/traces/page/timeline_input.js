@@ -18,12 +18,14 @@ class TimelineView {
     this.pointers = new Map();
     this.listen();
     this.relayout();
+    this.describe(-1);
     this.draw();
     root.dataset.firstPaint = Math.round(performance.now());
   }
 
   relayout() {
     layOut(this.model);
+    this.viewport.style.height = `min(${this.model.height + AXIS + 10}px, ${innerWidth > 720 ? "max(62vh, 320px)" : "60vh"})`;
     this.spacer.style.height = `${Math.max(0, this.model.height + AXIS + 6 - this.viewport.clientHeight)}px`;
     this.redraw();
   }
@@ -56,6 +58,10 @@ class TimelineView {
     const first = Math.max(-this.model.last * 0.005, Math.min(middle - length / 2, this.model.last * 1.005 - length));
     [this.start, this.end] = [first, first + length];
     this.redraw();
+  }
+
+  whole() {
+    this.show(-this.model.last * 0.005, this.model.last * 1.005);
   }
 
   zoom(factor, x) {
@@ -95,7 +101,7 @@ class TimelineView {
   pressed(name) {
     if (name === "in") this.zoom(0.5);
     if (name === "out") this.zoom(2);
-    if (name === "whole") this.show(0, this.model.last);
+    if (name === "whole") this.whole();
     if (name === "next") this.walk(1);
     if (name === "previous") this.walk(-1);
   }
@@ -118,7 +124,7 @@ class TimelineView {
     const actions = {
       w: () => this.zoom(0.7), s: () => this.zoom(1 / 0.7), "+": () => this.zoom(0.7), "-": () => this.zoom(1 / 0.7),
       a: () => this.pan(-step), d: () => this.pan(step), ArrowLeft: () => this.pan(-step), ArrowRight: () => this.pan(step),
-      0: () => this.show(0, this.model.last), f: () => this.zoomTo(this.selected), Enter: () => this.zoomTo(this.selected),
+      0: () => this.whole(), f: () => this.zoomTo(this.selected), Enter: () => this.zoomTo(this.selected),
       ",": () => this.neighbour(-1), ".": () => this.neighbour(1), Escape: () => this.select(-1),
       "/": () => this.search.focus(),
     };

@@ -53,7 +53,7 @@ function layOut(model) {
   const items = [];
   let y = 0;
   for (const group of model.groups) {
-    if (group.name || model.groups.length > 1) {
+    if (group.name) {
       items.push({ type: "group", group, y, height: GROUP_LABEL });
       y += GROUP_LABEL;
     }

@@ -4,7 +4,10 @@ Object.assign(TimelineView.prototype, {
   describe(slice) {
     const { model, details } = this;
     details.textContent = "";
-    if (slice < 0) return;
+    if (slice < 0) {
+      details.append(element("p", "Click a slice to see what it is, when it ran and what launched it.", { class: "soft" }));
+      return;
+    }
     const lane = rowOf(model, slice).lane;
     const facts = [
       ["duration", duration(model.length[slice])],
