@@ -143,45 +143,124 @@ def report(
 
 @app.command()
 def compare(
-    files: Annotated[list[str] | None, typer.Argument(metavar="BASE NEW", help="two results files")] = None,
-    fail_above: Annotated[str, typer.Option(help="exit 1 when something is slower by more, e.g. 5%")] = "",
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="BASE NEW", help="two results files, profiler reports or folders of ranks"),
+    ] = None,
+    fail_above: Annotated[
+        str, typer.Option(help="exit 1 when a result (or the step) is slower by more, e.g. 5%")
+    ] = "",
     last: Annotated[int, typer.Option(help="compare the last N results of LAB on this machine")] = 0,
     markdown: Annotated[bool, typer.Option("--markdown", help="a table for a pull request")] = False,
+    output: Annotated[Path | None, typer.Option(help="of profiler reports: write this HTML page")] = None,
+    top: Annotated[int, typer.Option(min=1, help="of profiler reports: rows shown")] = 20,
     as_json: Json = False,
 ) -> None:
-    """Compare two results files, also plain pytest-benchmark JSON."""
+    """Compare two results files (also plain pytest-benchmark JSON), or two profiler reports."""
     from bench import compare as comparing
-    from bench.results import load
 
     limit = comparing.parse_share(fail_above) if fail_above else None
-    words = files or []
-    if last:
-        from bench.history import last as newest
+    base, new = comparing.two_files(files or [], last)
+    if not last:
+        from bench.traces.diff_command import are_traces, compare_traces
 
-        if last < 2 or len(words) != 1:
-            raise ValueError(
-                "compare --last takes a number from 2 on and one lab: perflab compare --last 2 roofline"
+        if are_traces(base, new):
+            raise typer.Exit(
+                compare_traces(
+                    base, new, limit=limit, as_json=as_json, markdown=markdown, page=output, top=top
+                )
             )
-        found = newest(last, words[0])
-        paths = [found[0], found[-1]]
-    elif len(words) == 2:
-        paths = [Path(word) for word in words]
-    else:
-        raise ValueError(f"compare takes two results files, BASE and NEW, not {len(words)}")
-    comparison = comparing.compare_files(load(paths[0]), load(paths[1]))
-    if as_json:
-        print(json.dumps(comparing.to_json(comparison), indent=1))
-    elif markdown:
-        print(comparing.to_markdown(comparison))
-    else:
-        comparing.print_comparison(comparison)
-    if limit is not None:
-        slower = comparison.above(limit)
-        if slower:
-            print(f"{len(slower)} slower by more than {limit * 100:g} %", file=sys.stderr)
-            raise typer.Exit(1)
-        if not comparison.rows:
-            raise ValueError("no benchmark is in both files: nothing that --fail-above could hold")
+    if output is not None:
+        raise ValueError("compare --output takes profiler reports; perflab report draws results files")
+    raise typer.Exit(comparing.compare_results(base, new, limit=limit, as_json=as_json, markdown=markdown))
+
+
+@app.command()
+def profile(
+    words: Annotated[
+        list[str], typer.Argument(metavar="LAB[:VARIANT] | -- COMMAND", help="what runs under the profiler")
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="folder of the reports (default: profile-NAME, a new one)")
+    ] = None,
+    kind: Annotated[
+        str, typer.Option(help="torch, jax or cprofile (default: by what the program imports)")
+    ] = "",
+    steps: Annotated[int, typer.Option(min=1, help="of a lab's variant")] = 10,
+    quick: Annotated[bool, typer.Option("--quick", help="a lab's small sizes")] = False,
+    full: Annotated[bool, typer.Option("--full", help="a lab's large sizes")] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a lab's setting")
+    ] = None,
+    nproc: Annotated[int, typer.Option(min=0, help="ranks of a lab's multi-process variants")] = 0,
+) -> None:
+    """Record a profiler report of a lab's variant, or of a Python program: python script.py ARGS,
+    python -m module, torchrun ... (after --, its code unchanged), one file a rank."""
+    from bench.profile import command
+
+    if quick and full:
+        raise ValueError("--quick and --full exclude each other")
+    if "--" in sys.argv:
+        if quick or full or settings or nproc:
+            raise ValueError(
+                "--quick, --full, --set and --nproc are for labs; a program has its own arguments"
+            )
+        raise typer.Exit(command.profile_program(words, kind, output))
+    if len(words) != 1:
+        raise ValueError(f"a program comes after --: perflab profile -- {' '.join(words)}")
+    status = command.profile_lab(
+        words[0],
+        kind,
+        output,
+        scale="quick" if quick else "full" if full else "normal",
+        overrides=_overrides(settings or []),
+        processes=nproc,
+        steps=steps,
+    )
+    raise typer.Exit(status)
+
+
+@app.command()
+def trace(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="PATH ...", help="a profiler report, or those of a job's ranks"),
+    ] = None,
+    step: Annotated[str, typer.Option(help="only this step: its name, or the number in it")] = "",
+    top: Annotated[int, typer.Option(min=1, help="rows of each table")] = 10,
+    markdown: Annotated[bool, typer.Option("--markdown", help="tables for a pull request")] = False,
+    output: Annotated[Path | None, typer.Option(help="write this HTML page, with a timeline")] = None,
+    merge: Annotated[
+        Path | None, typer.Option(help="write all ranks into this Chrome trace (.json or .gz)")
+    ] = None,
+    max_idle: Annotated[str, typer.Option(help="exit 1 when more of the time is idle, e.g. 20%")] = "",
+    max_exposed: Annotated[str, typer.Option(help="exit 1 when more of the time only communicates")] = "",
+    as_json: Json = False,
+) -> None:
+    """What a profiler report says: where time and memory went, why nothing ran, which rank was late.
+
+    Reads reports of PyTorch, JAX, nsys, cProfile, py-spy, viztracer and speedscope, zipped or not; a folder
+    is one job, each file in it a rank.
+    """
+    from bench.traces import commands
+
+    if not paths:
+        raise ValueError("trace takes a profiler report, or a folder of them: perflab trace PATH")
+    if as_json and markdown:
+        raise ValueError("--json and --markdown exclude each other")
+    given = {"--max-idle": max_idle, "--max-exposed": max_exposed}
+    raise typer.Exit(
+        commands.trace(
+            paths,
+            step=step,
+            top=top,
+            as_json=as_json,
+            markdown=markdown,
+            page=output,
+            merged=merge,
+            limits=[commands.Limit.of(option, text) for option, text in given.items() if text],
+        )
+    )
 
 
 @app.command()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bench.stats import Comparison, compare_samples
@@ -53,15 +56,56 @@ class FileComparison:
         return [row for row in self.rows if row.low > 1 + limit]
 
 
-def parse_share(text: str) -> float:
-    """``5%`` or ``0.05`` as 0.05; ValueError otherwise."""
+def parse_share(text: str, option: str = "--fail-above") -> float:
+    """``5%`` or ``0.05`` as 0.05; ValueError that names the option otherwise."""
     try:
         value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"--fail-above takes a share such as 5%, not {text!r}")
+        raise ValueError(f"{option} takes a share such as 5%, not {text!r}")
     return value
+
+
+def two_files(words: Sequence[str], last: int = 0) -> tuple[Path, Path]:
+    """(base, new): two paths, or with ``last`` the first and the last of a lab's newest results here."""
+    if last:
+        from bench.history import last as newest
+
+        if last < 2 or len(words) != 1:
+            raise ValueError(
+                "compare --last takes a number from 2 on and one lab: perflab compare --last 2 roofline"
+            )
+        found = newest(last, words[0])
+        return found[0], found[-1]
+    if len(words) != 2:
+        raise ValueError(
+            f"compare takes BASE and NEW, two results files or two profiler reports, not {len(words)}"
+        )
+    return Path(words[0]), Path(words[1])
+
+
+def compare_results(
+    base: Path, new: Path, *, limit: float | None = None, as_json: bool = False, markdown: bool = False
+) -> int:
+    """Prints the comparison of two results files; 1 if something is slower by more than ``limit``, else 0."""
+    from bench.results import load
+
+    comparison = compare_files(load(base), load(new))
+    if as_json:
+        print(json.dumps(to_json(comparison), indent=1))
+    elif markdown:
+        print(to_markdown(comparison))
+    else:
+        print_comparison(comparison)
+    if limit is None:
+        return 0
+    if slower := comparison.above(limit):
+        print(f"{len(slower)} slower by more than {limit * 100:g} %", file=sys.stderr)
+        return 1
+    if not comparison.rows:
+        raise ValueError("no benchmark is in both files: nothing that --fail-above could hold")
+    return 0
 
 
 def compare_files(base: Mapping[str, Any], new: Mapping[str, Any]) -> FileComparison:

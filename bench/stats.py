@@ -26,7 +26,8 @@ FEW = 10
 DRAWS = 1000
 # 97.5 % quantiles of Student's t for 1 to 8 degrees of freedom (the tests check them against SciPy).
 _STUDENT_T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060)
-_MIN_SAMPLES_UNPAIRED = 5
+_NORMAL = 1.9600  # the same quantile of the normal distribution
+MIN_SAMPLES_UNPAIRED = 5
 
 
 @dataclass(frozen=True)
@@ -51,18 +52,30 @@ def _positive(name: str, seconds: Sequence[float]) -> np.ndarray:
     return values
 
 
-def _block_medians(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Medians of DRAWS circular block resamples of ``values``."""
-    count = values.size
+def resamples(count: int, rng: np.random.Generator, draws: int = DRAWS) -> np.ndarray:
+    """int64 (draws, count): indices of circular block resamples of ``count`` neighbouring rounds."""
     length = max(1, round(count ** (1 / 3)))
     blocks = -(-count // length)
-    starts = rng.integers(0, count, (DRAWS, blocks, 1))
+    starts = rng.integers(0, count, (draws, blocks, 1))
     index = (starts + np.arange(length)) % count
-    return np.median(values[index.reshape(DRAWS, -1)[:, :count]], axis=1)
+    return index.reshape(draws, -1)[:, :count]
+
+
+def _block_medians(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Medians of DRAWS circular block resamples of ``values``."""
+    return np.median(values[resamples(values.size, rng)], axis=1)
+
+
+def small_sample_factor(count: int) -> float:
+    """By how much Student's t widens a 95 % interval from ``count`` rounds; 1 from ``FEW`` on, where the
+    bootstrap is wide enough by itself. ValueError below 2, where there is no interval."""
+    if count < 2:
+        raise ValueError(f"an interval takes 2 rounds or more, not {count}")
+    return _STUDENT_T[count - 2] / _NORMAL if count < FEW else 1.0
 
 
 def _log_interval(logs: np.ndarray) -> tuple[float, float, float]:
-    """(median, low, high) of the logarithms."""
+    """(median, low, high) of the logarithms (or of any values that add up, as logarithms do)."""
     count = logs.size
     if count == 1:
         return float(logs[0]), -math.inf, math.inf
@@ -118,7 +131,7 @@ def compare_samples(
     middle = float(np.log(np.median(new)) - np.log(np.median(base)))
     if base.size == new.size and np.array_equal(base, new):
         return _comparison(0.0, 0.0, 0.0, tolerance)  # the very same measurement
-    if min(base.size, new.size) < _MIN_SAMPLES_UNPAIRED:
+    if min(base.size, new.size) < MIN_SAMPLES_UNPAIRED:
         return Comparison(math.exp(middle), 0.0, math.inf, "undecidable")
     differences = _block_medians(np.log(new), np.random.default_rng(new.size)) - _block_medians(
         np.log(base), np.random.default_rng(base.size + 1)
@@ -131,3 +144,11 @@ def median_interval(seconds: Sequence[float]) -> tuple[float, float, float]:
     """(median, low, high) of positive values, e.g. the times of one variant."""
     middle, low, high = _log_interval(np.log(_positive("seconds", seconds)))
     return math.exp(middle), math.exp(low), math.exp(high)
+
+
+def center_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """(median, low, high) of finite values of either sign, e.g. differences of two clocks."""
+    found = np.asarray(values, dtype=np.float64)
+    if found.ndim != 1 or found.size == 0 or not np.all(np.isfinite(found)):
+        raise ValueError("values must be a non-empty sequence of finite numbers")
+    return _log_interval(found)

@@ -39,7 +39,9 @@ def to_markdown(results: Mapping[str, Any]) -> str:
             for item in benchmarks
         ]
         lines += [f"### {escape(group)}", ""]
-        lines += _table(("benchmark", "median", "minimum", "interquartile range", "rounds"), "lrrrr", rows)
+        lines += table_lines(
+            ("benchmark", "median", "minimum", "interquartile range", "rounds"), "lrrrr", rows
+        )
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -62,7 +64,7 @@ def code(text: str) -> str:
     return f"`{text or ' '}`"
 
 
-def _table(header: Sequence[str], align: str, rows: Sequence[Sequence[str]]) -> list[str]:
+def table_lines(header: Sequence[str], align: str, rows: Sequence[Sequence[str]]) -> list[str]:
     rule = ["--:" if letter == "r" else "---" for letter in align]
     table = [header, rule, *rows]
     return ["| " + " | ".join(row) + " |" for row in table] + [""]
@@ -75,7 +77,7 @@ def _overview(report: Report) -> list[str]:
         counts = [lab.claim_count(verdict) for verdict in ("holds", "fails", "undecidable")]
         rows.append((code(lab.name), escape(lab.question), typical, str(lab.off), *map(str, counts)))
     header = ("lab", "question", "typical factor", "off", "claims held", "failed", "undecidable")
-    return _table(header, "llrrrrr", rows)
+    return table_lines(header, "llrrrrr", rows)
 
 
 def _lab(lab: LabReport) -> list[str]:
@@ -123,7 +125,7 @@ def _predictions(lab: LabReport, many: bool) -> list[str]:
         verdict = f"{SIGNS.get(item.verdict, '?')} {escape(item.verdict)}"
         cells = (predicted, measured, format_ratio(item.ratio), verdict)
         rows.append((code(item.name), *((escape(item.column),) if many else ()), *cells))
-    lines = _table(header, "l" + "l" * many + "rrrl", rows)
+    lines = table_lines(header, "l" + "l" * many + "rrrl", rows)
     for item in lab.predictions:
         if item.verdict in ("off", "differs"):
             where = f" ({escape(item.column)})" if many and item.column else ""
@@ -155,7 +157,7 @@ def _group(group: Group, many: bool) -> list[str]:
             format_value("roof_fraction", row.fraction_of_roof),
         )
         rows.append((code(row.name), *((escape(row.column),) if many else ()), *cells))
-    table = _table(header, "l" + "l" * many + "rrrr", rows)
+    table = table_lines(header, "l" + "l" * many + "rrrr", rows)
     return [
         f"<details><summary>Every way of {_html(group.name)} that was timed</summary>",
         "",

@@ -25,7 +25,7 @@ from bench.report.units import (
 )
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    from jinja2 import Environment
 
 Named = TypeVar("Named", PredictionResult, VariantResult)
 
@@ -49,7 +49,8 @@ def render_page(results: Mapping[str, Any]) -> str:
     """The page of a results file's parsed JSON; ValueError that names the field when it is no such file."""
     report = read(results)
     machine, reason = machine_figure(report)
-    return _template().render(
+    template = environment().get_template("page.html.j2")
+    return template.render(
         report=report,
         machine_view=view(machine, "machine") if machine else None,
         no_machine_chart=reason,
@@ -59,7 +60,11 @@ def render_page(results: Mapping[str, Any]) -> str:
 
 def write_page(results: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
     """Writes the page in one step (never half a page) and returns where; ValueError when it cannot."""
-    page = render_page(results)
+    return write_whole(render_page(results), path)
+
+
+def write_whole(page: str, path: str | os.PathLike[str]) -> Path:
+    """Writes a page beside its place and moves it there; ValueError when it cannot."""
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
@@ -176,14 +181,22 @@ def percent(part: float | None) -> str:
 
 
 @cache
-def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
+def environment(*folders: Path) -> Environment:
+    """Where pages come from: the parts and the style of this folder, and the templates of others.
+
+    Every text is escaped; what a template lacks is an error, not an empty place.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    made = Environment(
+        loader=FileSystemLoader([*folders, Path(__file__).parent]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters.update(
+    made.filters.update(
         seconds=format_seconds,
         ratio=format_ratio,
         percent=percent,
@@ -196,5 +209,5 @@ def _template() -> Template:
         sign=lambda verdict: SIGNS.get(verdict, "·"),
         word=lambda verdict: re.sub(r"[^a-z]", "-", verdict) if verdict in SIGNS else "other",
     )
-    environment.globals.update(format_value=format_value, format_interval=format_interval, bounds=bounds)
-    return environment.from_string(Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8"))
+    made.globals.update(format_value=format_value, format_interval=format_interval, bounds=bounds)
+    return made

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bench.report.fields import Field
+from bench.report.lines import encodable, new_table, print_line
 from bench.report.results import SIGNS, Group, LabReport, read_lab
 from bench.report.units import NOTHING, format_interval, format_ratio, format_seconds, format_value
 
@@ -37,9 +38,9 @@ def print_lab(lab: Mapping[str, Any], console: Console, name: str = "") -> None:
     """
     report = read_lab(name, Field(lab, f"perflab.labs.{name}" if name else "lab"))
     many = len(report.columns) > 1
-    _line(console, report.question or name, "bold", before=1)
+    print_line(console, report.question or name, "bold", before=1)
     if report.status != "done" or report.error:
-        _line(console, f"{report.status}: {report.error}".rstrip(": "), "bold red")
+        print_line(console, f"{report.status}: {report.error}".rstrip(": "), "bold red")
     if report.predictions:
         console.print(_predictions(report, many, console))
         _print_counted(console, report)
@@ -50,22 +51,22 @@ def print_lab(lab: Mapping[str, Any], console: Console, name: str = "") -> None:
     failed = [check for check in report.checks if not check.passed]
     for check in failed:
         limit = f"error {_plain(check.error)} exceeds {_plain(check.tolerance)}"
-        _line(console, f"check failed: {check.variant} {limit} against {check.against}", "bold red")
+        print_line(console, f"check failed: {check.variant} {limit} against {check.against}", "bold red")
     if report.checks and not failed:
-        _line(console, f"proof: all {len(report.checks)} results agree with their reference")
+        print_line(console, f"proof: all {len(report.checks)} results agree with their reference")
     for claim in report.claims:
-        _line(
+        print_line(
             console, f"{sign(claim.verdict, console)} {claim.text}", _STYLES.get(claim.verdict, ""), indent=2
         )
         if claim.verdict != "holds":
             why = f"{claim.verdict}: {claim.why}" if claim.why else claim.verdict
-            _line(console, why, "dim", indent=4)
+            print_line(console, why, "dim", indent=4)
     for item in report.elsewhere:
         shown = format_value(item.key, item.predicted) if item.key else "no prediction"
         where = f"{item.variant or item.key} on {item.machine}, not measured"
-        _line(console, f"{where}: {shown} ({item.because})", "dim")
+        print_line(console, f"{where}: {shown} ({item.because})", "dim")
     for variant, reason in report.unavailable:
-        _line(console, f"not run: {variant}: {reason}", "dim")
+        print_line(console, f"not run: {variant}: {reason}", "dim")
 
 
 def sign(verdict: str, console: Console) -> str:
@@ -83,74 +84,29 @@ def _plain(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.3g}"
 
 
-def _line(console: Console, text: str, style: str = "", *, indent: int = 0, before: int = 0) -> None:
-    """Prints text as it is: brackets in it are not markup, and it is never cut, only wrapped."""
-    from rich.padding import Padding
-    from rich.text import Text
-
-    shown = _encodable(text, console)
-    console.print(Padding(Text(shown, style=style, overflow="fold"), (before, 0, 0, indent), expand=False))
-
-
-def _encodable(text: str, console: Console) -> str:
-    """A log in ASCII gets a question mark for each letter it cannot write, never an exception."""
-    try:
-        return text.encode(console.encoding, "replace").decode(console.encoding)
-    except LookupError:
-        return text
-
-
-def _table(title: str, console: Console, *columns: tuple[str, bool]) -> Table:
-    """A table; a column is its header and whether its cells are numbers, which are not wrapped.
-
-    Below 80 columns even numbers wrap: a cell is never cut.
-    """
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(
-        title=Text(_encodable(title, console), style="bold") if title else None,
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        padding=(0, 2, 0, 0),
-        header_style="dim",
-    )
-    for header, numeric in columns:
-        table.add_column(
-            header,
-            justify="right" if numeric else "left",
-            no_wrap=numeric and console.width >= 80,
-            overflow="fold",
-        )
-    return table
-
-
 def _predictions(report: LabReport, many: bool, console: Console) -> Table:
     """Predictions under their groups' names; counted quantities are printed apart."""
     from rich.text import Text
 
     columns = [("prediction", False)] + ([("malloc", False)] if many else [])
     columns += [("predicted", True), ("measured [95 %]", True), ("ratio", True), ("verdict", False)]
-    table = _table("", console, *columns)
+    table = new_table("", console, *columns)
     group, last = "", ""
     for item in report.predictions:
         if item.exact:
             continue
         own, slash, name = item.name.partition("/")
         if slash and own != group:
-            table.add_row(Text(_encodable(own, console), style="bold"))
+            table.add_row(Text(encodable(own, console), style="bold"))
         group = own if slash else ""
         shown = "" if item.name == last else " " + name if slash else item.name
         last = item.name
-        cells = [Text(_encodable(shown, console))] + (
-            [Text(_encodable(item.column, console))] if many else []
-        )
+        cells = [Text(encodable(shown, console))] + ([Text(encodable(item.column, console))] if many else [])
         cells += [
             Text(format_value(item.key, item.predicted)),
             Text(format_interval(item.key, item.measured, item.low, item.high)),
             Text(format_ratio(item.ratio)),
-            Text(_encodable(item.verdict, console), style=_STYLES.get(item.verdict, "")),
+            Text(encodable(item.verdict, console), style=_STYLES.get(item.verdict, "")),
         ]
         table.add_row(*cells)
     return table
@@ -163,18 +119,20 @@ def _print_counted(console: Console, report: LabReport) -> None:
             measured = format_value(item.key, item.measured, exact=True)
             where = f" ({item.column})" if item.column else ""
             text = f"{item.name}{where}: predicted {predicted}, counted {measured}: {item.verdict}"
-            _line(console, text, "" if item.verdict == "exact" else _STYLES.get(item.verdict, ""), indent=1)
+            print_line(
+                console, text, "" if item.verdict == "exact" else _STYLES.get(item.verdict, ""), indent=1
+            )
 
 
 def _print_suspects(console: Console, report: LabReport) -> None:
     if report.typical_factor is not None:
         text = f"{report.times} times predicted, half of them within {format_ratio(report.typical_factor)}"
-        _line(console, text + (f"; {report.off} off by more than 2x" if report.off else ""))
+        print_line(console, text + (f"; {report.off} off by more than 2x" if report.off else ""))
     seen = set()
     for item in report.predictions:
         if item.verdict in ("off", "differs") and (item.name, item.suspect) not in seen:
             seen.add((item.name, item.suspect))
-            _line(console, f"{item.name}: {item.suspect or 'no suspect was named'}", indent=2)
+            print_line(console, f"{item.name}: {item.suspect or 'no suspect was named'}", indent=2)
 
 
 def _group(group: Group, many: bool, console: Console) -> Table:
@@ -182,17 +140,17 @@ def _group(group: Group, many: bool, console: Console) -> Table:
 
     columns = [("way", False)] + ([("malloc", False)] if many else [])
     columns += [("time [95 %]", True), ("vs first", True), ("cold", True), ("of limit", True)]
-    table = _table(group.name, console, *columns)
+    table = new_table(group.name, console, *columns)
     last = None
     for row in group.rows:
         speed = row.speedup
         against = format_ratio(speed.value) + f" {speed.verdict}".rstrip() if speed else NOTHING
         name = "" if row.name == last else row.name
         last = row.name
-        cells = [Text(_encodable(name, console))] + ([Text(_encodable(row.column, console))] if many else [])
+        cells = [Text(encodable(name, console))] + ([Text(encodable(row.column, console))] if many else [])
         cells += [
             Text(format_interval("time_s", row.seconds, row.low, row.high)),
-            Text(_encodable(against, console), style=_STYLES.get(speed.verdict, "") if speed else ""),
+            Text(encodable(against, console), style=_STYLES.get(speed.verdict, "") if speed else ""),
             Text(format_seconds(row.cold_s)),
             Text(format_value("roof_fraction", row.fraction_of_roof)),
         ]
@@ -204,7 +162,7 @@ def print_machine(machine: Machine, console: Console) -> None:
     """A machine's constants with their units and how each was found, and its bandwidth curves."""
     from rich.table import Table
 
-    _line(console, machine.name + ("" if machine.measured else " (not measured)"), "bold", before=1)
+    print_line(console, machine.name + ("" if machine.measured else " (not measured)"), "bold", before=1)
     table = Table(box=None, pad_edge=False)
     for header in ("constant", "value", "how it was found"):
         table.add_column(header, justify="right" if header == "value" else "left", overflow="fold")
@@ -217,6 +175,6 @@ def print_machine(machine: Machine, console: Console) -> None:
             f"{format_value('rate_bytes_per_s', rate)} at {format_value('size_bytes', size)}"
             for size, rate in points
         )
-        _line(console, f"bandwidth {name}: {text}")
+        print_line(console, f"bandwidth {name}: {text}")
     if machine.gpu is not None:
         print_machine(machine.gpu, console)

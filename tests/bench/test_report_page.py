@@ -6,15 +6,14 @@ import copy
 import json
 import math
 import runpy
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import DESK, PHONE, contrast, opened, sticking_out
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,16 +23,6 @@ from labs.figure import Bars, Chart, Series, to_json
 
 _module = runpy.run_path(str(Path(__file__).with_name("report_example.py")))
 example, plain = _module["example"], _module["plain"]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 class Words(HTMLParser):
@@ -62,33 +51,6 @@ def page_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Through JSON, as it comes from a file.
     results = json.loads(json.dumps(example()))
     return write_page(results, tmp_path_factory.mktemp("report") / "page.html")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine (chromium, chromium-browser or google-chrome)")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield chromium
-        chromium.close()
-
-
-def opened(browser: Any, path: Path, **options: Any) -> tuple[Any, list[str]]:
-    """The page in a tab, and everything that went wrong while it was opened."""
-    wrong: list[str] = []
-    tab = browser.new_page(**options)
-    tab.on("console", lambda message: wrong.append(f"console: {message.text}"))
-    tab.on("pageerror", lambda error: wrong.append(f"error: {error}"))
-    tab.on("dialog", lambda dialog: (wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-    tab.on("request", lambda request: request.url == path.as_uri() or wrong.append(f"request: {request.url}"))
-    tab.goto(path.as_uri(), wait_until="load", timeout=30_000)
-    return tab, wrong
-
-
-DESK = {"viewport": {"width": 1200, "height": 900}}
-PHONE = {"viewport": {"width": 360, "height": 740}}
 
 
 @pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
@@ -142,26 +104,8 @@ def test_the_page_itself_never_scrolls_sideways(browser: Any, page_path: Path, w
     tab.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     # Nothing sticks out of a container that cannot be scrolled.
-    assert (
-        tab.evaluate(
-            "[...document.querySelectorAll('body *')].filter(one => !one.closest('svg, .scroll')"
-            f" && one.getBoundingClientRect().right > {width} + 1).map(one => one.outerHTML.slice(0, 80))"
-        )
-        == []
-    )
+    assert sticking_out(tab, width) == []
     tab.close()
-
-
-def contrast(first: str, second: str) -> float:
-    """The contrast ratio of two CSS colours (WCAG 2.2, relative luminance)."""
-
-    def luminance(colour: str) -> float:
-        parts = [int(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
-        red, green, blue = (p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
-        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-    light, dark = sorted((luminance(first), luminance(second)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
 
 
 @pytest.mark.proof

@@ -1,0 +1,217 @@
+"""The three profilers behind one interface: ``start``, run, ``stop(path)``.
+
+Imports nothing heavy and nothing of perflab: ``bench/profile/child.py`` loads this file into the interpreter of
+the program that is profiled, which may have no perflab.
+
+A report is written under another name and then renamed: what is killed while it writes leaves no half report.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Recorder(Protocol):
+    suffix: str  # of its reports' names
+    steps_marked: bool  # ``step`` leaves a mark in the report
+
+    def start(self) -> None:
+        """Begin to record, now or (JAX) when the program first computes."""
+
+    def step(self) -> None:
+        """One step of the program's loop has ended."""
+
+    def stop(self, path: Path) -> bool:
+        """Stop and write the report to ``path``; False when nothing was recorded."""
+
+
+def part_of(path: Path) -> Path:
+    """Where a report is written until it is whole; hidden, with the suffix that the profilers go by."""
+    return path.with_name(f".part-{os.getpid()}-{path.name}")
+
+
+class TorchRecorder:
+    """torch.profiler with shapes, memory and FLOPs, on the CPU and the devices that torch knows.
+
+    steps: with a number, torch's schedule marks them: after one that warms the profiler up, ``steps`` are
+    recorded as ProfilerStep#1 and so on. Without, the program's own marks are what there is.
+    """
+
+    suffix = ".json.gz"
+
+    def __init__(self, steps: int = 0) -> None:
+        self.steps_marked = steps > 0
+        self._steps = steps
+        self._profile: Any = None
+        self._early: Path | None = None  # the report, when the program began to profile by itself
+
+    def start(self) -> None:
+        from torch import profiler
+
+        self._profile = profiler.profile(
+            activities=profiler.supported_activities(),
+            schedule=profiler.schedule(wait=0, warmup=1, active=self._steps, repeat=1)
+            if self._steps
+            else None,
+            record_shapes=True,
+            profile_memory=True,
+            with_flops=True,
+            experimental_config=_all_threads(),
+        )
+        self._profile.start()
+        self._yield_to_the_program()
+
+    def _yield_to_the_program(self) -> None:
+        """torch has one profiler at a time: where the program starts its own, ours ends just before."""
+        from torch import autograd, profiler
+
+        def first_end_ours(method: Callable[..., Any]) -> Callable[..., Any]:
+            def begin(theirs: Any) -> Any:
+                if self._profile is not None and self._early is None:
+                    self._early = Path(tempfile.mkdtemp(prefix="perflab-profile-")) / "report.json.gz"
+                    self._profile.stop()
+                    self._profile.export_chrome_trace(str(self._early))
+                    print(
+                        "perflab: the program starts torch.profiler by itself: perflab's record ends there",
+                        file=sys.stderr,
+                    )
+                return method(theirs)
+
+            return begin
+
+        # The methods of torch's classes, so that "from torch.profiler import profile" is met too.
+        for owner, name in ((profiler.profile, "start"), (autograd.profiler.profile, "__enter__")):
+            setattr(owner, name, first_end_ours(getattr(owner, name)))
+
+    def step(self) -> None:
+        if self.steps_marked:
+            self._profile.step()
+
+    def stop(self, path: Path) -> bool:
+        if self._profile is None:
+            return False
+        part = part_of(path)
+        if self._early is not None:
+            import shutil
+
+            shutil.move(self._early, part)
+            self._early.parent.rmdir()
+        else:
+            self._profile.stop()
+            self._profile.export_chrome_trace(str(part))
+        os.replace(part, path)
+        return True
+
+
+def _all_threads() -> Any:
+    """The profiler's setting to record threads that the program starts later, where this torch has it."""
+    from torch import profiler
+
+    try:
+        return profiler._ExperimentalConfig(profile_all_threads=True)
+    except (AttributeError, TypeError):
+        return None
+
+
+class JaxRecorder:
+    """jax.profiler. It starts when the program traces its first function: starting it sets up JAX's backends,
+    and until then a program may still choose them (``jax.config``, ``jax.distributed.initialize``)."""
+
+    suffix = ".xplane.pb"
+
+    def __init__(self, steps: int = 0) -> None:
+        self.steps_marked = steps > 0
+        self._folder: str | None = None
+        self._count = 0
+        self._annotation: Any = None
+
+    def start(self) -> None:
+        import jax.monitoring
+
+        if self.steps_marked:  # a variant, warm already
+            self._begin()
+            self._mark()
+        else:
+            jax.monitoring.register_event_duration_secs_listener(lambda *event, **facts: self._begin())
+
+    def _begin(self) -> None:
+        if self._folder is not None:
+            return
+        import jax.profiler
+
+        self._folder = tempfile.mkdtemp(prefix="perflab-profile-")
+        try:
+            jax.profiler.start_trace(self._folder)
+        except RuntimeError as error:  # the program profiles itself
+            os.rmdir(self._folder)
+            self._folder = ""
+            print(f"perflab: jax.profiler cannot start: {' '.join(str(error).split())}", file=sys.stderr)
+
+    def _mark(self) -> None:
+        import jax.profiler
+
+        self._annotation = jax.profiler.StepTraceAnnotation("step", step_num=self._count)
+        self._annotation.__enter__()
+
+    def step(self) -> None:
+        if self._annotation is not None:
+            self._annotation.__exit__(None, None, None)
+            self._count += 1
+            self._mark()
+
+    def stop(self, path: Path) -> bool:
+        if not self._folder:
+            return False
+        import shutil
+
+        import jax.profiler
+
+        try:
+            jax.profiler.stop_trace()
+            written = sorted(Path(self._folder).rglob("*.xplane.pb"))
+            if not written:
+                return False
+            shutil.move(written[0], part_of(path))
+            os.replace(part_of(path), path)
+            return True
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class FunctionRecorder:
+    """cProfile: the calls and seconds of every Python function (of the main thread)."""
+
+    suffix = ".prof"
+    steps_marked = False
+
+    def __init__(self, steps: int = 0) -> None:
+        import cProfile
+
+        self._profile = cProfile.Profile()
+
+    def start(self) -> None:
+        self._profile.enable()
+
+    def step(self) -> None:
+        return
+
+    def pause(self) -> None:
+        self._profile.disable()
+
+    def stop(self, path: Path) -> bool:
+        self._profile.disable()
+        self._profile.dump_stats(part_of(path))
+        os.replace(part_of(path), path)
+        return True
+
+
+RECORDERS: dict[str, type[TorchRecorder] | type[JaxRecorder] | type[FunctionRecorder]] = {
+    "torch": TorchRecorder,
+    "jax": JaxRecorder,
+    "cprofile": FunctionRecorder,
+}

@@ -1,0 +1,1 @@
+"""Profiler reports: read any, break one down, put ranks side by side, compare two."""

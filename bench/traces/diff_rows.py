@@ -1,0 +1,159 @@
+"""What changed between two reports, row by row: what is different about it, and what that does to the step."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.stats import TOLERANCE
+from bench.traces.diff_estimate import Estimate
+from bench.traces.diff_sides import Side
+from bench.traces.matching import Key, Match
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contribution to the change of the step.
+
+    name, shape, path: the operation, the shapes of its inputs, the operators around it (outermost first).
+    what: operation, communication (exposed), copy, waiting, function, idle, "host" (an operator of the host
+    that takes none of the device's time), or "alike": the factor that all operations share.
+    change: what is different about it besides time ("" for nothing): added, removed, more calls, fewer calls,
+    other shapes, other implementation, other kernels, other place.
+    verdict: slower, faster, same, undecidable.
+    base_seconds, new_seconds, base_calls, new_calls: in the typical step.
+    seconds: what it adds to the step beyond what is alike; low, high: its interval, None where there is none.
+    share: seconds as a share of the base step.
+    base_kernels, new_kernels: (name, seconds a step), longest first. other_shapes: those of the new side.
+    """
+
+    name: str
+    shape: str
+    path: tuple[str, ...]
+    what: str
+    change: str
+    verdict: str
+    base_seconds: float
+    new_seconds: float
+    base_calls: float
+    new_calls: float
+    seconds: float
+    low: float | None
+    high: float | None
+    share: float
+    base_kernels: tuple[tuple[str, float], ...] = ()
+    new_kernels: tuple[tuple[str, float], ...] = ()
+    other_shapes: str = ""
+
+
+def ranked_rows(
+    matches: Sequence[Match], found: Estimate, counts: Sequence[np.ndarray], base: Side, new: Side
+) -> list[Row]:
+    total = max(float(found.base.sum()), 1.0)
+    rows = []
+    certain = []
+    for index, pair in enumerate(matches):
+        before, after = float(found.base[index]), float(found.new[index])
+        if before == 0 and after == 0:
+            continue
+        excess, reach = float(found.excess[index]), float(found.reach[index])
+        kernels = base.kernels_of(pair.base), new.kernels_of(pair.new)
+        calls = float(counts[0][index]), float(counts[1][index])
+        name, shape, path = _place(pair)
+        known = math.isfinite(reach)
+        rows.append(
+            Row(
+                name,
+                shape,
+                path,
+                (pair.base or pair.new)[0].what,
+                _change(pair, calls, kernels),
+                _verdict(before * (found.alike if before else 1.0), excess, reach, total),
+                before / 1e9,
+                after / 1e9,
+                *calls,
+                excess / 1e9,
+                (excess - reach) / 1e9 if known else None,
+                (excess + reach) / 1e9 if known else None,
+                excess / total,
+                _longest(kernels[0]),
+                _longest(kernels[1]),
+                _shapes(pair.new) if pair.how.endswith("shapes") else "",
+            )
+        )
+        certain.append(max(0.0, abs(excess) - reach) if known else 0.0)
+    order = sorted(range(len(rows)), key=lambda index: (-certain[index], -abs(rows[index].seconds)))
+    rows = [rows[index] for index in order]
+    alike = float((found.new - found.base - found.excess).sum())
+    if found.alike != 1.0:
+        rows.append(_alike_row(found, alike, total))
+    return rows
+
+
+def _alike_row(found: Estimate, nanoseconds: float, total: float) -> Row:
+    base = nanoseconds / (found.alike - 1)
+    return Row(
+        name=f"everything alike ({found.alike:.3f}x)",
+        shape="",
+        path=(),
+        what="alike",
+        change="",
+        verdict="",
+        base_seconds=base / 1e9,
+        new_seconds=(base + nanoseconds) / 1e9,
+        base_calls=0.0,
+        new_calls=0.0,
+        seconds=nanoseconds / 1e9,
+        low=None,
+        high=None,
+        share=nanoseconds / total,
+    )
+
+
+def _place(found: Match) -> tuple[str, str, tuple[str, ...]]:
+    """(name, shapes, operators around it) of what a match stands for."""
+    keys = (*found.base, *found.new)
+    if found.how != "other implementation":
+        frame = keys[0].path[-1]
+        return frame.name, _shapes(found.base or found.new), tuple(f.name for f in keys[0].path[:-1])
+    shared = []
+    for frames in zip(*(key.path for key in keys), strict=False):
+        if len({frame.name for frame in frames}) > 1:
+            break
+        shared.append(frames)
+    shapes = {frame.shape for frame in shared[-1]}
+    path = tuple(frames[0].name for frames in shared)
+    return path[-1], shapes.pop() if len(shapes) == 1 else "", path[:-1]
+
+
+def _shapes(keys: Sequence[Key]) -> str:
+    shapes = list(dict.fromkeys(key.path[-1].shape for key in keys))
+    return shapes[0] if len(shapes) == 1 else f"{len(shapes)} shapes"
+
+
+def _change(found: Match, calls: tuple[float, float], kernels: tuple[Counter[str], Counter[str]]) -> str:
+    if not found.base or not found.new:
+        return found.how
+    if found.how in ("other shapes", "other implementation"):
+        return found.how
+    if abs(calls[1] - calls[0]) >= max(0.5, 0.01 * calls[0]):
+        return "more calls" if calls[1] > calls[0] else "fewer calls"
+    if found.how != "same place":
+        return "other place"
+    return "other kernels" if set(kernels[0]) != set(kernels[1]) else ""
+
+
+def _verdict(before: float, excess: float, reach: float, total: float) -> str:
+    """Of one row: against itself, and of no weight below a thousandth of the step."""
+    band = max(TOLERANCE * before, total / 1000)
+    if abs(excess) - reach > band:
+        return "slower" if excess > 0 else "faster"
+    return "same" if abs(excess) + reach <= band else "undecidable"
+
+
+def _longest(kernels: Counter[str], limit: int = 8) -> tuple[tuple[str, float], ...]:
+    return tuple((name, nanoseconds / 1e9) for name, nanoseconds in kernels.most_common(limit))

@@ -1,0 +1,172 @@
+"""In what a late rank was late: the operations on which it spent more than the others did there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.traces.breakdown import WAITS, is_communication_call
+from bench.traces.collectives import Matched
+from bench.traces.events import Kind, Trace
+from bench.traces.intervals import covered, union
+from bench.traces.ranks_rounds import Rounds
+from bench.traces.tree import parents, self_time
+
+NOTHING = ""
+"""The name of the time in which no operation was recorded (Python, a sleep, a data loader, the system)."""
+_KEPT = 5
+
+
+@dataclass(frozen=True)
+class Excess:
+    """An operation by name ("" for time in which nothing was recorded) and where it ran ("host", "device").
+
+    nanoseconds: its self time on the late rank less the median of the others', a round (or a call).
+    ratio: over the others' median; None where they spent none on it.
+    after: the operation just before, where nothing was recorded.
+    """
+
+    name: str
+    place: str
+    nanoseconds: int
+    ratio: float | None
+    after: str = ""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """The slices of a trace that can make a rank late: neither communication nor waiting.
+
+    Columns of equal length: name, an index into ``names`` (a name and where it runs); start, end and own time
+    in int64 nanoseconds.
+    """
+
+    names: list[tuple[str, str]]
+    name: np.ndarray
+    start: np.ndarray
+    own: np.ndarray
+    end: np.ndarray
+
+    @classmethod
+    def of(cls, trace: Trace) -> Spent:
+        events = trace.events
+        calls = np.array([_communicates(name) for name in trace.names], bool)
+        rows = ~np.isin(events.kind, (*WAITS, Kind.COMMUNICATION, Kind.STEP, Kind.UNCLASSIFIED))
+        rows &= ~calls[events.name] if len(calls) else True
+        rows = np.flatnonzero(rows)
+        device = trace.on_device()[rows]
+        # A range that a user named, as copied onto a device's lane, spends nothing there itself.
+        rows, device = (each[~(device & (events.kind[rows] == Kind.ANNOTATION))] for each in (rows, device))
+        own = self_time(events, parents(events))[rows]
+        names = [(name, place) for place in ("host", "device") for name in trace.names]
+        code = events.name[rows] + len(trace.names) * device
+        return cls(names, code, events.start[rows], own, events.end[rows])
+
+
+def _communicates(name: str) -> bool:
+    return is_communication_call(name) or name.startswith(("nccl:", "rccl:"))
+
+
+def _names(spent: Sequence[Spent]) -> tuple[list[tuple[str, str]], list[np.ndarray]]:
+    """One table of names for all ranks, and each rank's codes into it."""
+    table: dict[tuple[str, str], int] = {}
+    codes = []
+    for one in spent:
+        used = np.unique(one.name)
+        into = np.zeros(len(one.names), np.int64)
+        for code in used.tolist():
+            into[code] = table.setdefault(one.names[code], len(table))
+        codes.append(into[one.name])
+    return list(table), codes
+
+
+def excess_by_round(
+    spent: Sequence[Spent], rounds: Rounds, own: np.ndarray, late: int, others: Sequence[int]
+) -> list[Excess]:
+    """Where the rank in column ``late`` spends more than the median of the others: medians of the rounds.
+
+    own: (ranks, rounds) nanoseconds; what no slice covers of it is time in which nothing was recorded.
+    """
+    table, codes = _names(spent)
+    sums = {}
+    for column in (late, *others):
+        sums[column] = _by_round(spent[column], codes[column], len(table), rounds, own, column)
+    difference = sums[late] - np.median([sums[column] for column in others], axis=0)
+    theirs = np.median(np.median([sums[column] for column in others], axis=0), axis=0)
+    middle = np.median(difference, axis=0)
+    gap_after = _before_the_gap(spent[late], rounds, late) if len(middle) and middle[-1] > 0 else ""
+    return _most(table, middle, theirs, gap_after)
+
+
+def _by_round(
+    one: Spent, code: np.ndarray, names: int, rounds: Rounds, own: np.ndarray, column: int
+) -> np.ndarray:
+    """float64 (rounds, names + 1): self time by operation; the last column is time with nothing recorded."""
+    start, end = rounds.start[column], rounds.end[column]
+    place = np.searchsorted(start, one.start, "right") - 1
+    inside = (place >= 0) & (one.start < end[np.maximum(place, 0)])
+    flat = place[inside] * (names + 1) + code[inside]
+    sums = np.bincount(flat, one.own[inside].astype(np.float64), len(start) * (names + 1))
+    sums = sums.reshape(len(start), names + 1)
+    recorded = covered(union(one.start, one.end), start, end)
+    sums[:, -1] = np.maximum(own[column] - recorded, 0)
+    return sums
+
+
+def _before_the_gap(one: Spent, rounds: Rounds, column: int) -> str:
+    """The operation after which, most often, the longest stretch of a round begins in which nothing ran."""
+    found: dict[str, int] = {}
+    order = np.argsort(one.start, kind="stable")
+    start, ended, name = one.start[order], one.end[order], one.name[order]
+    end = np.maximum.accumulate(ended)
+    # Who ends last is the outermost: a call that others were made in.
+    holds = np.maximum.accumulate(np.where(ended > np.append(-1, end[:-1]), np.arange(len(end)), 0))
+    for first, last in zip(rounds.start[column].tolist(), rounds.end[column].tolist(), strict=True):
+        low, high = np.searchsorted(start, (first, last))
+        gaps = np.append(start[low + 1 : high], last) - end[low:high]
+        if len(gaps):
+            word = one.names[name[holds[low + int(gaps.argmax())]]][0]
+            found[word] = found.get(word, 0) + 1
+    return max(found, key=lambda word: found[word]) if found else ""
+
+
+def excess_by_collective(
+    spent: Sequence[Spent], traces: Sequence[Trace], matched: Matched, key: int, late: int
+) -> Excess | None:
+    """The operation between the previous collective and this one on which the late rank spends most above the
+    median of the others, a call; None where there is none."""
+    table, codes = _names(spent)
+    others = [column for column in range(len(spent)) if column != late]
+    means = {}
+    for column in (late, *others):
+        here = matched.row[:, column] >= 0
+        arrivals = traces[column].events.start[matched.row[here, column]]
+        order = np.argsort(arrivals, kind="stable")
+        which = matched.key[here][order]
+        if not (which == key).any():
+            continue
+        place = np.searchsorted(arrivals[order], spent[column].start, "left")
+        before = place < len(which)
+        mine = before & (which[np.minimum(place, len(which) - 1)] == key)
+        sums = np.bincount(codes[column][mine], spent[column].own[mine].astype(np.float64), len(table))
+        means[column] = sums / int((which == key).sum())
+    theirs = [means[column] for column in others if column in means]
+    if late not in means or not theirs:
+        return None
+    usual = np.median(theirs, axis=0)
+    found = _most(table, np.append(means[late] - usual, 0), np.append(usual, 0), "")
+    return found[0] if found else None
+
+
+def _most(table: list[tuple[str, str]], excess: np.ndarray, theirs: np.ndarray, after: str) -> list[Excess]:
+    result = []
+    for code in np.argsort(-excess, kind="stable")[:_KEPT].tolist():
+        if excess[code] <= 0:
+            break
+        name, place = table[code] if code < len(table) else (NOTHING, "host")
+        usual = float(theirs[code])
+        ratio = (usual + float(excess[code])) / usual if usual > 0 else None
+        result.append(Excess(name, place, round(float(excess[code])), ratio, "" if name else after))
+    return result

@@ -1,0 +1,187 @@
+"""Chrome traces as columns: what PyTorch, JAX, viztracer, py-spy and all others that write them share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+
+from bench.traces.classify import DEVICE_CATEGORIES, HOST_CATEGORIES
+from bench.traces.events import Events, Kind, Lane, Memory
+from bench.traces.readers.chrome_event import NO_JSON, Arguments, DetailedArguments, DetailedEvent, Event
+from bench.traces.readers.columns import Codes, Columns, integers, nanoseconds, number, used_codes
+from bench.traces.readers.labels import Labels
+from bench.traces.readers.messages import message_bytes
+
+# What the format has besides slices ("X", or "B" and "E") and labels ("M").
+_OTHER_PHASES = {
+    **dict.fromkeys("stf", "flow arrows"),
+    **dict.fromkeys("iIRn", "instants"),
+    **dict.fromkeys("C", "counter samples"),
+    **dict.fromkeys("beSTFp", "asynchronous slices"),
+    **dict.fromkeys("NOD", "object snapshots"),
+    **dict.fromkeys("P", "stack samples"),
+    "": "events without a phase",
+}
+_NO_ARGUMENTS = Arguments()
+_CUDA = 1  # "Device Type" of a sample of memory: c10::DeviceType
+
+
+class ChromeColumns:
+    """Takes events list by list (``add``), in order of the file; then ``finish`` and ``memory``."""
+
+    def __init__(self, path: str) -> None:
+        self.columns = Columns(path)
+        self.labels = Labels()
+        self._dropped = self.columns.dropped
+        self._lanes = Codes()
+        self._devices: dict[int, int] = {}  # of a lane, by its slices
+        self._host_lanes: set[int] = set()
+        self._begun: dict[tuple[Any, Any], list[Event]] = {}
+        self._memory: list[tuple[Any, float, float, int]] = []
+
+    def add(self, events: list[Event]) -> None:
+        slices = [event for event in events if event.ph == "X"]
+        if len(slices) != len(events):
+            slices += self._other([event for event in events if event.ph != "X"])
+        if slices:
+            self._add_slices(slices)
+
+    def _add_slices(self, slices: list[Event]) -> None:
+        count = len(slices)
+        names, lanes, categories = self.columns.names, self._lanes, self.columns.categories
+        arguments = [event.args or _NO_ARGUMENTS for event in slices]
+        start, known_start = nanoseconds([event.ts for event in slices])
+        duration, known_duration = nanoseconds([event.dur for event in slices])
+        part = {
+            "start": start,
+            "duration": duration,
+            "name": np.fromiter([names[event.name] for event in slices], np.int32, count),
+            "category": np.fromiter([categories[event.cat or ""] for event in slices], np.int32, count),
+            "lane": np.fromiter(
+                map(lanes.__getitem__, map(attrgetter("pid", "tid"), slices)), np.int32, count
+            ),
+            "correlation": integers([-1 if a.correlation is None else a.correlation for a in arguments]),
+            "shape": self._shape_codes(arguments),
+            "bytes": integers([-1 if a.bytes is None else a.bytes for a in arguments]),
+        }
+        self._find_devices(part, slices)
+        if any(isinstance(event, DetailedEvent) for event in (slices[0], slices[-1])):
+            self._add_details(part, slices)
+        good = known_start & known_duration & (duration >= 0)
+        if not good.all():
+            self._dropped["slices without a valid start"] += int((~known_start).sum())
+            self._dropped["slices without a valid duration"] += int((known_start & ~known_duration).sum())
+            negative = known_start & known_duration & (duration < 0)
+            self._dropped["slices of negative duration"] += int(negative.sum())
+            part = {name: values[good] for name, values in part.items()}
+        self.columns.add(**part)
+
+    def _shape_codes(self, arguments: list[Arguments]) -> np.ndarray:
+        shapes = self.columns.shapes
+        codes = [-1 if a.input_dims is NO_JSON else shapes[bytes(a.input_dims)] for a in arguments]
+        return np.array(codes, np.int32)
+
+    def _find_devices(self, part: dict[str, np.ndarray], slices: list[Event]) -> None:
+        """Lanes on which something is that only a device has are streams of one, whatever they are called."""
+        categories = [str(category).lower() for category in self.columns.categories]
+        of_host = np.array([category in HOST_CATEGORIES for category in categories], bool)
+        self._host_lanes.update(np.unique(part["lane"][of_host[part["category"]]]).tolist())
+        of_device = np.array([category in DEVICE_CATEGORIES for category in categories], bool)
+        rows = np.flatnonzero(of_device[part["category"]])
+        lanes, first = np.unique(part["lane"][rows], return_index=True)
+        for lane, row in zip(lanes.tolist(), rows[first].tolist(), strict=True):
+            if lane not in self._devices:
+                event = slices[row]
+                told = event.args.device if event.args is not None else None
+                found = number(event.pid if told is None else told)
+                self._devices[lane] = int(found) if 0 <= found < 1 << 20 else 0
+
+    def _add_details(self, part: dict[str, np.ndarray], slices: list[Event]) -> None:
+        groups, categories = self.columns.groups, self.columns.categories
+        part["group"] = np.full(len(slices), -1, np.int32)
+        for row, event in enumerate(slices):
+            details = event.args
+            if not isinstance(details, DetailedArguments):
+                continue
+            if details.collective is not None or event.name.startswith(("gloo:", "nccl:")):
+                part["bytes"][row] = message_bytes(details)
+                if details.group is not None:
+                    size = number(details.group_size)
+                    key = (details.group, details.group_description or "", int(size) if size > 0 else 0)
+                    part["group"][row] = groups[key]
+            elif details.step_num is not None:
+                part["category"][row] = categories["step_num"]
+            elif details.hlo_op is not None:
+                part["category"][row] = categories["hlo_op"]
+
+    def _other(self, events: list[Event]) -> list[Event]:
+        """Counts what is no slice, keeps labels and samples of memory; slices that end here."""
+        ended = []
+        phases = Counter(map(attrgetter("ph"), events))
+        for phase, count in phases.items():
+            if phase not in ("M", "B", "E"):
+                self._dropped[_OTHER_PHASES.get(phase, "events of an unknown phase")] += count
+        for event in events:
+            if event.ph == "i" and event.name == "[memory]" and isinstance(event.args, DetailedArguments):
+                self._sample(event, event.args)
+            elif event.ph == "M" and isinstance(event.args, DetailedArguments):
+                text = event.args.labels if event.name == "process_labels" else event.args.name
+                self.labels.add(event.name, event.pid, event.tid, text or "")
+            elif event.ph == "B":
+                self._begun.setdefault((event.pid, event.tid), []).append(event)
+            elif event.ph == "E":
+                begun = self._begun.get((event.pid, event.tid))
+                if begun:
+                    ended.append(_complete(begun.pop(), event))
+                else:
+                    self._dropped["ends of slices that have no beginning"] += 1
+        return ended
+
+    def _sample(self, event: Event, details: DetailedArguments) -> None:
+        device = number(details.device_id) if number(details.device_type) >= _CUDA else -1
+        device = int(device) if 0 <= device < 1 << 20 else -1
+        self._memory.append((event.ts, number(details.allocated), number(details.allocation), device))
+        self._dropped["instants"] -= 1
+
+    def finish(
+        self, recognise: Callable[[str, str], Kind], left_out: Sequence[str] = ()
+    ) -> tuple[Events, list[Lane], int]:
+        """The events, their lanes, and the nanosecond of their origin (see ``Columns.finish``)."""
+        begun = sum(len(events) for events in self._begun.values())
+        if begun:
+            self._dropped["slices without an end"] += begun
+        known = Codes()  # a number and the same number in a string are one thread
+        codes = np.array([known[str(p), str(t)] for p, t in self._lanes], np.int32)
+        devices = {int(codes[code]): -1 for code in self._host_lanes}
+        devices |= {int(codes[code]): device for code, device in self._devices.items()}
+        lanes = [self.labels.lane(p, t, devices.get(code)) for (p, t), code in known.items()]
+        events, origin = self.columns.finish(recognise, codes, left_out)
+        events.lane, used = used_codes(events.lane, len(lanes))
+        return events, [lane for lane, kept in zip(lanes, used, strict=True) if kept], origin
+
+    def memory(self, origin: int) -> Memory:
+        """Samples in order of time. Old ones only say what was allocated or freed: then the bytes are counted
+        from the first sample on."""
+        time, valid = nanoseconds([sample[0] for sample in self._memory])
+        total = np.array([sample[1] for sample in self._memory])
+        change = np.array([sample[2] for sample in self._memory])
+        device = np.array([sample[3] for sample in self._memory], np.int32)
+        order = np.flatnonzero(valid)
+        order = order[np.argsort(time[order], kind="stable")]
+        time, total, change, device = time[order] - origin, total[order], change[order], device[order]
+        for number_ in np.unique(device):
+            rows = np.flatnonzero(device == number_)
+            if not np.isfinite(total[rows]).any():
+                total[rows] = np.cumsum(np.nan_to_num(change[rows], posinf=0, neginf=0))
+        good = np.abs(total) < 1 << 62
+        return Memory(time[good], total[good].astype(np.int64), device[good])
+
+
+def _complete(begin: Event, end: Event) -> Event:
+    begin.ph, begin.dur = "X", number(end.ts) - number(begin.ts)
+    begin.args = begin.args or end.args
+    return begin

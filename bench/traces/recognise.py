@@ -1,0 +1,93 @@
+"""Which kind of profiler report a file is, by its first bytes; its name says nothing."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from bench.traces.readers.source import Source
+from bench.traces.readers.xplane import is_xplane
+
+KINDS = (
+    "PyTorch's and other Chrome traces, JAX's xplane.pb, nsys's SQLite export, cProfile's .prof, speedscope"
+)
+_SEARCHED = 1 << 26  # bytes of a JSON file in which its kind must show
+
+_CHROME = re.compile(rb'"traceEvents"\s*:\s*\[')
+_BENCHMARKS = re.compile(rb'"benchmarks"\s*:\s*\[')
+_SPEEDSCOPE = re.compile(rb'"https?://www\.speedscope\.app/file-format-schema\.json"')
+_LIST_OF_EVENTS = re.compile(rb'\[\s*(\{\s*\}\s*,\s*)*\{[^\]]*?"(ph|ts|pid)"\s*:|\[\s*\]?\s*$')
+_MARSHALLED = re.compile(rb"[\x7b\xfb]([()\xa8\xa9]|0$)")  # a dictionary whose first key is a tuple
+
+_OTHERS = {
+    b"PK\x03\x04": "a zip archive; unpack it first",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd; unpack it first",
+    b"\xfd7zXZ\x00": "compressed with xz; unpack it first",
+    b"BZh": "compressed with bzip2; unpack it first",
+    b"\x89PNG": "a picture",
+    b"\x7fELF": "a program",
+    b"%PDF": "a PDF",
+}
+
+
+class Benchmarks(ValueError):
+    """The file holds benchmark results, which are no profiler report but have commands of their own."""
+
+
+def recognise(path: str | Path) -> str:
+    """chrome, speedscope, xplane, nsys or cprofile. ValueError: none of them, with what it is instead."""
+    with Source(path) as source:
+        head = source.read()
+        if not head.strip():
+            raise ValueError(f"{path} is empty{' once unzipped' * source.zipped}; expected {KINDS}")
+        if head.startswith(b"SQLite format 3\x00"):
+            if source.zipped:
+                raise ValueError(f"{path} is a zipped SQLite file; unzip it first")
+            return "nsys"
+        if _MARSHALLED.match(head):
+            return "cprofile"
+        if is_xplane(head):
+            return "xplane"
+        text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+        if text[:1] == b"[":
+            if _LIST_OF_EVENTS.match(text):
+                return "chrome"
+            raise ValueError(f"{path} is a JSON list, but not of trace events; expected {KINDS}")
+        if text[:1] == b"{":
+            return _kind_of_object(source, text)
+        raise ValueError(f"{path} is {_guess(Path(path), head)}; expected {KINDS}")
+
+
+def _kind_of_object(source: Source, text: bytes) -> str:
+    while True:
+        chrome, benchmarks = _CHROME.search(text), _BENCHMARKS.search(text)
+        if benchmarks and (not chrome or benchmarks.start() < chrome.start()):
+            raise Benchmarks(
+                f"{source.path} holds benchmark results, no profiler report: perflab report {source.path} "
+                "shows them, perflab compare compares them"
+            )
+        if chrome:
+            return "chrome"
+        if _SPEEDSCOPE.search(text):
+            return "speedscope"
+        piece = source.read() if len(text) < _SEARCHED else b""
+        if not piece:
+            break
+        text += piece
+    keys = ", ".join(dict.fromkeys(re.findall(r'"(\w{1,30})"\s*:', text[:2000].decode("utf-8", "replace"))))
+    raise ValueError(
+        f"{source.path} is JSON, but no report known here (keys: {keys[:100] or 'none'}); a list "
+        "'traceEvents' or speedscope's $schema was expected"
+    )
+
+
+def _guess(path: Path, head: bytes) -> str:
+    if path.suffix in (".nsys-rep", ".qdrep"):
+        return "Nsight Systems' own format; export it with nsys export --type sqlite"
+    if head[:1] == b"\x0a":
+        return "no XSpace (perhaps a trace of Perfetto in its own format: save it as JSON)"
+    for magic, name in _OTHERS.items():
+        if head.startswith(magic):
+            return name
+    begins = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in head[:16])
+    return f"no profiler report (it begins with '{begins}')"

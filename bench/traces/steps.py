@@ -1,0 +1,116 @@
+"""The steps of a training loop as windows of time, and what cannot serve as one.
+
+``torch.profiler`` writes ``ProfilerStep#7`` around a step, ``jax.profiler`` its ``StepTraceAnnotation``. The
+window is the host's: work that a device does for a step after the host has left it counts where it runs, so
+that steps never overlap and all sums are exact. Steps that are no sample of the loop stay in the list and are
+marked: one at either end of the record with less than half of the usual number of operations (the recording
+began or stopped in it), and one in which nothing was recorded at all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bench.traces.events import Kind, Trace
+
+_NO_WORK = (Kind.FUNCTION, Kind.ANNOTATION, Kind.STEP, Kind.UNCLASSIFIED)
+WHOLE = "whole trace"
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Steps in order of time.
+
+    start, end: int64 (steps,) nanoseconds from the trace's origin; no two overlap.
+    names: as in the file. complete: bool (steps,), False for what is not a sample of a step.
+    given: False where the file has no steps: the whole trace is the only one.
+    trimmed: why steps are not complete, or left out, counted: {"empty": 30}.
+    """
+
+    start: np.ndarray
+    end: np.ndarray
+    names: list[str]
+    complete: np.ndarray
+    given: bool
+    trimmed: Counter[str] = field(default_factory=Counter)
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def sentence(self) -> str:
+        """How the trace is cut into steps, and what was put aside."""
+        if not self.given:
+            return "no steps are marked: the whole trace counts as one"
+        text = f"{len(self)} step{'' if len(self) == 1 else 's'}"
+        reasons = [f"{count} {reason}" for reason, count in self.trimmed.items()]
+        return f"{text}, of which {', '.join(reasons)}" if reasons else text
+
+    def named(self, wanted: str) -> int:
+        """The place of the step with this name, or with this number at the end of its name.
+
+        ValueError: none has it, or there are no steps.
+        """
+        if not self.given:
+            raise ValueError(f"there is no step {wanted}: no steps are marked in this trace")
+        for place, name in enumerate(self.names):
+            if wanted == name or (wanted.isdecimal() and re.search(rf"(?<!\d)0*{int(wanted)}$", name)):
+                return place
+        from bench.report.units import text_of
+
+        shown = [text_of(name, 40) for name in (self.names[0], self.names[-1])]
+        raise ValueError(f"there is no step {text_of(wanted, 40)}; the steps are {shown[0]} to {shown[1]}")
+
+
+def span(trace: Trace) -> tuple[int, int]:
+    """Nanoseconds of the first start and the last end of what was recorded; (0, 0) of an empty trace."""
+    events = trace.events
+    if not len(events):
+        return 0, 0
+    return int(events.start.min()), int(events.end.max())
+
+
+def steps(trace: Trace) -> Steps:
+    """The steps of a trace; a trace without steps is one step, the whole of it."""
+    events = trace.events
+    rows = np.flatnonzero((events.kind == Kind.STEP) & (events.duration > 0))
+    if not len(rows) or not trace.timed:
+        first, last = span(trace)
+        return Steps(np.array([first]), np.array([last]), [WHOLE], np.array([True]), given=False)
+    trimmed: Counter[str] = Counter()
+    # A host thread marks the steps of the loop; a device's copy of the marks lags behind it.
+    on_host = ~trace.on_device()[rows]
+    marks = rows[on_host] if on_host.any() else rows
+    lanes, counts = np.unique(events.lane[marks], return_counts=True)
+    marks = marks[events.lane[marks] == lanes[counts.argmax()]]
+    start, end = events.start[marks], events.end[marks]
+    inside = np.append(False, start[1:] < np.maximum.accumulate(end)[:-1])
+    if inside.any():
+        trimmed["inside another and left out"] = int(inside.sum())
+        marks, start, end = marks[~inside], start[~inside], end[~inside]
+    complete = _complete(trace, start, end, trimmed)
+    names = [trace.names[code] for code in events.name[marks]]
+    return Steps(start, end, names, complete, given=True, trimmed=trimmed)
+
+
+def _complete(trace: Trace, start: np.ndarray, end: np.ndarray, trimmed: Counter[str]) -> np.ndarray:
+    events = trace.events
+    is_work = ~np.isin(events.kind, _NO_WORK) & ~trace.on_device()
+    if not is_work.any():
+        is_work = ~np.isin(events.kind, _NO_WORK)
+    begun = np.sort(events.start[is_work])
+    operations = np.searchsorted(begun, end) - np.searchsorted(begun, start)
+    complete = operations > 0
+    if not complete.all():
+        trimmed["empty"] = int((~complete).sum())
+    full = np.flatnonzero(complete)
+    if len(full) > 2:  # of two nobody can say which one is short
+        usual = np.median(operations[full[1:-1]])
+        for step, reason in ((full[0], "incomplete at the start"), (full[-1], "incomplete at the end")):
+            if operations[step] < usual / 2:
+                complete[step] = False
+                trimmed[reason] += 1
+    return complete
