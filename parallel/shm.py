@@ -42,7 +42,7 @@ from parallel.shm_agreement import (
     reduction_of,
 )
 from parallel.shm_exchange import DIFFERENT, DONE
-from parallel.shm_group import time_limit
+from parallel.shm_group import in_torch, time_limit
 from parallel.shm_messages import Messages
 from parallel.shm_progress import Finished, Operation, Steps
 from parallel.shm_reduce import reduction
@@ -185,7 +185,10 @@ class ShmGroup(Messages):
         tensors = [reducible(tensor, operation) for tensor in tensors]
         name = f"all_reduce of {amounts(tensors)}"
         steps = self._chain(self._all_reduce(tensor, operation) for tensor in tensors)
-        return self._start(name, steps, tensors, bytes_of(tensors), opts)
+        work = self._start(name, steps, tensors, bytes_of(tensors), opts)
+        if getattr(opts, "asyncOp", True) and sum(tensor.numel() for tensor in tensors) == 1:
+            return in_torch(work)
+        return work
 
     def _all_reduce(self, tensor: torch.Tensor, operation: tuple[str, float]) -> Steps:
         size, rank = self._size, self._rank

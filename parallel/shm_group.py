@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import _create_work_from_future
 
 from parallel.shm_agreement import amounts, dtype_name, header_of, spelled
 from parallel.shm_exchange import COMPARES, DIFFERENT, POSTS
@@ -163,3 +164,12 @@ def time_limit(opts: Any, progress: Progress) -> float:
     """The time-out of one operation: its own, where it has one, or the group's."""
     own = getattr(opts, "timeout", None)
     return own.total_seconds() if own is not None and own.total_seconds() > 0 else progress.timeout
+
+
+def in_torch(work: Operation) -> dist.Work:
+    """The same work, waited for in C++, where ``wait`` is somewhat slower: the group's thread ends it.
+
+    Torch's own DistributedDataParallel keeps the handle by which its join counts ranks (of one element) in
+    C++ alone. The Python half of ours would be collected, and the wait that is left would never end.
+    """
+    return _create_work_from_future(work.get_future())
