@@ -61,6 +61,8 @@ class Options:
             raise ValueError("--learning-rate, --join-timeout and --timeout are above 0")
         if self.resume and not self.checkpoint:
             raise ValueError("--resume goes on from a checkpoint: say where with --checkpoint DIR")
+        if self.background_save and not self.checkpoint:
+            raise ValueError("--background-save writes checkpoints: say where with --checkpoint DIR")
         if self.checkpoint and Path(self.checkpoint).exists() and not Path(self.checkpoint).is_dir():
             raise ValueError(f"--checkpoint {self.checkpoint} is a file; it has to be a folder")
         self.model()

@@ -106,6 +106,7 @@ def test_local_models_come_back_to_their_ranks(ranks, tmp_path, strategy, steps)
     [
         (["--strategy", "dpp"], "did you mean 'ddp'"),
         (["--resume"], "say where with --checkpoint"),
+        (["--background-save"], "say where with --checkpoint"),
         (["--batch", "0"], "--batch is 0; it is at least 1"),
         (["--learning-rate", "-1"], "above 0"),
         (["--heads", "3"], "heads=3 does not divide width=128"),
