@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import _create_work_from_future
+from torch._C._distributed_c10d import _create_work_from_future  # type: ignore[attr-defined]
 
 from parallel.shm_agreement import amounts, dtype_name, header_of, spelled
 from parallel.shm_exchange import COMPARES, DIFFERENT, POSTS
