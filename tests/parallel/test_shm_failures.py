@@ -220,7 +220,7 @@ def wakes_the_others(late_by):
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_who_sleeps_is_woken_by_who_comes(ranks, world_size):
-    first, *others = ranks.run(world_size, wakes_the_others, 0.1, backend="shm")
+    first, *others = ranks.run(world_size, wakes_the_others, 0.1, timeout=20)
     assert first[0] < 1
     for waited, total in others:
         assert 0.05 < waited < 5

@@ -504,6 +504,27 @@ def test_single_layers(ranks, world):
     assert all(ranks.run(world, layers))
 
 
+def single_layers_counted():
+    """[(payload, prediction)] of layers outside of ``parallelize``, which compare their inputs themselves."""
+    x = torch.randn(2, 4, 5, requires_grad=True)
+    tokens, found = torch.randint(9, (2, 4)), []
+    row, embedding = RowParallelLinear(7, 3), VocabParallelEmbedding(9, 5)
+    mine = torch.randn(2, 4, row.partition.sizes[dist.get_rank()], requires_grad=True)
+    for layer, input in ((ColumnParallelLinear(5, 7), x), (row, mine), (embedding, tokens)):
+        with link.counted() as traffic:
+            layer(input).sum().backward()
+        found.append((dict(traffic.payload), dict(layer.predict_communication(2, 4, 4))))
+    return found
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_single_layers_move_what_they_predict(ranks, world):
+    for found in ranks.run(world, single_layers_counted, backend="link"):
+        for payload, wanted in found:
+            assert payload == wanted
+            assert world == 1 or "all_gather" in wanted
+
+
 def state_round_trip():
     torch.manual_seed(7)
     whole = Model(tied=False)
