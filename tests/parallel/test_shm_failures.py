@@ -4,8 +4,6 @@ import gc
 import os
 import signal
 import stat
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -17,8 +15,6 @@ import torch
 import torch.distributed as dist
 
 import parallel.shm  # noqa: F401 (registers the backend)
-
-ROOT = Path(__file__).parents[2]
 
 # --- errors -------------------------------------------------------------------------------------------
 
@@ -229,23 +225,6 @@ def test_who_sleeps_is_woken_by_who_comes(ranks, world_size):
 
 # --- what is left behind --------------------------------------------------------------------------------
 
-JOIN = """
-import os, signal, sys, time, datetime
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it
-sys.path.insert(0, {root!r})
-import torch, torch.distributed as dist
-import parallel.shm
-rank = int(sys.argv[1])
-store = dist.FileStore({store!r}, 2)
-limit = datetime.timedelta(seconds=30)
-dist.init_process_group("shm", store=store, rank=rank, world_size=2, timeout=limit)
-x = torch.ones(1_000_000)
-print("joined", flush=True)
-while True:
-    dist.all_reduce(x)
-    time.sleep({pause})
-"""
-
 
 def segments():
     """Shared memory that has a name, and processes that have ours mapped."""
@@ -260,40 +239,45 @@ def segments():
     return named, mapping
 
 
-@pytest.fixture
-def join(tmp_path):
-    """Start ranks that reduce without end, on their own."""
-    started = []
-
-    def start(rank, pause=0.0):
-        text = JOIN.format(root=str(ROOT), store=str(tmp_path / "store"), pause=pause)
-        process = subprocess.Popen(
-            [sys.executable, "-c", text, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-def test_control_c_ends_a_wait_and_nothing_is_left_of_ranks_that_are_killed(join):
-    names, _ = segments()
-    first, second = join(0, pause=60), join(1)
-    assert [process.stdout.readline() for process in (first, second)] == ["joined\n"] * 2
-    during, mapping = segments()
-    assert {first.pid, second.pid} <= mapping
-    assert not [name for name in during - names if "perflab" in name]
+def interrupted():
+    """Seconds from Ctrl-C in a wait to its end on rank 1; what rank 0 is told."""
+    dist.barrier()
+    if dist.get_rank() == 0:
+        time.sleep(1)
+        return raised(dist.DistBackendError, lambda: dist.all_reduce(torch.ones(1_000_000)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
     begun = time.monotonic()
-    second.send_signal(signal.SIGINT)
-    _, errors = second.communicate(timeout=10)
-    assert "KeyboardInterrupt" in errors
-    assert time.monotonic() - begun < 5
-    first.kill()
-    first.wait()
-    assert not {first.pid, second.pid} & segments()[1]
+    raised(KeyboardInterrupt, lambda: dist.all_reduce(torch.ones(1_000_000)))
+    return time.monotonic() - begun
+
+
+def test_control_c_ends_a_wait(ranks):
+    text, seconds = ranks.run(2, interrupted)
+    assert 0.05 < seconds < 0.8
+    assert "rank 1" in text
+    assert "has given up" in text
+
+
+def killed_in_the_midst(folder):
+    """Both ranks end themselves at the same moment; the file says that the memory was there."""
+    x = torch.ones(1_000_000)
+    dist.all_reduce(x)
+    Path(folder, str(os.getpid())).write_text(str(os.getpid() in segments()[1]))
+    dist.barrier()
+    threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    while True:
+        dist.all_reduce(x)
+
+
+def test_nothing_is_left_when_all_ranks_are_killed(ranks, tmp_path):
+    names, _ = segments()
+    assert ranks.run(2, killed_in_the_midst, str(tmp_path), expect_death={0, 1}) == [None, None]
+    mapped = {int(path.name): path.read_text() for path in tmp_path.iterdir()}
+    assert list(mapped.values()) == ["True", "True"]
+    left, mapping = segments()
+    assert not mapped.keys() & mapping
+    assert not [name for name in left - names if "perflab" in name]
 
 
 def joins_alone(folder):
