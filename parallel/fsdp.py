@@ -16,8 +16,9 @@ For a group of P bytes of parameters on W ranks a step costs two all-gathers (on
 reshard_after_forward=False) and a reduction, each of P bytes: one and a half times (as much as) data
 parallelism's all-reduce. ``predict_communication`` and ``predict_memory`` say it to the byte.
 
-``fsdp_group.py`` is a group and its collectives, ``fsdp_runtime.py`` when they run, ``fsdp_state.py`` whole
-state dicts, ``fsdp_clip.py`` the norm of the gradients, ``fsdp_prediction.py`` the predictions.
+``fsdp_layout.py`` says what lies where, ``fsdp_group.py`` is a group and its collectives, ``fsdp_runtime.py``
+when they run, ``fsdp_state.py`` whole state dicts, ``fsdp_clip.py`` the norm of the gradients,
+``fsdp_prediction.py`` the predictions.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from parallel.fsdp_clip import clip_grad_norm_
-from parallel.fsdp_group import CPUOffloadPolicy, Group, Mesh, MixedPrecisionPolicy, by_dtype, places_of
+from parallel.fsdp_group import Group
+from parallel.fsdp_layout import CPUOffloadPolicy, Mesh, MixedPrecisionPolicy, by_dtype, places_of
 from parallel.fsdp_prediction import predict_communication, predict_memory
 from parallel.fsdp_runtime import Unit, unit_of, units_of
 from parallel.fsdp_state import (

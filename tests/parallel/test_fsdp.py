@@ -28,7 +28,7 @@ from parallel.fsdp import (
     set_prefetch,
     set_requires_gradient_sync,
 )
-from parallel.fsdp_group import rows_held
+from parallel.fsdp_layout import rows_held
 
 STEPS, BATCH, LENGTH, VOCABULARY, WIDTH = 3, 24, 3, 13, 6
 FROZEN = ("blocks.0.up.weight", "blocks.1.down.weight", "blocks.1.norm.bias")
