@@ -8,13 +8,12 @@
     optimizer.synchronize()
 
 - Local SGD (Stich 2018, "Local SGD Converges Fast and Communicates Little", algorithm 1): every ``every``
-steps the
-  parameters become their mean over the ranks. A H-th of the bytes of synchronous SGD, and ranks wait for
-  each other only there (`parallel.straggler` says what that saves). With ``every=1`` and plain SGD it *is*
-  synchronous SGD.
+  steps the parameters become their mean over the ranks. A H-th of the bytes of synchronous SGD, and ranks
+  wait for each other only there (`parallel.straggler` says what that saves). With ``every=1`` and plain SGD
+  it *is* synchronous SGD.
 - Post-local SGD (Lin et al. 2018, "Don't Use Large Mini-Batches, Use Local SGD", section 3): the first
-``warmup``
-  steps are synchronous, with averaged gradients, where large steps in different directions would hurt.
+  ``warmup`` steps are synchronous, with averaged gradients, where large steps in different directions would
+  hurt.
 - DiLoCo (Douillard et al. 2023, algorithm 1): AdamW inside; outside, what a round has moved the mean by is a
   gradient ("pseudo-gradient") for SGD with Nesterov momentum on the parameters that the round began with.
   With an outer learning rate of 1 and no momentum it is local SGD.
@@ -59,7 +58,8 @@ class LocalSGD:
         self.optimizer, self.every, self.warmup, self.group = optimizer, every, warmup, group
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.steps = 0
-        check_alike("the settings of local SGD", [f"every={every}, warmup={warmup}"], group)
+        settings = [f"every={every}, warmup={warmup}"]
+        check_alike("settings", settings, group, "all ranks average in the same steps")
         synchronise_module(module, group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -30,7 +30,12 @@ def described(named: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
     ]
 
 
-def check_alike(what: str, facts: Sequence[str], group: dist.ProcessGroup | None = None) -> None:
+def check_alike(
+    what: str,
+    facts: Sequence[str],
+    group: dist.ProcessGroup | None = None,
+    remedy: str = "build the same module on every rank",
+) -> None:
     """ValueError, the same on every rank, unless all ranks of the group have the same ``facts``, in order.
 
     what: they are, in the plural.
@@ -47,7 +52,7 @@ def check_alike(what: str, facts: Sequence[str], group: dist.ProcessGroup | None
             if first != other:
                 raise ValueError(
                     f"{what} differ between ranks: {first} on rank {members[0]}, {other} on rank {rank}; "
-                    "build the same module on every rank"
+                    f"{remedy}"
                 )
 
 
