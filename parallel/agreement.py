@@ -7,12 +7,10 @@ the same answer and raises the same error.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from parallel.tensor_regions import Group, all_gather
 
@@ -20,9 +18,6 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int
 """A dtype travels as its place in here, -1 for any other."""
 
 DIMENSIONS = 6
-
-BUCKET_BYTES = 1 << 26
-"""Tensors up to this size together are broadcast in one call."""
 
 
 def exchange(numbers: Sequence[int], device: torch.device, group: Group = None) -> list[list[int]]:
@@ -49,6 +44,32 @@ def described(numbers: Sequence[int]) -> str:
     return f"{tuple(numbers[2 : 2 + numbers[1]])} {dtype}"
 
 
+CHECK_BYTES = (1 + DIMENSIONS + 2) * 8
+"""Of what a rank says of itself in ``check_fits``."""
+
+
+def check_fits(
+    tensor: torch.Tensor, wrong: str, split_dims: Sequence[int], what: str, group: Group = None
+) -> None:
+    """ValueError on every rank where this tensor does not fit its rank, or not those of the other ranks.
+
+    wrong: what does not fit here, or nothing. split_dims: dimensions in which ranks may differ.
+    """
+    free = {dim % max(1, tensor.dim()) for dim in split_dims}
+    code, dims, *shape = signature(tensor)
+    shape = [0 if dim in free else size for dim, size in enumerate(shape)]
+    rows = exchange([int(not wrong), code, dims, *shape], tensor.device, group)
+    bad = [rank for rank, row in enumerate(rows) if not row[0]]
+    if not wrong and bad:
+        wrong = f"{what} does not fit on rank {bad[0]}, which says how"
+    elif not wrong and any(row != rows[0] for row in rows):
+        wrong = f"{what} must be the same on every rank of the group (0: may differ); " + "; ".join(
+            f"rank {rank} has {described(row[1:])}" for rank, row in enumerate(rows)
+        )
+    if wrong:
+        raise ValueError(wrong)
+
+
 def check_same(tensors: Sequence[torch.Tensor], what: str, group: Group = None) -> None:
     """ValueError on every rank unless all have tensors of the same shapes and dtypes."""
     mine = [number for tensor in tensors for number in signature(tensor)]
@@ -62,35 +83,3 @@ def check_same(tensors: Sequence[torch.Tensor], what: str, group: Group = None) 
             f"{what} must be the same on every rank of the group; "
             + "; ".join(f"rank {rank} has {text}" for rank, text in enumerate(texts))
         )
-
-
-def broadcast_module(module: nn.Module, group: Group = None) -> None:
-    """Give every rank the parameters and buffers of the group's first rank, so that all start from the same.
-
-    Tensors on the meta device have none. ValueError on every rank: modules that differ in their tensors.
-    """
-    if dist.get_world_size(group) == 1:
-        return
-    tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if not tensor.is_meta]
-    shapes = ";".join(described(signature(tensor)) for tensor in tensors)
-    device = tensors[0].device if tensors else torch.device("cpu")
-    elements = sum(tensor.numel() for tensor in tensors)
-    rows = exchange([len(tensors), elements, zlib.crc32(shapes.encode())], device, group)
-    if any(row != rows[0] for row in rows):
-        raise ValueError(
-            "the module must have tensors of the same shapes and dtypes on every rank; "
-            + "; ".join(f"rank {rank} has {row[0]}, {row[1]} elements" for rank, row in enumerate(rows))
-        )
-    first = dist.get_process_group_ranks(group or dist.group.WORLD)[0]
-    for kind in {(tensor.dtype, tensor.device): None for tensor in tensors}:  # in the order of the module
-        alike = [tensor.detach() for tensor in tensors if (tensor.dtype, tensor.device) == kind]
-        while alike:
-            bucket: list[torch.Tensor] = []
-            size = 0
-            while alike and (not bucket or size + alike[0].nbytes <= BUCKET_BYTES):
-                size += alike[0].nbytes
-                bucket.append(alike.pop(0))
-            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-            dist.broadcast(flat, first, group=group)
-            for tensor, part in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
-                tensor.copy_(part.view_as(tensor))

@@ -8,12 +8,10 @@ Accelerating Data Parallel Training", VLDB 2020, section 3.2). ``reducer.py`` fi
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 MEBIBYTE = 1 << 20
 CAP_MB, FIRST_BYTES = 25.0, MEBIBYTE  # torch's: a small first bucket lets communication begin early
@@ -57,77 +55,6 @@ def assign(tensors: Sequence[torch.Tensor], first_bytes: int, cap_bytes: int) ->
         else:
             open_[kind] = indices, filled
     return sorted(closed + [indices for indices, _ in open_.values()])
-
-
-@contextlib.contextmanager
-def waiting_for_others(what: str, group: Any) -> Iterator[None]:
-    """Around a wait: an error of the backend, its time-out included, says which rank waited and for what."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise RuntimeError(
-            f"rank {dist.get_rank(group)} of {dist.get_world_size(group)} waited in vain for the others with "
-            f"{what}: a rank has died, has fewer batches than others (see join) or left parameters unused "
-            f"(see find_unused_parameters). {error}"
-        ) from error
-
-
-def verify_same(what: str, tensors: Sequence[tuple[str, torch.Tensor]], group: Any) -> None:
-    """ValueError, the same on every rank, unless all ranks have these (name, tensor) alike."""
-    mine = [
-        (name, tuple(t.shape), str(t.dtype).removeprefix("torch."), t.requires_grad) for name, t in tensors
-    ]
-    all_: list[Any] = [None] * dist.get_world_size(group)
-    with waiting_for_others(f"their {what}", group):
-        dist.all_gather_object(all_, mine, group=group)
-    for rank, theirs in enumerate(all_):
-        if len(theirs) != len(all_[0]):
-            raise ValueError(
-                f"{what} differ between ranks: {len(all_[0])} on rank 0, {len(theirs)} on rank {rank}; "
-                "build the same module on every rank"
-            )
-        for first, other in zip(all_[0], theirs, strict=True):
-            if first != other:
-                raise ValueError(
-                    f"{what} differ between ranks: {_described(first)} on rank 0, {_described(other)} on "
-                    f"rank {rank}; build the same module on every rank"
-                )
-
-
-def _described(fact: tuple[str, tuple[int, ...], str, bool]) -> str:
-    name, shape, dtype, trainable = fact
-    return f"{name} {dtype} {list(shape)}{'' if trainable else ' (frozen)'}"
-
-
-def broadcast_from(rank: int, tensors: Sequence[torch.Tensor], group: Any) -> None:
-    """Copies of one group rank's tensors into everybody's: many in a call, as bytes, whatever their dtypes.
-
-    A call has a copy of at most 25 MiB, or of the one tensor that is larger.
-    """
-    for device in dict.fromkeys(tensor.device for tensor in tensors):
-        together: list[torch.Tensor] = []
-        for tensor in [t.detach() for t in tensors if t.device == device and t.numel()]:
-            if together and sum(map(bytes_of, together)) + bytes_of(tensor) > CAP_MB * MEBIBYTE:
-                _broadcast_together(rank, together, group)
-                together = []
-            together.append(tensor)
-        if together:
-            _broadcast_together(rank, together, group)
-
-
-def _broadcast_together(rank: int, tensors: Sequence[torch.Tensor], group: Any) -> None:
-    flat = torch.empty(sum(map(bytes_of, tensors)), dtype=torch.uint8, device=tensors[0].device)
-    pieces = flat.split([bytes_of(tensor) for tensor in tensors])
-    mine = dist.get_rank(group) == rank
-    if mine:
-        for piece, tensor in zip(pieces, tensors, strict=True):
-            piece.copy_(tensor.contiguous().view(-1).view(torch.uint8))
-    with waiting_for_others(f"rank {rank}'s tensors ({flat.numel()} bytes)", group):
-        dist.broadcast(flat, dist.get_process_group_ranks(group)[rank], group=group)
-    if not mine:
-        for piece, tensor in zip(pieces, tensors, strict=True):
-            # A dtype's view wants its own alignment, which a piece behind smaller elements may lack.
-            tensor.copy_(piece.clone().view(tensor.dtype).view(tensor.shape))
 
 
 class Slot:

@@ -11,7 +11,7 @@ the newest is the one with the highest number, whatever its step, since a run ma
 from an earlier one. It is written under a hidden name; every rank brings its file to the disk; then rank 0
 writes metadata.json and renames. A rename is atomic: a checkpoint is there whole or not at all, and whoever
 is killed at whatever moment leaves the one before untouched. What was left unfinished is removed by the
-next save.
+next save. (`parallel.checkpoint_background` does this while the training goes on.)
 
 Planning, deduplication of replicas and resharding are ``torch.distributed.checkpoint``'s, files and
 metadata are `parallel.checkpoint_storage`'s (nothing is unpickled), what a state may hold is
@@ -66,6 +66,21 @@ def save(
     Raises ValueError on every rank for a state that ranks disagree on or that a checkpoint cannot hold,
     OSError for a directory that cannot be written; both name the ranks.
     """
+    return prepare(directory, step, state, group, keep)()
+
+
+def prepare(
+    directory: str | os.PathLike,
+    step: int,
+    state: dict[str, Any],
+    group: dist.ProcessGroup | None,
+    keep: int,
+    copied: bool = False,
+) -> Callable[[], Path]:
+    """The first half of ``save``, after which only the tensors are read; what it returns is the second.
+
+    copied: the tensors are copied first, so that they may change before the second half.
+    """
     if keep < 1:
         raise ValueError(f"a save keeps at least the checkpoint that it writes: keep is {keep}")
     folder, rank = Path(directory), _rank(group)
@@ -94,8 +109,19 @@ def save(
 
     body = agree()  # all ranks have the same answers, so all raise or none
     writer = Writer(unfinished, rank, body, commit)
-    _run(group, lambda **how: dcp.save(dict(tensors), storage_writer=writer, planner=_SavePlanner(), **how))
-    return folder / name
+    held = {name: _copy(tensor) for name, tensor in tensors.items()} if copied else tensors
+
+    def write() -> Path:
+        _run(group, lambda **how: dcp.save(dict(held), storage_writer=writer, planner=_SavePlanner(), **how))
+        return folder / name
+
+    return write
+
+
+def _copy(tensor: Any) -> Any:
+    if isinstance(tensor, Sharded):
+        return Sharded(tensor.local.detach().clone(), tensor.shape, tensor.offset)
+    return tensor.detach().clone()
 
 
 def load(

@@ -22,10 +22,12 @@ from torch import nn
 from torch.distributed.algorithms.join import Join, Joinable, JoinHook
 from torch.utils import _pytree as pytree
 
-from parallel.buckets import broadcast_from, bytes_of, verify_same, waiting_for_others
+from parallel.buckets import bytes_of
 from parallel.memory import Memory
 from parallel.reducer import AllReduced
 from parallel.replicas import DataParallel
+from parallel.same_module import broadcast_from, synchronise_module
+from parallel.together import waiting_for_others
 
 __all__ = [
     "DataParallel",
@@ -34,19 +36,6 @@ __all__ = [
     "predict_memory",
     "synchronise_module",
 ]
-
-
-def synchronise_module(
-    module: nn.Module, process_group: dist.ProcessGroup | None = None, rank: int = 0
-) -> None:
-    """Parameters and buffers of every rank become those of the group's ``rank``.
-
-    ValueError on every rank where they differ in number, name, shape or dtype.
-    """
-    group = process_group or dist.group.WORLD
-    verify_same("parameters", list(module.named_parameters()), group)
-    verify_same("buffers", list(module.named_buffers()), group)
-    broadcast_from(rank, [*module.parameters(), *module.buffers()], group)
 
 
 def predict_communication(

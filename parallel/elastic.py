@@ -160,9 +160,16 @@ def join(backend: str, timeout: float = 600.0, join_timeout: float = 60.0) -> Wo
         return World(here, None, None, timeout)
     here = Environment.read()
     deadline = time.monotonic() + join_timeout
-    store = _store(here, join_timeout, deadline)
-    me = Member.of_this_process(here.rank, here.world_size, secrets.token_hex(8))
-    name, members = _gather(me, store, join_timeout, deadline)
+    while True:
+        store = _store(here, join_timeout, deadline)
+        me = Member.of_this_process(here.rank, here.world_size, secrets.token_hex(8))
+        try:
+            name, members = _gather(me, store, join_timeout, deadline)
+            break
+        except RuntimeError:  # it was the store of the last world, whose rank 0 has closed it since
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_SECONDS)
     prefix = f"perflab/{name}"
     watch = Watch(me, members, lambda: dist.PrefixStore(f"{prefix}/liveness", here.connect(join_timeout)))
     watch.start()

@@ -24,10 +24,11 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from kernels.op import FLOATS_AND_DOUBLE
-from parallel.agreement import broadcast_module, exchange
+from parallel.agreement import exchange
 from parallel.mixture import DenseMixtureOfExperts, Load, Pairs, check_settings, combine, route_tokens
 from parallel.partition import split
 from parallel.routing import Routing, load_balancing_loss
+from parallel.same_module import synchronise_module
 from parallel.tensor_regions import Group
 
 
@@ -76,7 +77,7 @@ class MixtureOfExperts(nn.Module):
     @classmethod
     def from_dense(cls, dense: DenseMixtureOfExperts, group: Group = None) -> Self:
         """This rank's experts of a whole mixture, as the first rank has it; modules are taken, not copied."""
-        broadcast_module(dense, group)
+        synchronise_module(dense, group)
         pieces = split(len(dense.experts), dist.get_world_size(group)).ranges
         ((first, stop),) = pieces[dist.get_rank(group)]
         return cls(

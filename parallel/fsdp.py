@@ -16,14 +16,13 @@ For a group of P bytes of parameters on W ranks a step costs two all-gathers (on
 reshard_after_forward=False) and a reduction, each of P bytes: one and a half times (as much as) data
 parallelism's all-reduce. ``predict_communication`` and ``predict_memory`` say it to the byte.
 
-``fsdp_group.py`` is a group and its collectives, ``fsdp_runtime.py`` when they run, ``fsdp_state.py`` whole
-state dicts, ``fsdp_clip.py`` the norm of the gradients, ``fsdp_prediction.py`` the predictions.
+``fsdp_layout.py`` says what lies where, ``fsdp_group.py`` is a group and its collectives, ``fsdp_runtime.py``
+when they run, ``fsdp_state.py`` whole state dicts, ``fsdp_clip.py`` the norm of the gradients,
+``fsdp_prediction.py`` the predictions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -32,7 +31,8 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from parallel.fsdp_clip import clip_grad_norm_
-from parallel.fsdp_group import CPUOffloadPolicy, Group, Mesh, MixedPrecisionPolicy, by_dtype, places_of
+from parallel.fsdp_group import Group
+from parallel.fsdp_layout import CPUOffloadPolicy, Mesh, MixedPrecisionPolicy, by_dtype, places_of
 from parallel.fsdp_prediction import predict_communication, predict_memory
 from parallel.fsdp_runtime import Unit, unit_of, units_of
 from parallel.fsdp_state import (
@@ -41,6 +41,7 @@ from parallel.fsdp_state import (
     load_full_optimizer_state_dict,
     load_full_state_dict,
 )
+from parallel.same_module import check_alike, described
 
 __all__ = [
     "CPUOffloadPolicy",
@@ -91,7 +92,11 @@ def fully_shard(
     offload = offload_policy if hasattr(offload_policy, "pin_memory") else None
     places = places_of(module)
     where = _mesh(mesh, next(iter(places), None))
-    _check_alike(module, places, where)
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    facts = described((names[parameter], parameter) for parameter in places)
+    for group in where.shard, where.replicate:
+        if group is not None:
+            check_alike(f"parameters of {type(module).__name__}", facts, group)
     groups = [Group(originals, where, policy, offload) for originals in by_dtype(places)]
     for original in places:
         original.fsdp_sharded = True
@@ -118,29 +123,6 @@ def _mesh(mesh: DeviceMesh | dist.ProcessGroup | None, parameter: nn.Parameter |
             kind = "cuda"
     device = torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
     return Mesh(shard, replicate, device)
-
-
-def _check_alike(module: nn.Module, places: Iterable[nn.Parameter], mesh: Mesh) -> None:
-    """ValueError, on every rank the same: what is to be sharded differs between ranks."""
-    names = {parameter: name for name, parameter in module.named_parameters()}
-    mine = [
-        f"{names[parameter]} {str(parameter.dtype).removeprefix('torch.')} {tuple(parameter.shape)}"
-        + ("" if parameter.requires_grad else " frozen")
-        for parameter in places
-    ]
-    for group in (mesh.shard, mesh.replicate):
-        if group is None:
-            continue
-        found: list[list[str]] = [[]] * group.size()
-        dist.all_gather_object(found, mine, group=group)
-        members = dist.get_process_group_ranks(group)
-        for rank, theirs in zip(members, found, strict=True):
-            for first, other in zip_longest(found[0], theirs, fillvalue="no parameter"):
-                if first != other:
-                    raise ValueError(
-                        f"fully_shard({type(module).__name__}): ranks differ: rank {members[0]} has {first} "
-                        f"where rank {rank} has {other}"
-                    )
 
 
 def set_requires_gradient_sync(module: nn.Module, requires_gradient_sync: bool) -> None:

@@ -8,13 +8,12 @@
     optimizer.synchronize()
 
 - Local SGD (Stich 2018, "Local SGD Converges Fast and Communicates Little", algorithm 1): every ``every``
-steps the
-  parameters become their mean over the ranks. A H-th of the bytes of synchronous SGD, and ranks wait for
-  each other only there (`parallel.straggler` says what that saves). With ``every=1`` and plain SGD it *is*
-  synchronous SGD.
+  steps the parameters become their mean over the ranks. A H-th of the bytes of synchronous SGD, and ranks
+  wait for each other only there (`parallel.straggler` says what that saves). With ``every=1`` and plain SGD
+  it *is* synchronous SGD.
 - Post-local SGD (Lin et al. 2018, "Don't Use Large Mini-Batches, Use Local SGD", section 3): the first
-``warmup``
-  steps are synchronous, with averaged gradients, where large steps in different directions would hurt.
+  ``warmup`` steps are synchronous, with averaged gradients, where large steps in different directions would
+  hurt.
 - DiLoCo (Douillard et al. 2023, algorithm 1): AdamW inside; outside, what a round has moved the mean by is a
   gradient ("pseudo-gradient") for SGD with Nesterov momentum on the parameters that the round began with.
   With an outer learning rate of 1 and no momentum it is local SGD.
@@ -30,6 +29,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+
+from parallel.same_module import check_alike, synchronise_module
 
 SIXTEEN_BIT = (torch.bfloat16, torch.float16)
 
@@ -57,11 +58,9 @@ class LocalSGD:
         self.optimizer, self.every, self.warmup, self.group = optimizer, every, warmup, group
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.steps = 0
-        _check_agreement(module, (every, warmup), group)
-        for tensors in _alike([*module.parameters(), *module.buffers()]).values():
-            flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
-            dist.broadcast(flat, dist.get_global_rank(group, 0) if group else 0, group)
-            _put_back(flat, [tensor.detach() for tensor in tensors])
+        settings = [f"every={every}, warmup={warmup}"]
+        check_alike("settings", settings, group, "all ranks average in the same steps")
+        synchronise_module(module, group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         self.optimizer.zero_grad(set_to_none)
@@ -82,6 +81,10 @@ class LocalSGD:
         training."""
         for parameter, mean in zip(self.parameters, average(self.parameters, self.group), strict=True):
             parameter.copy_(mean)
+
+    def held(self) -> list[torch.Tensor]:
+        """Tensors that it keeps beside the model's and the inner optimizer's."""
+        return []
 
     def state_dict(self) -> dict[str, Any]:
         """What is the same on all ranks; the inner optimizer has a state of its own."""
@@ -131,6 +134,10 @@ class DiLoCo(LocalSGD):
         for start, parameter in zip(self.start, self.parameters, strict=True):
             parameter.copy_(start)
             start.grad = None
+
+    def held(self) -> list[torch.Tensor]:
+        momenta = [value for state in self.outer.state.values() for value in state.values()]
+        return [*self.start, *(value for value in momenta if isinstance(value, torch.Tensor))]
 
     def state_dict(self) -> dict[str, Any]:
         start = [tensor.detach() for tensor in self.start]
@@ -215,30 +222,3 @@ def _alike(items: list[Any], of: Callable[[Any], torch.Tensor] = lambda item: it
         tensor = of(item)
         found.setdefault((tensor.dtype, tensor.device), []).append(item)
     return found
-
-
-def _put_back(flat: torch.Tensor, tensors: list[torch.Tensor]) -> None:
-    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(part.view(tensor.shape))
-
-
-def _check_agreement(module: nn.Module, settings: tuple[int, int], group: dist.ProcessGroup | None) -> None:
-    described = [(n, tuple(p.shape), str(p.dtype), p.requires_grad) for n, p in module.named_parameters()]
-    described += [(n, tuple(b.shape), str(b.dtype), False) for n, b in module.named_buffers()]
-    everyone: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(everyone, (described, settings), group)
-    for rank, (theirs, their_settings) in enumerate(everyone):
-        if their_settings != everyone[0][1]:
-            raise ValueError(
-                f"(every, warmup) is {everyone[0][1]} on rank 0 and {their_settings} on rank {rank}"
-            )
-        if theirs != everyone[0][0]:
-            first = next(
-                (pair for pair in zip(everyone[0][0], theirs, strict=False) if pair[0] != pair[1]), None
-            )
-            what = (
-                f"{first[0]} on rank 0 and {first[1]}"
-                if first
-                else f"{len(everyone[0][0])} tensors on rank 0 and {len(theirs)}"
-            )
-            raise ValueError(f"the module has {what} on rank {rank} (name, shape, dtype, trainable)")

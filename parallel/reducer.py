@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 from torch.utils.weak import WeakIdKeyDictionary
 
-from parallel.buckets import Bucket, Slot, assign, kind_of, limits, waiting_for_others
+from parallel.buckets import Bucket, Slot, assign, kind_of, limits
+from parallel.together import waiting_for_others
 
 # Whose hook a parameter has, and its handle.
 _HOOKS = WeakIdKeyDictionary()

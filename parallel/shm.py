@@ -19,7 +19,6 @@ rank died, left or did not come within the time-out, after which it can not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -42,7 +41,7 @@ from parallel.shm_agreement import (
     reduction_of,
 )
 from parallel.shm_exchange import DIFFERENT, DONE
-from parallel.shm_group import time_limit
+from parallel.shm_group import in_torch, time_limit
 from parallel.shm_messages import Messages
 from parallel.shm_progress import Finished, Operation, Steps
 from parallel.shm_reduce import reduction
@@ -65,64 +64,6 @@ _ALL_OF_ALL = 1 << 16
 
 class ShmGroup(Messages):
     """The process group of backend ``"shm"``: what torch calls."""
-
-    # --- what torch asks of a group --------------------------------------------------------------
-
-    def getBackendName(self) -> str:
-        return "shm"
-
-    def name(self) -> str:
-        return "shm"
-
-    def rank(self) -> int:
-        return self._rank
-
-    def size(self) -> int:
-        return self._size
-
-    def get_group_store(self) -> Any:
-        return self._store
-
-    @property
-    def group_name(self) -> str:
-        return self._group_name
-
-    @property
-    def pg_name(self) -> str:
-        return self._group_name
-
-    @property
-    def group_desc(self) -> str:
-        return self._group_desc
-
-    def _set_group_name(self, name: str) -> None:
-        self._group_name = name
-
-    def _set_group_desc(self, description: str) -> None:
-        self._group_desc = description
-
-    def getGroupName(self) -> str:
-        return self._group_name
-
-    def setGroupName(self, name: str) -> None:
-        self._group_name = name
-
-    def getGroupDesc(self) -> str:
-        return self._group_desc
-
-    def setGroupDesc(self, description: str) -> None:
-        self._group_desc = description
-
-    def set_timeout(self, timeout: timedelta) -> None:
-        self._progress.timeout = timeout.total_seconds()
-
-    def shutdown(self) -> None:
-        """Leave the group; ranks that wait for this one get an error at once."""
-        self._segment.leave()
-
-    def abort(self) -> None:
-        """End what is under way with an error, here and on the other ranks."""
-        self._progress.break_off("it was aborted", self._rank)
 
     # --- collectives -----------------------------------------------------------------------------
 
@@ -185,7 +126,10 @@ class ShmGroup(Messages):
         tensors = [reducible(tensor, operation) for tensor in tensors]
         name = f"all_reduce of {amounts(tensors)}"
         steps = self._chain(self._all_reduce(tensor, operation) for tensor in tensors)
-        return self._start(name, steps, tensors, bytes_of(tensors), opts)
+        work = self._start(name, steps, tensors, bytes_of(tensors), opts)
+        if getattr(opts, "asyncOp", True) and sum(tensor.numel() for tensor in tensors) == 1:
+            return in_torch(work)
+        return work
 
     def _all_reduce(self, tensor: torch.Tensor, operation: tuple[str, float]) -> Steps:
         size, rank = self._size, self._rank

@@ -45,7 +45,7 @@ DONE, STALLED, DIFFERENT, RUNNING = range(4)
 
 LINE = 64
 SLOT_SLEEPERS, TAKEN_SLEEPERS = 24, 8
-"""Bytes from a slot's first word, and from a count of rounds taken, to the number of those who sleep on it."""
+"""Bytes from a slot's first word, and from a count of rounds taken, to the number of who sleeps on it."""
 STREAMED_BYTES = 1 << 14  # chunks from this size on are written past the caches
 POSTS, COMPARES = 1, 2  # role: writes a header in round 0; waits for everybody's and compares them
 

@@ -1,4 +1,4 @@
-"""The part of a process group over shared memory that all of its operations stand on."""
+"""The part of a process group over shared memory that all of its operations stand on, and its names."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import _create_work_from_future  # type: ignore[attr-defined]
 
 from parallel.shm_agreement import amounts, dtype_name, header_of, spelled
 from parallel.shm_exchange import COMPARES, DIFFERENT, POSTS
@@ -35,6 +36,66 @@ class SharedGroup(dist.ProcessGroup):
         self._unexpected: dict[int, dict[int, deque[Any]]] = defaultdict(lambda: defaultdict(deque))
         self._sums: dict[torch.dtype, tuple[int, int, int]] = {}
         self._together: list[Operation] | None = None  # what a coalescing manager has collected
+
+    # --- what torch asks of a group --------------------------------------------------------------
+
+    def getBackendName(self) -> str:
+        return "shm"
+
+    def name(self) -> str:
+        return "shm"
+
+    def rank(self) -> int:
+        return self._rank
+
+    def size(self) -> int:
+        return self._size
+
+    def get_group_store(self) -> Any:
+        return self._store
+
+    @property
+    def group_name(self) -> str:
+        return self._group_name
+
+    @property
+    def pg_name(self) -> str:
+        return self._group_name
+
+    @property
+    def group_desc(self) -> str:
+        return self._group_desc
+
+    def _set_group_name(self, name: str) -> None:
+        self._group_name = name
+
+    def _set_group_desc(self, description: str) -> None:
+        self._group_desc = description
+
+    def getGroupName(self) -> str:
+        return self._group_name
+
+    def setGroupName(self, name: str) -> None:
+        self._group_name = name
+
+    def getGroupDesc(self) -> str:
+        return self._group_desc
+
+    def setGroupDesc(self, description: str) -> None:
+        self._group_desc = description
+
+    def set_timeout(self, timeout: timedelta) -> None:
+        self._progress.timeout = timeout.total_seconds()
+
+    def shutdown(self) -> None:
+        """Leave the group; ranks that wait for this one get an error at once."""
+        self._segment.leave()
+
+    def abort(self) -> None:
+        """End what is under way with an error, here and on the other ranks."""
+        self._progress.break_off("it was aborted", self._rank)
+
+    # --- operations --------------------------------------------------------------------------------
 
     def _start(self, name: str, steps: Steps, result: Any, size: int, opts: Any) -> Any:
         """A collective."""
@@ -163,3 +224,12 @@ def time_limit(opts: Any, progress: Progress) -> float:
     """The time-out of one operation: its own, where it has one, or the group's."""
     own = getattr(opts, "timeout", None)
     return own.total_seconds() if own is not None and own.total_seconds() > 0 else progress.timeout
+
+
+def in_torch(work: Operation) -> dist.Work:
+    """The same work, waited for in C++, where ``wait`` is somewhat slower: the group's thread ends it.
+
+    Torch's own DistributedDataParallel keeps the handle by which its join counts ranks (of one element) in
+    C++ alone. The Python half of ours would be collected, and the wait that is left would never end.
+    """
+    return _create_work_from_future(work.get_future())

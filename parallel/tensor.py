@@ -110,6 +110,18 @@ class ColumnParallelLinear(ParallelLinear):
         super().__init__(in_features, out_features, bias, **options)
         self.gather_output, self.input_is_copied = gather_output, input_is_copied
 
+    def _check(self, input: torch.Tensor, place: tuple[Partition, int] | None) -> None:
+        """Before any communication: a shape that does not fit is an error on every rank."""
+        wrong, shape = "", tuple(input.shape)
+        if not shape or shape[-1] != self.in_features:
+            wrong = f"rank {self.rank} got an input {shape} for a layer of {self.in_features} input features"
+        elif place is not None and shape[place[1]] != place[0].sizes[self.rank]:
+            wrong = (
+                f"rank {self.rank} got an input {shape}; of dimension {place[1]} it has "
+                f"{place[0].sizes[self.rank]} of {place[0].size} as its shard of the sequence"
+            )
+        self._check_input(input, wrong, (-1,) if place is None else (-1, place[1]))
+
     def predict_activations(self, batch: int, length: int, itemsize: int) -> int:
         """Bytes kept for backward: the input, or this rank's shard of it."""
         if not self.weight.requires_grad:
@@ -119,13 +131,16 @@ class ColumnParallelLinear(ParallelLinear):
         return batch * length * self.in_features * itemsize
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        place = None
+        if self.sequence is not None and not self.input_is_copied:
+            place = self.sequence.partition, self.sequence.dim
+        self._check(input, place)
         weight = self._shared(self.weight)
         bias = None if self.bias is None else self._shared(self.bias)
         input, weight, bias = in_autocast_dtype(input, weight, bias)
         if self.input_is_copied:
             output = F.linear(input, weight, bias)
         else:
-            place = None if self.sequence is None else (self.sequence.partition, self.sequence.dim)
             output = _ColumnLinear.apply(input, weight, bias, self.group, place)
         if self.gather_output:
             output = gather_from_region(output, self.partition, -1, self.group)
@@ -138,6 +153,7 @@ class ColumnParallelLinear(ParallelLinear):
         moved: Counter[str] = Counter()
         if self.world == 1:
             return moved
+        moved["all_gather"] += self._predict_check()
         if not self.input_is_copied:
             if self.sequence is None:
                 moved["all_reduce"] += input_gradient * batch * length * self.in_features * itemsize
@@ -185,13 +201,18 @@ class RowParallelLinear(ParallelLinear):
         return self.weight.requires_grad * batch * length * self._local_size() * itemsize
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        wanted = self._local_size() if self.input_is_parallel else self.in_features
+        wrong = ""
+        if input.shape[-1] != wanted:
+            wrong = f"rank {self.rank} got {input.shape[-1]} input features and takes {self.in_features}"
+            if self.input_is_parallel:
+                wrong = (
+                    f"rank {self.rank} got {input.shape[-1]} input features and holds {wanted} of "
+                    f"{self.in_features}; the layer before must be column-parallel with the same partition"
+                )
+        self._check_input(input, wrong, (-1,))
         if not self.input_is_parallel:
             input = scatter_to_region(input, self.partition, -1, self.group)
-        elif input.shape[-1] != self._local_size():
-            raise ValueError(
-                f"rank {self.rank} got {input.shape[-1]} input features and holds {self._local_size()} of "
-                f"{self.in_features}; the layer before must be column-parallel with the same partition"
-            )
         input, weight, bias = in_autocast_dtype(input, self.weight, self.bias)
         partial = F.linear(input, weight)
         if self.sequence is None:
@@ -209,6 +230,7 @@ class RowParallelLinear(ParallelLinear):
         moved: Counter[str] = Counter()
         if self.world == 1:
             return moved
+        moved["all_gather"] += self._predict_check()
         backward = input_gradient or self.weight.requires_grad
         if not self.input_is_parallel and input_gradient:
             moved["all_gather"] += batch * length * self.world * self.partition.largest * itemsize

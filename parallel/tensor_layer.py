@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -9,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from parallel.agreement import CHECK_BYTES, check_fits
 from parallel.partition import Partition, split
 from parallel.sequence import SequenceParallel
 from parallel.tensor_regions import Group, fresh, start_all_reduce
@@ -19,6 +21,8 @@ class ParallelLinear(nn.Module):
 
     dim: int
     """Dimension of the weight that is split: 0 for the columns of W^T, 1 for its rows."""
+    checks_input = True
+    """Ranks compare their inputs at each call. ``parallelize`` has them compared once for the whole model."""
 
     def __init__(
         self,
@@ -82,6 +86,16 @@ class ParallelLinear(nn.Module):
         if not self.partition.replicated or not parameter.requires_grad:
             return parameter
         return _Replicated.apply(parameter, self.partition, self.group)
+
+    def _check_input(self, input: torch.Tensor, wrong: str, split_dims: Sequence[int]) -> None:
+        """See ``agreement.check_fits``."""
+        if self.checks_input:
+            check_fits(input, wrong, split_dims, f"the input of a {type(self).__name__}", self.group)
+        elif wrong:
+            raise ValueError(wrong)
+
+    def _predict_check(self) -> int:
+        return self.checks_input * self.world * CHECK_BYTES
 
     def _local_size(self) -> int:
         return self.partition.sizes[self.rank]

@@ -40,8 +40,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from parallel.agreement import DIMENSIONS, broadcast_module, check_same
+from parallel.agreement import DIMENSIONS, check_same
 from parallel.partition import Partition, concatenated, split
+from parallel.same_module import synchronise_module
 from parallel.sequence import SequenceParallel, draw_apart, sum_gradients
 from parallel.tensor import ColumnParallelLinear, RowParallelLinear
 from parallel.tensor_regions import Group, copy_to_region
@@ -128,7 +129,7 @@ def parallelize(
     """
     state = TensorParallel(group, SequenceParallel(group, dim) if sequence else None)
     chosen = _chosen(module, plan)
-    broadcast_module(module, group)
+    synchronise_module(module, group)
     inputs = [name for name, style in chosen.items() if style == "input"]
     tied: dict[int, tuple[nn.Parameter, nn.Parameter, tuple[Partition, int] | None, str]] = {}
     replaced: dict[int, nn.Module] = {}
@@ -144,6 +145,7 @@ def parallelize(
             copied = any(name.startswith(f"{above}.") for above in inputs)
             if id(old) not in replaced:
                 replaced[id(old)] = _replacement(old, name, style, copied, state)
+                replaced[id(old)].checks_input = False  # the model's is, once
                 _tie(old, replaced[id(old)], name, tied)
             setattr(owner, last, replaced[id(old)])
     for name, parameter in module.named_parameters(remove_duplicate=False):

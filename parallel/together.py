@@ -1,6 +1,8 @@
-"""What goes wrong on one rank is raised on all: else the others wait for it in their next collective."""
+"""What goes wrong on one rank is raised on all: else the others wait for it in their next collective. Who
+waits in vain says for what."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -43,3 +45,16 @@ def raise_alike(said: dict[int, tuple[type[Exception], str]], cause: BaseExcepti
         ranks.setdefault(text, []).append(str(rank))
     text = "; ".join(f"{text} (rank {', '.join(who)})" for text, who in ranks.items())
     raise next(iter(said.values()))[0](text) from cause
+
+
+@contextlib.contextmanager
+def waiting_for_others(what: str, group: dist.ProcessGroup | None) -> Iterator[None]:
+    """Around a wait: an error of the backend, its time-out included, says which rank waited and for what."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"rank {dist.get_rank(group)} of {dist.get_world_size(group)} waited in vain for the others with "
+            f"{what}: a rank has died, has fewer batches than others (see join) or left parameters unused "
+            f"(see find_unused_parameters). {error}"
+        ) from error

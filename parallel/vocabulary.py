@@ -14,6 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+from parallel.agreement import CHECK_BYTES, check_fits
 from parallel.partition import Partition, split
 from parallel.sequence import SequenceParallel
 from parallel.tensor_regions import Group, fresh, reduce_from_region
@@ -26,6 +27,9 @@ class VocabParallelEmbedding(nn.Module):
     output is this rank's shard of the sequence, by a reduce-scatter. A token outside the vocabulary is an
     IndexError, as in torch (on the CPU; a GPU would have to stop for it).
     """
+
+    checks_input = True
+    """As ``tensor_layer.ParallelLinear``'s."""
 
     def __init__(
         self,
@@ -79,6 +83,8 @@ class VocabParallelEmbedding(nn.Module):
         return {"weight": (self.partition, 0)}
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self.checks_input:
+            check_fits(input, "", (), "the input of a VocabParallelEmbedding", self.group)
         if input.device.type == "cpu" and input.numel():
             low, high = int(input.min()), int(input.max())
             if low < 0 or high >= self.num_embeddings:
@@ -101,10 +107,11 @@ class VocabParallelEmbedding(nn.Module):
         """See ``parallel.tensor_prediction``."""
         if self.world == 1:
             return Counter()
+        moved = Counter(all_gather=self.checks_input * self.world * CHECK_BYTES)
         if self.sequence is None:
-            return Counter(all_reduce=batch * length * self.embedding_dim * itemsize)
+            return +moved + Counter(all_reduce=batch * length * self.embedding_dim * itemsize)
         whole = batch * self.world * -(-length // self.world) * self.embedding_dim * itemsize
-        return +Counter(reduce_scatter=whole, all_gather=whole * self.weight.requires_grad)
+        return moved + Counter(reduce_scatter=whole, all_gather=whole * self.weight.requires_grad)
 
     def extra_repr(self) -> str:
         return (

@@ -22,8 +22,10 @@ from torch.distributed.algorithms.join import Join, Joinable, JoinHook
 from torch.optim import Optimizer
 
 from parallel import zero_state
-from parallel.buckets import Slot, broadcast_from, verify_same, waiting_for_others
+from parallel.buckets import Slot
+from parallel.same_module import broadcast_from, check_alike, described
 from parallel.shards import Piece, Scattered, ShardedBucket, layout
+from parallel.together import waiting_for_others
 from parallel.zero_costs import predict_communication, predict_memory
 
 __all__ = ["ZeroRedundancyOptimizer", "predict_communication", "predict_memory"]
@@ -105,7 +107,7 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
         """The inner optimizer's group: this rank's pieces of the parameters, with the same settings."""
         names = group.get("param_names") or [f"parameter {number}" for number in range(len(group["params"]))]
         named = [(n, p) for n, p in zip(names, group["params"], strict=True) if p.requires_grad]
-        verify_same("parameters", named, self.process_group)
+        check_alike("parameters", described(named), self.process_group)
         slots = [Slot(name, param) for name, param in named]
         new = [
             ShardedBucket(len(self.buckets) + number, [slots[i] for i in indices], self.world_size, self.rank)

@@ -168,7 +168,7 @@ def _ms(value: float) -> str:
 
 SUSPECTS = {
     "gloo": "gloo's threads: how soon the system wakes them, which a busy machine delays",
-    "shm": "a rank that is not on a core: shared memory spins briefly, then yields",
+    "shm": "a rank that is not on a core: shared memory spins briefly, yields, then sleeps",
     "ours": "Python for each message, which a single ping-pong does not need",
 }
 

@@ -17,6 +17,7 @@ from labs.train.options import Options
 from labs.train.strategies import Trainer
 from parallel import checkpoint, link, memory
 from parallel.checkpoint import PerRank, RandomGenerators
+from parallel.checkpoint_background import BackgroundSaver
 
 MEMORY_STEPS = 2
 """Steps of a run whose memory is counted, which takes time: the first makes the optimizer's state, the second
@@ -95,6 +96,8 @@ def train(options: Options, trainer: Trainer, device: torch.device, done: int = 
     flops = flops_per_token(options.model(), options.length) * options.batch * options.length
     held = trainer.checkpointed.held_bytes()
     peak_bytes = 0
+    saver = BackgroundSaver() if options.background_save else None
+    save = checkpoint.save if saver is None else saver.save
     for step in range(done, options.steps):
         tokens, targets = (tensor.to(device) for tensor in batches[step])
         start = time.perf_counter()
@@ -122,4 +125,6 @@ def train(options: Options, trainer: Trainer, device: torch.device, done: int = 
             flops / seconds / peak if peak else None,
         )
         if options.checkpoint and ((step + 1) % options.save_every == 0 or step + 1 == options.steps):
-            checkpoint.save(options.checkpoint, step + 1, _state(trainer.checkpointed.capture()))
+            save(options.checkpoint, step + 1, _state(trainer.checkpointed.capture()))
+    if saver is not None:
+        saver.close()

@@ -11,7 +11,10 @@ from labs.lab import nearest
 from labs.models.configuration import GPTConfig
 from labs.models.text import VOCABULARY
 
-STRATEGIES = ("single", "ddp", "zero1", "zero2", "fsdp", "hsdp", "tensor", "context", "expert", "local_sgd")
+STRATEGIES = (
+    *("single", "ddp", "zero1", "zero2", "fsdp", "hsdp", "tensor", "context", "expert"),
+    *("local_sgd", "diloco"),
+)
 BACKENDS = ("gloo", "shm", "nccl")
 
 
@@ -32,12 +35,13 @@ class Options:
     layers: int = option(4, "blocks of the model")
     heads: int = option(4, "attention heads")
     experts: int = option(4, "experts of a block (expert)")
-    local_steps: int = option(4, "steps between two averages (local_sgd)")
+    local_steps: int = option(4, "steps between two averages (local_sgd, diloco)")
     shard_size: int = option(0, "ranks that share one copy of the parameters (hsdp; 0: half of the ranks)")
     learning_rate: float = option(1e-3, "of AdamW")
     seed: int = option(0, "of the model's initial values and the batches")
     checkpoint: str = option("", "folder of checkpoints; empty: none are written")
     save_every: int = option(10, "steps between two checkpoints; the last step is always saved")
+    background_save: bool = option(False, "write checkpoints while the training goes on, from a copy")
     resume: bool = option(False, "go on from the newest checkpoint in the folder, if there is one")
     join_timeout: float = option(60.0, "seconds that a rank waits for the others to start")
     timeout: float = option(60.0, "seconds that a rank waits for the others in a step")
@@ -57,6 +61,8 @@ class Options:
             raise ValueError("--learning-rate, --join-timeout and --timeout are above 0")
         if self.resume and not self.checkpoint:
             raise ValueError("--resume goes on from a checkpoint: say where with --checkpoint DIR")
+        if self.background_save and not self.checkpoint:
+            raise ValueError("--background-save writes checkpoints: say where with --checkpoint DIR")
         if self.checkpoint and Path(self.checkpoint).exists() and not Path(self.checkpoint).is_dir():
             raise ValueError(f"--checkpoint {self.checkpoint} is a file; it has to be a folder")
         self.model()

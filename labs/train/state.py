@@ -174,11 +174,14 @@ class CheckpointedExperts(Checkpointed):
 
 
 class CheckpointedLocal(Checkpointed):
-    """Local SGD: between two averages every rank has a model and moments of its own."""
+    """Local SGD and DiLoCo: between two averages every rank has a model and moments of its own."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, local: LocalSGD) -> None:
         super().__init__(model, optimizer)
         self.local = local
+
+    def held_bytes(self) -> int:
+        return super().held_bytes() + held_bytes(self.local.held())
 
     def capture(self) -> dict[str, Any]:
         return {**super().capture(), "local": self.local, "ranks": dist.get_world_size()}

@@ -1,7 +1,8 @@
 """How each strategy is applied to the GPT. The model knows nothing of it.
 
 Every builder seeds alike, so all ranks begin with the same model, whatever their number. All strategies but
-``expert`` (another model) and ``local_sgd`` (other steps) compute what ``single`` computes, to rounding.
+``expert`` (another model), ``local_sgd`` and ``diloco`` (other steps) compute what ``single`` computes, to
+rounding.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from parallel.data import DistributedDataParallel
 from parallel.expert import MixtureOfExperts
 from parallel.expert_state import average_gradients
 from parallel.fsdp import fully_shard
-from parallel.local_sgd import LocalSGD
+from parallel.local_sgd import DiLoCo, LocalSGD
 from parallel.mixture import DenseMixtureOfExperts
 from parallel.tensor_plan import Column, Row, Style, parallelize
 from parallel.vocabulary_loss import vocab_parallel_cross_entropy
@@ -215,10 +216,10 @@ def expert(options: Options, device: torch.device) -> Trainer:
     )
 
 
-def local_sgd(options: Options, device: torch.device) -> Trainer:
+def local_sgd(options: Options, device: torch.device, kind: type[LocalSGD] = LocalSGD) -> Trainer:
     model = GPT(options.model()).to(device)
     inner = adamw(model, options)
-    optimizer = LocalSGD(model, inner, every=options.local_steps)
+    optimizer = kind(model, inner, every=options.local_steps)
     checkpointed = CheckpointedLocal(model, inner, optimizer)
     return Trainer(checkpointed, partial(loss_of, model), dist.get_world_size(), optimizer=optimizer)
 
@@ -234,4 +235,5 @@ BUILDERS: dict[str, Callable[[Options, torch.device], Trainer]] = {
     "context": context,
     "expert": expert,
     "local_sgd": local_sgd,
+    "diloco": partial(local_sgd, kind=DiLoCo),
 }

@@ -16,7 +16,7 @@ from labs.train.strategies import build
 
 CPU = torch.device("cpu")
 SMALL = dict(width=32, layers=2, heads=4, length=24, batch=4, learning_rate=3e-3)
-EQUAL = [name for name in STRATEGIES if name not in ("expert", "local_sgd")]
+EQUAL = [name for name in STRATEGIES if name not in ("expert", "local_sgd", "diloco")]
 
 
 def losses(strategy, steps, folder="", go_on=False, **sizes):
@@ -27,6 +27,10 @@ def losses(strategy, steps, folder="", go_on=False, **sizes):
     trainer = build(options, CPU)
     done = resume(options, trainer)
     return [(report.step, report.loss) for report in train(options, trainer, CPU, done)]
+
+
+def in_background(*arguments):
+    return losses(*arguments, background_save=True)
 
 
 def test_every_strategy_descends_as_one_process_does(ranks):
@@ -50,7 +54,27 @@ def test_local_steps_of_one_are_the_gradient_steps_of_one_rank(ranks):
     (alone,) = ranks.run(1, losses, "single", 3)
     (local,) = ranks.run(1, losses, "local_sgd", 3)
     torch.testing.assert_close(local, alone)
-    assert ranks.run(2, losses, "local_sgd", 8)[0][-1][1] < alone[0][1] - 0.3
+    for strategy in ("local_sgd", "diloco"):
+        assert ranks.run(2, losses, strategy, 8)[0][-1][1] < alone[0][1] - 0.3
+
+
+def after(strategy, steps):
+    """The model's parameters, and the bytes that are held of it and of its optimizers."""
+    options = Options(strategy=strategy, steps=steps, local_steps=2, **SMALL)
+    trainer = build(options, CPU)
+    list(train(options, trainer, CPU))
+    parameters = [p.detach() for p in trainer.checkpointed.model.parameters()]
+    return parameters, trainer.checkpointed.held_bytes()
+
+
+def test_diloco_overshoots_the_average_by_its_outer_optimizer_and_keeps_two_more_copies(ranks):
+    (begun, _), (averaged, held), (stepped, more) = (
+        ranks.run(2, after, *way)[0] for way in (("local_sgd", 0), ("local_sgd", 2), ("diloco", 2))
+    )
+    for start, mean, found in zip(begun, averaged, stepped, strict=True):
+        # The first step of SGD with lr 0.7 and Nesterov momentum 0.9 goes 0.7 * (1 + 0.9) as far as the mean.
+        torch.testing.assert_close(found - start, 1.33 * (mean - start), rtol=1e-3, atol=1e-6)
+    assert more - held == 2 * sum(p.nbytes for p in begun)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero1", "fsdp", "tensor", "context", "expert"])
@@ -64,15 +88,17 @@ def test_a_run_goes_on_at_another_world_size(ranks, tmp_path, strategy):
 
 def test_a_run_goes_on_by_another_strategy(ranks, tmp_path):
     whole = ranks.run(2, losses, "ddp", 3)[0]
-    ranks.run(2, losses, "fsdp", 2, str(tmp_path), backend="link")
+    ranks.run(2, in_background, "fsdp", 2, str(tmp_path), backend="link")
     ((_, loss),) = ranks.run(2, losses, "zero2", 3, str(tmp_path), True)[0]
     assert loss == pytest.approx(whole[-1][1], rel=1e-5)
 
 
-def test_local_models_come_back_to_their_ranks(ranks, tmp_path):
-    whole = ranks.run(2, losses, "local_sgd", 3)
-    ranks.run(2, losses, "local_sgd", 2, str(tmp_path))
-    assert ranks.run(2, losses, "local_sgd", 3, str(tmp_path), True)[0] == whole[0][2:]
+@pytest.mark.parametrize(("strategy", "steps"), [("local_sgd", 3), ("diloco", 7)])
+def test_local_models_come_back_to_their_ranks(ranks, tmp_path, strategy, steps):
+    """And what the outer optimizer has gathered: the run goes on between two averages, behind the first."""
+    whole = ranks.run(2, losses, strategy, steps)
+    ranks.run(2, losses, strategy, steps - 1, str(tmp_path))
+    assert ranks.run(2, losses, strategy, steps, str(tmp_path), True)[0] == whole[0][steps - 1 :]
 
 
 @pytest.mark.parametrize(
@@ -80,6 +106,7 @@ def test_local_models_come_back_to_their_ranks(ranks, tmp_path):
     [
         (["--strategy", "dpp"], "did you mean 'ddp'"),
         (["--resume"], "say where with --checkpoint"),
+        (["--background-save"], "say where with --checkpoint"),
         (["--batch", "0"], "--batch is 0; it is at least 1"),
         (["--learning-rate", "-1"], "above 0"),
         (["--heads", "3"], "heads=3 does not divide width=128"),

@@ -28,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from parallel import checkpoint
 from parallel.checkpoint import PerRank, RandomGenerators, Sharded
+from parallel.checkpoint_background import BackgroundSaver
 from parallel.sharded import boxes_of_range, uncovered
 
 WORLDS = [1, 2, 3, 4]
@@ -537,9 +538,10 @@ def test_a_state_that_does_not_fit_is_refused_on_all_ranks(ranks, tmp_path):
 # Killed at any moment
 
 
-def save_until_killed(folder):
+def save_until_killed(folder, background):
     """Steps on from what is there; every tensor holds its step, so that a mixture of two saves shows."""
     folder = Path(folder)
+    saver = BackgroundSaver() if background else None
     state = {f"x{i}": torch.zeros(300, 5) for i in range(6)} | {"n": 0}
     step = checkpoint.load(folder, state) if checkpoint.latest(folder) else 0
     (folder / f"pid-{dist.get_rank()}").write_text(str(os.getpid()))
@@ -547,7 +549,13 @@ def save_until_killed(folder):
         step += 1
         for i in range(6):
             state[f"x{i}"].fill_(step)
-        checkpoint.save(folder, step, {**state, "n": step}, keep=1)
+        if saver is None:
+            checkpoint.save(folder, step, {**state, "n": step}, keep=1)
+        else:
+            saver.save(folder, step, {**state, "n": step}, keep=1)
+            for i in range(6):
+                state[f"x{i}"].fill_(-1)  # the training goes on
+            saver.wait()
         if dist.get_rank() == 0:
             (folder / "saved").write_text(f"{step}\n")
 
@@ -563,7 +571,7 @@ def number_in(path):
     return int(text) if text.endswith("\n") else 0
 
 
-def kill_during_saves(ranks, folder, times, seed):
+def kill_during_saves(ranks, folder, times, seed, background=False):
     """SIGKILL one rank or both, at random moments; what `save` has returned from is never lost."""
     chance, steps = random.Random(seed), [0]
     unfinished = 0
@@ -587,7 +595,7 @@ def kill_during_saves(ranks, folder, times, seed):
         killer = threading.Thread(target=kill)
         killer.start()
         with pytest.raises(AssertionError, match=r"ended with -9|RuntimeError|ended"):
-            ranks.run(2, save_until_killed, str(folder), timeout=30)
+            ranks.run(2, save_until_killed, str(folder), background, timeout=30)
         killer.join()
         ranks.close()
         unfinished += any(path.name.startswith(".") for path in folder.iterdir())
@@ -603,11 +611,52 @@ def kill_during_saves(ranks, folder, times, seed):
     return unfinished
 
 
-def test_a_kill_during_a_save_loses_nothing(ranks, tmp_path):
-    kill_during_saves(ranks, tmp_path, 2, 0)
+@pytest.mark.parametrize("background", [False, True])
+def test_a_kill_during_a_save_loses_nothing(ranks, tmp_path, background):
+    kill_during_saves(ranks, tmp_path, 2, 0, background)
 
 
 @pytest.mark.proof
 @pytest.mark.timeout(600)
-def test_kills_at_a_hundred_moments_lose_nothing(ranks, tmp_path):
-    assert kill_during_saves(ranks, tmp_path, 100, 1) > 20  # that many came in the middle of a save
+@pytest.mark.parametrize("background", [False, True])
+def test_kills_at_a_hundred_moments_lose_nothing(ranks, tmp_path, background):
+    # More than twenty came in the middle of a save.
+    assert kill_during_saves(ranks, tmp_path, 100, 1, background) > 20
+
+
+def saves_in_the_background(folder):
+    """(where two saves are that were written while their tensors changed, what they hold)."""
+    rank, folder = dist.get_rank(), Path(folder)
+    whole, half = torch.zeros(200_000), torch.zeros(100_000)
+    saver, futures = BackgroundSaver(), []
+    for step in (1, 2):
+        whole.fill_(step)
+        half.fill_(10 * step + rank)
+        state = {"whole": whole, "part": Sharded(half, (2, 100_000), 100_000 * rank), "n": step}
+        futures.append(saver.save(folder / "good", step, state))
+        whole.fill_(-1.0)
+        half.fill_(-1.0)
+    assert futures[0].done()  # one at a time
+    paths = [future.result().name for future in futures]
+    assert saver.wait() == futures[1].result()
+    found = []
+    for step in (1, 2):
+        state = {"whole": whole, "part": torch.zeros(2, 100_000), "n": 0}
+        checkpoint.load(folder / "good", state, step=step)
+        found.append((whole.unique().tolist(), state["part"].unique().tolist(), state["n"]))
+    if rank == 0:
+        (folder / "a-file").write_text("")
+    dist.barrier()
+    saver.save(folder / "a-file", 3, {"whole": whole})
+    with pytest.raises(OSError, match="a-file"):
+        saver.wait()
+    with pytest.raises(ValueError, match="save after steps"):
+        saver.save(folder / "good", 4 + rank, {"whole": whole})
+    saver.close()
+    return paths, found
+
+
+def test_a_save_in_the_background_holds_what_was_there_when_it_began(ranks, tmp_path):
+    for paths, found in ranks.run(2, saves_in_the_background, str(tmp_path)):
+        assert paths == ["step-00000001-000001", "step-00000002-000002"]
+        assert found == [([1.0], [10.0, 11.0], 1), ([2.0], [20.0, 21.0], 2)]

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from ranks import backend_of
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.checkpoint import checkpoint
@@ -27,7 +28,7 @@ from parallel.fsdp import (
     set_prefetch,
     set_requires_gradient_sync,
 )
-from parallel.fsdp_group import rows_held
+from parallel.fsdp_layout import rows_held
 
 STEPS, BATCH, LENGTH, VOCABULARY, WIDTH = 3, 24, 3, 13, 6
 FROZEN = ("blocks.0.up.weight", "blocks.1.down.weight", "blocks.1.norm.bias")
@@ -171,7 +172,9 @@ GRID = [
 
 
 def equal_one_process(ranks, world, cases):
-    for index, results in enumerate(ranks.run(world, on_ranks, cases, timeout=100)):
+    for index, results in enumerate(
+        ranks.run(world, on_ranks, cases, timeout=100, backend=backend_of(world))
+    ):
         for (options, _, _), found in zip(cases, results, strict=True):
             expected = alone(options)
             assert_same(found, expected, rtol=1e-12, atol=1e-14)
@@ -624,9 +627,9 @@ def test_what_is_wrong_is_said_on_every_rank(ranks):
     first, second = ranks.run(2, mistakes)
     assert first == second
     expected = {
-        "shape": "rank 0 has weight float32 (4, 3) where rank 1 has weight float32 (5, 3)",
-        "frozen": "rank 0 has weight float32 (4, 3) where rank 1 has weight float32 (4, 3) frozen",
-        "more": "rank 0 has bias float32 (4,) where rank 1 has no parameter",
+        "shape": "weight float32 [4, 3] on rank 0, weight float32 [5, 3] on rank 1",
+        "frozen": "weight float32 [4, 3] on rank 0, weight float32 [4, 3] (frozen) on rank 1",
+        "more": "bias float32 [4] on rank 0, nothing more on rank 1",
         "twice": "was applied to this Block already",
         "tied": "head.weight of Model is tied to a parameter that an earlier fully_shard has sharded",
         "mesh": "a mesh of 1 dimension (shard) or 2 (replicate, shard) is wanted, not 3",

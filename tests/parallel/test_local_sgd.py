@@ -285,9 +285,9 @@ def test_ranks_that_disagree_are_told_on_all(ranks):
     for text, message in zip(
         first,
         [
-            r"\('weight', \(2, 3\), .*\) on rank 0 and \('weight', \(3, 3\), .*\) on rank 1",
-            r"1 tensors on rank 0 and 2 on rank 1",
-            r"\(every, warmup\) is \(2, 0\) on rank 0 and \(3, 0\) on rank 1",
+            r"weight float32 \[2, 3\] on rank 0, weight float32 \[3, 3\] on rank 1",
+            r"nothing more on rank 0, bias float32 \[2\] on rank 1",
+            r"every=2, warmup=0 on rank 0, every=3, warmup=0 on rank 1",
         ],
         strict=True,
     ):

@@ -9,9 +9,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from ranks import backend_of
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 
-from parallel import memory, tensor_plan, tensor_prediction, vocabulary_loss
+from parallel import fsdp, link, memory, tensor_plan, tensor_prediction, vocabulary_loss
 from parallel.partition import concatenated, split, split_heads
 from parallel.sequence import SequenceParallel, draw_apart
 from parallel.tensor import ColumnParallelLinear, RowParallelLinear, predict_memory
@@ -158,7 +160,7 @@ def many(cases):
 
 
 def check_training(ranks, world, cases, timeout=60):
-    for found in ranks.run(world, many, cases, timeout=timeout):
+    for found in ranks.run(world, many, cases, timeout=timeout, backend=backend_of(world)):
         for case, worst in zip(cases, found, strict=True):
             assert worst < EXACT[case[3]], (case, worst)
 
@@ -207,8 +209,6 @@ def test_training_equals_one_process_in_every_case(ranks, world, dtype):
 
 def moves_what_is_predicted(options, sequence, shared_input, dtype, length, frozen):
     """(payload, prediction) of forward, loss and backward."""
-    from parallel import link
-
     torch.manual_seed(7)
     model = Model(**options).to(dtype)
     for name in frozen:
@@ -363,12 +363,8 @@ def test_equals_dtensor_and_moves_as_much(ranks, sequence):
         assert ours == Counter(theirs) + extra
 
 
-def with_data_parallel():
-    """Tensor parallel within rows of a 2 x 2 mesh, torch's FSDP2 over its columns, against one process."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor import DTensor
-
+def with_data_parallel(fully_shard, whole_state):
+    """Tensor parallel within rows of a 2 x 2 mesh, sharded over its columns, against one process."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
     torch.manual_seed(7)
     alone = Model().double()
@@ -391,15 +387,57 @@ def with_data_parallel():
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-    state = {
-        name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        for name, tensor in model.state_dict().items()
-    }
-    return distance(full_tensors(model, state), alone.state_dict())
+    return distance(full_tensors(model, whole_state(model)), alone.state_dict())
 
 
-def test_two_dimensions_with_fsdp(ranks):
-    assert max(ranks.run(4, with_data_parallel)) < 1e-12
+def with_our_fsdp():
+    return with_data_parallel(fsdp.fully_shard, fsdp.full_state_dict)
+
+
+def with_pytorchs_fsdp():
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    def whole_state(model):
+        state = model.state_dict().items()
+        return {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in state}
+
+    return with_data_parallel(fully_shard, whole_state)
+
+
+@pytest.mark.parametrize("way", [with_our_fsdp, with_pytorchs_fsdp])
+def test_two_dimensions_with_fsdp(ranks, way):
+    assert max(ranks.run(4, way)) < 1e-12
+
+
+def two_dimensions_counted():
+    """[(payload, prediction)] of a step, over both groups together; predicted before anything is sharded."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    found = []
+    for sequence in (False, True):
+        torch.manual_seed(7)
+        model = Model()
+        parallelize(model, plan_of(model, 2, sequence, True), mesh["tensor"].get_group(), sequence=sequence)
+        units = [*model.blocks, model]
+        ((tokens, target),) = batches(1, 9, batch=2)
+        wanted = Counter(fsdp.predict_communication(units, 2))
+        wanted += Counter(tensor_prediction.predict_communication(model, *tokens.shape, 4))
+        wanted += Counter(vocabulary_loss.predict_communication(tokens.numel(), 2))
+        for unit in units:
+            fsdp.fully_shard(unit, mesh=mesh["data"])
+        with link.counted() as traffic:
+            logits = model(tokens)
+            vocab_parallel_cross_entropy(
+                logits, target, mesh["tensor"].get_group(), vocabulary=TOKENS
+            ).backward()
+        found.append((dict(traffic.payload), dict(wanted)))
+    return found
+
+
+def test_two_dimensions_move_what_both_predict(ranks):
+    for found in ranks.run(4, two_dimensions_counted, backend="link"):
+        for payload, wanted in found:
+            assert payload == wanted
 
 
 def losses():
@@ -464,6 +502,27 @@ def layers():
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_single_layers(ranks, world):
     assert all(ranks.run(world, layers))
+
+
+def single_layers_counted():
+    """[(payload, prediction)] of layers outside of ``parallelize``, which compare their inputs themselves."""
+    x = torch.randn(2, 4, 5, requires_grad=True)
+    tokens, found = torch.randint(9, (2, 4)), []
+    row, embedding = RowParallelLinear(7, 3), VocabParallelEmbedding(9, 5)
+    mine = torch.randn(2, 4, row.partition.sizes[dist.get_rank()], requires_grad=True)
+    for layer, input in ((ColumnParallelLinear(5, 7), x), (row, mine), (embedding, tokens)):
+        with link.counted() as traffic:
+            layer(input).sum().backward()
+        found.append((dict(traffic.payload), dict(layer.predict_communication(2, 4, 4))))
+    return found
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_single_layers_move_what_they_predict(ranks, world):
+    for found in ranks.run(world, single_layers_counted, backend="link"):
+        for payload, wanted in found:
+            assert payload == wanted
+            assert world == 1 or "all_gather" in wanted
 
 
 def state_round_trip():
@@ -559,9 +618,14 @@ def wrong():
     said(model, torch.zeros(2, 3 + rank, dtype=torch.int64))
     said(model, torch.zeros(2, 3, dtype=torch.int32 if rank else torch.int64))
     said(RowParallelLinear(8, 4), torch.zeros(2, 8))
+    said(RowParallelLinear(8, 4), torch.zeros(2 + rank, 4))
+    said(ColumnParallelLinear(8, 4), torch.zeros(2, 8 + rank))
+    said(ColumnParallelLinear(8, 4), torch.zeros(2 + rank, 8))
+    said(VocabParallelEmbedding(9, 4), torch.zeros(2, 3 + rank, dtype=torch.int64))
     said(SequenceParallel().gather, torch.zeros(1, 2, 3))
     shards = SequenceParallel()
     shards.scatter(torch.zeros(1, 7, 3))
+    said(ColumnParallelLinear(3, 4, sequence=shards), torch.zeros(1, 4, 3))
     said(shards.gather, torch.zeros(1, 2, 3))
     said(vocab_parallel_cross_entropy, torch.zeros(3, 5), torch.zeros(3, dtype=torch.int64), vocabulary=12)
     said(vocab_parallel_cross_entropy, torch.zeros(3, 5), torch.zeros(3, dtype=torch.int64))
@@ -584,11 +648,16 @@ def test_what_is_wrong_is_said_on_every_rank(ranks):
             "blocks.0.attention.query: 48 elements in units of 7",
             "blocks.0.down: the partition is of 20 features over 2 ranks; the layer splits 21 over 2",
             "blocks.0.attention.output: ranks share input features",
-            "the module must have tensors of the same shapes .* rank 1 has",
+            r"blocks.0.gate_up.weight float32 \[40, 48\] on rank 0, .* \[42, 48\] on rank 1",
             r"rank 0 has \(2, 3\) int64.* rank 1 has \(2, 4\) int64",
             r"rank 0 has \(2, 3\) int64.* rank 1 has \(2, 3\) int32",
             "got 8 input features and holds 4 of 8",
+            r"the input of a RowParallelLinear .* rank 0 has \(2, 0\) float32; rank 1 has \(3, 0\) float32",
+            r"(on rank 1, which says how|rank 1 got an input \(2, 9\) for a layer of 8 input features)",
+            r"the input of a ColumnParallelLinear .* rank 0 has \(2, 0\) .* rank 1 has \(3, 0\)",
+            r"the input of a VocabParallelEmbedding .* rank 0 has \(2, 3\) .* rank 1 has \(2, 4\)",
             "no sequence has been split yet",
+            r"(on rank 1, which says how|it has 3 of 7 as its shard of the sequence)",
             r"has 2 elements along dimension 1 of a shard of 7 that is split over 2 ranks as \[4, 3\]",
             r"with the partition the logits are \(3, 6\)",
             "vocabulary .* or partition says which logits",

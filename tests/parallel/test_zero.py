@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from hypothesis import given, settings
+from ranks import backend_of
 from torch import nn
 from torch.distributed.algorithms.join import Join
 from torch.distributed.optim import ZeroRedundancyOptimizer as TorchZero
@@ -141,7 +142,7 @@ def same_as_one_process(stage, kind, dtype, accumulation, cap, synchronised):
     ],
 )
 def test_equals_one_process(ranks, world_size, arguments):
-    ranks.run(world_size, same_as_one_process, *arguments)
+    ranks.run(world_size, same_as_one_process, *arguments, backend=backend_of(world_size))
 
 
 @pytest.mark.proof
