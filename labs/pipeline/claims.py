@@ -9,7 +9,7 @@ from labs.pipeline import derived
 from labs.pipeline.config import MODELS
 from labs.pipeline.running import VIRTUAL
 
-TIE = 0.03
+TIE = 0.05
 """Predicted times that differ by less are no order: stage times are not known better."""
 
 
