@@ -188,7 +188,7 @@ def dying(name, victim, after):
 @pytest.mark.parametrize(("name", "victim", "after"), [("1f1b", 2, 3), ("zb_v", 0, 5)])
 @pytest.mark.parametrize("backend", ["gloo", "shm"])
 def test_a_rank_that_dies(ranks, backend, name, victim, after):
-    found = ranks.run(3, dying, name, victim, after, backend=backend, expect_death=(victim,))
+    found = ranks.run(3, dying, name, victim, after, backend=backend, timeout=20.0, expect_death=(victim,))
     for rank, error in enumerate(found):
         if rank != victim:
             assert error.startswith("RankUnreachable: rank ")
