@@ -236,6 +236,8 @@ class Mail:
         """Wait for a message. RuntimeError: the sender has died, or has not come within the time-out.
         ``OtherFailed``: it has raised."""
         peer = self._source[message]
+        if peer.is_lost:
+            raise OtherFailed(f"rank {peer.rank} is lost")
         while message not in peer.posted and message.boundary not in self._failed:
             self._post(peer)
         self._done.add(message)
@@ -266,8 +268,6 @@ class Mail:
             return
         group, samples = self.groups[peer.rank > self.rank], self._samples[message.microbatch]
         tensors = [shape.empty(samples, self._device) for shape in self.shapes(message)]
-        if peer.is_lost:
-            raise OtherFailed(f"rank {peer.rank} is lost")
         try:
             works = [group.recv([tensor], peer.rank, TAG) for tensor in tensors if tensor.numel()]
         except RuntimeError as error:
@@ -285,8 +285,6 @@ class Mail:
             self.boundaries[message.boundary] = boundary
 
     def _wait(self, peer: _Peer, works: list[Any], message: Message | str) -> None:
-        if peer.is_lost:
-            raise OtherFailed(f"rank {peer.rank} is lost")
         try:
             for work in works:
                 work.wait()
