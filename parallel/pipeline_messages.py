@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from parallel.liveness import RankLost
 from parallel.schedules import Kind, Schedule
 
 AHEAD = 2
@@ -225,14 +226,18 @@ class Mail:
 
     def _post_sends(self, peer: _Peer, used_at: int, tensors: list[torch.Tensor]) -> None:
         group = self.groups[self.rank > peer.rank]
-        with torch.no_grad():
+        try:
             works = [group.send([tensor], peer.rank, TAG) for tensor in tensors if tensor.numel()]
+        except RuntimeError as error:
+            raise self._lose(peer, "what it sends to it", error) from error
         peer.sent.append((used_at, tensors, works))
 
     def receive(self, message: Message) -> list[torch.Tensor]:
         """Wait for a message. RuntimeError: the sender has died, or has not come within the time-out.
         ``OtherFailed``: it has raised."""
         peer = self._source[message]
+        if peer.is_lost:
+            raise OtherFailed(f"rank {peer.rank} is lost")
         while message not in peer.posted and message.boundary not in self._failed:
             self._post(peer)
         self._done.add(message)
@@ -263,7 +268,10 @@ class Mail:
             return
         group, samples = self.groups[peer.rank > self.rank], self._samples[message.microbatch]
         tensors = [shape.empty(samples, self._device) for shape in self.shapes(message)]
-        works = [group.recv([tensor], peer.rank, TAG) for tensor in tensors if tensor.numel()]
+        try:
+            works = [group.recv([tensor], peer.rank, TAG) for tensor in tensors if tensor.numel()]
+        except RuntimeError as error:
+            raise self._lose(peer, str(message), error) from error
         peer.posted[message] = tensors, works
 
     def _receive_header(self, peer: _Peer, message: Message) -> None:
@@ -276,18 +284,22 @@ class Mail:
         else:
             self.boundaries[message.boundary] = boundary
 
-    def _wait(self, peer: _Peer, works: list[Any], message: Message) -> None:
-        if peer.is_lost:
-            raise OtherFailed(f"rank {peer.rank} is lost")
+    def _wait(self, peer: _Peer, works: list[Any], message: Message | str) -> None:
         try:
             for work in works:
                 work.wait()
         except RuntimeError as error:
-            peer.is_lost = True
-            raise RankUnreachable(
-                f"rank {self.rank} of {self.world_size} waited in vain for rank {peer.rank} with {message}: "
-                f"{str(error).splitlines()[0]}"
-            ) from error
+            raise self._lose(peer, str(message), error) from error
+
+    def _lose(self, peer: _Peer, what: str, error: RuntimeError) -> RuntimeError:
+        """The error to raise for one of the transport: ``RankUnreachable``, with the ranks' names."""
+        if isinstance(error, RankLost):
+            return error
+        peer.is_lost = True
+        return RankUnreachable(
+            f"rank {self.rank} of {self.world_size} waited in vain for rank {peer.rank} with {what}: "
+            f"{str(error).splitlines()[0]}"
+        )
 
     def finish(self) -> None:
         """Wait until everything that was sent has left."""
@@ -295,7 +307,7 @@ class Mail:
             while peer.sent:
                 works = peer.sent.popleft()[2]
                 if not peer.is_lost:
-                    self._wait(peer, works, Message(Kind.FORWARD, 0, 0))
+                    self._wait(peer, works, "what it takes last")
 
     def skip(self, message: Message) -> None:
         """This rank has failed, and takes what it would have received, so that its sender goes on."""

@@ -5,6 +5,7 @@ What can be decided once is, so that an action costs some tens of microseconds b
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -91,8 +92,8 @@ class Program:
     ) -> list[torch.Tensor]:
         """The losses of the micro-batches, on the rank of the last stage.
 
-        opening: waits until all ranks are ready, and returns the samples of each micro-batch and the factor of
-            its loss's gradient; called when the first message is due, so that the first stage need not wait.
+        opening: waits until all ranks are ready, and returns the samples of each micro-batch and the factor
+            of its loss's gradient; called when the first message is due: the first stage need not wait.
             What it raises all ranks raise. What a stage raises is raised when the others can go on without
             this rank.
         """
@@ -112,7 +113,7 @@ class Program:
             if not self.is_open:
                 self._open()
             self.mail.finish()
-        except (RankLost, RankUnreachable):
+        except RankLost:
             raise
         except Exception:
             if not self.is_open:
@@ -230,15 +231,16 @@ class Program:
         """This rank has failed: it takes and sends what the others wait for, without computing."""
         for runner in self._runners:
             runner.clear()
+        unreachable = OtherFailed, RankUnreachable  # who has lost a rank serves the others
         for step in rest:
-            try:
+            with contextlib.suppress(*unreachable):
                 if step.receives and step.source is not None:
                     self.mail.skip(step.source)
-            except OtherFailed:
-                pass
-            if step.sends and step.target is not None:
-                self.mail.fail(step.target)
-        self.mail.finish()
+            with contextlib.suppress(*unreachable):
+                if step.sends and step.target is not None:
+                    self.mail.fail(step.target)
+        with contextlib.suppress(*unreachable):
+            self.mail.finish()
 
 
 def _ends(action: Action, last: int) -> tuple[Message | None, Message | None]:

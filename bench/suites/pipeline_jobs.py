@@ -1,12 +1,14 @@
 """What ``test_pipeline.py`` times on every rank of a world, as functions of this module that make a step:
 
     virtual_<ours|torch>_<schedule>_<microbatches>   a step on virtual devices, UNIT seconds each F, I and W
+    virtual_simulated_<schedule>_<microbatches>      sleeps as long as the simulator says that step takes
 
 A world's default group, gloo, carries the messages of both sides.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 from parallel import schedules
 
 UNIT = 0.025
-MICROBATCHES = (8, 16)
+MICROBATCHES = (8,)
 WIDTH = 16
 TORCH = {
     "gpipe": "GPipe",
@@ -35,10 +37,13 @@ def virtual(side: str, name: str, microbatches: int) -> Step:
     import torch
     import torch.distributed as dist
 
-    from parallel.virtual import virtual_stages
+    from parallel.virtual import sleep_until, virtual_stages
 
     world_size = dist.get_world_size()
     schedule = schedules.build(name, world_size, microbatches)
+    if side == "simulated":
+        seconds = schedules.simulate(schedule, schedules.Durations(UNIT, UNIT, UNIT)).step
+        return lambda: sleep_until(time.perf_counter() + seconds)
     stages = virtual_stages(schedule.stages, UNIT, UNIT, UNIT)
     inputs, targets = torch.ones(microbatches, WIDTH), torch.ones(microbatches, WIDTH)
     if side == "ours":
@@ -72,5 +77,5 @@ def _of_torch(schedule: Any, stages: Any, inputs: Any, targets: Any) -> Step:
 # A world finds what to run by its name.
 for _name in schedules.NAMES:
     for _count in MICROBATCHES:
-        for _side in ("ours", "torch"):
+        for _side in ("ours", "torch", "simulated"):
             globals()[f"virtual_{_side}_{_name}_{_count}"] = partial(virtual, _side, _name, _count)

@@ -47,7 +47,8 @@ class GPTStage(nn.Module):
         self.embedding = model.embedding if first == 0 else None
         self.blocks = nn.ModuleList(model.blocks[first:last])
         is_last = last == len(model.blocks)
-        self.norm, self.head = (model.norm, model.head) if is_last else (None, None)
+        self.norm = model.norm if is_last else None
+        self.head = model.head if is_last else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         positions = positions_of(x, self.config)
@@ -86,7 +87,8 @@ class EncoderDecoderStage(nn.Module):
         begins_decoder = first <= border < last
         self.target_embedding = model.target_embedding if begins_decoder else None
         self.decoder = nn.ModuleList(model.decoder.blocks[max(first - border, 0) : max(last - border, 0)])
-        self.decoder_norm, self.head = (model.decoder.norm, model.head) if last == total else (None, None)
+        self.decoder_norm = model.decoder.norm if last == total else None
+        self.head = model.head if last == total else None
 
     def forward(
         self, x: torch.Tensor, other: torch.Tensor, source_mask: torch.Tensor | None = None

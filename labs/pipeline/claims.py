@@ -9,7 +9,7 @@ from labs.pipeline import derived
 from labs.pipeline.config import MODELS
 from labs.pipeline.running import VIRTUAL
 
-TIE = 0.03
+TIE = 0.05
 """Predicted times that differ by less are no order: stage times are not known better."""
 
 
@@ -56,13 +56,13 @@ def faster(new: str, base: str) -> Callable[[Results], bool | None]:
     """On virtual devices, where that is predicted for this size."""
 
     def holds(results: Results) -> bool | None:
-        addresses = f"{VIRTUAL}/{new}", f"{VIRTUAL}/{base}"
-        if not results.has(*addresses):
+        mine, other = f"{VIRTUAL}/{new}", f"{VIRTUAL}/{base}"
+        if not results.has(mine, other):
             return None
-        said = [results.predicted(address) for address in addresses]
-        if None in said or said[0] >= said[1]:  # type: ignore[operator]
+        said, bound = results.predicted(mine), results.predicted(other)
+        if said is None or bound is None or said >= bound:
             return None
-        return at_most(results.ratio(*addresses), 1.0)
+        return at_most(results.ratio(mine, other), 1.0)
 
     return holds
 

@@ -21,11 +21,9 @@ NAN, MEBIBYTE = float("nan"), 2**20
 
 def figure(results: Results) -> Sequence[Figure]:
     """Timelines first."""
-    found: list[Figure | None] = [
-        _timeline(results, name)
-        for name in results.config.names(results.config.ranks)
-        if name in SHOWN or len(results.config.names(results.config.ranks)) == 1
-    ]
+    names = results.config.names(results.config.ranks)
+    shown = [name for name in names if name in SHOWN] or list(names)
+    found: list[Figure | None] = [_timeline(results, name) for name in shown]
     found += [_steps(results, group) for group in (VIRTUAL, *MODELS)]
     found += [_lost(results), _in_flight(results), *(_held(results, model) for model in MODELS)]
     return [each for each in found if each is not None]

@@ -5,8 +5,8 @@
     weight gradient  = FLOPs / matrix peak + 1.5 x kept / copy bandwidth + calls + starts of autograd
     backward         = both, with fewer calls and no start
     step             = simulator(schedule, stage times, link, overhead of an action) + 2 all-gathers
-    bubble           = simulator(schedule, stage times): what the order of actions costs
-    overhead         = from when a rank could begin an action until it does, in the simulation with all costs
+    bubble           = share of it in which a rank waits for what another has not computed yet
+    overhead         = from when what an action needs is computed and its turn has come until it begins
     held             = most over ranks of the sum of what stages keep of the micro-batches in flight
 
 FLOPs are a forward's; each gradient has as many. Kept is what autograd keeps: written and read on in forward,

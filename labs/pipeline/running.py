@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from labs.lab import Recorder, Step
-from labs.pipeline import lost_time, real_stages
+from labs.pipeline import lost_time, real_stages, simulated
 
 if TYPE_CHECKING:
     from labs.pipeline.config import Config
@@ -17,14 +17,14 @@ VIRTUAL = "virtual"
 RECORDED_STEPS = 2  # of which the faster is shown
 
 
-def virtual_pipeline(config: Config, schedule: Schedule, seconds: float) -> tuple[Pipeline, Any, Any]:
-    """(pipeline, inputs, targets) of virtual devices; seconds: of the forward of a rank's share."""
+def virtual_pipeline(config: Config, schedule: Schedule) -> tuple[Pipeline, Any, Any]:
+    """(pipeline, inputs, targets) of virtual devices."""
     import torch
 
     from parallel.pipeline import Pipeline
     from parallel.virtual import virtual_stages
 
-    unit = seconds * schedule.world_size / schedule.stages
+    unit = simulated.virtual_unit(config, schedule)
     stages = virtual_stages(schedule.stages, unit, unit, unit)
     inputs = torch.arange(1.0, schedule.microbatches + 1).view(-1, 1)
     return Pipeline(stages, schedule, torch.nn.functional.mse_loss), inputs, torch.zeros_like(inputs)
@@ -47,12 +47,14 @@ class Run:
     activations it held.
     """
 
-    def __init__(self, pipeline: Pipeline, inputs: Any, targets: Any, recorder: Recorder) -> None:
+    def __init__(
+        self, pipeline: Pipeline, inputs: Any, targets: Any, recorder: Recorder, counts_bytes: bool
+    ) -> None:
         self.pipeline, self.inputs, self.targets = pipeline, inputs, targets
         losses = self.step()
         self.proof = proof_of(losses, list(pipeline.parameters()))
         self._record_times(recorder)
-        self._record_held(recorder)
+        self._record_held(recorder, counts_bytes)
 
     def step(self, record: Any = None) -> Any:
         for parameter in self.pipeline.parameters():
@@ -80,19 +82,20 @@ class Run:
         assert fastest is not None
         fastest.record(schedule, recorder)
 
-    def _record_held(self, recorder: Recorder) -> None:
+    def _record_held(self, recorder: Recorder, counts_bytes: bool) -> None:
         """Activations, and the bytes of torch's storages that come and go in a step (gradients of weights
         stay, and do not count)."""
         from parallel.memory import tracked
 
-        with tracked() as memory:
-            self.pipeline.step(self.inputs, self.targets)
-        mine = self.pipeline.peak_in_flight, memory.peak_bytes
-        counts, sizes = zip(*_from_all(mine, self.pipeline.schedule.world_size), strict=True)
+        world_size = self.pipeline.schedule.world_size
+        counts = _from_all(self.pipeline.peak_in_flight, world_size)
         for rank, count in enumerate(counts):
             recorder.record(f"rank{rank}_in_flight", float(count), "")
         recorder.record("in_flight", float(max(counts)), "")
-        recorder.record("held", float(max(sizes)), "B")
+        if counts_bytes:
+            with tracked() as memory:
+                self.pipeline.step(self.inputs, self.targets)
+            recorder.record("held", float(max(_from_all(memory.peak_bytes, world_size))), "B")
 
     def close(self) -> None:
         del self.pipeline
@@ -120,8 +123,8 @@ def setup_of(group: str, name: str) -> Callable[[Any, Recorder], Step]:
     def setup(config: Config, recorder: Recorder) -> Step:
         if group == VIRTUAL:
             schedule = config.schedule_of(name, config.ranks)
-            return Run(*virtual_pipeline(config, schedule, config.unit_ms / 1e3), recorder)
+            return Run(*virtual_pipeline(config, schedule), recorder, counts_bytes=False)
         schedule = config.schedule_of(name, config.stages)
-        return Run(*real_pipeline(config, group, schedule), recorder)
+        return Run(*real_pipeline(config, group, schedule), recorder, counts_bytes=True)
 
     return setup

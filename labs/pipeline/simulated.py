@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from labs.pipeline.config import Config
     from parallel.schedules import Durations, Link, Schedule, Timeline
 
-ACTION_CALLS = 40  # Python of the runtime for an action, in calls of an operator
-MESSAGE_CALLS = 30  # and at either end of a message
+ACTION_CALLS = 20  # Python of the runtime for an action, in calls of an operator
+MESSAGE_CALLS = 60  # and at either end of a message, with gloo's part of it
 FLOAT = 4  # bytes
 
 
@@ -52,11 +52,16 @@ def step_seconds(
     return step + meetings(machine, schedule.world_size)
 
 
+def virtual_unit(config: Config, schedule: Schedule) -> float:
+    """Seconds of a virtual stage's forward: the rank's share, divided among its stages."""
+    return config.unit_ms / 1e3 * schedule.world_size / schedule.stages
+
+
 def virtual_durations(config: Config, schedule: Schedule) -> Durations:
-    """Of virtual devices: the forward of a rank's share, divided among its stages, and each gradient."""
+    """Of virtual devices, whose gradients take as long as the forward."""
     from parallel.schedules import Durations
 
-    unit = config.unit_ms / 1e3 * schedule.world_size / schedule.stages
+    unit = virtual_unit(config, schedule)
     return Durations(unit, unit, unit)
 
 

@@ -5,26 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from parallel.schedules.actions import Kind, Schedule
 from parallel.schedules.algorithms import NAMES, allows, build
-from parallel.schedules.simulator import Durations, Link, Timeline, peak_activations, simulate
+from parallel.schedules.simulator import Durations, Link, peak_activations, per_stage, simulate
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A schedule that was considered. step: s. peak: most activations on a rank, in the units asked for."""
+    """A schedule that was considered. step: s. bubble: idle share of it. peak: most activations on a rank,
+    in the units asked for."""
 
     schedule: Schedule
     stages_per_rank: int
-    timeline: Timeline
+    step: float
+    bubble: float
     peak: float
     fits: bool
-
-    @property
-    def step(self) -> float:
-        return self.timeline.step
 
 
 @dataclass(frozen=True)
@@ -69,10 +65,10 @@ def best_schedule(
             _merged_link(link, stages, joined),
             overhead,
         )
-        sizes = np.broadcast_to(np.asarray(size, float), (stages,)).reshape(-1, joined).sum(1)
+        sizes = per_stage(size, stages, "sizes").reshape(-1, joined).sum(1).tolist()
         peak = float(peak_activations(schedule, sizes, kept).max())
         fits = memory_limit is None or peak <= memory_limit
-        considered.append(Candidate(schedule, per_rank, timeline, peak, fits))
+        considered.append(Candidate(schedule, per_rank, timeline.step, timeline.bubble, peak, fits))
     considered.sort(key=lambda candidate: (candidate.step, candidate.peak))
     best = next((candidate for candidate in considered if candidate.fits), None)
     if best is None:
@@ -106,5 +102,5 @@ def _merged_link(link: Link | None, stages: int, joined: int) -> Link | None:
     """With the bytes that leave the last of ``joined`` neighbours."""
     if link is None:
         return None
-    size = np.broadcast_to(np.asarray(link.activation_bytes, float), (stages,))
+    size = per_stage(link.activation_bytes, stages, "bytes")
     return replace(link, activation_bytes=size[joined - 1 :: joined].tolist())

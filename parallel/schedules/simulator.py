@@ -14,6 +14,16 @@ from parallel.schedules.flat import Flat, flatten, needs
 Seconds = float | Sequence[float]
 
 
+def per_stage(values: float | Sequence[float], stages: int, what: str) -> np.ndarray:
+    """``values`` as one number a stage. ValueError: not one a stage, or a number below 0 or none."""
+    row = np.asarray(values, float)
+    if row.shape not in ((), (stages,)):
+        raise ValueError(f"{what} of {row.size} stages do not fit a schedule of {stages} stages")
+    if not (np.isfinite(row) & (row >= 0)).all():
+        raise ValueError(f"{what} must be numbers of 0 or more, not {row.min():g}")
+    return np.broadcast_to(row, (stages,))
+
+
 @dataclass(frozen=True)
 class Durations:
     """Seconds of each action: one number for all stages, or one a stage.
@@ -29,17 +39,9 @@ class Durations:
     def table(self, stages: int) -> np.ndarray:
         """Seconds by (kind, stage), in the order of ``Kind``. ValueError: not one a stage, or not a time."""
         halves = [self.input_gradient, self.weight_gradient]
-        rows = [self._row(values, stages) for values in (self.forward, *halves)]
-        backward = rows[1] + rows[2] if self.backward is None else self._row(self.backward, stages)
-        return np.stack([rows[0], backward, rows[1], rows[2]])
-
-    def _row(self, values: Seconds, stages: int) -> np.ndarray:
-        row = np.asarray(values, float)
-        if row.shape not in ((), (stages,)):
-            raise ValueError(f"durations of {row.size} stages do not fit a schedule of {stages} stages")
-        if not (np.isfinite(row) & (row >= 0)).all():
-            raise ValueError(f"a duration must be a number of seconds, 0 or more, not {row.min()}")
-        return np.broadcast_to(row, (stages,))
+        rows = [per_stage(values, stages, "durations") for values in (self.forward, *halves)]
+        whole = rows[1] + rows[2] if self.backward is None else per_stage(self.backward, stages, "durations")
+        return np.stack([rows[0], whole, rows[1], rows[2]])
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,7 @@ class Link:
 
     def seconds(self, stages: int) -> np.ndarray:
         """Of sending the output of each stage; the last has none."""
-        size = np.broadcast_to(np.asarray(self.activation_bytes, float), (stages,))
-        return self.latency + size * self.seconds_per_byte
+        return self.latency + per_stage(self.activation_bytes, stages, "bytes") * self.seconds_per_byte
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +156,7 @@ def peak_activations(schedule: Schedule, size: float | Sequence[float] = 1, kept
     size: what a stage holds for one micro-batch, one number or one a stage: 1 counts them, else bytes.
     kept: share of it that a weight gradient still needs after the input gradient.
     """
-    sizes = np.broadcast_to(np.asarray(size, float), (schedule.stages,))
+    sizes = per_stage(size, schedule.stages, "sizes")
     change = np.zeros(8)
     change[[Kind.FORWARD, Kind.BACKWARD, Kind.INPUT_GRADIENT, Kind.WEIGHT_GRADIENT]] = 1, -1, kept - 1, -kept
     peaks = [np.cumsum(change[rank[:, 0]] * sizes[rank[:, 1]]).max(initial=0.0) for rank in schedule.ranks]

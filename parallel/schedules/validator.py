@@ -38,6 +38,12 @@ def _check_placement(schedule: Schedule) -> None:
         raise ValueError(f"{schedule.name}: a schedule needs at least one rank and one stage")
     if schedule.microbatches < 1:
         raise ValueError(f"{schedule.name}: a schedule needs at least one micro-batch")
+    actions = sum(map(len, schedule.ranks))
+    if schedule.microbatches * schedule.stages > actions:  # before there are tables of that size
+        raise ValueError(
+            f"{schedule.name}: {actions} actions are too few for {schedule.microbatches} micro-batches "
+            f"through {schedule.stages} stages"
+        )
     for stage, rank in enumerate(schedule.placement):
         if not 0 <= rank < schedule.world_size:
             raise ValueError(
@@ -140,7 +146,8 @@ def _check_messages(flat: Flat) -> None:
     stuck = np.flatnonzero(reached < flat.first[1:])
     if len(stuck):
         waits = [flat.where(int(reached[rank])) for rank in stuck[:4]]
-        other = flat.where(int(partner[reached[stuck[0]]]))
+        row = int(reached[stuck[0]])
+        other = flat.where(int(partner[row] if partner[row] >= 0 else need[row]))
         raise ValueError(f"{name}: deadlock: ranks wait at {'; '.join(waits)}. The first waits for {other}")
 
 

@@ -71,8 +71,8 @@ def test_activations_are_held_until_the_last_backward_that_needs_them(size):
     ("durations", "message"),
     [
         (Durations([1.0, 1.0], 1.0, 1.0), "durations of 2 stages do not fit a schedule of 3 stages"),
-        (Durations(-1.0, 1.0, 1.0), "a number of seconds, 0 or more, not -1"),
-        (Durations(float("nan"), 1.0, 1.0), "a number of seconds, 0 or more, not nan"),
+        (Durations(-1.0, 1.0, 1.0), "durations must be numbers of 0 or more, not -1"),
+        (Durations(float("nan"), 1.0, 1.0), "durations must be numbers of 0 or more, not nan"),
     ],
 )
 def test_durations_that_do_not_fit_are_named(durations, message):

@@ -94,6 +94,11 @@ placement 0 1
         ),
         ("1RECV_F1 ", "1RECV_F1 1RECV_F1 ", "mine: rank 1, position 2: 1RECV_F1 comes twice"),
         (
+            "1F1 1B1 1SEND_B1",
+            "1B1 1SEND_B1 1F1",
+            "mine: rank 1, position 5: 1B1 comes before what it needs: rank 1, position 7: 1F1",
+        ),
+        (
             "0SEND_F1 0RECV_B0 0B0",
             "0RECV_B0 0SEND_F1 0B0",
             "mine: deadlock: ranks wait at rank 0, position 3: 0RECV_B0; rank 1, position 2: 1RECV_F1. "
@@ -159,6 +164,21 @@ def test_any_action_that_is_left_out_or_doubled_is_missed(name):
                 ranks = (*schedule.ranks[:rank], table, *schedule.ranks[rank + 1 :])
                 with pytest.raises(ValueError, match=r"missing|twice|no backward|no other end"):
                     schedules.validate(replace(schedule, ranks=ranks))
+
+
+def test_stages_of_one_rank_in_the_wrong_order_are_named():
+    wrong = """placement 0 0 1
+    0: 1F0 1SEND_F0 0F0 1RECV_B0 1B0 0B0
+    1: 2RECV_F0 2F0 2B0 2SEND_B0"""
+    with pytest.raises(ValueError, match=r"wait at rank 0, position 0: 1F0; .* for rank 0, position 2: 0F0$"):
+        schedules.validate(schedules.parse(wrong))
+
+
+def test_a_number_of_microbatches_that_no_table_holds_is_an_error():
+    with pytest.raises(
+        ValueError, match="2 actions are too few for 2000000001 micro-batches through 1 stages"
+    ):
+        schedules.validate(schedules.parse("placement 0\n0: 0F2000000000 0B2000000000"))
 
 
 def test_no_microbatches_are_no_schedule():
