@@ -51,10 +51,13 @@ def merge(job: Job, ranks: Ranks, path: Path) -> Merged:
 
     The file appears when it is whole. ValueError: no rank, or a report that cannot be read any more.
     """
-    traces = {trace.rank: trace for trace in job.traces if trace.timed and len(trace.events)}
+    timed = [trace for trace in job.traces if trace.timed and len(trace.events)]
+    traces: dict[int, Trace] = {}
+    for trace in timed:
+        traces.setdefault(trace.rank, trace)  # of two files of one rank the first, as everywhere
     chosen = [traces[rank] for rank in ranks.ranks if rank in traces]
     if len(chosen) < len(ranks.ranks):  # the reports do not say their ranks: they are in this order
-        chosen = [trace for trace in job.traces if trace.timed and len(trace.events)]
+        chosen = timed
     if not chosen:
         raise ValueError(f"{job.source}: there is no rank with places in time to merge")
     clocks = ranks.clocks or [RankClock() for _ in chosen]
@@ -104,6 +107,7 @@ class _Whole(ChromeStream):
         super().__init__(source)
         decoder: Any = msgspec.json.Decoder(list[dict[str, Any]], float_hook=Decimal)
         self._plain = self._detailed = decoder
+        self._always_detailed = True  # there is nothing that could be left out
         self._one = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal)  # type: ignore[assignment]
 
     def _kept(self, data: Any) -> Any:
