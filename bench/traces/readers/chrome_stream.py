@@ -19,24 +19,13 @@ from typing import Any
 
 import msgspec
 
-from bench.traces.readers.chrome_event import DetailedEvent, Event, lenient
+from bench.traces.readers.chrome_event import Event, ExactEvent, lenient
 from bench.traces.readers.source import PIECE, Source
 
 LARGEST = 1 << 26  # bytes of one event, of what precedes the events, of what follows them
 _BETWEEN = re.compile(rb"\}\s*,\s*(?=\{)")
 _EVENTS_KEY = re.compile(rb'"traceEvents"\s*:\s*\[')
 _BYTE = re.compile(r"\(byte (\d+)\)")
-# Only parts in which one of these stands are decoded in all detail, the others in less time.
-_DETAILED = (
-    b'"Collective name"',
-    b'"[memory]"',
-    b'_name"',
-    b'_labels"',
-    b'"hlo_op"',
-    b'"step_num"',
-    b"gloo:",
-    b"nccl:",
-)
 _TOO_DEEP = "brackets are nested more deeply than in any report"
 
 
@@ -61,16 +50,13 @@ class ChromeStream:
         self.dropped: Counter[str] = Counter()
         self.notes: list[str] = []
         self.is_array = False
-        self._buffer = b""
+        self._buffer = bytearray()  # what is taken from its front is not copied
         self._base = 0  # offset of the buffer in the (unzipped) file
         self._count = 0
         self._at_end_of_file = False
         self._done = False
-        self._plain, self._detailed = (
-            msgspec.json.Decoder(list[Event]),
-            msgspec.json.Decoder(list[DetailedEvent]),
-        )
-        self._one = msgspec.json.Decoder(DetailedEvent)
+        self._many, self._one = msgspec.json.Decoder(list[Event]), msgspec.json.Decoder(Event)
+        self._is_exact = False
         self._structure = msgspec.json.Decoder(list[msgspec.Raw])
 
     def __iter__(self) -> Iterator[list[Event]]:
@@ -96,7 +82,7 @@ class ChromeStream:
         self._buffer += piece
 
     def _advance(self, size: int) -> None:
-        self._buffer = self._buffer[size:]
+        del self._buffer[:size]
         self._base += size
 
     def _skip_header(self) -> None:
@@ -111,7 +97,7 @@ class ChromeStream:
             raise self.source.broken("a Chrome trace begins with '{' or '['", self._base)
         seen = 0
         while True:
-            for match in _EVENTS_KEY.finditer(self._buffer, seen):
+            for match in list(_EVENTS_KEY.finditer(self._buffer, seen)):
                 header = _object(self._buffer[: match.end()] + b"]}")
                 if header is not None:  # else the key stands in a string or deeper down
                     self.document = header
@@ -127,7 +113,9 @@ class ChromeStream:
         cuts = [(match.start() + 1, match.end()) for match in _BETWEEN.finditer(self._buffer, tail)]
         for cut, following in reversed(cuts[-4:]):
             try:
-                events, end = self._decode(b"[" + self._buffer[:cut] + b"]")
+                with memoryview(self._buffer) as whole, whole[:cut] as front:
+                    part = b"".join((b"[", front, b"]"))
+                events, end = self._decode(part)
             except _WrongCut:
                 continue
             self._done = end is not None
@@ -146,9 +134,16 @@ class ChromeStream:
 
     def _decode(self, part: bytes) -> tuple[list[Event], int | None]:
         """Its events, and where in the buffer the list of events has ended before the part does."""
-        decoder = self._detailed if any(word in part for word in _DETAILED) else self._plain
         try:
-            return decoder.decode(part), None
+            events = self._many.decode(part)
+            if not self._is_exact and _needs_exact_times(events):
+                self._is_exact = True
+                self._many, self._one = (
+                    msgspec.json.Decoder(list[ExactEvent]),
+                    msgspec.json.Decoder(ExactEvent),
+                )
+                events = self._many.decode(part)
+            return events, None
         except msgspec.ValidationError:
             return self._decode_singly(part)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -175,7 +170,7 @@ class ChromeStream:
 
     def _kept(self, data: Any) -> Event | None:
         """What is kept of an event that Python's own reader has parsed."""
-        return lenient(data, DetailedEvent, self.dropped)
+        return lenient(data, ExactEvent if self._is_exact else Event, self.dropped)
 
     def _next_tolerant(self) -> list[Event]:
         """Whole events from the front of the buffer, by Python's own reader: NaN, control characters and
@@ -225,7 +220,7 @@ class ChromeStream:
         )
 
     def _read_footer(self) -> None:
-        rest = self._buffer + self.source.rest(LARGEST)
+        rest = bytes(self._buffer) + self.source.rest(LARGEST)
         if self.is_array:
             if rest.strip():
                 raise self.source.broken("nothing was expected after the list of events", self._base)
@@ -237,6 +232,12 @@ class ChromeStream:
         if footer["traceEvents"]:
             self.dropped["events of a second list 'traceEvents'"] += len(footer["traceEvents"])
         self.document |= footer
+
+
+def _needs_exact_times(events: list[Event]) -> bool:
+    """Whether these are microseconds since 1970 with decimals, more digits than a float64 has."""
+    times = [event.ts for event in events[:100] if isinstance(event.ts, float)]
+    return any(abs(time) >= 1 << 43 and time % 1 for time in times)
 
 
 def _end_of_list(part: bytes, error: Exception) -> int:
@@ -253,7 +254,7 @@ def _end_of_list(part: bytes, error: Exception) -> int:
     raise _NotStrict from None
 
 
-def _object(text: bytes) -> dict[str, Any] | None:
+def _object(text: bytes | bytearray) -> dict[str, Any] | None:
     try:
         data = json.loads(text.decode("utf-8", "replace"), strict=False)
     except (ValueError, RecursionError):

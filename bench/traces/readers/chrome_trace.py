@@ -9,6 +9,7 @@ import numpy as np
 from bench.traces.classify import classify, classify_jax, classify_jax_device, classify_python
 from bench.traces.events import Trace
 from bench.traces.readers.chrome import ChromeColumns
+from bench.traces.readers.chrome_event import printable
 from bench.traces.readers.chrome_stream import ChromeStream
 from bench.traces.readers.columns import integer
 from bench.traces.readers.source import Source
@@ -55,7 +56,7 @@ def read(source: Source) -> Trace:
         origin_ns=base + origin if base or origin > EPOCH_NS else 0,
         rank=integer(info.get("rank")),
         world_size=integer(info.get("world_size")),
-        backend=str(info.get("backend", "")),
+        backend=printable(str(info.get("backend", ""))),
         dropped=stream.dropped + columns.dropped,
         unclassified=columns.unclassified,
         notes=stream.notes,
@@ -98,10 +99,10 @@ def _group_text(name: str, description: str, size: int) -> str:
 
 
 def _facts(document: dict[str, Any]) -> dict[str, str]:
-    facts = {label: str(document[key]) for key, label in _FACTS.items() if key in document}
+    facts = {label: printable(str(document[key])) for key, label in _FACTS.items() if key in document}
     devices = document.get("deviceProperties")
     names = (
-        [str(d["name"]) for d in devices if isinstance(d, dict) and "name" in d]
+        [printable(str(d["name"])) for d in devices if isinstance(d, dict) and "name" in d]
         if isinstance(devices, list)
         else []
     )
