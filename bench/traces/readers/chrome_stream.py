@@ -109,8 +109,11 @@ class ChromeStream:
 
     def _next_strict(self) -> list[Event]:
         """Whole events from the front of the buffer, as many as there are."""
-        tail = max(0, len(self._buffer) - (1 << 16))
-        cuts = [(match.start() + 1, match.end()) for match in _BETWEEN.finditer(self._buffer, tail)]
+        for tail in (1 << 16, len(self._buffer)):  # events longer than 64 KiB are rare
+            begin = max(0, len(self._buffer) - tail)
+            cuts = [(match.start() + 1, match.end()) for match in _BETWEEN.finditer(self._buffer, begin)]
+            if cuts:
+                break
         for cut, following in reversed(cuts[-4:]):
             try:
                 with memoryview(self._buffer) as whole, whole[:cut] as front:

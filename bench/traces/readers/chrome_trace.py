@@ -35,8 +35,8 @@ _FACTS = {
 def read(source: Source) -> Trace:
     """ValueError: what is wrong with the file, and at which byte."""
     stream, table = ChromeStream(source), ChromeColumns(source.path)
-    for events in stream:
-        table.add(events)
+    for part in stream:
+        table.add(part)
     document, columns = stream.document, table.columns
     written_by = _written_by(document, table)
     recognise = _RECOGNISE.get(written_by, classify)
