@@ -97,9 +97,8 @@ def print_difference(difference: Difference, console: Console, top: int = TOP) -
     for line in _rest(difference, top):
         print_line(console, line, "dim")
     if len(difference.ranks) > 1:
-        ranks = new_table(
-            "the median step of each rank", console, ("rank", True), ("base", True), ("new", True)
-        )
+        print_line(console, "the median step of each rank", before=1)
+        ranks = new_table("", console, ("rank", True), ("base", True), ("new", True))
         for rank in difference.ranks:
             ranks.add_row(str(rank.rank), format_seconds(rank.base_seconds), format_seconds(rank.new_seconds))
         console.print(ranks)
