@@ -10,7 +10,7 @@ import pytest
 import samples
 from command import perflab
 from rich.console import Console
-from tables_of_events import MAIN, trace
+from tables_of_events import COMPUTE_STREAM, MAIN, trace
 
 from bench import cli
 from bench.traces import analysis_text
@@ -19,7 +19,8 @@ from bench.traces.commands import Limit
 from bench.traces.events import Job, Kind, Lane
 from bench.traces.job_report import JobReport, examine, to_json
 from bench.traces.markdown import to_markdown
-from bench.traces.terminal import print_report
+from bench.traces.tables import Columns, percent
+from bench.traces.terminal import print_report, print_table
 
 NASTY = "<script>alert(1)</script>\x1b[31m\x07[bold]x[/bold] | `a` ![](http://x.y)\n# @all"
 
@@ -206,6 +207,31 @@ def test_names_of_strangers_do_nothing():
     for line in table.splitlines():
         if line.startswith("|"):
             assert line.count("`") % 2 == 0
+
+
+def test_cells_of_any_table_are_made_printable():
+    file = io.StringIO()
+    print_table(
+        Columns("Ranks", [("rank", True), ("", False)], [["1", NASTY]]), Console(file=file, width=300)
+    )
+    assert not set(file.getvalue()) & set("\x1b\x07")
+    assert "[bold]x[/bold]" in file.getvalue()
+
+
+def test_a_name_of_a_page_is_short_in_tables_and_whole_in_json():
+    name = "void at::native::kernel<" + "x" * 2000 + ">"
+    made = of(trace([(Kind.KERNEL, name, COMPUTE_STREAM, 0, 9)]))
+    assert len(analysis_text.sentence(made.analyses[0])) < 200
+    assert "at::native::kernel<xxx" in printed(made)
+    assert to_json(made)["traces"][0]["kernels"][0]["name"] == name
+
+
+@pytest.mark.parametrize(
+    ("part", "text"), [(0, "0 %"), (1, "<0.1 %"), (500, "5.0 %"), (9999, ">99.9 %"), (10_000, "100 %")]
+)
+def test_what_is_little_is_not_nothing_and_what_is_much_is_not_all(part, text):
+    assert percent(part, 10_000) == text
+    assert percent(0, 0) == "-"
 
 
 def test_what_is_not_shown_is_counted():
