@@ -135,6 +135,8 @@ def test_only_one_step(run, gpu):
     (one,) = json.loads(out)["traces"]
     assert (status, one["step"], one["time"]["span"]) == (0, "ProfilerStep#1", 100_000)
     assert {kernel["calls"] for kernel in one["kernels"]} == {1}
+    assert [wait["time"] for wait in one["units"][0]["waits_for_streams"]] == [30_000]
+    assert [use["samples"] for use in one["memory"]] == [1]
     status, out, err = run(gpu, "--step", "7")
     assert (status, out) == (2, "")
     assert err == "perflab: there is no step 7; the steps are ProfilerStep#0 to ProfilerStep#1\n"
