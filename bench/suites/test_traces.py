@@ -1,11 +1,11 @@
 """Reading and analysing traces beside HolisticTraceAnalysis and TraceLens, each in a whole process.
 
-    PERFLAB_TRACE_PEERS=/path/to/peers/bin/python pytest bench/suites/test_traces.py [--quick]
+    PERFLAB_TRACE_PEERS=/path/to/bin/python pytest bench/suites/test_traces.py [--quick]
 
-The variable names the interpreter of an environment that has the peers: ``pip install traceinsight "pandas<3"``
-(HolisticTraceAnalysis; newer pandas breaks it) and TraceLens from its repository. A peer that is not there is
-skipped. Traces are those of ``../shared/traces`` with 100,000 events and more, and one of them repeated to
-250,000 and to a million events (a quick run leaves these to us alone).
+The variable names the interpreter of an environment that has the peers: ``pip install traceinsight
+"pandas<3"`` (HolisticTraceAnalysis; newer pandas breaks it) and TraceLens from its repository. A peer that is
+not there is skipped. Traces are those of ``../shared/traces`` with 100,000 events and more, and one of them
+repeated to 250,000 and to a million events (a quick run leaves these to us alone).
 
 CPU seconds and peak memory are the whole child's, imports included; runs alternate and the least of each side
 counts. numpy's BLAS gets one thread on both sides: its pool costs 50 ms at import and serves neither.

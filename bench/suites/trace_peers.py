@@ -2,8 +2,9 @@
 
     python trace_peers.py ours|hta|tracelens TRACE
 
-HolisticTraceAnalysis does its breakdown by time, kernel table, overlap, idle time, launch statistics and queue
-length, without drawing; TraceLens its report of PyTorch's traces. Each is imported only in its own process.
+HolisticTraceAnalysis does its breakdown by time, kernel table, overlap, idle time, launch statistics and
+queue length, without drawing; TraceLens its report of PyTorch's traces. Each is imported only in its own
+process.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def ours(path: str) -> None:
 
 
 def hta(path: str) -> None:
-    from hta.trace_analysis import TraceAnalysis
+    from hta.trace_analysis import TraceAnalysis  # type: ignore[import-not-found]
 
     warnings.simplefilter("ignore")
     analysis = TraceAnalysis(trace_files={0: path}, trace_dir=os.path.dirname(path))
@@ -36,10 +37,12 @@ def hta(path: str) -> None:
 
 
 def tracelens(path: str) -> None:
-    from TraceLens.Reporting.generate_perf_report_pytorch import generate_perf_report_pytorch
+    from TraceLens.Reporting import (  # type: ignore[import-not-found]
+        generate_perf_report_pytorch as report,
+    )
 
     with tempfile.TemporaryDirectory() as folder:
-        generate_perf_report_pytorch(profile_json_path=path, output_csvs_dir=folder)
+        report.generate_perf_report_pytorch(profile_json_path=path, output_csvs_dir=folder)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,9 @@ from bench.traces.readers.chrome_event import Event, ExactEvent, lenient
 from bench.traces.readers.source import PIECE, Source
 
 LARGEST = 1 << 26  # bytes of one event, of what precedes the events, of what follows them
+_SUSPECT = (
+    1 << 23
+)  # bytes in which no cut is right: the decoder also says "truncated" of half a surrogate pair
 _BETWEEN = re.compile(rb"\}\s*,\s*(?=\{)")
 _EVENTS_KEY = re.compile(rb'"traceEvents"\s*:\s*\[')
 _BYTE = re.compile(r"\(byte (\d+)\)")
@@ -67,6 +70,7 @@ class ChromeStream:
             try:
                 events = self._next_strict()
             except _NotStrict:
+                self._note_once("not strict JSON (NaN or the like)")
                 events = self._next_tolerant()
             except RecursionError:
                 raise self.source.broken(_TOO_DEEP, self._base) from None
@@ -80,6 +84,11 @@ class ChromeStream:
         piece = self.source.read()
         self._at_end_of_file = not piece
         self._buffer += piece
+
+    def _note_once(self, what: str) -> None:
+        unit = "unzipped byte" if self.source.zipped else "byte"
+        if not self.notes:
+            self.notes.append(f"{what} from {unit} {self._base} on")
 
     def _advance(self, size: int) -> None:
         del self._buffer[:size]
@@ -125,12 +134,14 @@ class ChromeStream:
             self._advance(following if end is None else end)
             return events
         if not self._at_end_of_file:
+            if cuts and len(self._buffer) > _SUSPECT:
+                raise _NotStrict
             self._more("end of an event")
             return []
         try:
             events, end = self._decode(b"[" + self._buffer)
         except _WrongCut:
-            raise _NotStrict from None  # the slow way finds out what is missing
+            return self._next_tolerant()  # finds out what is missing
         self._done = True
         self._advance(len(self._buffer) if end is None else end)
         return events
@@ -181,9 +192,6 @@ class ChromeStream:
         text = self._buffer.decode("utf-8", "surrogateescape")  # so that positions lead back to bytes
         scanner, position = json.JSONDecoder(strict=False), 0
         events: list[Event] = []
-        if not self.notes:
-            unit = "unzipped byte" if self.source.zipped else "byte"
-            self.notes.append(f"not strict JSON (NaN or the like) from {unit} {self._base} on")
         while True:
             while position < len(text) and text[position] in " \t\r\n,":
                 position += 1
@@ -203,7 +211,8 @@ class ChromeStream:
                 events.append(event)
         self._advance(len(text[:position].encode("utf-8", "surrogateescape")))
         if not events and not self._done:
-            self._more("end of an event")
+            for _ in range(1 + len(self._buffer) // PIECE):  # doubled, as all of it is parsed again
+                self._more("end of an event")
         return events
 
     def _stop(self, text: str, position: int, error: ValueError, whole: int) -> None:
@@ -230,8 +239,9 @@ class ChromeStream:
             return
         footer = _object(b'{"traceEvents":[]' + rest)
         if footer is None:
-            whole = f"the file ends in the middle: after {self._count} whole events"
-            raise self.source.broken(f"{whole}, the object around them is not closed", self.source.offset)
+            raise self.source.broken(
+                f"what follows the {self._count} events does not close the object around them", self._base
+            )
         if footer["traceEvents"]:
             self.dropped["events of a second list 'traceEvents'"] += len(footer["traceEvents"])
         self.document |= footer

@@ -157,7 +157,8 @@ def _exact_nanoseconds(values: list[Any]) -> tuple[np.ndarray, np.ndarray]:
     found, valid = np.zeros(len(values), np.int64), np.zeros(len(values), bool)
     for index, text in enumerate(values):
         try:
-            exact = Decimal(bytes(text).decode().strip('"'))
+            digits = bytes(text).decode() if isinstance(text, msgspec.Raw) else str(text)
+            exact = Decimal(digits.strip('"'))
             if abs(exact) < (1 << 62) // 1000:  # NaN is never less
                 found[index], valid[index] = int((exact * 1000).to_integral_value()), True
         except (ArithmeticError, ValueError):
