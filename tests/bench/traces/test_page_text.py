@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 from drawn_job import MS, job, trace_of, training
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from samples import SAMPLES, write
 
@@ -121,7 +121,9 @@ def test_what_has_no_place_in_time_has_tables_and_no_timeline():
     assert "aten::mm" in str(Words(page))
 
 
-@settings(max_examples=10, deadline=None)
+@example("<b>")
+@example('"></th><script>')
+@settings(max_examples=8, deadline=None)
 @given(st.text(alphabet=st.characters(), min_size=1, max_size=40))
 def test_any_name_comes_out_as_text(name):
     def shape(word):
