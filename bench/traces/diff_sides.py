@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
 
+from bench.traces.analysis_text import left_out
 from bench.traces.diff_steps import StepTable, step_table
 from bench.traces.events import Job, Trace
 from bench.traces.matching import Frame, Key
@@ -91,10 +92,21 @@ def side(job: Job) -> Side:
             while number in tables:
                 number += 1
             tables[number if len(traces) > 1 else trace.rank] = step_table(trace)
-    notes += _about_steps(tables)
+    notes += _about_steps(tables) + _about_reading(traces)
     devices = sorted({trace.facts.get("device", "") for trace in traces} - {""})
     formats = ", ".join(sorted({trace.format for trace in traces}))
     return Side(job.source, formats, tables, ", ".join(devices), notes)
+
+
+def _about_reading(traces: Sequence[Trace]) -> list[str]:
+    """What readers left out or could not classify, summed over the reports, and what else they say."""
+    dropped: Counter[str] = Counter()
+    unclassified: Counter[str] = Counter()
+    for trace in traces:
+        dropped.update(trace.dropped)
+        unclassified.update(trace.unclassified)
+    summed = replace(traces[0], dropped=dropped, unclassified=unclassified)
+    return left_out(summed) + list(dict.fromkeys(note for trace in traces for note in trace.notes))
 
 
 def _one_after_another(traces: Sequence[Trace]) -> bool:

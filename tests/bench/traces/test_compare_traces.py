@@ -5,7 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
+import samples
 from command import perflab
+
+from bench.traces.diff import difference
+from bench.traces.load import load
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "traces"
 
@@ -123,7 +127,7 @@ def test_names_of_strangers_do_nothing(tmp_path):
     ],
 )
 def test_real_pairs_get_a_true_sentence(base, new, said, tmp_path):
-    """Data loader workers take the idle time of the loader away; another vendor's kernels, the same operators."""
+    """Workers take the idle time of the data loader away; another vendor's kernels, the same operators."""
     if not (SHARED / base).exists():
         pytest.skip(f"there is no ../shared/traces/{base}")
     status, out, _ = perflab("compare", SHARED / base, SHARED / new, "--json", folder=tmp_path)
@@ -133,3 +137,12 @@ def test_real_pairs_get_a_true_sentence(base, new, said, tmp_path):
     if "workers" in base:
         assert found["rows"][0]["name"] == "enumerate(DataLoader)"
         assert (found["rows"][0]["what"], found["verdict"]) == ("idle", "faster")
+
+
+@pytest.mark.parametrize("name", sorted(samples.SAMPLES))
+def test_every_kind_of_report_is_same_as_itself(name, tmp_path):
+    job = load(samples.write(tmp_path, name))
+    found = difference(job, job)
+    assert found.step.verdict == "same"
+    assert found.rows
+    assert all(row.seconds == 0 for row in found.rows)

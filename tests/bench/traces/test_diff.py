@@ -105,6 +105,16 @@ def test_ranks_are_matched_by_number_and_averaged():
     assert any("left out: rank 2" in note for note in lacking.notes)
 
 
+def test_what_was_not_read_is_counted_over_the_ranks():
+    ranks = [loop(WORK, rank=rank) for rank in range(2)]
+    for trace in ranks:
+        trace.dropped["slices without a duration"] = 3
+        trace.unclassified["fog"] = 1
+    notes = " ".join(difference(job(*ranks, source="base"), job(*ranks, source="new")).notes)
+    assert "base: left out: 6 slices without a duration" in notes
+    assert "new: of unknown kind, in no sum: 2 fog" in notes
+
+
 def test_no_rank_in_common_is_an_error():
     base = job(loop(WORK, rank=0), loop(WORK, rank=1))
     new = job(loop(WORK, rank=2), loop(WORK, rank=3))

