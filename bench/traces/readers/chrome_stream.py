@@ -23,9 +23,7 @@ from bench.traces.readers.chrome_event import Event, ExactEvent, lenient
 from bench.traces.readers.source import PIECE, Source
 
 LARGEST = 1 << 26  # bytes of one event, of what precedes the events, of what follows them
-_SUSPECT = (
-    1 << 23
-)  # bytes in which no cut is right: the decoder also says "truncated" of half a surrogate pair
+_SUSPECT = 1 << 23  # bytes after which no cut was right: events hold long lists of objects
 _BETWEEN = re.compile(rb"\}\s*,\s*(?=\{)")
 _EVENTS_KEY = re.compile(rb'"traceEvents"\s*:\s*\[')
 _BYTE = re.compile(r"\(byte (\d+)\)")
@@ -135,7 +133,7 @@ class ChromeStream:
             return events
         if not self._at_end_of_file:
             if cuts and len(self._buffer) > _SUSPECT:
-                raise _NotStrict
+                return self._next_tolerant()  # one event after the other: it needs no cut
             self._more("end of an event")
             return []
         try:

@@ -78,6 +78,15 @@ def test_old_categories_and_threads_in_strings(tmp_path):
     assert trace.memory.allocated.tolist() == [64, 128]  # without totals: counted from the first sample on
 
 
+def test_a_thread_is_the_same_as_a_number_and_in_a_string(tmp_path):
+    events = [samples.slice_("a", "cpu_op", 1, thread, 5, 3) for thread in (7, "7")]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"traceEvents": events}))
+    trace = load(path).traces[0]
+    assert len(trace.lanes) == 1
+    assert trace.events.lane.tolist() == [0, 0]
+
+
 def test_gloo_on_cpus_is_communication_with_bytes_and_nanoseconds(tmp_path):
     trace = read(tmp_path, "kineto gloo")
     assert rows(trace, Kind.COMMUNICATION) == [("gloo:all_reduce", 39.75, 30.0)]
