@@ -39,6 +39,7 @@ def test_the_sentence_comes_first_and_the_gate_fails(pair, tmp_path):
     assert status == 1
     assert err == "the step is slower by more than 5 %\n"
     assert out.startswith("the step is 19.0 % slower (+2.00 ms of 10.5 ms): aten::mm")
+    assert max(map(len, out.splitlines())) <= 80
     assert perflab("compare", *pair, "--fail-above", "50%", folder=tmp_path)[0] == 0
     assert perflab("compare", *reversed(pair), "--fail-above", "5%", folder=tmp_path)[0] == 0
 
