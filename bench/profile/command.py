@@ -16,18 +16,20 @@ PROFILERS = {".json.gz": "torch.profiler", ".xplane.pb": "jax.profiler", ".prof"
 
 def profile_program(words: Sequence[str], kind: str, output: Path | None) -> int:
     """Run a Python program under a profiler; its own exit status."""
-    from bench.profile.launch import parse, run
+    from bench.profile.launch import parse, run, signals_held
 
     _check_kind(kind)
-    program = parse(words)
-    folder = _folder(output, program.name)
-    created = _create(folder)
-    try:
-        status = run(program.profiled(json.dumps({"output": str(folder.resolve()), "kind": kind})))
-    finally:
-        found = _reports(folder)
-        if created:
-            _remove_if_empty(folder)
+    with signals_held() as before:
+        program = parse(words)
+        folder = _folder(output, program.name)
+        created = _create(folder)
+        settings = json.dumps({"output": str(folder.resolve()), "kind": kind})
+        try:
+            status = run(program.profiled(settings), before)
+        finally:
+            found = _reports(folder)
+            if created:
+                _remove_if_empty(folder)
     if not found:
         say("no report was written")
     else:
