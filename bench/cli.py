@@ -188,7 +188,7 @@ def profile(
     kind: Annotated[
         str, typer.Option(help="torch, jax or cprofile (default: by what the program imports)")
     ] = "",
-    steps: Annotated[int, typer.Option(min=1, help="of a lab's variant")] = 10,
+    steps: Annotated[int, typer.Option(min=0, help="of a lab's variant (default: 10)")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="a lab's small sizes")] = False,
     full: Annotated[bool, typer.Option("--full", help="a lab's large sizes")] = False,
     settings: Annotated[
@@ -203,10 +203,8 @@ def profile(
     if quick and full:
         raise ValueError("--quick and --full exclude each other")
     if "--" in sys.argv:
-        if quick or full or settings or nproc:
-            raise ValueError(
-                "--quick, --full, --set and --nproc are for labs; a program has its own arguments"
-            )
+        if quick or full or settings or nproc or steps:
+            raise ValueError("--quick, --full, --set, --nproc and --steps are for labs, not for programs")
         raise typer.Exit(command.profile_program(words, kind, output))
     if len(words) != 1:
         raise ValueError(f"a program comes after --: perflab profile -- {' '.join(words)}")
@@ -217,7 +215,7 @@ def profile(
         scale="quick" if quick else "full" if full else "normal",
         overrides=_overrides(settings or []),
         processes=nproc,
-        steps=steps,
+        steps=steps or 10,
     )
     raise typer.Exit(status)
 

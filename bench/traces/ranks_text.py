@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from bench.report.units import format_quantity, format_ratio, text_of
 from bench.traces.clocks import RankClock
 from bench.traces.ranks import TOLERANCE, Lateness, Ranks
@@ -13,6 +15,7 @@ from bench.traces.ranks_late import Excess
 from bench.traces.tables import Columns, seconds
 
 LONGEST_NAME = 60
+HANDED = 0.05  # of a round; what a rank loses between its threads is said from there on
 
 
 def operation_text(excess: Excess | None) -> str:
@@ -152,7 +155,23 @@ def notes(ranks: Ranks) -> list[str]:
         found.append(f"{len(ranks.missing)} of {ranks.world_size} ranks are not here: {_some(ranks.missing)}")
     if ranks.rounds is not None:
         found.append(f"compared in {ranks.rounds.said}")
+        found += _between_threads(ranks)
     return found + ranks.notes
+
+
+def _between_threads(ranks: Ranks) -> list[str]:
+    """Ranks whose threads lose a part of the round that matters around collectives: it is in no rank's own
+    time, for a machine with more threads than cores does that to any of them."""
+    assert ranks.rounds is not None
+    if not len(ranks.rounds):
+        return []
+    usual = float(np.median(ranks.rounds.end - ranks.rounds.start))
+    return [
+        f"rank {one.rank} loses {seconds(one.handed_ns)} a {ranks.rounds.unit} between its threads around "
+        "collectives: they wait for a core, or do what is not recorded"
+        for one in ranks.lateness
+        if one.handed_ns > HANDED * usual
+    ]
 
 
 def _some(numbers: Sequence[int], most: int = 8) -> str:
