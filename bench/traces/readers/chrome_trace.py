@@ -8,6 +8,7 @@ import numpy as np
 
 from bench.traces.classify import classify, classify_jax, classify_jax_device, classify_python
 from bench.traces.events import Trace
+from bench.traces.flops import count_flops
 from bench.traces.readers.chrome import ChromeColumns
 from bench.traces.readers.chrome_event import printable
 from bench.traces.readers.chrome_stream import ChromeStream
@@ -62,6 +63,7 @@ def read(source: Source) -> Trace:
         notes=stream.notes,
         facts=_facts(document),
     )
+    count_flops(trace)
     if written_by == "jax":
         _place_on_devices(trace)
     return trace

@@ -1,5 +1,6 @@
 """Each reader against a small file of its format, of which samples.py says what stands in it."""
 
+import cProfile
 import json
 import sys
 
@@ -63,6 +64,7 @@ def test_kineto_says_what_launched_a_kernel_and_how_many_bytes_move(tmp_path):
     assert (events.bytes[events.kind == Kind.KERNEL] == -1).all()
     product = events.select(np.array([trace.names[name] == "aten::mm" for name in events.name]))
     assert {trace.shapes[shape] for shape in product.shape} == {"[[64, 32], [32, 16]]"}
+    assert product.flops.tolist() == [2 * 64 * 32 * 16] * 2
 
 
 def test_kineto_samples_of_memory(tmp_path):
@@ -146,6 +148,21 @@ def test_cprofile_keeps_calls_and_own_time_without_a_place_in_time(tmp_path):
     (slow,) = [name for name in calls if name.startswith("_slow (traces/samples.py:")]
     assert calls[slow] == 3
     assert trace.events.duration.sum() > 0
+
+
+def _factorial(number):
+    return number * _factorial(number - 1) if number else 1
+
+
+def test_cprofile_counts_calls_within_a_function_itself(tmp_path):
+    profile = cProfile.Profile()
+    profile.runcall(_factorial, 4)
+    profile.dump_stats(tmp_path / "a.prof")
+    (trace,) = load(tmp_path / "a.prof").traces
+    called = {
+        trace.names[name]: calls for name, calls in zip(trace.events.name, trace.events.calls, strict=True)
+    }
+    assert [calls for name, calls in called.items() if name.startswith("_factorial")] == [5]
 
 
 def test_speedscope_sampled_and_evented(tmp_path):
