@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gloo_table import TRANSFER, bulk_synchronous, even
+from gloo_table import BACKEND, MAIN, TRANSFER, bulk_synchronous, even, trace_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.traces import ranks_text
 from bench.traces.collectives import operation
 from bench.traces.collectives_cost import bus_factor, total_bytes
-from bench.traces.events import Kind
+from bench.traces.events import Job, Kind
 from bench.traces.load import load
 from bench.traces.ranks import compare_ranks
 
