@@ -217,3 +217,27 @@ def test_times_of_traces_without_an_origin_are_related_by_their_collectives_alon
     for trace in job.traces:
         trace.origin_ns = 0
     assert [one.rank for one in compare_ranks(job).late] == [1]
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**32 - 1))
+def test_whatever_is_in_the_traces_something_is_said(seed):
+    """Slices of all kinds anywhere: compared, and put into words and JSON, without an error or a NaN."""
+    random = np.random.default_rng(seed)
+    words = ["aten::mm", "gloo:all_reduce", "c10d::allreduce_", "ncclDevKernel_Generic", "gloo:send", ""]
+    traces = []
+    for rank in range(int(random.integers(1, 4))):
+        rows = []
+        for _ in range(int(random.integers(1, 40))):
+            start, duration = random.integers(0, 1000), random.integers(0, 100)
+            name, kind = words[random.integers(len(words))], Kind(random.integers(len(Kind)))
+            place = random.integers(2), random.integers(-1, 3), random.integers(-1, 2), random.integers(-1, 3)
+            rows.append((start, start + duration, name, kind, *place))
+        device, origin = int(random.integers(-1, 1)), int(random.integers(2)) * 10**18
+        traces.append(trace_of(rows, rank, 4, groups=["a of 2", "b"], device=device, origin_ns=origin))
+    found = compare_ranks(Job("made", traces))
+    assert ranks_text.sentence(found)
+    for table in ranks_text.tables(found):
+        assert all(len(row) == len(table.columns) for row in table.rows)
+        assert "nan" not in str(table.rows).lower()
+    json.dumps([ranks_text.to_json(found), ranks_text.notes(found)], allow_nan=False)
