@@ -2,6 +2,7 @@
 
 import cProfile
 import json
+import marshal
 import sys
 
 import numpy as np
@@ -82,10 +83,11 @@ def test_old_categories_and_threads_in_strings(tmp_path):
 
 def test_a_thread_is_the_same_as_a_number_and_in_a_string(tmp_path):
     events = [samples.slice_("a", "cpu_op", 1, thread, 5, 3) for thread in (7, "7")]
+    events.append(samples.label("thread_name", "1", 7, "worker"))
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"traceEvents": events}))
     trace = load(path).traces[0]
-    assert len(trace.lanes) == 1
+    assert [lane.thread for lane in trace.lanes] == ["worker"]
     assert trace.events.lane.tolist() == [0, 0]
 
 
@@ -163,6 +165,25 @@ def test_cprofile_counts_calls_within_a_function_itself(tmp_path):
         trace.names[name]: calls for name, calls in zip(trace.events.name, trace.events.calls, strict=True)
     }
     assert [calls for name, calls in called.items() if name.startswith("_factorial")] == [5]
+
+
+def test_cprofile_leaves_out_and_counts_what_is_no_function(tmp_path):
+    good = {("a.py", 3, "good"): (1, 1, 0.5, 0.5, {})}
+    bad = {("a.py", 1, "f"): (1, 1, -1.0, 0, {}), ("a.py", 2, "f"): (1, 1, float("nan"), 0, {}), "no key": 5}
+    path = tmp_path / "a.prof"
+    path.write_bytes(marshal.dumps(good | bad))
+    (trace,) = load(path).traces
+    assert trace.names == ["good (a.py:3)"]
+    assert trace.events.duration.tolist() == [500_000_000]
+    assert trace.dropped == {"entries that are no function's, or of no possible time": 3}
+
+
+def test_a_profile_that_crashes_or_fills_memory_takes_nothing_with_it(tmp_path):
+    """A list of two thousand million elements, of which the file has none: marshal would allocate them."""
+    path = tmp_path / "a.prof"
+    path.write_bytes(b"{" + b"(" + (2**31 - 1).to_bytes(4, "little") + b"N" * 100)
+    with pytest.raises(ValueError, match=r"a\.prof is not a profile of cProfile: \w+"):
+        load(path)
 
 
 def test_speedscope_sampled_and_evented(tmp_path):
