@@ -22,12 +22,10 @@ from bench.traces.clocks import RankClock, align
 from bench.traces.collectives import Matched, match
 from bench.traces.collectives_cost import Collective, costs
 from bench.traces.events import Job, Trace
-from bench.traces.ranks_late import Excess, Spent, excess_by_round
+from bench.traces.ranks_late import TOLERANCE, Excess, Spent, excess_by_round
 from bench.traces.ranks_own import own_time
 from bench.traces.ranks_rounds import Rounds, rounds_of
 
-TOLERANCE = 0.1
-"""A rank that costs the job up to 10 % is not called late: equal work on equal cores differs that much."""
 SINGLE = 0.25
 """One operation is named where it makes up a quarter or more of the rank's lateness."""
 

@@ -15,6 +15,8 @@ from bench.traces.intervals import Intervals, covered, subtract, union
 from bench.traces.ranks_rounds import Rounds
 from bench.traces.tree import parents, self_time
 
+TOLERANCE = 0.1
+"""A rank that costs the job up to 10 % is not called late: equal work on equal cores differs that much."""
 NOTHING = ""
 """The name of the time in which no operation was recorded (Python, a sleep, a data loader, the system)."""
 _KEPT = 5

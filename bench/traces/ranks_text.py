@@ -10,8 +10,8 @@ import numpy as np
 
 from bench.report.units import format_quantity, format_ratio, text_of
 from bench.traces.clocks import RankClock
-from bench.traces.ranks import TOLERANCE, Lateness, Ranks
-from bench.traces.ranks_late import Excess
+from bench.traces.ranks import Lateness, Ranks
+from bench.traces.ranks_late import TOLERANCE, Excess
 from bench.traces.tables import Columns, seconds
 
 LONGEST_NAME = 60
@@ -49,7 +49,8 @@ def sentence(ranks: Ranks) -> str:
             f"no rank is late for certain: rank {worst.rank} may be ({_cost(worst)} in "
             f"{ranks.rounds.said}), last to arrive in {worst.last} of {_count(ranks)} collectives"
         )
-    return f"no rank is late: without rank {worst.rank}'s own time above the others' {_cost(worst)}"
+    slowest = f"rank {worst.rank}, the slowest between collectives"
+    return f"no rank is late: a {ranks.rounds.unit} takes {_cost(worst)} what it would without {slowest}"
 
 
 def _late_sentence(one: Lateness, unit: str) -> str:
@@ -68,7 +69,7 @@ def _cost(one: Lateness) -> str:
     cost = one.cost
     if cost is None:
         return "-"
-    return f"{format_ratio(cost.ratio)} [{cost.low:.3g}, {cost.high:.3g}]"
+    return f"{format_ratio(cost.ratio)} [{cost.low:.2f}, {cost.high:.2f}]"
 
 
 def _count(ranks: Ranks) -> int:

@@ -33,6 +33,9 @@ def test_the_rank_that_works_longer_is_late_by_that(steps):
     assert late.excess_ns == pytest.approx(2 * MS, rel=0.1)
     assert late.cost.low < 7.1 / 5.1 < late.cost.high
     assert late.last == 20
+    (row,) = found.collectives
+    assert (row.late_rank, row.late_operation.name) == (1, "work")
+    assert row.late_ns == pytest.approx(2 * MS, rel=0.1)
     assert "rank 1 is late" in ranks_text.sentence(found)
     assert "work" in ranks_text.sentence(found)
 
@@ -40,6 +43,7 @@ def test_the_rank_that_works_longer_is_late_by_that(steps):
 def test_among_equal_ranks_nobody_is_late():
     found = compare_ranks(bulk_synchronous(even(4, 30)))
     assert found.late == []
+    assert found.collectives[0].late_rank is None
     assert ranks_text.sentence(found).startswith("no rank is late")
 
 
