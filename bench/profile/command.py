@@ -59,17 +59,17 @@ def profile_lab(
     failed = 0
     for variant in variants:
         place = folder / variant.address.replace("/", "-") if whole else folder
-        place.mkdir(exist_ok=True)
-        problem = record(lab, config, variant, place, kind, steps)
-        if problem:
-            failed += 1
-            say(f"{lab.name}:{variant.address}: {problem}")
-            _remove_if_empty(place)
-        elif whole:
-            _say_where(place, _reports(place))
-    if not whole and not failed:
-        _say_where(folder, _reports(folder))
-    _remove_if_empty(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        try:
+            problem = record(lab, config, variant, place, kind, steps)
+            if problem:
+                failed += 1
+                say(f"{lab.name}:{variant.address}: {problem}")
+            else:
+                _say_where(place, _reports(place))
+        finally:
+            for empty in (place, folder):
+                _remove_if_empty(empty)
     return 1 if failed else 0
 
 
