@@ -145,6 +145,9 @@ def nanoseconds(values: list[Any]) -> tuple[np.ndarray, np.ndarray]:
     if microseconds.dtype.kind not in "if":
         microseconds = np.array([number(value) for value in values], np.float64)
     limit = float(1 << 62) / 1000
+    if microseconds.dtype.kind == "i":
+        valid = (microseconds < limit) & (microseconds > -limit)
+        return np.where(valid, microseconds, 0) * 1000, valid
     with np.errstate(invalid="ignore"):
         valid = np.abs(microseconds) < limit
     microseconds = np.where(valid, microseconds, 0)

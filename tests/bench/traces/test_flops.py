@@ -1,4 +1,4 @@
-"""FLOPs from the dimensions of an operator's inputs, against those that torch counts."""
+"""FLOPs from the dimensions of an operator's inputs: two for each multiply-add."""
 
 import pytest
 
@@ -27,15 +27,3 @@ from bench.traces.flops import flops_of
 )
 def test_flops_of_one_call(name, shape, flops):
     assert flops_of(name, shape) == flops
-
-
-def test_they_are_what_torch_counts():
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
-
-    with FlopCounterMode(display=False) as counter:
-        torch.mm(torch.randn(4, 8), torch.randn(8, 3))
-    assert counter.get_total_flops() == flops_of("aten::mm", "[[4, 8], [8, 3]]")
-    query, key, value = [2, 3, 16, 8], [2, 3, 32, 8], [2, 3, 32, 4]
-    shapes = str([query, key, value])
-    assert sdpa_flop_count(query, key, value) == flops_of("aten::_scaled_dot_product_flash_attention", shapes)
