@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -75,7 +76,7 @@ def lenient(data: Any, form: type[Form], dropped: Counter[str]) -> Form | None:
         dropped["events that are no objects"] += 1
         return None
     found: dict[str, Any] = {}
-    for part in msgspec.structs.fields(form):
+    for part in _fields(form):
         value = data.get(part.encode_name)
         if value is None:
             continue
@@ -89,6 +90,11 @@ def lenient(data: Any, form: type[Form], dropped: Counter[str]) -> Form | None:
             except msgspec.ValidationError:
                 dropped["fields of a wrong type"] += 1
     return form(**found)
+
+
+@cache
+def _fields(form: type[Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    return msgspec.structs.fields(form)
 
 
 def printable(value: Any) -> Any:

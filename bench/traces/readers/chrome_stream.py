@@ -182,7 +182,10 @@ class ChromeStream:
 
     def _kept(self, data: Any) -> Event | None:
         """What is kept of an event that Python's own reader has parsed."""
-        return lenient(data, ExactEvent if self._is_exact else Event, self.dropped)
+        try:
+            return self._one.decode(msgspec.json.encode(data))  # NaN becomes null: no number either
+        except (msgspec.MsgspecError, ValueError, TypeError, OverflowError):
+            return lenient(data, ExactEvent if self._is_exact else Event, self.dropped)
 
     def _next_tolerant(self) -> list[Event]:
         """Whole events from the front of the buffer, by Python's own reader: NaN, control characters and
