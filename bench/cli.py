@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from bench.traces.cli import trace
+
 app = typer.Typer(
     help="The lab bench for the performance of training and serving: predict, measure, prove, report.",
     add_completion=False,
@@ -186,7 +188,7 @@ def profile(
     kind: Annotated[
         str, typer.Option(help="torch, jax or cprofile (default: by what the program imports)")
     ] = "",
-    steps: Annotated[int, typer.Option(min=1, help="of a lab's variant")] = 10,
+    steps: Annotated[int, typer.Option(min=0, help="of a lab's variant (default: 10)")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="a lab's small sizes")] = False,
     full: Annotated[bool, typer.Option("--full", help="a lab's large sizes")] = False,
     settings: Annotated[
@@ -201,10 +203,8 @@ def profile(
     if quick and full:
         raise ValueError("--quick and --full exclude each other")
     if "--" in sys.argv:
-        if quick or full or settings or nproc:
-            raise ValueError(
-                "--quick, --full, --set and --nproc are for labs; a program has its own arguments"
-            )
+        if quick or full or settings or nproc or steps:
+            raise ValueError("--quick, --full, --set, --nproc and --steps are for labs, not for programs")
         raise typer.Exit(command.profile_program(words, kind, output))
     if len(words) != 1:
         raise ValueError(f"a program comes after --: perflab profile -- {' '.join(words)}")
@@ -215,52 +215,12 @@ def profile(
         scale="quick" if quick else "full" if full else "normal",
         overrides=_overrides(settings or []),
         processes=nproc,
-        steps=steps,
+        steps=steps or 10,
     )
     raise typer.Exit(status)
 
 
-@app.command()
-def trace(
-    paths: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="PATH ...", help="a profiler report, or those of a job's ranks"),
-    ] = None,
-    step: Annotated[str, typer.Option(help="only this step: its name, or the number in it")] = "",
-    top: Annotated[int, typer.Option(min=1, help="rows of each table")] = 10,
-    markdown: Annotated[bool, typer.Option("--markdown", help="tables for a pull request")] = False,
-    output: Annotated[Path | None, typer.Option(help="write this HTML page, with a timeline")] = None,
-    merge: Annotated[
-        Path | None, typer.Option(help="write all ranks into this Chrome trace (.json or .gz)")
-    ] = None,
-    max_idle: Annotated[str, typer.Option(help="exit 1 when more of the time is idle, e.g. 20%")] = "",
-    max_exposed: Annotated[str, typer.Option(help="exit 1 when more of the time only communicates")] = "",
-    as_json: Json = False,
-) -> None:
-    """What a profiler report says: where time and memory went, why nothing ran, which rank was late.
-
-    Reads reports of PyTorch, JAX, nsys, cProfile, py-spy, viztracer and speedscope, zipped or not; a folder
-    is one job, each file in it a rank.
-    """
-    from bench.traces import commands
-
-    if not paths:
-        raise ValueError("trace takes a profiler report, or a folder of them: perflab trace PATH")
-    if as_json and markdown:
-        raise ValueError("--json and --markdown exclude each other")
-    given = {"--max-idle": max_idle, "--max-exposed": max_exposed}
-    raise typer.Exit(
-        commands.trace(
-            paths,
-            step=step,
-            top=top,
-            as_json=as_json,
-            markdown=markdown,
-            page=output,
-            merged=merge,
-            limits=[commands.Limit.of(option, text) for option, text in given.items() if text],
-        )
-    )
+app.command()(trace)
 
 
 @app.command()

@@ -7,9 +7,9 @@ The program sees what it would see: its ``__main__``, ``sys.argv``, ``sys.path[0
 tracebacks, Ctrl-C. What is recorded ends in an ``atexit`` function, so it holds the program's threads and is
 written also when the program fails. Only ``os._exit`` and SIGKILL leave no report; SIGTERM does.
 
-Without a kind, what the program imports decides: torch.profiler from the first ``import torch`` on, jax.profiler
-when JAX was first, and cProfile until then and for a program that imports neither. Nothing is imported on the
-program's behalf: it may set variables that torch and JAX read when they are imported.
+Without a kind, what the program imports decides: torch.profiler from the first ``import torch`` on,
+jax.profiler when JAX was first, and cProfile for a program that imports neither (and until then). Nothing is
+imported on the program's behalf: it may set variables that torch and JAX read when they are imported.
 
 Runs by its path in the program's interpreter, which may have no perflab: imports the standard library alone.
 """
@@ -149,9 +149,10 @@ def program(words: Sequence[str]) -> Callable[[], object]:
         return lambda: runpy._run_module_as_main("__main__", False)  # type: ignore[attr-defined]
     if not safe:
         sys.path.insert(0, os.path.dirname(os.path.realpath(first)))
-    code = compile(_source(first), first, "exec", dont_inherit=True)
-    loader = importlib.machinery.SourceFileLoader("__main__", first)
-    main.__dict__.update(__file__=first, __cached__=None, __loader__=loader)
+    path = os.path.join(os.getcwd(), first)
+    code = compile(_source(first), path, "exec", dont_inherit=True)
+    loader = importlib.machinery.SourceFileLoader("__main__", path)
+    main.__dict__.update(__file__=path, __cached__=None, __loader__=loader)
     return lambda: exec(code, main.__dict__)
 
 
@@ -169,8 +170,8 @@ def _silent(*error: object) -> None:
 
 
 def run(recording: Recording, words: Sequence[str]) -> None:
-    """Run the program. What it raises is shown as Python shows it, without the frames of this file and of runpy, and
-    raised again: the interpreter then ends with the status it would have ended with."""
+    """Run the program. What it raises is shown as Python shows it, without the frames of this file and of
+    runpy, and raised again: the interpreter then ends with the status it would have ended with."""
     try:
         start = program(words)
         recording.begin()
@@ -198,7 +199,8 @@ def main() -> None:
         del sys.path[0]
     place = Path(__file__).with_name("recorders.py")
     spec = importlib.util.spec_from_file_location("_perflab_recorders", place)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     recorders = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recorders)
     recording = Recording(recorders, settings["kind"], Path(settings["output"]))

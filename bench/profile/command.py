@@ -16,18 +16,20 @@ PROFILERS = {".json.gz": "torch.profiler", ".xplane.pb": "jax.profiler", ".prof"
 
 def profile_program(words: Sequence[str], kind: str, output: Path | None) -> int:
     """Run a Python program under a profiler; its own exit status."""
-    from bench.profile.launch import parse, run
+    from bench.profile.launch import parse, run, signals_held
 
     _check_kind(kind)
-    program = parse(words)
-    folder = _folder(output, program.name)
-    created = _create(folder)
-    try:
-        status = run(program.profiled(json.dumps({"output": str(folder.resolve()), "kind": kind})))
-    finally:
-        found = _reports(folder)
-        if created:
-            _remove_if_empty(folder)
+    with signals_held() as before:
+        program = parse(words)
+        folder = _folder(output, program.name)
+        created = _create(folder)
+        settings = json.dumps({"output": str(folder.resolve()), "kind": kind})
+        try:
+            status = run(program.profiled(settings), before)
+        finally:
+            found = _reports(folder)
+            if created:
+                _remove_if_empty(folder)
     if not found:
         say("no report was written")
     else:
@@ -57,17 +59,17 @@ def profile_lab(
     failed = 0
     for variant in variants:
         place = folder / variant.address.replace("/", "-") if whole else folder
-        place.mkdir(exist_ok=True)
-        problem = record(lab, config, variant, place, kind, steps)
-        if problem:
-            failed += 1
-            say(f"{lab.name}:{variant.address}: {problem}")
-            _remove_if_empty(place)
-        elif whole:
-            _say_where(place, _reports(place))
-    if not whole and not failed:
-        _say_where(folder, _reports(folder))
-    _remove_if_empty(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        try:
+            problem = record(lab, config, variant, place, kind, steps)
+            if problem:
+                failed += 1
+                say(f"{lab.name}:{variant.address}: {problem}")
+            else:
+                _say_where(place, _reports(place))
+        finally:
+            for empty in (place, folder):
+                _remove_if_empty(empty)
     return 1 if failed else 0
 
 

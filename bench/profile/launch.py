@@ -14,12 +14,14 @@ import shlex
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 CHILD = str(Path(__file__).with_name("child.py"))
 TORCHRUN = "torch.distributed.run"
+_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD}
 _TAKES_A_VALUE = ("--check-hash-based-pycs",)
 
 
@@ -130,25 +132,33 @@ def _split_torchrun(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return [word for word in options if word not in ("--run-path", "--run_path")], rank
 
 
-def run(command: Sequence[str]) -> int:
-    """Run it in the foreground; its exit status, or 128 + the number of the signal that ended it.
+@contextlib.contextmanager
+def signals_held() -> Iterator[set[int]]:
+    """Signals stay pending for ``run`` to deal with, also on threads that libraries start meanwhile (else one
+    of them gets Ctrl-C). Yields what was held before, which the program gets."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield {int(number) for number in before}
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def run(command: Sequence[str], held_before: set[int]) -> int:
+    """Run it in the foreground; its exit status, or 128 + the number of the signal that ended it. Only inside
+    ``signals_held``.
 
     Its input and output are ours. Signals sent to us are passed on, but for those that the terminal already
     sent to the whole group (Ctrl-C): twice would interrupt the program's own cleaning up.
     """
-    ours = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ours)
-    try:
-        child = subprocess.Popen(
-            command, preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        )
-        while child.poll() is None:
-            arrived = signal.sigtimedwait(ours, 1.0)
-            if arrived is None or arrived.si_signo == signal.SIGCHLD:
-                continue
-            if arrived.si_code <= 0:  # sent by a process; above 0 by the kernel, for the terminal
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(child.pid, arrived.si_signo)
-        return child.returncode if child.returncode >= 0 else 128 - child.returncode
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if signal.sigpending() & {signal.SIGINT, signal.SIGTERM}:
+        raise KeyboardInterrupt  # it came before the program was there
+    restored = partial(signal.pthread_sigmask, signal.SIG_SETMASK, held_before)
+    child = subprocess.Popen(command, preexec_fn=restored)
+    while child.poll() is None:
+        arrived = signal.sigtimedwait(_SIGNALS, 1.0)
+        if arrived is None or arrived.si_signo == signal.SIGCHLD:
+            continue
+        if arrived.si_code <= 0:  # sent by a process; above 0 by the kernel, for the terminal
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, arrived.si_signo)
+    return child.returncode if child.returncode >= 0 else 128 - child.returncode

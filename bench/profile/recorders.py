@@ -1,13 +1,14 @@
 """The three profilers behind one interface: ``start``, run, ``stop(path)``.
 
-Imports nothing heavy and nothing of perflab: ``bench/profile/child.py`` loads this file into the interpreter of
-the program that is profiled, which may have no perflab.
+Imports nothing heavy and nothing of perflab: ``bench/profile/child.py`` loads this file into the interpreter
+of the program that is profiled, which may have no perflab.
 
 A report is written under another name and then renamed: what is killed while it writes leaves no half report.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
@@ -49,6 +50,7 @@ class TorchRecorder:
         self._steps = steps
         self._profile: Any = None
         self._early: Path | None = None  # the report, when the program began to profile by itself
+        self._ranks_known = False
 
     def start(self) -> None:
         from torch import profiler
@@ -61,9 +63,9 @@ class TorchRecorder:
             record_shapes=True,
             profile_memory=True,
             with_flops=True,
-            experimental_config=_all_threads(),
         )
         self._profile.start()
+        self._ranks_known = "backend" in _ranks()
         self._yield_to_the_program()
 
     def _yield_to_the_program(self) -> None:
@@ -74,8 +76,7 @@ class TorchRecorder:
             def begin(theirs: Any) -> Any:
                 if self._profile is not None and self._early is None:
                     self._early = Path(tempfile.mkdtemp(prefix="perflab-profile-")) / "report.json.gz"
-                    self._profile.stop()
-                    self._profile.export_chrome_trace(str(self._early))
+                    self._end(self._early)
                     print(
                         "perflab: the program starts torch.profiler by itself: perflab's record ends there",
                         file=sys.stderr,
@@ -102,20 +103,27 @@ class TorchRecorder:
             shutil.move(self._early, part)
             self._early.parent.rmdir()
         else:
-            self._profile.stop()
-            self._profile.export_chrome_trace(str(part))
+            self._end(part)
         os.replace(part, path)
         return True
 
+    def _end(self, path: Path) -> None:
+        ranks = _ranks()
+        if ranks and not self._ranks_known:  # torch writes what it knows when the profiler starts
+            self._profile.add_metadata_json("distributedInfo", json.dumps(ranks))
+        self._profile.stop()
+        self._profile.export_chrome_trace(str(path))
 
-def _all_threads() -> Any:
-    """The profiler's setting to record threads that the program starts later, where this torch has it."""
-    from torch import profiler
 
-    try:
-        return profiler._ExperimentalConfig(profile_all_threads=True)
-    except (AttributeError, TypeError):
-        return None
+def _ranks() -> dict[str, Any]:
+    """What the report should know of the job: torch.distributed's word, or the launcher's."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        backend, rank = distributed.get_backend(), distributed.get_rank()
+        return {"backend": backend, "rank": rank, "world_size": distributed.get_world_size()}
+    known = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    return {"rank": int(known[0]), "world_size": int(known[1])} if all(map(str.isdigit, known)) else {}
 
 
 class JaxRecorder:

@@ -1,6 +1,7 @@
 """One rank of a lab's variant under a profiler: ``python -m bench.profile.variant SETTINGS``, or by torchrun.
 
-Set up, called cold and warmed up outside the profile; then ``steps`` calls, each marked where the profiler can.
+Set up, called cold and warmed up outside the profile; then ``steps`` calls, each marked where the profiler
+can mark steps.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from bench.traces.breakdown import (
     whole,
 )
 from bench.traces.causes import Reason
-from bench.traces.events import DEVICE_KINDS, Trace
+from bench.traces.events import DEVICE_KINDS, Memory, Trace
 from bench.traces.idle import idle_reasons, stream_waits
 from bench.traces.intervals import intersect, union
 from bench.traces.memory import MemoryUse, memory_use
@@ -94,7 +94,7 @@ def analyse(trace: Trace, step: str = "", most: int = MOST_OPERATIONS) -> Analys
 
     most: how many operations. ValueError: there is no such step.
     """
-    events = trace.events
+    events, memory = trace.events, trace.memory
     enclosing, launched = parents(events), launched_by(events)
     behind = operator_behind(trace, enclosing, launched)
     marked = steps(trace)
@@ -105,6 +105,8 @@ def analyse(trace: Trace, step: str = "", most: int = MOST_OPERATIONS) -> Analys
         window = int(marked.start[chosen]), int(marked.end[chosen])
         found = [_within(activity, window) for activity in found]
         rows = (events.start >= window[0]) & (events.start < window[1])
+        inside = (memory.time >= window[0]) & (memory.time < window[1])
+        memory = Memory(memory.time[inside], memory.allocated[inside], memory.device[inside])
     units = [
         Unit(
             activity=activity,
@@ -131,7 +133,7 @@ def analyse(trace: Trace, step: str = "", most: int = MOST_OPERATIONS) -> Analys
         operations=listed,
         sums=sums,
         kernels=kernels(trace, rows, behind),
-        memory=memory_use(trace, marked),
+        memory=memory_use(replace(trace, memory=memory), marked),
         unlinked=int((work & (launched < 0)).sum()),
         roof=roof,
     )

@@ -56,7 +56,7 @@ def _steps(analysis: Analysis, top: int) -> Columns:
         return Columns("Steps", [("step", False), *_PARTS], [])
     whole = [part.span for part, complete in zip(parts, marked.complete, strict=True) if complete]
     below = []
-    if whole:
+    if len(whole) > 1:
         below.append(
             f"median of {len(whole)} complete steps: {seconds(median(whole))}, longest {seconds(max(whole))}"
         )
@@ -187,7 +187,7 @@ def _lanes(analysis: Analysis, top: int, longest: int) -> Columns:
         ("thread or stream", False),
         ("slices", True),
         ("busy", True),
-        ("in (slices inside count too)", False),
+        ("by kind, nested slices in both", False),
     ]
     return Columns("Threads and streams", columns, rows, below)
 

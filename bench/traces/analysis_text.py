@@ -108,7 +108,7 @@ def notes(analysis: Analysis) -> list[str]:
     if not trace.timed:
         found.append("the report has sums but no times: what ran when, and what was idle, cannot be said")
     if analysis.unlinked and analysis.on_device:
-        found.append(f"of {analysis.unlinked} slices on devices the launch is not in the report")
+        found.append(f"slices on devices whose launch is not in the report: {analysis.unlinked}")
     return found + left_out(trace) + trace.notes
 
 

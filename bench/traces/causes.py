@@ -82,7 +82,9 @@ class Ledger:
         return sorted(found, key=lambda reason: (-reason.time, reason.cause, reason.name))
 
     def charge_thread(self, lane: int, time: Intervals) -> Intervals:
-        """Charges the time to what is innermost on this thread then; returns the time when nothing is."""
+        """Charges the time to what is innermost on this thread (-1: none) then; returns when nothing is."""
+        if lane < 0:
+            return time
         if lane not in self._segments:
             self._segments[lane] = innermost(self.trace.events, self.parents, *self._bounds[lane])
         pieces = self._segments[lane]

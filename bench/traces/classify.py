@@ -75,15 +75,21 @@ _XLA_INTERNAL = re.compile(
     r".*::|PjitFunction\(|ParseArguments|(PjRt|Thunk|Xla|Hlo|Execute|Allocate)\w*|end: |Handle input"
     r"|Wait for \w+ holds"
 )
-# Functions in which a thread is blocked by another one, by a process, by a file or by the clock.
+# Functions in which a thread is blocked by another one, by a process, by a file or by the clock: those of
+# modules, "threading.py(655): wait" as well as "wait (threading.py:655)", and those whose name says enough.
+_WAITING_MODULES = (
+    ("threading.py", r"wait|join|acquire|_wait_for_tstate_lock"),
+    ("queue.py", r"get"),
+    ("selectors.py", r"select"),
+    ("subprocess.py", r"wait|_wait|communicate"),
+    ("concurrent", r"result|wait"),
+    ("multiprocessing", r"recv\w*|_recv\w*|poll|_poll|wait|join"),
+)
 _WAITS = re.compile(
-    r"threading\.py.*\b(wait|join|acquire|_wait_for_tstate_lock)\b|queue\.py.*\bget\b"
-    r"|selectors\.py.*\bselect\b|asyncio.*\b_run_once\b|concurrent.futures.*\b(result|wait)\b"
-    r"|(multiprocessing|connection|popen_fork).*\b(recv\w*|poll|_poll|wait|join|_recv)\b"
-    r"|subprocess\.py.*\bwait\b|\b(acquire|__enter__)\b.*_thread|method 'acquire'|\b(time\.)?sleep\b"
-    r"|select\.(e?poll|select)|epoll_wait"
-    r"|^(p?poll|p?select|futex|nanosleep|usleep|waitpid|wait4|pthread_(mutex_lock|join|rwlock_\w+lock))$"
-    r"|\bfutex_wait|pthread_cond_\w*wait|\bsem_\w*wait|RendezvousWait|wait for completion|\bbarrier\b",
+    "|".join(rf"(?=.*{re.escape(module)})(?=.*\b({names})\b)" for module, names in _WAITING_MODULES)
+    + r"|.*(method 'acquire'|\b(time\.)?sleep\b|select\.(e?poll|select)|epoll_wait|\bfutex_wait|\bbarrier\b"
+    r"|pthread_cond_\w*wait|\bsem_\w*wait|RendezvousWait|wait for completion)"
+    r"|(p?poll|p?select|futex|nanosleep|usleep|waitpid|wait4|pthread_(mutex_lock|join|rwlock_\w+lock))$",
     re.IGNORECASE,
 )
 
@@ -98,7 +104,7 @@ def classify(category: str, name: str) -> Kind:
         return Kind.COMMUNICATION
     if kind is Kind.RUNTIME and _SYNCHRONIZES.search(name):
         return Kind.SYNCHRONIZATION
-    if kind is Kind.FUNCTION and _WAITS.search(name):
+    if kind is Kind.FUNCTION and _WAITS.match(name):
         return Kind.WAIT
     if kind in (Kind.ANNOTATION, Kind.OPERATOR) and word != "gpu_user_annotation":
         if _STEP.fullmatch(name):
@@ -110,7 +116,7 @@ def classify(category: str, name: str) -> Kind:
 
 def classify_python(category: str, name: str) -> Kind:
     """Of a profiler of functions: whatever it recorded is one, or waits in one."""
-    return Kind.WAIT if _WAITS.search(name) else Kind.FUNCTION
+    return Kind.WAIT if _WAITS.match(name) else Kind.FUNCTION
 
 
 def classify_jax(category: str, name: str) -> Kind:
@@ -121,7 +127,7 @@ def classify_jax(category: str, name: str) -> Kind:
         return classify("cuda_runtime", name)
     if category:
         return classify(category, name)
-    if _WAITS.search(name):
+    if _WAITS.match(name):
         return Kind.WAIT
     return Kind.RUNTIME if _XLA_INTERNAL.match(name) else classify("user_annotation", name)
 

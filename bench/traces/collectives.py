@@ -94,12 +94,13 @@ def _from_the_host(
     events = trace.events
     above, launch = parents(events), launched_by(events)[rows]
     known = dict(OPERATIONS)
+    vague = {"send_recv"} | (set(found) - set(known))
     for index, row in enumerate(launch):
         while row >= 0:
             name = trace.names[events.name[row]]
             if name.startswith(("nccl:", "rccl:", "c10d::", "record_param_comms")):
                 word = operation(name)
-                if found[index] in ("send_recv", *(set(found) - set(known))) and word in known:
+                if found[index] in vague and word in known:
                     found[index] = word
                 if size[index] < 0 and found[index] not in _SHARES:
                     size[index] = events.bytes[row]

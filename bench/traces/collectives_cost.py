@@ -12,7 +12,7 @@ from bench import stats
 from bench.traces.clocks import RankClock
 from bench.traces.collectives import Matched
 from bench.traces.events import Trace
-from bench.traces.ranks_late import Excess, Spent, excess_by_collective
+from bench.traces.ranks_late import TOLERANCE, Excess, Spent, excess_by_collective
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Collective:
 
     ranks: how many take part. skew_ns, transfer_ns: medians of the calls; transfer is -1 where ends were not
     recorded. algorithm_bandwidth, bus_bandwidth: bytes a second, None where unknown (nccl-tests' definitions,
-    see ``bus_factor``). late_rank: the one certain to arrive after the others, None where none is; late_ns:
+    see ``bus_factor``). late_rank: the one certain to be late for it, None where none is; late_ns:
     how much later than their median; operation: what it did meanwhile longer than they did.
     """
 
@@ -101,7 +101,11 @@ def costs(
 
 
 def _late_in(came: np.ndarray, exact: int) -> tuple[int, float] | None:
-    """(column, ns) of the rank that arrives after the median of the others for certain; None without one."""
+    """(column, ns) of the rank that for certain arrives after the median of the others, by more than its
+    clock may be off and ``TOLERANCE`` of the time from one call to the next; None without one."""
+    least = float(exact)
+    if len(came) > 1:
+        least = max(least, TOLERANCE * float(np.median(np.diff(np.nanmax(came, axis=1)))))
     best = None
     for column in np.flatnonzero(~np.isnan(came).all(axis=0)).tolist():
         others = np.delete(came, column, axis=1)
@@ -109,7 +113,7 @@ def _late_in(came: np.ndarray, exact: int) -> tuple[int, float] | None:
         if both.sum() < 2:
             continue
         middle, low, _ = stats.center_interval(came[both, column] - np.nanmedian(others[both], axis=1))
-        if low > max(exact, 0) and (best is None or middle > best[1]):
+        if low > least and (best is None or middle > best[1]):
             best = column, middle
     return best
 

@@ -69,7 +69,7 @@ def trace(
     if page is not None:
         from bench.traces.page import write_trace_page
 
-        written.append(f"page: {write_trace_page(job, page)}")
+        written.append(f"page: {write_trace_page(job, page, report)}")
     if as_json:
         print(json.dumps(to_json(report), indent=1, allow_nan=False))
     elif markdown:

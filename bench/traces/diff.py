@@ -18,7 +18,7 @@ import numpy as np
 
 from bench.stats import Comparison
 from bench.traces.diff_estimate import Estimate, Sample, estimate
-from bench.traces.diff_rows import Row, ranked_rows
+from bench.traces.diff_rows import Row, host_rows, ranked_rows
 from bench.traces.diff_sides import Side, side
 from bench.traces.events import Job
 from bench.traces.matching import Key, Match, match
@@ -88,7 +88,7 @@ def difference(base: Job, new: Job) -> Difference:
         scales=scales,
         witnesses=witnesses,
     )
-    rows = ranked_rows(matches, found, counts, before, after)
+    rows = ranked_rows(matches, found, counts, before, after) + host_rows(before, after)
     return Difference(
         base=base.source,
         new=new.source,

@@ -8,7 +8,8 @@ Intervals resample steps in blocks (``bench.stats``). They know the noise inside
 changed between the two: a neighbour on the same cores makes *everything* slower. That leaves a mark, for few
 changes of a program move unrelated operations by one factor. Where most operations agree on a factor it
 stands apart as **alike**, operations are held against it, and the step is called slower or faster only if it
-is so with and without it. Recordings made in turns (base, new, base, new ...) need none of this: each pair of
+is so with and without it. How far operations scatter around the factor, although nothing about them changed,
+widens all intervals. Recordings made in turns (base, new, base, new ...) need none of this: each pair of
 neighbours shares the machine's mood, and the differences inside pairs are what is resampled.
 """
 
@@ -33,6 +34,7 @@ _MIN_PAIRS = 5
 _MIN_WITNESSES = 8
 _LARGE = 200  # operations resampled one by one; the rest are resampled as one sum
 _CHUNK = 4_000_000  # numbers resampled at once
+_LARGEST_SCATTER = 0.1  # beyond, unchanged operations are no longer what is seen
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def estimate(base: Sample, new: Sample, *, scales: np.ndarray, witnesses: np.nda
     usual = _usual(before, after)
     first = _location(before, usual, few)
     second = first + _location(after - before, usual, few) if pairs else _location(after, usual, few)
-    factor = 1.0 if pairs else _alike(first, second, scales & witnesses)
+    factor, scatter = (1.0, 0.0) if pairs else _alike(first, second, scales & witnesses)
     excess = second - first * np.where(scales, factor, 1.0)
     ratio = second.sum() / first.sum() if first.sum() > 0 and second.sum() > 0 else 1.0
     unknown = Comparison(float(ratio), 0.0, math.inf, "undecidable")
@@ -88,11 +90,14 @@ def estimate(base: Sample, new: Sample, *, scales: np.ndarray, witnesses: np.nda
     spread, raw, adjusted = _resample(before, after, first, second, usual, scales, factor, bool(pairs))
     widened = small_sample_factor(count)
     quantile = NormalDist().inv_cdf(1 - 0.025 / len(first))
-    reach = spread * quantile * widened
+    moved = scatter * first * np.where(scales, factor, 0.0)
+    reach = quantile * np.hypot(spread * widened, moved)
     intervals = [_around(raw, ratio, widened)]
     if factor != 1.0:
         intervals.append(_around(adjusted, 1 + float(excess.sum() / first.sum()), widened))
-    low, high = min(low for low, _ in intervals), max(high for _, high in intervals)
+    margin = 1.96 * float(np.linalg.norm(moved) / first.sum())
+    low = max(0.0, min(low for low, _ in intervals) - margin)
+    high = max(high for _, high in intervals) + margin
     step = Comparison(float(ratio), low, high, judge(low, high, TOLERANCE))
     return Estimate(first, second, factor, excess, reach, step, len(pairs))
 
@@ -108,10 +113,11 @@ def in_turns(base: Sample, new: Sample) -> list[tuple[np.ndarray, np.ndarray]]:
     order = np.argsort(time, kind="stable")
     is_new, row = is_new[order], row[order]
     stretches = np.split(np.arange(len(row)), np.flatnonzero(np.diff(is_new.astype(np.int8))) + 1)
-    pairs = []
-    for index in range(0, len(stretches) - 1, 2):
-        sides = [row[stretches[index]], row[stretches[index + 1]]]
-        pairs.append((sides[1], sides[0]) if is_new[stretches[index][0]] else (sides[0], sides[1]))
+    sides = [row[stretch] for stretch in stretches]
+    pairs = [
+        (second, first) if is_new[stretch[0]] else (first, second)
+        for stretch, first, second in zip(stretches, sides, sides[1:], strict=False)
+    ]
     return pairs if len(pairs) >= _MIN_PAIRS else []
 
 
@@ -131,16 +137,19 @@ def _typical(values: np.ndarray, few: bool) -> np.ndarray:
     return _location(values, (values > 0).mean(axis=0) > 0.5, few and len(values) < 3)
 
 
-def _alike(base: np.ndarray, new: np.ndarray, witnesses: np.ndarray) -> float:
-    """The factor new/base on which most of the witnesses agree; 1 where they do not."""
+def _alike(base: np.ndarray, new: np.ndarray, witnesses: np.ndarray) -> tuple[float, float]:
+    """(factor new/base on which most of the witnesses agree, 1 where they do not; how far one of them is from
+    it, as a standard deviation of the logarithm: what two recordings make of an operation that is the same).
+    """
     known = witnesses & (base > 0) & (new > 0)
     known &= np.maximum(base, new) >= 0.002 * base.sum()
     if known.sum() < _MIN_WITNESSES:
-        return 1.0
+        return 1.0, 0.0
     logs = np.log(new[known] / base[known])
     middle = float(np.median(logs))
     disagreement = float(np.median(np.abs(logs - middle)))
-    return math.exp(middle) if disagreement <= max(TOLERANCE, abs(middle) / 2) else 1.0
+    factor = math.exp(middle) if disagreement <= max(TOLERANCE, abs(middle) / 2) else 1.0
+    return factor, min(_LARGEST_SCATTER, 1.4826 * disagreement)
 
 
 def _resample(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.report.units import NOTHING, format_seconds, text_of
 from bench.traces.diff import Difference, Row
-from bench.traces.diff_sentence import label, shapes, signed
+from bench.traces.diff_sentence import label, shapes, short_name, signed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,22 +84,23 @@ def print_difference(difference: Difference, console: Console, top: int = TOP) -
     print_line(console, _about_step(difference), "dim")
     for note in difference.notes:
         print_line(console, f"note: {text_of(note)}", "yellow")
-    columns = range(len(_COLUMNS)) if console.width >= _WIDE else _NARROW
+    wide = console.width >= _WIDE
+    columns = range(len(_COLUMNS)) if wide else _NARROW
     table = new_table("", console, *(_COLUMNS[index] for index in columns))
-    table.columns[0].min_width = min(36, console.width // 2)
-    table.columns[-1].min_width = min(12, console.width // 6)
+    if not wide:  # the numbers are not wrapped; the words share what they leave
+        table.columns[0].max_width = max(12, console.width - 46)
+        table.columns[-1].max_width = 14
     style = {"slower": "red", "faster": "green"}
     for row in shown(difference, top):
-        cells = (text_of(_name(row), 90), *_figures(row), _what_changed(row))
+        cells = (text_of(_name(row), 90), *_figures(row), _what_changed(row, with_kernels=wide))
         texts = (Text(encodable(cells[index], console)) for index in columns)
         table.add_row(*texts, style=style.get(row.verdict))
     console.print(table)
     for line in _rest(difference, top):
         print_line(console, line, "dim")
     if len(difference.ranks) > 1:
-        ranks = new_table(
-            "the median step of each rank", console, ("rank", True), ("base", True), ("new", True)
-        )
+        print_line(console, "the median step of each rank", before=1)
+        ranks = new_table("", console, ("rank", True), ("base", True), ("new", True))
         for rank in difference.ranks:
             ranks.add_row(str(rank.rank), format_seconds(rank.base_seconds), format_seconds(rank.new_seconds))
         console.print(ranks)
@@ -152,11 +153,12 @@ def _figures(row: Row) -> tuple[str, ...]:
     )
 
 
-def _what_changed(row: Row) -> str:
+def _what_changed(row: Row, with_kernels: bool = True) -> str:
     """The change of structure and the verdict, and which kernels took the place of which."""
     words = [part for part in (row.verdict, row.change) if part]
     if row.change == "other shapes" and row.other_shapes:
         words[-1] = f"now {shapes(row.other_shapes)}"
-    if row.change in ("other kernels", "other implementation") and row.base_kernels and row.new_kernels:
-        words[-1] += f": {text_of(row.base_kernels[0][0], 40)} to {text_of(row.new_kernels[0][0], 40)}"
+    if with_kernels and row.change in ("other kernels", "other implementation"):
+        longest = [short_name(kernels[0][0]) for kernels in (row.base_kernels, row.new_kernels) if kernels]
+        words[-1] += f": {' to '.join(longest)}" if len(longest) == 2 else ""
     return ", ".join(words)

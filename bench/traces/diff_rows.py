@@ -1,4 +1,4 @@
-"""What changed between two reports, row by row: what is different about it, and what that does to the step."""
+"""What changed between two reports, row by row: what is different, and what that does to the step."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -85,7 +86,8 @@ def ranked_rows(
                 _shapes(pair.new) if pair.how.endswith("shapes") else "",
             )
         )
-        certain.append(max(0.0, abs(excess) - reach) if known else 0.0)
+        matters = abs(excess) > _band(before, total)
+        certain.append(max(0.0, abs(excess) - reach) if matters and known else 0.0)
     order = sorted(range(len(rows)), key=lambda index: (-certain[index], -abs(rows[index].seconds)))
     rows = [rows[index] for index in order]
     alike = float((found.new - found.base - found.excess).sum())
@@ -94,22 +96,49 @@ def ranked_rows(
     return rows
 
 
+def host_rows(base: Side, new: Side) -> list[Row]:
+    """Operators of the host that take none of the device's time and are there more or less often than before.
+
+    Where an operator is new, those inside it are not named again.
+    """
+    before, after = base.hosted(), new.hosted()
+    timed = {
+        tuple(frame.name for frame in key.path[:depth])
+        for key in (*base.keys, *new.keys)
+        for depth in range(1, len(key.path) + 1)
+    }
+    rows = []
+    told: set[tuple[str, ...]] = set()
+    for path in sorted({*before, *after}, key=lambda path: (len(path), path)):
+        calls = before.get(path, 0.0), after.get(path, 0.0)
+        change = _calls_change(calls)
+        if path in timed or not change:
+            continue
+        if not all(calls):
+            change = "removed" if calls[0] else "added"
+            told.add(path)
+        if path[:-1] not in told:
+            place = {"name": path[-1], "shape": "", "path": path[:-1], "what": "host"}
+            rows.append(_untimed(change=change, base_calls=calls[0], new_calls=calls[1], **place))
+    return rows
+
+
+def _untimed(**given: Any) -> Row:
+    nothing = {"change": "", "verdict": "", "base_seconds": 0.0, "new_seconds": 0.0, "base_calls": 0.0}
+    nothing |= {"new_calls": 0.0, "seconds": 0.0, "low": None, "high": None, "share": 0.0}
+    return Row(**{**nothing, **given})
+
+
 def _alike_row(found: Estimate, nanoseconds: float, total: float) -> Row:
     base = nanoseconds / (found.alike - 1)
-    return Row(
+    return _untimed(
         name=f"everything alike ({found.alike:.3f}x)",
         shape="",
         path=(),
         what="alike",
-        change="",
-        verdict="",
         base_seconds=base / 1e9,
         new_seconds=(base + nanoseconds) / 1e9,
-        base_calls=0.0,
-        new_calls=0.0,
         seconds=nanoseconds / 1e9,
-        low=None,
-        high=None,
         share=nanoseconds / total,
     )
 
@@ -140,19 +169,29 @@ def _change(found: Match, calls: tuple[float, float], kernels: tuple[Counter[str
         return found.how
     if found.how in ("other shapes", "other implementation"):
         return found.how
-    if abs(calls[1] - calls[0]) >= max(0.5, 0.01 * calls[0]):
-        return "more calls" if calls[1] > calls[0] else "fewer calls"
+    if changed := _calls_change(calls):
+        return changed
     if found.how != "same place":
         return "other place"
     return "other kernels" if set(kernels[0]) != set(kernels[1]) else ""
 
 
+def _calls_change(calls: tuple[float, float]) -> str:
+    if abs(calls[1] - calls[0]) < max(0.5, 0.01 * calls[0]):
+        return ""
+    return "more calls" if calls[1] > calls[0] else "fewer calls"
+
+
 def _verdict(before: float, excess: float, reach: float, total: float) -> str:
-    """Of one row: against itself, and of no weight below a thousandth of the step."""
-    band = max(TOLERANCE * before, total / 1000)
+    band = _band(before, total)
     if abs(excess) - reach > band:
         return "slower" if excess > 0 else "faster"
     return "same" if abs(excess) + reach <= band else "undecidable"
+
+
+def _band(before: float, total: float) -> float:
+    """Nanoseconds of change that are called *same*: of the operation itself, and a thousandth of the step."""
+    return max(TOLERANCE * before, total / 1000)
 
 
 def _longest(kernels: Counter[str], limit: int = 8) -> tuple[tuple[str, float], ...]:

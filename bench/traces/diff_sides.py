@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
 
+from bench.traces.analysis_text import left_out
 from bench.traces.diff_steps import StepTable, step_table
 from bench.traces.events import Job, Trace
-from bench.traces.matching import Key
+from bench.traces.matching import Frame, Key
 from bench.traces.steps import span
 
 
@@ -54,6 +55,14 @@ class Side:
             self.source, self.formats, {rank: self.tables[rank] for rank in ranks}, self.device, self.notes
         )
 
+    def hosted(self) -> dict[tuple[str, ...], float]:
+        """Calls a step of the operators of the host, by their names from the outermost in."""
+        found: Counter[tuple[str, ...]] = Counter()
+        for table in self.tables.values():
+            for path, calls in table.hosted.items():
+                found[tuple(frame.name for frame in path)] += calls / len(self.tables)
+        return dict(found)
+
     def kernels_of(self, keys: Sequence[Key]) -> Counter[str]:
         """Nanoseconds a step of each kernel that runs for these keys."""
         found: Counter[str] = Counter()
@@ -69,7 +78,7 @@ def side(job: Job) -> Side:
     traces = [trace for trace in job.traces if len(trace.events)]
     if not traces:
         raise ValueError(f"{job.source} holds no events: nothing to compare")
-    notes = [f"{path} could not be read: {why}" for path, why in job.failures]
+    notes = [f"{path} could not be read: {why}" for path, why in job.failures] + job.notes
     if len(job.traces) > len(traces):
         notes.append(f"{len(job.traces) - len(traces)} reports without events left out")
     if _one_after_another(traces):
@@ -83,10 +92,21 @@ def side(job: Job) -> Side:
             while number in tables:
                 number += 1
             tables[number if len(traces) > 1 else trace.rank] = step_table(trace)
-    notes += _about_steps(tables)
+    notes += _about_steps(tables) + _about_reading(traces)
     devices = sorted({trace.facts.get("device", "") for trace in traces} - {""})
     formats = ", ".join(sorted({trace.format for trace in traces}))
     return Side(job.source, formats, tables, ", ".join(devices), notes)
+
+
+def _about_reading(traces: Sequence[Trace]) -> list[str]:
+    """What readers left out or could not classify, summed over the reports, and what else they say."""
+    dropped: Counter[str] = Counter()
+    unclassified: Counter[str] = Counter()
+    for trace in traces:
+        dropped.update(trace.dropped)
+        unclassified.update(trace.unclassified)
+    summed = replace(traces[0], dropped=dropped, unclassified=unclassified)
+    return left_out(summed) + list(dict.fromkeys(note for trace in traces for note in trace.notes))
 
 
 def _one_after_another(traces: Sequence[Trace]) -> bool:
@@ -104,6 +124,7 @@ def _joined(tables: Sequence[StepTable]) -> StepTable:
     count = sum(len(table) for table in tables)
     nanoseconds, calls = np.zeros((count, len(keys))), np.zeros((count, len(keys)))
     kernels: dict[Key, Counter[str]] = {}
+    hosted: Counter[tuple[Frame, ...]] = Counter()
     trimmed: Counter[str] = Counter()
     row = 0
     for table in tables:
@@ -112,6 +133,7 @@ def _joined(tables: Sequence[StepTable]) -> StepTable:
         calls[row : row + len(table), columns] = table.calls
         row += len(table)
         trimmed.update(table.trimmed)
+        hosted.update({path: calls * len(table) / count for path, calls in table.hosted.items()})
         for key, names in table.kernels.items():
             kernels.setdefault(key, Counter()).update(names)
     return StepTable(
@@ -124,6 +146,7 @@ def _joined(tables: Sequence[StepTable]) -> StepTable:
         all(table.given for table in tables),
         kernels,
         trimmed,
+        dict(hosted),
     )
 
 

@@ -57,7 +57,7 @@ def step_table(trace: Trace) -> StepTable:
     """Of the complete steps of one trace."""
     above = parents(trace.events)
     cut = _complete(steps(trace))
-    labels = _Labels(trace, above)
+    labels = Labels(trace, above)
     if trace.timed:
         shares = attribute(trace, above, cut)
     else:  # sums only (cProfile): what a function spends itself, all in one step
@@ -96,7 +96,7 @@ def _complete(found: Steps) -> Steps:
     return Steps(found.start[kept], found.end[kept], names, found.complete[kept], found.given, found.trimmed)
 
 
-class _Labels:
+class Labels:
     """The key of each slice of a trace that can own a moment."""
 
     def __init__(self, trace: Trace, above: np.ndarray) -> None:

@@ -111,9 +111,9 @@ def _attribute_host(ledger: Ledger, gaps: Intervals) -> None:
 
 
 def main_lane(trace: Trace) -> int:
-    """The host thread that runs the loop: the one that marks steps, else the one longest in slices."""
+    """The host thread that runs the loop: the one that marks steps, else the one longest busy; -1 without."""
     events = trace.events
-    best, lane = (False, -1), 0
+    best, lane = (False, -1), -1
     for index, (first, last) in enumerate(lane_rows(trace)):
         if first < last and not trace.lanes[index].on_device:
             kinds = events.kind[first:last]
@@ -139,7 +139,8 @@ def stream_waits(trace: Trace, activity: Activity, launched: np.ndarray) -> list
     call = launched[_first_at(trace, own, gaps.end)]
     gaps, call = _chosen(gaps, call >= 0), call[call >= 0]
     ready = np.clip(events.start[call], gaps.start, gaps.end)
-    waiting = union(ready, gaps.end)
+    first, last = activity.window
+    waiting = union(np.clip(ready, first, last), np.clip(gaps.end, first, last))
     found: list[Reason] = []
     for cause, kinds in ((Cause.COMMUNICATION, [Kind.COMMUNICATION]), (Cause.STREAM, DEVICE_KINDS)):
         running = others[np.isin(events.kind[others], kinds)]

@@ -115,6 +115,7 @@ def to_json(report: JobReport) -> dict[str, Any]:
     return {
         "sentence": sentence(report),
         "source": report.job.source,
+        "time_unit": "ns",
         "traces": [analysis_text.to_json(one) for one in report.analyses],
         "ranks": ranks,
         "failures": [{"source": source, "error": error} for source, error in report.job.failures],

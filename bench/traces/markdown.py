@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from string import ascii_letters, digits
+
 from bench.report.markdown import code, escape, table_lines
 from bench.report.units import text_of
 from bench.traces.job_report import JobReport, parts, sentence
 from bench.traces.tables import Columns
 
 _LONGEST_NAME = 80
+_OF_FIGURES = frozenset(ascii_letters + digits + " .,%/+")
 
 
 def to_markdown(report: JobReport, top: int) -> str:
@@ -28,7 +31,7 @@ def _table(table: Columns) -> list[str]:
     numeric = [number for _, number in table.columns]
     rows = [
         [
-            escape(text_of(cell)) if number or not cell else code(text_of(cell))
+            _figure(cell) if number or not cell else code(text_of(cell))
             for cell, number in zip(row, numeric, strict=True)
         ]
         for row in table.rows
@@ -37,3 +40,8 @@ def _table(table: Columns) -> list[str]:
     lines = [f"**{escape(table.title)}**", ""] if table.title else []
     lines += table_lines(header, "".join("r" if number else "l" for number in numeric), rows)
     return lines + [f"{escape(text_of(line))}\n" for line in table.below]
+
+
+def _figure(cell: str) -> str:
+    """A number with its unit as it is: escaped it could not be copied."""
+    return cell if set(cell) <= _OF_FIGURES else escape(text_of(cell))

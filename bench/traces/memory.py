@@ -46,7 +46,7 @@ def _of_device(trace: Trace, steps: Steps, device: int) -> MemoryUse:
     time, allocated = trace.memory.time[own][order], trace.memory.allocated[own][order]
     at = int(allocated.argmax())
     moment = int(time[at])
-    inside = np.flatnonzero((steps.start <= moment) & (moment < steps.end)) if steps.given else []
+    inside = np.flatnonzero((steps.start <= moment) & (moment < steps.end) & steps.given)
     # What is allocated at the end of each step: the last sample before it.
     place = np.searchsorted(time, steps.end[steps.complete], "right") - 1
     left = allocated[place[place >= 0]]

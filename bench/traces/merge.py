@@ -25,7 +25,7 @@ from bench.traces.clocks import RankClock
 from bench.traces.events import Events, Job, Kind, Trace
 from bench.traces.ranks import Ranks
 from bench.traces.readers.chrome_stream import ChromeStream
-from bench.traces.readers.columns import integer, number
+from bench.traces.readers.columns import integer, nanoseconds, number
 from bench.traces.readers.source import Source
 
 COPIED = ("kineto", "chrome", "viztracer", "py-spy")
@@ -51,10 +51,13 @@ def merge(job: Job, ranks: Ranks, path: Path) -> Merged:
 
     The file appears when it is whole. ValueError: no rank, or a report that cannot be read any more.
     """
-    traces = {trace.rank: trace for trace in job.traces if trace.timed and len(trace.events)}
+    timed = [trace for trace in job.traces if trace.timed and len(trace.events)]
+    traces: dict[int, Trace] = {}
+    for trace in timed:
+        traces.setdefault(trace.rank, trace)  # of two files of one rank the first, as everywhere
     chosen = [traces[rank] for rank in ranks.ranks if rank in traces]
     if len(chosen) < len(ranks.ranks):  # the reports do not say their ranks: they are in this order
-        chosen = [trace for trace in job.traces if trace.timed and len(trace.events)]
+        chosen = timed
     if not chosen:
         raise ValueError(f"{job.source}: there is no rank with places in time to merge")
     clocks = ranks.clocks or [RankClock() for _ in chosen]
@@ -102,9 +105,9 @@ class _Whole(ChromeStream):
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
-        decoder: Any = msgspec.json.Decoder(list[dict[str, Any]], float_hook=Decimal)
-        self._plain = self._detailed = decoder
-        self._one = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal)  # type: ignore[assignment]
+        self._many: Any = msgspec.json.Decoder(list[dict[str, Any]], float_hook=Decimal)
+        self._one: Any = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal)
+        self._is_exact = True
 
     def _kept(self, data: Any) -> Any:
         if isinstance(data, dict):
@@ -196,8 +199,10 @@ class _Member:
         with Source(self.trace.source) as source:
             stream = ChromeStream(source)
             for events in stream:
-                times = [_nanoseconds(e.ts) for e in events if e.ph in ("X", "B") and e.cat != "Trace"]
-                first = [min([*first, *(time for time in times if time is not None)], default=0)]
+                begun = [e.ts for e in events if e.ph in ("X", "B") and e.cat != "Trace"]
+                times, valid = nanoseconds(begun)
+                if valid.any():
+                    first = [min([*first, int(times[valid].min())])]
         if self.trace.origin_ns:
             return self.trace.origin_ns - integer(stream.document.get("baseTimeNanoseconds"), 0)
         return first[0] if first else 0

@@ -195,7 +195,7 @@ def _operators(
 
 def _groups(keys: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
     """Of each distinct key (below ``limit``) the place where it first stands; for each row its number."""
-    if limit > 8 * len(keys) + 1_000_000:
+    if limit > 2 * len(keys) + 1_000_000:
         _, first, which = np.unique(keys, return_index=True, return_inverse=True)
         return first, which
     # A table over all possible keys, where there are not too many, is quicker than sorting the rows.

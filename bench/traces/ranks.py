@@ -4,9 +4,10 @@ In a collective the time of a rank has two parts: *skew*, from its arrival until
 and *transfer*, from then to the end. Only the second is the network's; the first is some rank's lateness.
 
 A rank's *own time* in a round (a step, or from one call of a collective to the next) is the round less what
-it spent in collectives while it computed nothing. A late rank has more own time than the others have in the same
-rounds. It is named only if this costs the job more than ``TOLERANCE`` with 95 % certainty: the round is
-compared, paired, with what it would take if the rank were as quick as the median of the others.
+it spent in collectives while it computed nothing. A late rank has more own time than the others have in the
+same rounds. It is named only if this costs the job more than ``TOLERANCE`` with 95 % certainty: the round is
+compared, paired, with what it would take if the rank were as quick as the median of the others (the "what-if"
+slowdown of Lin et al., 2025, "Understanding Stragglers in Large Model Training Using What-if Analysis").
 """
 
 from __future__ import annotations
@@ -21,12 +22,10 @@ from bench.traces.clocks import RankClock, align
 from bench.traces.collectives import Matched, match
 from bench.traces.collectives_cost import Collective, costs
 from bench.traces.events import Job, Trace
-from bench.traces.ranks_late import Excess, Spent, excess_by_round
+from bench.traces.ranks_late import TOLERANCE, Excess, Spent, excess_by_round
 from bench.traces.ranks_own import own_time
 from bench.traces.ranks_rounds import Rounds, rounds_of
 
-TOLERANCE = 0.05
-"""A rank that costs the job up to 5 % is not called late: processes of equal work differ that much."""
 SINGLE = 0.25
 """One operation is named where it makes up a quarter or more of the rank's lateness."""
 
@@ -185,7 +184,7 @@ def _lateness(
             cost = stats.compare_pairs(
                 np.maximum(whole - excess, 1.0), np.maximum(whole, 1.0), tolerance=TOLERANCE
             )
-        operations = excess_by_round(spent, rounds, own, column, others)
+        operations = excess_by_round(spent, rounds, times.elsewhere, column, others)
         result.append(
             Lateness(
                 rank,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,10 +11,12 @@ import numpy as np
 from bench.traces.breakdown import WAITS, is_communication_call
 from bench.traces.collectives import Matched
 from bench.traces.events import Kind, Trace
-from bench.traces.intervals import covered, union
+from bench.traces.intervals import Intervals, covered, subtract, union
 from bench.traces.ranks_rounds import Rounds
 from bench.traces.tree import parents, self_time
 
+TOLERANCE = 0.1
+"""A rank that costs the job up to 10 % is not called late: equal work on equal cores differs that much."""
 NOTHING = ""
 """The name of the time in which no operation was recorded (Python, a sleep, a data loader, the system)."""
 _KEPT = 5
@@ -83,53 +86,59 @@ def _names(spent: Sequence[Spent]) -> tuple[list[tuple[str, str]], list[np.ndarr
 
 
 def excess_by_round(
-    spent: Sequence[Spent], rounds: Rounds, own: np.ndarray, late: int, others: Sequence[int]
+    spent: Sequence[Spent], rounds: Rounds, elsewhere: Sequence[Intervals], late: int, others: Sequence[int]
 ) -> list[Excess]:
     """Where the rank in column ``late`` spends more than the median of the others: medians of the rounds.
 
-    own: (ranks, rounds) nanoseconds; what no slice covers of it is time in which nothing was recorded.
+    elsewhere: when each rank was in collectives; what neither that nor a slice covers was not recorded.
     """
     table, codes = _names(spent)
     sums = {}
+    gaps = {
+        column: _unrecorded(spent[column], elsewhere[column], rounds, column) for column in (late, *others)
+    }
     for column in (late, *others):
-        sums[column] = _by_round(spent[column], codes[column], len(table), rounds, own, column)
+        by_name = _by_round(spent[column], codes[column], len(table), rounds, column)
+        window = rounds.start[column], rounds.end[column]
+        sums[column] = np.column_stack((by_name, covered(gaps[column], *window)))
     difference = sums[late] - np.median([sums[column] for column in others], axis=0)
     theirs = np.median(np.median([sums[column] for column in others], axis=0), axis=0)
     middle = np.median(difference, axis=0)
-    gap_after = _before_the_gap(spent[late], rounds, late) if len(middle) and middle[-1] > 0 else ""
+    gap_after = _before_the_gap(spent[late], gaps[late], rounds, late) if middle[-1] > 0 else ""
     return _most(table, middle, theirs, gap_after)
 
 
-def _by_round(
-    one: Spent, code: np.ndarray, names: int, rounds: Rounds, own: np.ndarray, column: int
-) -> np.ndarray:
-    """float64 (rounds, names + 1): self time by operation; the last column is time with nothing recorded."""
+def _by_round(one: Spent, code: np.ndarray, names: int, rounds: Rounds, column: int) -> np.ndarray:
+    """float64 (rounds, names): self time by operation."""
     start, end = rounds.start[column], rounds.end[column]
     place = np.searchsorted(start, one.start, "right") - 1
     inside = (place >= 0) & (one.start < end[np.maximum(place, 0)])
-    flat = place[inside] * (names + 1) + code[inside]
-    sums = np.bincount(flat, one.own[inside].astype(np.float64), len(start) * (names + 1))
-    sums = sums.reshape(len(start), names + 1)
-    recorded = covered(union(one.start, one.end), start, end)
-    sums[:, -1] = np.maximum(own[column] - recorded, 0)
-    return sums
+    flat = place[inside] * names + code[inside]
+    sums = np.bincount(flat, one.own[inside].astype(np.float64), len(start) * names)
+    return sums.reshape(len(start), names)
 
 
-def _before_the_gap(one: Spent, rounds: Rounds, column: int) -> str:
+def _unrecorded(one: Spent, elsewhere: Intervals, rounds: Rounds, column: int) -> Intervals:
+    """When, in the rounds, no operation was recorded and no collective was under way."""
+    whole = union(rounds.start[column], rounds.end[column])
+    return subtract(subtract(whole, union(one.start, one.end)), elsewhere)
+
+
+def _before_the_gap(one: Spent, gaps: Intervals, rounds: Rounds, column: int) -> str:
     """The operation after which, most often, the longest stretch of a round begins in which nothing ran."""
-    found: dict[str, int] = {}
     order = np.argsort(one.start, kind="stable")
     start, ended, name = one.start[order], one.end[order], one.name[order]
-    end = np.maximum.accumulate(ended)
     # Who ends last is the outermost: a call that others were made in.
-    holds = np.maximum.accumulate(np.where(ended > np.append(-1, end[:-1]), np.arange(len(end)), 0))
+    later = ended > np.append(-1, np.maximum.accumulate(ended)[:-1])
+    holds = np.maximum.accumulate(np.where(later, np.arange(len(ended)), 0))
+    found: Counter[str] = Counter()
     for first, last in zip(rounds.start[column].tolist(), rounds.end[column].tolist(), strict=True):
-        low, high = np.searchsorted(start, (first, last))
-        gaps = np.append(start[low + 1 : high], last) - end[low:high]
-        if len(gaps):
-            word = one.names[name[holds[low + int(gaps.argmax())]]][0]
-            found[word] = found.get(word, 0) + 1
-    return max(found, key=lambda word: found[word]) if found else ""
+        low, high = np.searchsorted(gaps.start, (first, last))
+        if low < high:
+            begins = gaps.start[low + int((gaps.end - gaps.start)[low:high].argmax())]
+            before = int(np.searchsorted(start, begins, "left")) - 1
+            found[one.names[name[holds[before]]][0] if before >= 0 else ""] += 1
+    return found.most_common(1)[0][0] if found else ""
 
 
 def excess_by_collective(

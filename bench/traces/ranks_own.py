@@ -11,7 +11,7 @@ from bench.traces.breakdown import HOST, activities, is_communication_call, merg
 from bench.traces.clocks import RankClock
 from bench.traces.collectives import Matched
 from bench.traces.events import Kind, Trace
-from bench.traces.intervals import Intervals, covered, subtract, union
+from bench.traces.intervals import Intervals, covered, nothing, subtract, union
 from bench.traces.ranks_rounds import Rounds, bases
 from bench.traces.tree import parents
 
@@ -27,13 +27,14 @@ class Own:
     waited: from the rank's arrival at a collective until the last has arrived (or until it was let go), while
     nothing of it computed. moved: the rest of the collective, while nothing computed. handed: from a host's
     call to the start of the collective on the backend's thread, and from its end until the host's thread went
-    on, up to ``SCHEDULING_NS`` each. own: all else.
+    on, up to ``SCHEDULING_NS`` each. own: all else. elsewhere: of each rank, when it waited, moved or handed.
     """
 
     own: np.ndarray
     waited: np.ndarray
     moved: np.ndarray
     handed: np.ndarray
+    elsewhere: list[Intervals]
 
 
 def own_time(
@@ -48,6 +49,7 @@ def own_time(
     present = matched.present & usable
     last = np.where(present, arrival, np.iinfo(np.int64).min).max(axis=1)
     waited, moved, handed = (np.zeros(rounds.start.shape) for _ in range(3))
+    elsewhere = []
     for column, (trace, base) in enumerate(zip(traces, bases(matched, traces), strict=True)):
         here = np.flatnonzero(present[:, column])
         start, end = matched.start[here, column] - base, matched.end[here, column] - base
@@ -57,15 +59,16 @@ def own_time(
         works = working(trace)
         waits = subtract(union(start, until), works)
         window = rounds.start[column], rounds.end[column]
-        waited[column] = covered(waits, *window)
-        if not matched.whole[column]:
-            continue
-        moves = subtract(subtract(union(start, end), works), waits)
-        moved[column] = covered(moves, *window)
-        if not trace.on_device()[matched.row[here, column]].any():
-            handing = subtract(_between_threads(trace, start, end), merge([works, waits, moves]))
-            handed[column] = covered(handing, *window)
-    return Own((rounds.end - rounds.start) - waited - moved - handed, waited, moved, handed)
+        moves = handing = nothing()
+        if matched.whole[column]:
+            moves = subtract(subtract(union(start, end), works), waits)
+            if not trace.on_device()[matched.row[here, column]].any():
+                handing = subtract(_between_threads(trace, start, end), merge([works, waits, moves]))
+        for sums, times in ((waited, waits), (moved, moves), (handed, handing)):
+            sums[column] = covered(times, *window)
+        elsewhere.append(merge([waits, moves, handing]))
+    own = (rounds.end - rounds.start) - waited - moved - handed
+    return Own(own, waited, moved, handed, elsewhere)
 
 
 def _between_threads(trace: Trace, start: np.ndarray, end: np.ndarray) -> Intervals:

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from bench.report.units import format_quantity, format_ratio, text_of
 from bench.traces.clocks import RankClock
-from bench.traces.ranks import TOLERANCE, Lateness, Ranks
-from bench.traces.ranks_late import Excess
+from bench.traces.ranks import Lateness, Ranks
+from bench.traces.ranks_late import TOLERANCE, Excess
 from bench.traces.tables import Columns, seconds
 
 LONGEST_NAME = 60
+HANDED = 0.05  # of a round; what a rank loses between its threads is said from there on
 
 
 def operation_text(excess: Excess | None) -> str:
@@ -46,7 +49,8 @@ def sentence(ranks: Ranks) -> str:
             f"no rank is late for certain: rank {worst.rank} may be ({_cost(worst)} in "
             f"{ranks.rounds.said}), last to arrive in {worst.last} of {_count(ranks)} collectives"
         )
-    return f"no rank is late: without rank {worst.rank}'s own time above the others' {_cost(worst)}"
+    slowest = f"rank {worst.rank}, the slowest between collectives"
+    return f"no rank is late: a {ranks.rounds.unit} takes {_cost(worst)} what it would without {slowest}"
 
 
 def _late_sentence(one: Lateness, unit: str) -> str:
@@ -65,7 +69,7 @@ def _cost(one: Lateness) -> str:
     cost = one.cost
     if cost is None:
         return "-"
-    return f"{format_ratio(cost.ratio)} [{cost.low:.3g}, {cost.high:.3g}]"
+    return f"{format_ratio(cost.ratio)} [{cost.low:.2f}, {cost.high:.2f}]"
 
 
 def _count(ranks: Ranks) -> int:
@@ -152,7 +156,23 @@ def notes(ranks: Ranks) -> list[str]:
         found.append(f"{len(ranks.missing)} of {ranks.world_size} ranks are not here: {_some(ranks.missing)}")
     if ranks.rounds is not None:
         found.append(f"compared in {ranks.rounds.said}")
+        found += _between_threads(ranks)
     return found + ranks.notes
+
+
+def _between_threads(ranks: Ranks) -> list[str]:
+    """Ranks whose threads lose a part of the round that matters around collectives: it is in no rank's own
+    time, for a machine with more threads than cores does that to any of them."""
+    assert ranks.rounds is not None
+    if not len(ranks.rounds):
+        return []
+    usual = float(np.median(ranks.rounds.end - ranks.rounds.start))
+    return [
+        f"rank {one.rank} loses {seconds(one.handed_ns)} a {ranks.rounds.unit} between its threads around "
+        "collectives: they wait for a core, or do what is not recorded"
+        for one in ranks.lateness
+        if one.handed_ns > HANDED * usual
+    ]
 
 
 def _some(numbers: Sequence[int], most: int = 8) -> str:

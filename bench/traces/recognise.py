@@ -60,8 +60,8 @@ def recognise(path: str | Path) -> str:
 
 def _kind_of_object(source: Source, text: bytes) -> str:
     while True:
-        chrome, benchmarks = _CHROME.search(text), _BENCHMARKS.search(text)
-        if benchmarks and (not chrome or benchmarks.start() < chrome.start()):
+        chrome = _CHROME.search(text)
+        if _BENCHMARKS.search(text, 0, chrome.start() if chrome else len(text)):
             raise Benchmarks(
                 f"{source.path} holds benchmark results, no profiler report: perflab report {source.path} "
                 "shows them, perflab compare compares them"

@@ -139,14 +139,13 @@ def innermost(events: Events, parents: np.ndarray, first: int, last: int) -> Seg
     each time at most to its own end. Of slices that overlap without nesting the earlier keeps its time.
     """
     rows = np.arange(first, last, dtype=np.int32)
-    start, end = events.start[first:last], events.end[first:last]
+    rows = rows[events.duration[first:last] > 0]  # the others are never innermost, and interrupt nothing
+    start, end = events.start[rows], events.end[rows]
     following = np.append(start[1:], _NEVER)
-    children = rows[parents[first:last] >= 0]
+    children = rows[parents[rows] >= 0]
     above = parents[children]
     resumed = events.end[children]
-    # The next start after a child's end; of a child without duration its own start is not meant.
-    place = np.maximum(np.searchsorted(start, resumed, "left"), children - first + 1)
-    interrupted = np.append(start, _NEVER)[place]
+    interrupted = np.append(start, _NEVER)[np.searchsorted(start, resumed, "left")]
     begins = np.concatenate((start, resumed))
     ends = np.concatenate((np.minimum(end, following), np.minimum(events.end[above], interrupted)))
     owners = np.concatenate((rows, above))

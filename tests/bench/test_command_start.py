@@ -32,7 +32,9 @@ def test_starts_light(command, finished_run):
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("command", [["--help"], ["list"], ["report", "--help"], ["compare", "--help"]])
+@pytest.mark.parametrize(
+    "command", [["--help"], ["list"], ["report", "--help"], ["compare", "--help"], ["trace", "--help"]]
+)
 def test_starts_fast(command, tmp_path):
     # The fastest of up to five: a virtual machine's clock varies by half, the work of starting does not.
     assert any(_cpu_seconds(command, tmp_path) < 0.5 for _ in range(5))

@@ -121,3 +121,21 @@ def test_invariants(pairs, factor):
     assert scaled.ratio == pytest.approx(result.ratio)  # units do not matter
     swapped = stats.compare_pairs(new, base)
     assert swapped.ratio == pytest.approx(1 / result.ratio)
+
+
+def test_resamples_are_runs_of_neighbours():
+    rows = stats.resamples(27, np.random.default_rng(0), draws=200)
+    assert rows.shape == (200, 27)
+    steps = (np.diff(rows, axis=1) % 27 == 1).reshape(200, 26)
+    inside = np.arange(26) % 3 != 2  # blocks of the cube root of 27
+    assert steps[:, inside].all()
+    assert np.bincount(rows.ravel(), minlength=27).min() > 100  # each round is drawn, also across the end
+
+
+def test_few_rounds_widen_an_interval_as_students_t_does():
+    from scipy.stats import t
+
+    assert stats.small_sample_factor(5) == pytest.approx(t.ppf(0.975, 4) / 1.96, rel=1e-4)
+    assert stats.small_sample_factor(stats.FEW) == 1.0
+    with pytest.raises(ValueError, match="2 rounds or more"):
+        stats.small_sample_factor(1)

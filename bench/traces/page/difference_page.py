@@ -59,7 +59,7 @@ def render_difference_page(base: Job, new: Job, difference: Difference) -> str:
         boxes=boxes,
         before=_before(difference),
         after=[],
-        timeline_view=views.timeline_view(traces, drawn, ["Both begin at 0."]) if drawn else None,
+        timeline_view=views.timeline_view(traces, drawn, words, ["Both begin at 0."]) if drawn else None,
         flame_view=views.difference_view(both, frames) if frames else None,
         made_by="perflab compare",
     )

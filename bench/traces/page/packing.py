@@ -14,6 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from bench.report.units import text_of
+
+_BRIEF = 60
+_NO_ROOM = "(no room for this name)"
 EXACT = 2**53  # beyond this a number of the page's script is no longer exact
 
 
@@ -52,26 +56,40 @@ def data_block(value: Mapping[str, Any]) -> str:
 class Words:
     """Texts of a page, each kept once: text -> number.
 
-    Names come from strangers and may be a megabyte long: what stands on the page is printable, and cut.
+    Names come from strangers and may be a megabyte long, or a million: what stands on the page is printable,
+    and cut to ``longest`` letters; shorter when half of ``room`` is used up, to nothing when all of it is.
+    ``cut`` counts them.
     """
 
-    def __init__(self, longest: int = 400) -> None:
+    def __init__(self, longest: int = 400, room: int = 1_600_000) -> None:
         self.longest = longest
+        self.room = room
         self.texts: list[str] = []
         self.cut = 0
+        self._letters = 0
         self._numbers: dict[str, int] = {}
 
     def number(self, text: str) -> int:
         known = self._numbers.get(text)
         if known is None:
-            from bench.report.units import text_of
-
-            # Cut first: making a megabyte printable, letter by letter, takes a second.
-            shown = text_of(text[: self.longest + 1], self.longest)
-            self.cut += len(text) > self.longest
-            known = self._numbers[text] = len(self.texts)
-            self.texts.append(shown)
+            known = self._numbers[text] = self._added(text)
         return known
+
+    def _added(self, text: str) -> int:
+        longest = self.longest
+        if self._letters > self.room / 2:
+            longest = min(longest, _BRIEF)
+        self.cut += len(text) > longest or self._letters > self.room
+        if self._letters > self.room:
+            return self._numbers.get(_NO_ROOM) or self._kept(_NO_ROOM)
+        # Cut first: making a megabyte printable, letter by letter, takes a second.
+        return self._kept(text_of(text[: longest + 1], longest))
+
+    def _kept(self, text: str) -> int:
+        self._letters += len(text)
+        self.texts.append(text)
+        self._numbers.setdefault(text, len(self.texts) - 1)
+        return len(self.texts) - 1
 
     def numbers(self, texts: list[str]) -> np.ndarray:
         """int64 (texts,): the number of each."""

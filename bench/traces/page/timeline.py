@@ -22,7 +22,9 @@ from bench.traces.steps import steps
 from bench.traces.tree import ROUNDING_NS, launched_by, parents
 
 MOST_SLICES = 250_000  # on one page: about 3.5 MB
+MOST_LANES = 600  # of one rank
 MOST_ROWS = 300  # of one lane
+MOST_STEPS = 5_000  # of one rank: marks above its lanes
 _CROSSING_ROWS = 24  # of one lane, for slices that overlap their neighbours
 Clock = Callable[[np.ndarray], np.ndarray]
 """int64 nanoseconds of a trace -> int64 nanoseconds of the time that all traces share."""
@@ -61,6 +63,8 @@ def timeline(
     parts, groups, before = [], [], 0
     for trace, clock, title, (rows, row) in zip(traces, clocks, titles, placed, strict=True):
         parts.append(_columns(trace, rows, clock(trace.events.start[rows]) - base, words, before))
+        if more := max(0, len(steps(trace)) - MOST_STEPS):
+            left_out["marks of steps above the lanes"] += more
         groups.append({"name": text_of(title[:80], 60), **_group(trace, rows, row, clock, base, words)})
         before += len(rows)
     columns = {
@@ -172,8 +176,11 @@ def _placed(trace: Trace, mask: np.ndarray, left_out: Counter[str]) -> tuple[np.
     rows = np.flatnonzero(mask)
     if lost := int((row < 0).sum()):
         left_out[f"slices below the first {MOST_ROWS} rows of their lane, or across others there"] += lost
-    order = np.lexsort((events.start, row, _lane_order(trace)[events.lane]))
-    order = order[row[order] >= 0]
+    lane = _lane_order(trace)[events.lane]
+    if crowded := int(((row >= 0) & (lane >= MOST_LANES)).sum()):
+        left_out[f"slices of all but {MOST_LANES} lanes"] += crowded
+    order = np.lexsort((events.start, row, lane))
+    order = order[(row[order] >= 0) & (lane[order] < MOST_LANES)]
     return rows[order], row[order]
 
 
@@ -194,12 +201,14 @@ def _columns(
     # Where each of the trace's slices stands on the page, one higher; 0: it is not drawn.
     place = np.zeros(len(events) + 1, np.int64)
     place[rows] = before + 1 + np.arange(len(rows))
-    names = words.numbers(trace.names)
+    names = np.zeros(len(trace.names), np.int64)
+    for code in np.unique(events.name[rows]).tolist():
+        names[code] = words.number(trace.names[code])
     shapes = np.r_[words.numbers(trace.shapes) + 1, 0]  # the last one is for -1
     return {
         "start": start,
         "duration": events.duration[rows],
-        "name": names[events.name[rows]] if len(names) else np.empty(0, np.int64),
+        "name": names[events.name[rows]],
         "kind": events.kind[rows].astype(np.int64),
         "shape": shapes[events.shape[rows]],
         "bytes": np.clip(events.bytes[rows], -1, _FAR) + 1,
@@ -229,7 +238,12 @@ def _steps(trace: Trace, clock: Clock, base: int, words: Words) -> list[list[int
     found = steps(trace)
     if not found.given:
         return []
-    windows = zip(found.names, clock(found.start) - base, clock(found.end) - base, strict=True)
+    windows = zip(
+        found.names[:MOST_STEPS],
+        clock(found.start[:MOST_STEPS]) - base,
+        clock(found.end[:MOST_STEPS]) - base,
+        strict=True,
+    )
     # A damaged time would stretch the timeline to where nobody finds anything.
     return [
         [words.number(name), int(start), int(end)]

@@ -161,7 +161,8 @@ class TimelineView {
   }
 
   release(event) {
-    if (this.pointers.delete(event.pointerId) && this.moved <= 3) this.click(event.offsetX, event.offsetY);
+    const still = this.moved <= (event.pointerType === "mouse" ? 3 : 10); // a finger trembles
+    if (this.pointers.delete(event.pointerId) && still) this.click(event.offsetX, event.offsetY);
   }
 
   at(x, y) {

@@ -54,7 +54,7 @@ def render_trace_page(job: Job, report: JobReport | None = None) -> str:
         boxes=reports.boxes(job),
         before=before,
         after=after,
-        timeline_view=views.timeline_view(timed, drawn, lines) if drawn else None,
+        timeline_view=views.timeline_view(timed, drawn, words, lines) if drawn else None,
         flame_view=views.flame_view(tree, frames) if frames else None,
         made_by="perflab trace",
     )

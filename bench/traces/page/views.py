@@ -10,6 +10,7 @@ import numpy as np
 from bench.report.units import format_seconds
 from bench.traces.events import Kind, Trace
 from bench.traces.page.flame import CallTree, Flame, Overlay
+from bench.traces.page.packing import Words
 from bench.traces.page.sections import Cell, Table, table
 from bench.traces.page.timeline import Timeline
 
@@ -31,7 +32,9 @@ _PATHS = 150  # rows of a call tree's table
 _PLACES = {"host": "of the host", "device": "of devices"}
 
 
-def timeline_view(traces: Sequence[Trace], drawn: Timeline, lines: Sequence[str]) -> dict[str, Any]:
+def timeline_view(
+    traces: Sequence[Trace], drawn: Timeline, words: Words, lines: Sequence[str]
+) -> dict[str, Any]:
     """What ``drawings.html.j2`` says around the timeline. lines: sentences to stand above it."""
     said = list(lines)
     if drawn.left_out:
@@ -39,6 +42,8 @@ def timeline_view(traces: Sequence[Trace], drawn: Timeline, lines: Sequence[str]
         said.append(
             f"{drawn.slices:,} slices are drawn. Left out here, but in every figure and table: {left}."
         )
+    if words.cut:
+        said.append(f"{words.cut:,} names are too long for a page and cut in the drawings.")
     kinds = np.concatenate([trace.events.kind for trace in traces])
     counts = np.bincount(kinds, minlength=len(Kind))
     legend = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from operator import attrgetter
@@ -11,7 +12,7 @@ import numpy as np
 
 from bench.traces.classify import DEVICE_CATEGORIES, HOST_CATEGORIES
 from bench.traces.events import Events, Kind, Lane, Memory
-from bench.traces.readers.chrome_event import NO_JSON, Arguments, DetailedArguments, DetailedEvent, Event
+from bench.traces.readers.chrome_event import NO_JSON, Arguments, Event
 from bench.traces.readers.columns import Codes, Columns, integers, nanoseconds, number, used_codes
 from bench.traces.readers.labels import Labels
 from bench.traces.readers.messages import message_bytes
@@ -27,6 +28,7 @@ _OTHER_PHASES = {
     "": "events without a phase",
 }
 _NO_ARGUMENTS = Arguments()
+_COLLECTIVE = re.compile(r"nccl(:|\w*Kernel)|gloo:")
 _CUDA = 1  # "Device Type" of a sample of memory: c10::DeviceType
 
 
@@ -40,6 +42,7 @@ class ChromeColumns:
         self._lanes = Codes()
         self._devices: dict[int, int] = {}  # of a lane, by its slices
         self._host_lanes: set[int] = set()
+        self._detailed: list[bool] = []  # of a name
         self._begun: dict[tuple[Any, Any], list[Event]] = {}
         self._memory: list[tuple[Any, float, float, int]] = []
 
@@ -64,13 +67,12 @@ class ChromeColumns:
             "lane": np.fromiter(
                 map(lanes.__getitem__, map(attrgetter("pid", "tid"), slices)), np.int32, count
             ),
-            "correlation": integers([-1 if a.correlation is None else a.correlation for a in arguments]),
+            "correlation": integers([a.correlation for a in arguments]),
             "shape": self._shape_codes(arguments),
-            "bytes": integers([-1 if a.bytes is None else a.bytes for a in arguments]),
+            "bytes": np.full(count, -1, np.int64),
         }
-        self._find_devices(part, slices)
-        if any(isinstance(event, DetailedEvent) for event in (slices[0], slices[-1])):
-            self._add_details(part, slices)
+        self._find_devices(part, slices, arguments)
+        self._add_details(part, slices)
         good = known_start & known_duration & (duration >= 0)
         if not good.all():
             self._dropped["slices without a valid start"] += int((~known_start).sum())
@@ -85,13 +87,17 @@ class ChromeColumns:
         codes = [-1 if a.input_dims is NO_JSON else shapes[bytes(a.input_dims)] for a in arguments]
         return np.array(codes, np.int32)
 
-    def _find_devices(self, part: dict[str, np.ndarray], slices: list[Event]) -> None:
-        """Lanes on which something is that only a device has are streams of one, whatever they are called."""
+    def _find_devices(
+        self, part: dict[str, np.ndarray], slices: list[Event], arguments: list[Arguments]
+    ) -> None:
+        """Lanes on which something is that only a device has are streams of one, whatever they are called;
+        and only such slices have bytes."""
         categories = [str(category).lower() for category in self.columns.categories]
         of_host = np.array([category in HOST_CATEGORIES for category in categories], bool)
         self._host_lanes.update(np.unique(part["lane"][of_host[part["category"]]]).tolist())
         of_device = np.array([category in DEVICE_CATEGORIES for category in categories], bool)
         rows = np.flatnonzero(of_device[part["category"]])
+        part["bytes"][rows] = integers([arguments[row].bytes for row in rows.tolist()])
         lanes, first = np.unique(part["lane"][rows], return_index=True)
         for lane, row in zip(lanes.tolist(), rows[first].tolist(), strict=True):
             if lane not in self._devices:
@@ -101,13 +107,17 @@ class ChromeColumns:
                 self._devices[lane] = int(found) if 0 <= found < 1 << 20 else 0
 
     def _add_details(self, part: dict[str, np.ndarray], slices: list[Event]) -> None:
+        """What collectives, known by their names, and slices without a category (JAX's) carry besides."""
         groups, categories = self.columns.groups, self.columns.categories
+        for name in list(self.columns.names)[len(self._detailed) :]:
+            self._detailed.append(_COLLECTIVE.match(name) is not None)
+        wanted = np.array(self._detailed)[part["name"]] | (part["category"] == categories.get("", -1))
         part["group"] = np.full(len(slices), -1, np.int32)
-        for row, event in enumerate(slices):
-            details = event.args
-            if not isinstance(details, DetailedArguments):
+        for row in np.flatnonzero(wanted).tolist():
+            details = slices[row].args
+            if details is None:
                 continue
-            if details.collective is not None or event.name.startswith(("gloo:", "nccl:")):
+            if details.collective is not None or slices[row].name.startswith(("gloo:", "nccl:")):
                 part["bytes"][row] = message_bytes(details)
                 if details.group is not None:
                     size = number(details.group_size)
@@ -125,10 +135,10 @@ class ChromeColumns:
         for phase, count in phases.items():
             if phase not in ("M", "B", "E"):
                 self._dropped[_OTHER_PHASES.get(phase, "events of an unknown phase")] += count
-        for event in events:
-            if event.ph == "i" and event.name == "[memory]" and isinstance(event.args, DetailedArguments):
+        for event in [event for event in events if event.ph in "iMBE"]:
+            if event.ph == "i" and event.name == "[memory]" and event.args is not None:
                 self._sample(event, event.args)
-            elif event.ph == "M" and isinstance(event.args, DetailedArguments):
+            elif event.ph == "M" and event.args is not None:
                 text = event.args.labels if event.name == "process_labels" else event.args.name
                 self.labels.add(event.name, event.pid, event.tid, text or "")
             elif event.ph == "B":
@@ -141,7 +151,7 @@ class ChromeColumns:
                     self._dropped["ends of slices that have no beginning"] += 1
         return ended
 
-    def _sample(self, event: Event, details: DetailedArguments) -> None:
+    def _sample(self, event: Event, details: Arguments) -> None:
         device = number(details.device_id) if number(details.device_type) >= _CUDA else -1
         device = int(device) if 0 <= device < 1 << 20 else -1
         self._memory.append((event.ts, number(details.allocated), number(details.allocation), device))

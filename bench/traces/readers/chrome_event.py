@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -20,20 +21,15 @@ NO_JSON = Raw(b"")
 
 
 class Arguments(Struct, gc=False):
-    """What most slices carry."""
+    """The last fourteen only stand beside collectives, samples of memory, labels and JAX's slices."""
 
-    correlation: Number = None
+    correlation: Number = -1
     device: Number = None
-    bytes: Number = None
+    bytes: Number = -1
     input_dims: Raw = field(default=NO_JSON, name="Input Dims")
-
-
-class DetailedArguments(Arguments, gc=False):
-    """What collectives, samples of memory, labels and JAX's slices carry besides."""
-
+    input_type: Raw = field(default=NO_JSON, name="Input type")
     name: str | None = None
     labels: str | None = None
-    input_type: Raw = field(default=NO_JSON, name="Input type")
     collective: str | None = field(default=None, name="Collective name")
     elements_in: Number = field(default=None, name="In msg nelems")
     elements_out: Number = field(default=None, name="Out msg nelems")
@@ -62,11 +58,7 @@ class Event(Struct, gc=False):
     args: Arguments | None = None
 
 
-class DetailedEvent(Event, gc=False):
-    args: DetailedArguments | None = None
-
-
-class ExactEvent(DetailedEvent, gc=False):
+class ExactEvent(Event, gc=False):
     """Microseconds since 1970 with decimals (Kineto early in 2024): a float64 is off by 100 ns and more."""
 
     ts: Raw = NO_JSON  # type: ignore[assignment]
@@ -84,22 +76,27 @@ def lenient(data: Any, form: type[Form], dropped: Counter[str]) -> Form | None:
         dropped["events that are no objects"] += 1
         return None
     found: dict[str, Any] = {}
-    for part in msgspec.structs.fields(form):
+    for part in _fields(form):
         value = data.get(part.encode_name)
         if value is None:
             continue
         if part.name == "args" and isinstance(value, dict):
-            found["args"] = lenient(value, DetailedArguments, dropped)
+            found["args"] = lenient(value, Arguments, dropped)
         elif part.type is Raw:
             found[part.name] = Raw(json.dumps(value).encode())
         else:
             try:
-                found[part.name] = _clean(msgspec.convert(value, part.type, strict=False))
+                found[part.name] = msgspec.convert(printable(value), part.type, strict=False)
             except msgspec.ValidationError:
                 dropped["fields of a wrong type"] += 1
     return form(**found)
 
 
-def _clean(value: Any) -> Any:
-    """Half a surrogate pair cannot be written anywhere: it becomes a question mark."""
+@cache
+def _fields(form: type[Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    return msgspec.structs.fields(form)
+
+
+def printable(value: Any) -> Any:
+    """Half a surrogate pair in a string cannot be written anywhere: it becomes a question mark."""
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value

@@ -19,24 +19,14 @@ from typing import Any
 
 import msgspec
 
-from bench.traces.readers.chrome_event import DetailedEvent, Event, lenient
+from bench.traces.readers.chrome_event import Event, ExactEvent, lenient
 from bench.traces.readers.source import PIECE, Source
 
 LARGEST = 1 << 26  # bytes of one event, of what precedes the events, of what follows them
+_SUSPECT = 1 << 23  # bytes after which no cut was right: events hold long lists of objects
 _BETWEEN = re.compile(rb"\}\s*,\s*(?=\{)")
 _EVENTS_KEY = re.compile(rb'"traceEvents"\s*:\s*\[')
 _BYTE = re.compile(r"\(byte (\d+)\)")
-# Only parts in which one of these stands are decoded in all detail, the others in less time.
-_DETAILED = (
-    b'"Collective name"',
-    b'"[memory]"',
-    b'_name"',
-    b'_labels"',
-    b'"hlo_op"',
-    b'"step_num"',
-    b"gloo:",
-    b"nccl:",
-)
 _TOO_DEEP = "brackets are nested more deeply than in any report"
 
 
@@ -61,16 +51,13 @@ class ChromeStream:
         self.dropped: Counter[str] = Counter()
         self.notes: list[str] = []
         self.is_array = False
-        self._buffer = b""
+        self._buffer = bytearray()  # what is taken from its front is not copied
         self._base = 0  # offset of the buffer in the (unzipped) file
         self._count = 0
         self._at_end_of_file = False
         self._done = False
-        self._plain, self._detailed = (
-            msgspec.json.Decoder(list[Event]),
-            msgspec.json.Decoder(list[DetailedEvent]),
-        )
-        self._one = msgspec.json.Decoder(DetailedEvent)
+        self._many, self._one = msgspec.json.Decoder(list[Event]), msgspec.json.Decoder(Event)
+        self._is_exact = False
         self._structure = msgspec.json.Decoder(list[msgspec.Raw])
 
     def __iter__(self) -> Iterator[list[Event]]:
@@ -81,6 +68,7 @@ class ChromeStream:
             try:
                 events = self._next_strict()
             except _NotStrict:
+                self._note_once("not strict JSON (NaN or the like)")
                 events = self._next_tolerant()
             except RecursionError:
                 raise self.source.broken(_TOO_DEEP, self._base) from None
@@ -95,8 +83,13 @@ class ChromeStream:
         self._at_end_of_file = not piece
         self._buffer += piece
 
+    def _note_once(self, what: str) -> None:
+        unit = "unzipped byte" if self.source.zipped else "byte"
+        if not self.notes:
+            self.notes.append(f"{what} from {unit} {self._base} on")
+
     def _advance(self, size: int) -> None:
-        self._buffer = self._buffer[size:]
+        del self._buffer[:size]
         self._base += size
 
     def _skip_header(self) -> None:
@@ -111,7 +104,7 @@ class ChromeStream:
             raise self.source.broken("a Chrome trace begins with '{' or '['", self._base)
         seen = 0
         while True:
-            for match in _EVENTS_KEY.finditer(self._buffer, seen):
+            for match in list(_EVENTS_KEY.finditer(self._buffer, seen)):
                 header = _object(self._buffer[: match.end()] + b"]}")
                 if header is not None:  # else the key stands in a string or deeper down
                     self.document = header
@@ -123,32 +116,46 @@ class ChromeStream:
 
     def _next_strict(self) -> list[Event]:
         """Whole events from the front of the buffer, as many as there are."""
-        tail = max(0, len(self._buffer) - (1 << 16))
-        cuts = [(match.start() + 1, match.end()) for match in _BETWEEN.finditer(self._buffer, tail)]
+        for tail in (1 << 16, len(self._buffer)):  # events longer than 64 KiB are rare
+            begin = max(0, len(self._buffer) - tail)
+            cuts = [(match.start() + 1, match.end()) for match in _BETWEEN.finditer(self._buffer, begin)]
+            if cuts:
+                break
         for cut, following in reversed(cuts[-4:]):
             try:
-                events, end = self._decode(b"[" + self._buffer[:cut] + b"]")
+                with memoryview(self._buffer) as whole, whole[:cut] as front:
+                    part = b"".join((b"[", front, b"]"))
+                events, end = self._decode(part)
             except _WrongCut:
                 continue
             self._done = end is not None
             self._advance(following if end is None else end)
             return events
         if not self._at_end_of_file:
+            if cuts and len(self._buffer) > _SUSPECT:
+                return self._next_tolerant()  # one event after the other: it needs no cut
             self._more("end of an event")
             return []
         try:
             events, end = self._decode(b"[" + self._buffer)
         except _WrongCut:
-            raise _NotStrict from None  # the slow way finds out what is missing
+            return self._next_tolerant()  # finds out what is missing
         self._done = True
         self._advance(len(self._buffer) if end is None else end)
         return events
 
     def _decode(self, part: bytes) -> tuple[list[Event], int | None]:
         """Its events, and where in the buffer the list of events has ended before the part does."""
-        decoder = self._detailed if any(word in part for word in _DETAILED) else self._plain
         try:
-            return decoder.decode(part), None
+            events = self._many.decode(part)
+            if not self._is_exact and _needs_exact_times(events):
+                self._is_exact = True
+                self._many, self._one = (
+                    msgspec.json.Decoder(list[ExactEvent]),
+                    msgspec.json.Decoder(ExactEvent),
+                )
+                events = self._many.decode(part)
+            return events, None
         except msgspec.ValidationError:
             return self._decode_singly(part)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -175,7 +182,10 @@ class ChromeStream:
 
     def _kept(self, data: Any) -> Event | None:
         """What is kept of an event that Python's own reader has parsed."""
-        return lenient(data, DetailedEvent, self.dropped)
+        try:
+            return self._one.decode(msgspec.json.encode(data))  # NaN becomes null: no number either
+        except (msgspec.MsgspecError, ValueError, TypeError, OverflowError):
+            return lenient(data, ExactEvent if self._is_exact else Event, self.dropped)
 
     def _next_tolerant(self) -> list[Event]:
         """Whole events from the front of the buffer, by Python's own reader: NaN, control characters and
@@ -183,9 +193,6 @@ class ChromeStream:
         text = self._buffer.decode("utf-8", "surrogateescape")  # so that positions lead back to bytes
         scanner, position = json.JSONDecoder(strict=False), 0
         events: list[Event] = []
-        if not self.notes:
-            unit = "unzipped byte" if self.source.zipped else "byte"
-            self.notes.append(f"not strict JSON (NaN or the like) from {unit} {self._base} on")
         while True:
             while position < len(text) and text[position] in " \t\r\n,":
                 position += 1
@@ -205,7 +212,8 @@ class ChromeStream:
                 events.append(event)
         self._advance(len(text[:position].encode("utf-8", "surrogateescape")))
         if not events and not self._done:
-            self._more("end of an event")
+            for _ in range(1 + len(self._buffer) // PIECE):  # doubled, as all of it is parsed again
+                self._more("end of an event")
         return events
 
     def _stop(self, text: str, position: int, error: ValueError, whole: int) -> None:
@@ -225,18 +233,25 @@ class ChromeStream:
         )
 
     def _read_footer(self) -> None:
-        rest = self._buffer + self.source.rest(LARGEST)
+        rest = bytes(self._buffer) + self.source.rest(LARGEST)
         if self.is_array:
             if rest.strip():
                 raise self.source.broken("nothing was expected after the list of events", self._base)
             return
         footer = _object(b'{"traceEvents":[]' + rest)
         if footer is None:
-            whole = f"the file ends in the middle: after {self._count} whole events"
-            raise self.source.broken(f"{whole}, the object around them is not closed", self.source.offset)
+            raise self.source.broken(
+                f"what follows the {self._count} events does not close the object around them", self._base
+            )
         if footer["traceEvents"]:
             self.dropped["events of a second list 'traceEvents'"] += len(footer["traceEvents"])
         self.document |= footer
+
+
+def _needs_exact_times(events: list[Event]) -> bool:
+    """Whether these are microseconds since 1970 with decimals, more digits than a float64 has."""
+    times = [event.ts for event in events[:100] if isinstance(event.ts, float)]
+    return any(abs(time) >= 1 << 43 and time % 1 for time in times)
 
 
 def _end_of_list(part: bytes, error: Exception) -> int:
@@ -253,7 +268,7 @@ def _end_of_list(part: bytes, error: Exception) -> int:
     raise _NotStrict from None
 
 
-def _object(text: bytes) -> dict[str, Any] | None:
+def _object(text: bytes | bytearray) -> dict[str, Any] | None:
     try:
         data = json.loads(text.decode("utf-8", "replace"), strict=False)
     except (ValueError, RecursionError):

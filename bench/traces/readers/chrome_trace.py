@@ -8,7 +8,9 @@ import numpy as np
 
 from bench.traces.classify import classify, classify_jax, classify_jax_device, classify_python
 from bench.traces.events import Trace
+from bench.traces.flops import count_flops
 from bench.traces.readers.chrome import ChromeColumns
+from bench.traces.readers.chrome_event import printable
 from bench.traces.readers.chrome_stream import ChromeStream
 from bench.traces.readers.columns import integer
 from bench.traces.readers.source import Source
@@ -34,8 +36,8 @@ _FACTS = {
 def read(source: Source) -> Trace:
     """ValueError: what is wrong with the file, and at which byte."""
     stream, table = ChromeStream(source), ChromeColumns(source.path)
-    for events in stream:
-        table.add(events)
+    for part in stream:
+        table.add(part)
     document, columns = stream.document, table.columns
     written_by = _written_by(document, table)
     recognise = _RECOGNISE.get(written_by, classify)
@@ -55,12 +57,13 @@ def read(source: Source) -> Trace:
         origin_ns=base + origin if base or origin > EPOCH_NS else 0,
         rank=integer(info.get("rank")),
         world_size=integer(info.get("world_size")),
-        backend=str(info.get("backend", "")),
+        backend=printable(str(info.get("backend", ""))),
         dropped=stream.dropped + columns.dropped,
         unclassified=columns.unclassified,
         notes=stream.notes,
         facts=_facts(document),
     )
+    count_flops(trace)
     if written_by == "jax":
         _place_on_devices(trace)
     return trace
@@ -98,10 +101,10 @@ def _group_text(name: str, description: str, size: int) -> str:
 
 
 def _facts(document: dict[str, Any]) -> dict[str, str]:
-    facts = {label: str(document[key]) for key, label in _FACTS.items() if key in document}
+    facts = {label: printable(str(document[key])) for key, label in _FACTS.items() if key in document}
     devices = document.get("deviceProperties")
     names = (
-        [str(d["name"]) for d in devices if isinstance(d, dict) and "name" in d]
+        [printable(str(d["name"])) for d in devices if isinstance(d, dict) and "name" in d]
         if isinstance(devices, list)
         else []
     )

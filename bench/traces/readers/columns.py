@@ -145,6 +145,9 @@ def nanoseconds(values: list[Any]) -> tuple[np.ndarray, np.ndarray]:
     if microseconds.dtype.kind not in "if":
         microseconds = np.array([number(value) for value in values], np.float64)
     limit = float(1 << 62) / 1000
+    if microseconds.dtype.kind == "i":
+        valid = (microseconds < limit) & (microseconds > -limit)
+        return np.where(valid, microseconds, 0) * 1000, valid
     with np.errstate(invalid="ignore"):
         valid = np.abs(microseconds) < limit
     microseconds = np.where(valid, microseconds, 0)
@@ -157,7 +160,8 @@ def _exact_nanoseconds(values: list[Any]) -> tuple[np.ndarray, np.ndarray]:
     found, valid = np.zeros(len(values), np.int64), np.zeros(len(values), bool)
     for index, text in enumerate(values):
         try:
-            exact = Decimal(bytes(text).decode().strip('"'))
+            digits = bytes(text).decode() if isinstance(text, msgspec.Raw) else str(text)
+            exact = Decimal(digits.strip('"'))
             if abs(exact) < (1 << 62) // 1000:  # NaN is never less
                 found[index], valid[index] = int((exact * 1000).to_integral_value()), True
         except (ArithmeticError, ValueError):

@@ -32,9 +32,9 @@ class Labels:
         """XLA's profiler calls its processes /host:CPU, /device:GPU:0 ..."""
         return any(name.startswith(("/host:", "/device:")) for name in self._process.values())
 
-    def lane(self, process: Any, thread: Any, device: int | None = None) -> Lane:
+    def lane(self, process: str, thread: str, device: int | None = None) -> Lane:
         """``device`` where its slices say so (-1 the host); else the label of its process may."""
-        label, name = self._labels.get(str(process), ""), self._process.get(str(process), "")
+        label, name = self._labels.get(process, ""), self._process.get(process, "")
         found = _DEVICE_LABEL.fullmatch(label) or _DEVICE_PROCESS.match(name)
         if device is None:
             device = min(int(found[1]), 1 << 20) if found else -1
@@ -44,4 +44,4 @@ class Labels:
         elif not name.startswith("/"):
             name = f"{name or 'process'} {process}"
         word = "stream" if of_device else "thread"
-        return Lane(name, self._thread.get((str(process), str(thread))) or f"{word} {thread}", device)
+        return Lane(name, self._thread.get((process, thread)) or f"{word} {thread}", device)

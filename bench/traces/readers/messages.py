@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from bench.traces.readers.chrome_event import DetailedArguments
+from bench.traces.readers.chrome_event import Arguments
 from bench.traces.readers.columns import number
 
 ELEMENT_BYTES = {
@@ -22,7 +22,7 @@ ELEMENT_BYTES = {
 }
 
 
-def message_bytes(arguments: DetailedArguments) -> int:
+def message_bytes(arguments: Arguments) -> int:
     """The larger of what goes in and what comes out, as nccl-tests counts: of an all-gather the whole result,
     of a reduce-scatter the whole input. -1 where the file does not say."""
     if arguments.dtype is not None:

@@ -7,17 +7,16 @@ was traced and with the version; a column that a file lacks counts as empty.
 from __future__ import annotations
 
 import re
+import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 _COPIES = {1: "HtoD", 2: "DtoH", 3: "HtoA", 4: "AtoH", 5: "AtoA", 6: "AtoD", 7: "DtoA", 8: "DtoD", 9: "HtoH"}
 _COPIES |= {10: "PtoP", 11: "managed HtoD", 12: "managed DtoH", 13: "managed DtoD"}
 _WAITS = {1: "Event Sync", 2: "Stream Wait Event", 3: "Stream Sync", 4: "Context Sync"}
 _VERSION = re.compile(r"(_v\d+)?(_ptsz|_ptds)?$")  # cudaLaunchKernel_v7000
 
-Row = Mapping[str, Any]
-Name = Callable[[Row, Mapping[int, str]], str]
+Name = Callable[[sqlite3.Row, Mapping[int, str]], str]
 
 
 @dataclass(frozen=True)
@@ -31,14 +30,14 @@ class Table:
 
 
 def _string(*columns: str) -> Name:
-    def name(row: Row, strings: Mapping[int, str]) -> str:
+    def name(row: sqlite3.Row, strings: Mapping[int, str]) -> str:
         found = next((strings[row[c]] for c in columns if row[c] in strings), "(no name)")
         return _VERSION.sub("", found, count=1)
 
     return name
 
 
-def _range(row: Row, strings: Mapping[int, str]) -> str:
+def _range(row: sqlite3.Row, strings: Mapping[int, str]) -> str:
     return str(row["text"] or strings.get(row["textId"]) or "(no text)")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 PIECE = 1 << 20
 LARGEST_RATIO = 400  # a real trace expands 10 to 60 times, gzip's limit is 1032
@@ -30,8 +30,8 @@ class Source:
             self._file: BinaryIO = open(path, "rb")  # noqa: SIM115 (closed by __exit__)
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
-        self._bytes = self._file
-        self._damage: tuple[type[Exception], ...] = (OSError,)
+        self._bytes: Any = self._file
+        self._damage: Any = (OSError,)
         if self._file.read(2) == b"\x1f\x8b":
             from isal import igzip, igzip_lib
 

@@ -68,7 +68,8 @@ def read(source: Source) -> Trace:
         raise ValueError(f"{source.path}: brackets are nested more deeply than in any report") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{source.path} is not speedscope's JSON: {error}") from None
-    columns, lanes = Columns(source.path), []
+    columns = Columns(source.path)
+    lanes: list[Lane] = []
     trace = Trace(source.path, "speedscope", columns.finish()[0], [], [])
     for profile in file.profiles:
         scale = _NANOSECONDS.get(profile.unit)

@@ -30,9 +30,11 @@ def read(source: Source) -> Trace:
         from jax.profiler import ProfileData
     except ImportError as error:
         raise ValueError(f"{source.path} is read by jax.profiler, and JAX is not there: {error}") from None
-    columns, lanes = Columns(source.path), []
+    columns = Columns(source.path)
+    lanes: list[Lane] = []
     facts: dict[str, str] = {}
-    start, memory = 0, []
+    start = 0
+    memory: list[tuple[float, int, int]] = []
     try:
         for plane in ProfileData.from_serialized_xspace(data).planes:
             name = str(plane.name)

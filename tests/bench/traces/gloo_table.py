@@ -7,7 +7,13 @@ import numpy as np
 from bench.traces.events import Events, Job, Kind, Lane, Trace
 
 MAIN, BACKEND = 0, 1
+NOISE = np.random.default_rng(0)
 TRANSFER = 100_000  # nanoseconds from the last arrival to the end
+
+
+def even(ranks, rounds, work=5_000_000):
+    """Nanoseconds of work that vary by some per cent, as those of equal ranks do."""
+    return np.rint(work * (1 + 0.03 * NOISE.standard_normal((ranks, rounds)))).astype(np.int64)
 
 
 def bulk_synchronous(own, *, offsets=None, drifts=None, host="", steps=True, transfer=TRANSFER, late_by=None):

@@ -1,4 +1,4 @@
-"""Reports come from strangers: whatever is damaged in one, there is a trace or one line that says what is wrong."""
+"""Reports come from strangers: whatever is damaged in one, it is read or refused in one line."""
 
 import random
 import zlib

@@ -15,6 +15,7 @@ from tables_of_events import (
 )
 
 from bench.traces import tree
+from bench.traces.analysis import analyse
 from bench.traces.breakdown import activities, whole
 from bench.traces.causes import Cause
 from bench.traces.events import Kind
@@ -131,6 +132,26 @@ def test_a_stream_waits_for_communication_while_the_device_is_busy():
     waits = stream_waits(made, activity, tree.launched_by(made.events))
     assert [(one.cause, one.name, one.time) for one in waits] == [(Cause.COMMUNICATION, "ncclAllReduce", 300)]
     assert reasons(made) == {(Cause.LATENCY, ""): 5}
+
+
+def test_a_gap_that_no_slice_ends_goes_by_the_main_thread():
+    # A step after whose last kernel the host logs, and nothing is launched any more.
+    made = trace(
+        [
+            *launched(1, "gemm", 0, 5, 100),
+            (Kind.STEP, "ProfilerStep#0", MAIN, 5, 400),
+            (Kind.FUNCTION, "train.py(9): log", MAIN, 150, 400),
+        ]
+    )
+    (unit,) = analyse(made, step="0").units
+    found = {(one.cause, one.name): one.time for one in unit.idle}
+    assert found == {(Cause.PYTHON, "train.py(9): log"): 250, (Cause.BETWEEN, ""): 50}
+    marks = [
+        (Kind.KERNEL, "gemm", COMPUTE_STREAM, 0, 100),
+        (Kind.STEP, "ProfilerStep#0", COMPUTE_STREAM, 0, 400),
+    ]
+    (unit,) = analyse(trace(marks), step="0").units
+    assert [(one.cause, one.time) for one in unit.idle] == [(Cause.UNKNOWN, 300)]
 
 
 def test_the_host_of_a_trace_without_devices():

@@ -85,6 +85,17 @@ def test_kernels_know_the_operator_that_launched_them():
     assert (fill.operator, fill.operators) == (NO_OPERATOR, 0)
 
 
+def test_a_launch_from_a_function_inside_an_operator_is_the_operators():
+    made = trace(
+        [
+            (Kind.OPERATOR, "triton_fused_add", MAIN, 0, 100),
+            (Kind.FUNCTION, "launcher.py(7): run", MAIN, 10, 90),
+            *launched(1, "add_kernel", 20, 30, 70),
+        ]
+    )
+    assert everything(made)[2][0].operator == "triton_fused_add"
+
+
 def test_copies_have_a_rate_only_over_those_whose_size_is_known():
     made = trace(
         [

@@ -1,10 +1,10 @@
-"""Pages of traces in a real browser: drawn, moved, searched, read aloud, and deaf to what strangers write."""
+"""Pages of traces in a real browser: drawn, read, walked through, and deaf to what strangers write."""
 
 import json
 
 import pytest
 from chromium import DESK, PHONE, contrast, opened, sticking_out
-from drawn_job import MS, job, many, training
+from drawn_job import job, many, training
 
 from bench.traces.diff import difference
 from bench.traces.page import write_difference_page, write_trace_page
@@ -29,19 +29,23 @@ def difference_page(tmp_path_factory):
     return write_difference_page(base, new, difference(base, new), path)
 
 
-def window(tab):
-    """Start and end of what the timeline shows, in nanoseconds."""
-    tab.wait_for_function("document.getElementById('timeline').dataset.view !== undefined")
-    tab.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    return [int(part) for part in tab.locator("#timeline").get_attribute("data-view").split()]
-
-
-def colours_of(tab, canvas):
-    """How many colours a canvas has."""
-    return tab.locator(canvas).evaluate(
-        "one => { const data = one.getContext('2d').getImageData(0, 0, one.width, one.height).data;"
-        " return new Set(new Uint32Array(data.buffer)).size; }"
-    )
+def painted(tab, canvas, variable):
+    """How many pixels of a canvas have the style's colour in one of its four shades."""
+    count = """(one, variable) => {
+      const style = getComputedStyle(document.documentElement);
+      const parts = (name) => {
+        const number = parseInt(style.getPropertyValue(name).trim().slice(1), 16);
+        return [number >> 16, (number >> 8) & 255, number & 255];
+      };
+      const [colour, paper] = [parts(variable), parts('--paper')];
+      const number = ([red, green, blue]) => (red << 16) | (green << 8) | blue;
+      const shades = new Set([0, 1, 2, 3].map((shade) =>
+        number(colour.map((part, i) => Math.round(part + (paper[i] - part) * shade * 0.11)))));
+      const data = one.getContext('2d').getImageData(0, 0, one.width, one.height).data;
+      let found = 0;
+      for (let i = 0; i < data.length; i += 4) found += shades.has(number(data.slice(i, i + 3)));
+      return found; }"""
+    return tab.locator(canvas).evaluate(count, variable)
 
 
 # --- it is there ---------------------------------------------------------------------------------------
@@ -54,8 +58,11 @@ def test_a_page_opens_and_draws(browser, request, kind, size):
     tab, wrong = opened(browser, path, **size)
     tab.wait_for_timeout(100)
     assert wrong == []
-    assert colours_of(tab, "#timeline canvas") > 8
-    assert colours_of(tab, "#flame canvas") > 4
+    # Four all_reduce of 1 ms in 40 ms, 14 pixels high, for each rank or side.
+    each = tab.locator("#timeline canvas").evaluate("one => one.width") / 40 * 14
+    assert painted(tab, "#timeline canvas", "--c1") > 0.7 * 4 * each
+    if kind == "trace_page":
+        assert painted(tab, "#flame canvas", "--c5") > 100  # aten::mm
     tab.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
     width = size["viewport"]["width"]
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
@@ -94,156 +101,6 @@ def test_numbers_are_unpacked_exactly(browser, trace_page):
         f"(() => {{ {unpack}\nreturn [...unpackSigned({json.dumps(pack_signed(numbers))})]; }})()"
     )
     assert found == numbers
-    tab.close()
-
-
-# --- the timeline --------------------------------------------------------------------------------------
-
-
-def test_wheel_keys_and_buttons_move_the_window(browser, trace_page):
-    tab, wrong = opened(browser, trace_page, **DESK)
-    whole = window(tab)
-    viewport = tab.locator("#timeline .viewport")
-    viewport.scroll_into_view_if_needed()
-    box = viewport.bounding_box()
-    tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + 100)
-    tab.keyboard.down("Control")
-    tab.mouse.wheel(0, -300)
-    tab.keyboard.up("Control")
-    near = window(tab)
-    assert whole[0] < near[0] < near[1] < whole[1]
-    # Zooming keeps the time under the pointer.
-    assert sum(near) == pytest.approx(sum(whole), rel=0.01)
-    viewport.focus()
-    tab.keyboard.press("d")
-    later = window(tab)
-    assert later[0] > near[0]
-    assert later[1] - later[0] == pytest.approx(near[1] - near[0], rel=1e-6)
-    tab.keyboard.press("a")
-    assert window(tab) == pytest.approx(near, abs=2)
-    tab.keyboard.press("w")
-    tab.keyboard.press("w")
-    nearer = window(tab)
-    assert nearer[1] - nearer[0] == pytest.approx((near[1] - near[0]) * 0.49, rel=0.01)
-    tab.keyboard.press("s")
-    tab.mouse.down()
-    tab.mouse.move(box["x"] + box["width"] / 2 + 200, box["y"] + 100, steps=4)
-    tab.mouse.up()
-    assert window(tab)[0] < nearer[0]
-    tab.locator("#timeline button[data-do=whole]").click()
-    assert window(tab) == whole
-    for _ in range(60):
-        tab.keyboard.press("s")
-    assert window(tab) == whole  # there is nothing beyond the whole
-    assert wrong == []
-    tab.close()
-
-
-def test_a_bare_wheel_scrolls_the_page(browser, trace_page):
-    tab, _ = opened(browser, trace_page, viewport={"width": 1200, "height": 500})
-    tab.locator("#timeline canvas").scroll_into_view_if_needed()
-    before, place = window(tab), tab.evaluate("scrollY")
-    viewport = tab.locator("#timeline .viewport")
-    viewport.hover()
-    for _ in range(12):
-        tab.mouse.wheel(0, 300)
-    tab.wait_for_function(f"scrollY > {place}")
-    assert window(tab) == before
-    tab.close()
-
-
-def test_search_finds_counts_and_goes_to_slices(browser, trace_page):
-    tab, wrong = opened(browser, trace_page, **DESK)
-    search = tab.locator("#timeline input[type=search]")
-    search.fill("GEM")
-    found = tab.locator("#timeline .found")
-    assert found.inner_text() == "8 slices of 1 name, 16.0 ms in sum"
-    search.press("Enter")
-    details = tab.locator("#timeline .selected")
-    assert details.locator(".slice-name").inner_text() == "gemm"
-    text = " ".join(details.inner_text().split())
-    for words in (
-        "duration 2.00 ms",
-        "kind kernel",
-        "rank 0, device 0 · stream 7",
-        "launched by cudaLaunchKernel",
-    ):
-        assert words in text
-    assert "8 drawn, 16.0 ms in sum" in text
-    search.press("Enter")
-    search.press("Shift+Enter")
-    details.locator("button").click()
-    assert details.locator(".slice-name").inner_text() == "cudaLaunchKernel"
-    assert "step ProfilerStep#0" in " ".join(details.inner_text().split())
-    search.fill("nowhere")
-    assert found.inner_text() == "nothing has this in its name"
-    assert wrong == []
-    tab.close()
-
-
-def test_a_click_says_what_a_slice_is_and_keys_go_to_its_neighbour(browser, trace_page):
-    tab, _ = opened(browser, trace_page, **DESK)
-    start, end = window(tab)
-    canvas = tab.locator("#timeline canvas")
-    canvas.scroll_into_view_if_needed()
-    width = canvas.bounding_box()["width"]
-    # The first gemm runs from 2 to 4 ms; its row is the first below axis, rank, steps and its lane's name.
-    x = (3 * MS - start) / (end - start) * width
-    canvas.click(position={"x": x, "y": 24 + 24 + 19 + 18 + 8})
-    name = tab.locator("#timeline .slice-name")
-    assert name.inner_text() == "gemm"
-    tab.locator("#timeline .viewport").focus()
-    tab.keyboard.press(".")
-    assert name.inner_text() == "all_reduce"
-    tab.keyboard.press("f")
-    near = window(tab)
-    assert near[0] < 7 * MS < 8 * MS < near[1] < 10 * MS
-    tab.keyboard.press("Escape")
-    assert name.count() == 0
-    tab.close()
-
-
-def test_the_slices_in_view_are_a_table(browser, trace_page):
-    tab, _ = opened(browser, trace_page, **DESK)
-    tab.locator("#timeline .in-view summary").click()
-    rows = tab.locator("#timeline .in-view tbody tr")
-    assert rows.count() == 48
-    assert rows.first.inner_text().split()[:3] == ["ProfilerStep#0", "9.00", "ms"]
-    rows.nth(20).locator("button").click()
-    assert tab.locator("#timeline .slice-name").count() == 1
-    tab.close()
-
-
-def test_a_rank_is_folded_and_unfolded(browser, trace_page):
-    tab, _ = opened(browser, trace_page, **DESK)
-    spacer = "document.querySelector('#timeline .viewport').scrollHeight"
-    before = tab.evaluate(spacer)
-    tab.locator("#timeline canvas").click(position={"x": 30, "y": 24 + 10})
-    assert tab.evaluate(spacer) < before
-    tab.locator("#timeline canvas").click(position={"x": 30, "y": 24 + 10})
-    assert tab.evaluate(spacer) == before
-    tab.close()
-
-
-def test_two_fingers_zoom(browser, trace_page):
-    tab, wrong = opened(browser, trace_page, has_touch=True, **PHONE)
-    before = window(tab)
-    tab.locator("#timeline canvas").scroll_into_view_if_needed()
-    fingers = """([spread]) => { const canvas = document.querySelector('#timeline canvas');
-      const box = canvas.getBoundingClientRect();
-      const send = (type, id, x) => canvas.dispatchEvent(new PointerEvent(type, {
-        pointerId: id, bubbles: true, pointerType: 'touch', clientX: box.x + x, clientY: box.y + 60 }));
-      canvas.setPointerCapture = () => {};
-      send('pointerdown', 1, 140); send('pointerdown', 2, 180);
-      for (let i = 0; i <= 10; i++) {
-        send('pointermove', 1, 140 - spread * i / 10);
-        send('pointermove', 2, 180 + spread * i / 10);
-      }
-      send('pointerup', 1, 0); send('pointerup', 2, 0); }"""
-    tab.evaluate(fingers, [60])
-    near = window(tab)
-    assert (near[1] - near[0]) == pytest.approx((before[1] - before[0]) * 40 / 160, rel=0.1)
-    assert wrong == []
     tab.close()
 
 
@@ -328,8 +185,8 @@ def test_hostile_names_do_nothing(browser, tmp_path):
         tab.close()
 
 
-def test_a_megabyte_of_a_name_stays_inside(browser, tmp_path):
-    page = write_trace_page(job(training(rename=lambda text: text + "x" * 10**6)), tmp_path / "long.html")
+def test_endless_names_stay_inside(browser, tmp_path):
+    page = write_trace_page(job(training(rename=lambda text: text + "x" * 10**5)), tmp_path / "long.html")
     tab, wrong = opened(browser, page, **PHONE)
     tab.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
     assert tab.evaluate("document.documentElement.scrollWidth") <= 360

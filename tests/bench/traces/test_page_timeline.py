@@ -12,7 +12,7 @@ from bench.traces.events import Events, Kind, Lane
 from bench.traces.page import render_trace_page
 from bench.traces.page.packing import EXACT, Words, data_block, pack, pack_signed
 from bench.traces.page.reports import shifted
-from bench.traces.page.timeline import MOST_ROWS, rows_of, timeline
+from bench.traces.page.timeline import MOST_LANES, MOST_ROWS, MOST_STEPS, rows_of, timeline
 from bench.traces.tree import ROUNDING_NS, parents
 
 
@@ -53,6 +53,15 @@ def test_names_are_kept_once_printable_and_cut():
     assert words.cut == 1
 
 
+def test_a_million_of_names_is_cut_shorter_and_shorter():
+    words = Words(longest=400, room=10_000)
+    numbers = [words.number(f"{i} {'x' * 1000}") for i in range(100)]
+    assert sum(map(len, words.texts)) < 10_500
+    assert {len(text) for text in words.texts} == {400, 60, len("(no room for this name)")}
+    assert words.texts[numbers[-1]] == words.texts[numbers[-2]] == "(no room for this name)"
+    assert words.cut == 100
+
+
 # --- rows --------------------------------------------------------------------------------------------
 
 SPANS = st.lists(
@@ -64,7 +73,7 @@ SPANS = st.lists(
 
 
 @given(SPANS)
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_slices_of_a_row_do_not_overlap(spans):
     events = Events.of(
         lane=[lane for lane, _, _ in spans],
@@ -165,7 +174,25 @@ def test_a_lane_of_calls_that_cross_has_rows_for_all_that_fit():
     assert 0 < sum(shown.left_out.values()) < 40
 
 
-@pytest.mark.parametrize("count", [200_000])
-def test_the_page_of_many_slices_is_small(count):
-    page = render_trace_page(job(many(count)))
+def test_of_too_many_lanes_and_steps_the_rest_is_counted():
+    lanes = [Lane("p", f"thread {i}") for i in range(MOST_LANES + 5)]
+    rows = [("work", Kind.OPERATOR, i, 0, MS + i, -1) for i in range(len(lanes))]
+    rows += [(f"step {i}", Kind.STEP, 0, 2 * MS + i * 10, 10, -1) for i in range(MOST_STEPS + 3)]
+    shown = drawn(trace_of(rows, lanes))
+    assert len(shown.data["groups"][0]["lanes"]) == MOST_LANES
+    assert len(shown.data["groups"][0]["steps"]) == MOST_STEPS
+    assert dict(shown.left_out) == {
+        f"slices of all but {MOST_LANES} lanes": 5,
+        "marks of steps above the lanes": 3,
+    }
+
+
+@pytest.mark.parametrize("names", ["of a library", "each another"])
+def test_the_page_of_200_000_slices_is_small(names):
+    trace = many(200_000)
+    if names == "each another":
+        trace.events.name = np.arange(len(trace.events), dtype=np.int32)
+        trace.names = [f"{i} {'x' * 500}" for i in range(len(trace.events))]
+    page = render_trace_page(job(trace))
     assert len(page.encode()) < 6_000_000
+    assert ("names are too long for a page" in page) == (names == "each another")

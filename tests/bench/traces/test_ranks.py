@@ -1,17 +1,16 @@
 """Ranks of a job: what is matched, whose clock is off, who is late and in what, how fast bytes moved."""
 
-import json
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from gloo_table import BACKEND, MAIN, TRANSFER, bulk_synchronous, trace_of
+from gloo_table import BACKEND, MAIN, TRANSFER, bulk_synchronous, even, trace_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.traces import ranks_text
-from bench.traces.collectives import match, operation
+from bench.traces.collectives import operation
 from bench.traces.collectives_cost import bus_factor, total_bytes
 from bench.traces.events import Job, Kind
 from bench.traces.load import load
@@ -19,12 +18,6 @@ from bench.traces.ranks import compare_ranks
 
 REAL = Path(__file__).parents[4] / "shared" / "traces"
 MS = 1_000_000
-NOISE = np.random.default_rng(0)
-
-
-def even(ranks, rounds, work=5 * MS):
-    """Nanoseconds of work that vary by some per cent, as those of equal ranks do."""
-    return np.rint(work * (1 + 0.03 * NOISE.standard_normal((ranks, rounds)))).astype(np.int64)
 
 
 # --- who is late -----------------------------------------------------------------------------------
@@ -40,6 +33,9 @@ def test_the_rank_that_works_longer_is_late_by_that(steps):
     assert late.excess_ns == pytest.approx(2 * MS, rel=0.1)
     assert late.cost.low < 7.1 / 5.1 < late.cost.high
     assert late.last == 20
+    (row,) = found.collectives
+    assert (row.late_rank, row.late_operation.name) == (1, "work")
+    assert row.late_ns == pytest.approx(2 * MS, rel=0.1)
     assert "rank 1 is late" in ranks_text.sentence(found)
     assert "work" in ranks_text.sentence(found)
 
@@ -47,6 +43,7 @@ def test_the_rank_that_works_longer_is_late_by_that(steps):
 def test_among_equal_ranks_nobody_is_late():
     found = compare_ranks(bulk_synchronous(even(4, 30)))
     assert found.late == []
+    assert found.collectives[0].late_rank is None
     assert ranks_text.sentence(found).startswith("no rank is late")
 
 
@@ -104,6 +101,23 @@ def test_waiting_while_computing_is_no_waiting():
     assert found.late == []
 
 
+def test_what_threads_wait_for_one_another_is_no_rank_being_late():
+    """Rank 1 comes back from each all_reduce 2 ms after it has ended: its thread had no core."""
+    resumes, end, rows = (0, 2 * MS), -2 * MS, ([], [])
+    for k in range(12):
+        begun = [end + late for late in resumes]
+        arrival = [at + 5 * MS for at in begun]
+        end = max(arrival) + TRANSFER
+        for rank, late in enumerate(resumes):
+            rows[rank].append((begun[rank], end + late, f"ProfilerStep#{k}", Kind.STEP, MAIN, -1))
+            rows[rank].append((begun[rank], arrival[rank], "work", Kind.OPERATOR, MAIN, -1))
+            rows[rank].append((arrival[rank], end, "gloo:all_reduce", Kind.COMMUNICATION, BACKEND, 8))
+    found = compare_ranks(Job("made", [trace_of(rows[rank], rank, 2) for rank in range(2)]))
+    assert found.late == []
+    assert [one.handed_ns for one in found.lateness] == [0, 2 * MS]
+    assert any("rank 1 loses 2.00 ms a step between its threads" in note for note in ranks_text.notes(found))
+
+
 # --- skew and transfer -----------------------------------------------------------------------------
 
 
@@ -147,208 +161,6 @@ def test_the_bus_bandwidth_is_that_of_nccl_tests():
 )
 def test_an_operation_is_known_by_every_name_it_has(name, word):
     assert operation(name) == word
-
-
-# --- clocks ----------------------------------------------------------------------------------------
-
-
-@settings(max_examples=25)
-@given(st.integers(-(10**9), 10**9), st.integers(0, 2**32 - 1))
-def test_a_clock_that_is_off_is_set_right_within_what_is_said(offset, seed):
-    random = np.random.default_rng(seed)
-    own = random.integers(MS, 9 * MS, (3, 24))
-    leaves = random.integers(0, 30_000, (3, 24))
-    found = compare_ranks(bulk_synchronous(own, offsets=[0, offset, 0], late_by=leaves))
-    clock = found.clocks[1]
-    assert abs(clock.offset - offset) <= clock.exact + 15_000  # what the ranks leave apart from one another
-    assert clock.exact < 60_000
-    assert clock.how in ("aligned", "agrees")
-
-
-def test_a_clock_that_drifts_is_seen_to():
-    own = even(2, 400)
-    leaves = NOISE.integers(0, 5_000, own.shape)
-    clock = compare_ranks(
-        bulk_synchronous(own, offsets=[0, 40 * MS], drifts=[0, 50e-6], late_by=leaves)
-    ).clocks[1]
-    assert clock.drift == pytest.approx(50e-6, rel=0.05)
-    assert "drifts +50" in ranks_text.clock_text(clock).replace("+49", "+50")
-
-
-def test_who_is_late_does_not_depend_on_clocks():
-    own = even(3, 20)
-    own[2] += 3 * MS
-    for offsets in ([0, 0, 0], [0, 10**9, -(10**8)]):
-        assert [one.rank for one in compare_ranks(bulk_synchronous(own, offsets=offsets)).late] == [2]
-
-
-def test_ranks_of_one_host_share_a_clock():
-    found = compare_ranks(bulk_synchronous(even(2, 12), host="a"))
-    assert [clock.how for clock in found.clocks] == ["reference", "one host"]
-
-
-def test_clocks_are_related_through_ranks_that_both_know():
-    """Rank 0 and rank 2 share no collective; rank 1 shares one group with each."""
-
-    def rank(number, groups, offset):
-        rows = [
-            (
-                k * MS - offset,
-                k * MS + 200_000 - offset,
-                "gloo:all_reduce",
-                Kind.COMMUNICATION,
-                BACKEND,
-                8,
-                group,
-            )
-            for group in groups
-            for k in range(group * 10 + 1, group * 10 + 10)
-        ]
-        return trace_of(rows, number, 3, groups=["left of 2", "right of 2"])
-
-    job = Job("made", [rank(0, [0], 0), rank(1, [0, 1], 5 * MS), rank(2, [1], 9 * MS)])
-    found = compare_ranks(job)
-    assert [clock.offset for clock in found.clocks] == [0, 5 * MS, 9 * MS]
-    assert {row.group: row.ranks for row in found.collectives} == {"left of 2": 2, "right of 2": 2}
-
-
-# --- what does not fit -----------------------------------------------------------------------------
-
-
-def cut(job, rank, kept):
-    """Only those rows of a rank's events whose collective, or step, is among ``kept``."""
-    events = job.traces[rank].events
-    order = {
-        kind: np.flatnonzero(events.kind == kind) for kind in (Kind.STEP, Kind.COMMUNICATION, Kind.OPERATOR)
-    }
-    rows = np.sort(np.concatenate([rows[kept] for rows in order.values()]))
-    job.traces[rank].events = events.select(rows)
-
-
-def test_a_rank_that_died_is_compared_as_long_as_it_lived():
-    own = even(3, 20)
-    own[2] += 2 * MS
-    job = bulk_synchronous(own)
-    cut(job, 1, slice(0, 12))
-    found = compare_ranks(job)
-    assert [one.rank for one in found.late] == [2]
-    assert "rank 1" not in " ".join(found.notes)
-    assert (found.matched.row[12:, 1] == -1).all()
-
-
-def test_a_rank_that_began_to_record_later_is_matched_where_the_times_fit():
-    job = bulk_synchronous(even(2, 20))
-    cut(job, 1, slice(7, None))
-    found = compare_ranks(job)
-    assert found.notes == ["rank 0: without a partner on another rank: 7 all_reduce"]
-    assert len(found.matched) == 13
-    assert found.collectives[0].skew_ns < MS
-
-
-def test_calls_of_groups_that_nobody_names_are_not_taken_for_one():
-    """Ranks 0 and 1 reduce among themselves, ranks 2 and 3 a while later; gloo does not say in what group."""
-    first, second = (bulk_synchronous(even(4, 12), host="a") for _ in range(2))
-    for trace in second.traces[2:]:
-        trace.origin_ns += 2_000_000_000
-    found = compare_ranks(Job("made", first.traces[:2] + second.traces[2:]))
-    assert "12 of 12 matched collectives ended on one rank before they began on another" in found.notes[0]
-    assert found.collectives == []
-
-
-def test_messages_between_two_ranks_are_paired_and_among_three_counted():
-    def rank(number, way, at):
-        rows = [
-            (k * MS + at, k * MS + 500_000, f"gloo:{way}", Kind.COMMUNICATION, BACKEND, 64) for k in range(8)
-        ]
-        return trace_of(rows, number, 3, facts={"host": "a"})
-
-    two = compare_ranks(Job("made", [rank(0, "send", 300_000), rank(1, "recv", 0)]))
-    (row,) = two.collectives
-    assert (row.operation, row.skew_ns, row.calls) == ("message 0 to 1", 300_000, 8)
-    three = compare_ranks(Job("made", [rank(0, "send", 0), rank(1, "recv", 0), rank(2, "recv", 0)]))
-    assert three.collectives == []
-    assert "rank 2: without a partner on another rank: 8 recv (its peer is not recorded)" in three.notes
-
-
-def test_what_a_kernel_does_not_say_its_launch_does():
-    """NCCL runs an all_to_all as SendRecv; older reports have the bytes on the host's annotation alone."""
-
-    def rank(number):
-        rows = []
-        for k in range(8):
-            at = k * MS
-            rows.append((at, at + 90_000, "nccl:all_to_all", Kind.ANNOTATION, MAIN, 4096, 0))
-            rows.append((at + 10_000, at + 30_000, "cudaLaunchKernel", Kind.RUNTIME, MAIN, -1, -1, k))
-            kernel = "ncclKernel_SendRecv_RING_SIMPLE_Sum_int8_t(ncclWork*)"
-            rows.append((at + 50_000, at + 400_000, kernel, Kind.COMMUNICATION, BACKEND, -1, -1, k))
-        return trace_of(rows, number, 2, groups=["0 (default_pg) of 2"], device=0)
-
-    (row,) = compare_ranks(Job("made", [rank(0), rank(1)])).collectives
-    assert (row.operation, row.bytes, row.group) == ("all_to_all", 4096, "0 (default_pg) of 2")
-
-
-def test_a_message_tells_calls_apart_that_threads_started_in_another_order():
-    def rank(number, sizes):
-        rows = [
-            (k * MS, k * MS + 200_000, "gloo:all_reduce", Kind.COMMUNICATION, BACKEND, size)
-            for k, size in enumerate(sizes)
-        ]
-        return trace_of(rows, number, 2)
-
-    matched = match([rank(0, [8, 16, 8, 16]), rank(1, [16, 8, 8, 16])], [0, 1])
-    assert sorted(matched.bytes.tolist()) == [8, 8, 16, 16]
-    assert matched.row[matched.bytes == 16].tolist() == [[1, 0], [3, 3]]
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda traces: traces[:1], "one rank only"),
-        (lambda traces: [], "one rank only"),
-        (lambda traces: [traces[0], traces[1], traces[1]], "rank 1 is also in rank1.json"),
-    ],
-)
-def test_what_cannot_be_compared_is_said(change, said):
-    traces = bulk_synchronous(even(2, 8)).traces
-    found = compare_ranks(Job("made", change(traces)))
-    assert any(said in note for note in found.notes)
-    json.dumps(ranks_text.to_json(found), allow_nan=False)
-
-
-def test_missing_ranks_files_that_failed_and_reports_without_times_are_said():
-    job = bulk_synchronous(even(3, 12))
-    job.traces[2].timed = False
-    job.failures.append(("rank3.json", "is empty"))
-    for trace in job.traces:
-        trace.world_size = 4
-    notes = ranks_text.notes(compare_ranks(job))
-    assert notes[0] == "2 of 4 ranks are not here: 2, 3"
-    assert "rank3.json could not be read" in notes
-    assert "1 reports have no places in time and are not compared" in notes
-
-
-def test_ranks_without_a_collective_are_not_compared():
-    traces = [trace_of([(0, MS, "work", Kind.OPERATOR, MAIN, -1)], rank, 2) for rank in range(2)]
-    found = compare_ranks(Job("made", traces))
-    assert "no collective is on two ranks" in ranks_text.sentence(found)
-
-
-def test_reports_that_do_not_say_their_ranks_are_numbered_in_order():
-    job = bulk_synchronous(even(2, 12))
-    for trace in job.traces:
-        trace.rank = -1
-    found = compare_ranks(job)
-    assert found.ranks == [0, 1]
-    assert "numbered in the order of their names" in found.notes[0]
-
-
-def test_times_of_traces_without_an_origin_are_related_by_their_collectives_alone():
-    own = even(2, 20)
-    own[1] += 3 * MS
-    job = bulk_synchronous(own)
-    for trace in job.traces:
-        trace.origin_ns = 0
-    assert [one.rank for one in compare_ranks(job).late] == [1]
 
 
 # --- real jobs -------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def test_two_steps_of_different_size_are_both_kept():
 
 
 def test_a_device_copy_of_the_marks_is_not_a_second_loop():
-    copies = [(f"ProfilerStep#{number}", Kind.STEP, 1, 100 * number + 50, 90) for number in range(2)]
+    copies = [(f"ProfilerStep#{number}", Kind.STEP, 1, 100 * number + 50, 90) for number in range(3)]
     rows = loop([5, 5]) + copies
     assert steps(trace(rows)).start.tolist() == [0, 100]
 

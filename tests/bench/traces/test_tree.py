@@ -91,6 +91,7 @@ def test_a_child_that_ends_after_its_parent_by_rounding_is_still_its_child():
 def test_slices_without_duration_belong_to_what_is_open_then():
     table = events((0, 0, 10), (0, 4, 0), (0, 10, 5), (0, 10, 0))
     assert tree.parents(table).tolist() == [-1, 0, -1, 2]
+    assert tree.parents(events((0, 0, 10), (0, 10, 0))).tolist() == [-1, -1]
 
 
 def test_identical_slices_nest_in_their_order():
