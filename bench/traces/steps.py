@@ -5,6 +5,9 @@ window is the host's: work that a device does for a step after the host has left
 that steps never overlap and all sums are exact. Steps that are no sample of the loop stay in the list and are
 marked: one at either end of the record with less than half of the usual number of operations (the recording
 began or stopped in it), and one in which nothing was recorded at all.
+
+A program that marks no steps but trains has them all the same: torch notes each call of an optimizer
+(``Optimizer.step#AdamW.step``). There a step is what lies between the ends of two such calls.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from bench.traces.events import Kind, Trace
 
 _NO_WORK = (Kind.FUNCTION, Kind.ANNOTATION, Kind.STEP, Kind.UNCLASSIFIED)
 WHOLE = "whole trace"
+_OPTIMIZER = "Optimizer.step#"
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Steps:
 
     start, end: int64 (steps,) nanoseconds from the trace's origin; no two overlap.
     names: as in the file. complete: bool (steps,), False for what is not a sample of a step.
-    given: False where the file has no steps: the whole trace is the only one.
+    given: False where the file has no steps: the whole trace is the only one. by: what marks them.
     trimmed: why steps are not complete, or left out, counted: {"empty": 30}.
     """
 
@@ -37,6 +41,7 @@ class Steps:
     complete: np.ndarray
     given: bool
     trimmed: Counter[str] = field(default_factory=Counter)
+    by: str = ""
 
     def __len__(self) -> int:
         return len(self.start)
@@ -45,7 +50,7 @@ class Steps:
         """How the trace is cut into steps, and what was put aside."""
         if not self.given:
             return "no steps are marked: the whole trace counts as one"
-        text = f"{len(self)} step{'' if len(self) == 1 else 's'}"
+        text = f"{len(self)} step{'' if len(self) == 1 else 's'}{self.by and f' {self.by}'}"
         reasons = [f"{count} {reason}" for reason, count in self.trimmed.items()]
         return f"{text}, of which {', '.join(reasons)}" if reasons else text
 
@@ -78,8 +83,7 @@ def steps(trace: Trace) -> Steps:
     events = trace.events
     rows = np.flatnonzero((events.kind == Kind.STEP) & (events.duration > 0))
     if not len(rows) or not trace.timed:
-        first, last = span(trace)
-        return Steps(np.array([first]), np.array([last]), [WHOLE], np.array([True]), given=False)
+        return _between_optimizer_calls(trace) or _whole(trace)
     trimmed: Counter[str] = Counter()
     # A host thread marks the steps of the loop; a device's copy of the marks lags behind it.
     on_host = ~trace.on_device()[rows]
@@ -94,6 +98,38 @@ def steps(trace: Trace) -> Steps:
     complete = _complete(trace, start, end, trimmed)
     names = [trace.names[code] for code in events.name[marks]]
     return Steps(start, end, names, complete, given=True, trimmed=trimmed)
+
+
+def _whole(trace: Trace) -> Steps:
+    first, last = span(trace)
+    return Steps(np.array([first]), np.array([last]), [WHOLE], np.array([True]), given=False)
+
+
+def _between_optimizer_calls(trace: Trace) -> Steps | None:
+    """Steps from the end of one call of the optimizer to the end of the next; None without two such calls.
+
+    What came before the first call is no step: it may hold the program's start. Of several optimizers the one
+    that is called most often ends a step.
+    """
+    if not trace.timed:
+        return None
+    events = trace.events
+    codes = [code for code, name in enumerate(trace.names) if name.startswith(_OPTIMIZER)]
+    rows = np.flatnonzero((events.kind == Kind.ANNOTATION) & np.isin(events.name, codes))
+    rows = rows[~trace.on_device()[rows]]
+    if not len(rows):
+        return None
+    called, counts = np.unique(events.name[rows], return_counts=True)
+    ends = np.unique(events.end[rows[events.name[rows] == called[counts.argmax()]]])
+    if len(ends) < 3:
+        return None
+    trimmed = Counter({"before the first call left out": 1})
+    start, end = ends[:-1], ends[1:]
+    complete = _complete(trace, start, end, trimmed)
+    names = [f"optimizer step {number}" for number in range(2, len(ends) + 1)]
+    return Steps(
+        start, end, names, complete, given=True, trimmed=trimmed, by="between calls of the optimizer"
+    )
 
 
 def _complete(trace: Trace, start: np.ndarray, end: np.ndarray, trimmed: Counter[str]) -> np.ndarray:

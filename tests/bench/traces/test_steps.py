@@ -92,3 +92,36 @@ def test_an_empty_trace_is_one_empty_step():
     found = steps(trace([]))
     assert (found.start.tolist(), found.end.tolist()) == ([0], [0])
     assert np.all(~found.given)
+
+
+def training(calls, name="Optimizer.step#AdamW.step"):
+    """A loop without marks: work for 80 ns, then 20 ns of the optimizer, so many times; a start of 500 ns."""
+    rows = [("import", Kind.FUNCTION, 0, 0, 500)]
+    for number in range(calls):
+        begin = 500 + 100 * number
+        rows += [("aten::mm", Kind.OPERATOR, 0, begin, 80), (name, Kind.ANNOTATION, 0, begin + 80, 20)]
+    return rows
+
+
+def test_calls_of_the_optimizer_end_steps_where_none_are_marked():
+    found = steps(trace(training(4)))
+    assert found.given
+    assert (found.start.tolist(), found.end.tolist()) == ([600, 700, 800], [700, 800, 900])
+    assert found.names == ["optimizer step 2", "optimizer step 3", "optimizer step 4"]
+    assert found.sentence() == (
+        "3 steps between calls of the optimizer, of which 1 before the first call left out"
+    )
+
+
+def test_of_two_optimizers_the_one_called_more_often_ends_steps():
+    rare = [("Optimizer.step#SGD.step", Kind.ANNOTATION, 0, 750, 1), ("aten::mm", Kind.OPERATOR, 0, 740, 2)]
+    assert len(steps(trace(training(4) + rare))) == 3
+
+
+def test_marked_steps_come_before_calls_of_the_optimizer():
+    found = steps(trace(loop([6, 6, 6]) + training(4)))
+    assert found.names == ["ProfilerStep#0", "ProfilerStep#1", "ProfilerStep#2"]
+
+
+def test_two_calls_of_the_optimizer_make_no_sample():
+    assert not steps(trace(training(2))).given
