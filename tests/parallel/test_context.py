@@ -261,6 +261,7 @@ def all_held(cases):
 @pytest.mark.parametrize("world", [2, 3])
 def test_memory_is_what_is_predicted(ranks, world):
     cases = [((2, 8, 2, 384, 32), torch.float32, is_causal) for is_causal in (False, True)]
-    for found in ranks.run(world, all_held, cases):
+    # Over shm the thread that has moved a block may hold it for an instant longer than the ring does.
+    for found in ranks.run(world, all_held, cases, backend="gloo"):
         for case, (peak, wanted) in zip(cases, found, strict=True):
             assert abs(peak - wanted) < 0.01 * wanted, (case, peak, wanted)

@@ -22,7 +22,9 @@ def costs(draw, stages):
         return draw(st.one_of(seconds, st.lists(seconds, min_size=stages, max_size=stages)))
 
     durations = Durations(per_stage(), per_stage(), per_stage(), draw(st.one_of(st.none(), seconds)))
-    link = Link(draw(st.floats(0, 2)), draw(st.floats(0, 1)), draw(st.floats(0, 3)), draw(st.floats(0, 0.5)))
+    size = st.floats(0, 3)
+    sizes = draw(st.one_of(size, st.lists(size, min_size=stages, max_size=stages)))
+    link = Link(draw(st.floats(0, 2)), draw(st.floats(0, 1)), sizes, draw(st.floats(0, 0.5)))
     return durations, link, draw(st.floats(0, 0.5))
 
 
@@ -55,6 +57,13 @@ def test_messages_of_a_rank_leave_one_after_the_other():
     timeline = schedules.simulate(schedule, Durations([0.0, 1.0], 0.0, 0.0), Link(1.0, 0.5, [4.0, 0.0]))
     second = (timeline.stage == 1) & (timeline.kind == schedules.Kind.FORWARD)
     assert timeline.start[second].tolist() == [3.0, 6.0]
+
+
+def test_a_gradient_is_as_large_as_the_activation_it_belongs_to():
+    """What leaves stage 0 takes 3 s, also on its way back; what leaves stage 1, 5 s."""
+    schedule = schedules.build("gpipe", 3, 1)
+    timeline = schedules.simulate(schedule, Durations(0.0, 0.0, 0.0), Link(0.0, 1.0, [3.0, 5.0, 9.0]))
+    assert timeline.start.tolist() == [0.0, 16.0, 3.0, 13.0, 8.0, 8.0]
 
 
 @pytest.mark.parametrize("size", [1, [10.0, 1.0]])
