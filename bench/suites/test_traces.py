@@ -103,14 +103,18 @@ def cost(interpreter: str, way: str, trace: Path) -> Cost:
     process = subprocess.Popen(
         [interpreter, str(script), way, str(trace)],
         env=environment,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        text=True,
     )
+    assert process.stdout is not None
+    with process.stdout:
+        printed = process.stdout.read().split()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"{way} failed on {trace.name} (status {process.returncode})")
-    return Cost(usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+    return Cost(usage.ru_utime + usage.ru_stime, float(printed[-1]))
 
 
 def peer_interpreter(peer: str) -> str:

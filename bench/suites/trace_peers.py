@@ -45,5 +45,12 @@ def tracelens(path: str) -> None:
         report.generate_perf_report_pytorch(profile_json_path=path, output_csvs_dir=folder)
 
 
+def peak_mb() -> float:
+    """Of this program: what wait4 says would include the process that started it."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM"))
+
+
 if __name__ == "__main__":
     {"ours": ours, "hta": hta, "tracelens": tracelens}[sys.argv[1]](os.path.abspath(sys.argv[2]))
+    print(f"\n{peak_mb()}")

@@ -103,12 +103,13 @@ def _waits(analysis: Analysis, longest: int) -> Columns:
 
 
 def _collectives(analysis: Analysis, top: int, longest: int) -> Columns:
-    names = exposed_names(analysis.units).most_common(top)
-    exposed = sum(unit.whole.exposed for unit in analysis.units)
-    rows = [[short(name, longest), seconds(time), percent(time, exposed)] for name, time in names]
-    return Columns(
-        "Exposed communication", [("collective", False), ("time", True), ("of exposed", True)], rows
-    )
+    names = exposed_names(analysis.units)
+    shown, exposed = names.most_common(top), names.total()
+    rows = [[short(name, longest), seconds(time), percent(time, exposed)] for name, time in shown]
+    rest = exposed - sum(time for _, time in shown)
+    below = (f"{len(names) - len(shown)} more collectives: {seconds(rest)}",) if rest else ()
+    columns = [("collective", False), ("time", True), ("of exposed", True)]
+    return Columns("Exposed communication", columns, rows, below)
 
 
 def _kernels(analysis: Analysis, top: int, longest: int) -> Columns:
@@ -118,7 +119,11 @@ def _kernels(analysis: Analysis, top: int, longest: int) -> Columns:
     for kernel in analysis.kernels[:top]:
         more = f" and {kernel.operators - 1} more" if kernel.operators > 1 else ""
         cells = [short(kernel.name, longest), short(kernel.operator, longest // 2) + more, str(kernel.calls)]
-        cells += [seconds(kernel.time), percent(kernel.time, total), seconds(kernel.time / kernel.calls)]
+        cells += [
+            seconds(kernel.time),
+            percent(kernel.time, total),
+            seconds(kernel.time / max(kernel.calls, 1)),
+        ]
         rate = kernel.bytes_per_second
         rows.append(cells + ([NOTHING if rate is None else format_quantity(rate, "B/s")] if rated else []))
     columns = [("runs on devices", False), ("for operator", False), ("calls", True), ("time", True)]
@@ -149,7 +154,7 @@ def _operation_table(
     for one in shown:
         name = short(one.name, longest) + (f" {short(one.shape, longest)}" if one.shape else "")
         time = getattr(one, key)
-        cells = [name, str(one.calls), seconds(time), percent(time, total), seconds(time / one.calls)]
+        cells = [name, str(one.calls), seconds(time), percent(time, total), seconds(time / max(one.calls, 1))]
         if rated:
             rate = one.flops_per_second
             cells.append(NOTHING if rate is None else format_quantity(rate, "FLOP/s"))

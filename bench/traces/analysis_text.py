@@ -94,11 +94,14 @@ def _idle_clause(analysis: Analysis) -> str:
     assert analysis.whole is not None
     text = "idle" if analysis.on_device else "outside operators"
     text += f" {percent(analysis.whole.idle, analysis.whole.span)}"
-    reasons = [reason for unit in analysis.units for reason in unit.idle]
-    if not reasons:
+    causes: Counter[str] = Counter()
+    for unit in analysis.units:
+        for reason in unit.idle:
+            causes[reason.text()] += reason.time
+    if not causes:
         return text
-    reason = max(reasons, key=lambda one: one.time)
-    return f"{text} (most for one cause: {short(reason.text(), 90)}, {seconds(reason.time)})"
+    cause, time = causes.most_common(1)[0]
+    return f"{text} (most for one cause: {short(cause, 90)}, {seconds(time)})"
 
 
 def notes(analysis: Analysis) -> list[str]:

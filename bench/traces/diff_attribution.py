@@ -53,7 +53,7 @@ def innermost(events: Events, parents: np.ndarray) -> tuple[np.ndarray, np.ndarr
     A slice that sticks out of its parent is cut at its end, one that overlaps its next sibling at that start,
     so that the pieces of a lane never overlap.
     """
-    depth, end = _nested(events, parents)
+    depth, end = nested(events, parents)
     rows = np.flatnonzero(end > events.start)
     # After each boundary the lane belongs to the slice that began, or to the parent of the one that ended.
     owner = np.concatenate((rows, parents[rows].astype(np.int64)))
@@ -68,7 +68,7 @@ def innermost(events: Events, parents: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return time[kept], time[kept] + length[kept], owner[kept]
 
 
-def _nested(events: Events, parents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def nested(events: Events, parents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(depth, end): of each slice its level below the lane, and its end cut so that slices nest."""
     depth = np.full(len(events), -1, np.int32)
     end = events.end.copy()

@@ -56,7 +56,7 @@ def ranked_rows(
 ) -> list[Row]:
     total = max(float(found.base.sum()), 1.0)
     rows = []
-    certain = []
+    sure = []
     for index, pair in enumerate(matches):
         before, after = float(found.base[index]), float(found.new[index])
         if before == 0 and after == 0:
@@ -87,8 +87,8 @@ def ranked_rows(
             )
         )
         matters = abs(excess) > _band(before, total)
-        certain.append(max(0.0, abs(excess) - reach) if matters and known else 0.0)
-    order = sorted(range(len(rows)), key=lambda index: (-certain[index], -abs(rows[index].seconds)))
+        sure.append(_sureness(abs(excess), reach) if matters and known else (0.0, 0.0))
+    order = sorted(range(len(rows)), key=lambda row: (sure[row], abs(rows[row].seconds)), reverse=True)
     rows = [rows[index] for index in order]
     alike = float((found.new - found.base - found.excess).sum())
     if found.alike != 1.0:
@@ -121,6 +121,11 @@ def host_rows(base: Side, new: Side) -> list[Row]:
             place = {"name": path[-1], "shape": "", "path": path[:-1], "what": "host"}
             rows.append(_untimed(change=change, base_calls=calls[0], new_calls=calls[1], **place))
     return rows
+
+
+def _sureness(excess: float, reach: float) -> tuple[float, float]:
+    """What a row is ranked by: the part of its contribution that is certain, then how near it is to certain."""
+    return max(0.0, excess - reach), excess / reach if reach else 0.0
 
 
 def _untimed(**given: Any) -> Row:

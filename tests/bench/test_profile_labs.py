@@ -72,7 +72,8 @@ def test_each_rank_of_a_variant_records_its_steps(folder):
 
 
 def test_what_uses_no_library_is_profiled_as_python(folder):
-    status, _, err = perflab("profile", "vectorization:pairwise/python", "--quick", folder=folder)
+    arguments = ("vectorization:pairwise/python", "--quick", "--steps", "2")
+    status, _, err = perflab("profile", *arguments, folder=folder)
     assert status == 0, err
     assert "1 report of cProfile in profile-vectorization-pairwise-python: profile.prof" in err
 

@@ -13,7 +13,7 @@ function letterWidth() {
   const context = document.createElement("canvas").getContext("2d");
   const sample = "aten::convolution_backward ncclKernel_AllReduce";
   context.font = FONT;
-  return context.measureText(sample).width / sample.length * 1.04;
+  return context.measureText(sample).width / sample.length * 1.09;
 }
 
 function rgb(hex) {

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bench.traces.diff_attribution import Shares, attribute, step_lane
+from bench.traces.diff_attribution import Shares, attribute, nested, step_lane
 from bench.traces.diff_rows import Row
 from bench.traces.diff_steps import Labels
 from bench.traces.events import Events, Job, Kind, Lane, Trace
@@ -46,8 +46,14 @@ def seed(job: Job, change: str, rng: np.random.Generator) -> Seed:
         "operation added": _operation_added,
         "more communication": _more_communication,
     }
-    traces, found, what = seeded[change](job.traces, rng)
+    traces, found, what = seeded[change]([_tidy(trace) for trace in job.traces], rng)
     return Seed(replace(job, traces=traces), found, f"{job.source}: {change}: {what}")
+
+
+def _tidy(trace: Trace) -> Trace:
+    """Without what profilers' rounding lets stick out: a pause there would tear a slice from its parent."""
+    _, end = nested(trace.events, parents(trace.events))
+    return replace(trace, events=replace(trace.events, duration=np.maximum(end - trace.events.start, 0)))
 
 
 def with_noise(trace: Trace, rng: np.random.Generator, spread: float) -> Trace:

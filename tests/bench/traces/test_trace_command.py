@@ -243,6 +243,19 @@ def test_what_is_not_shown_is_counted():
     assert shown.count("op ") >= 4
 
 
+def test_a_cause_is_summed_over_devices():
+    streams = [Lane("GPU", "stream 7", device=number) for number in range(2)]
+    rows = [(Kind.KERNEL, "gemm", stream, start, start + 10) for stream in streams for start in (0, 90)]
+    said = analysis_text.sentence(analyse(trace(rows, streams)))
+    assert said.startswith("2 devices, 200 ns: idle 80.0 % (most for one cause: unknown: the launch is not")
+    assert "160 ns" in said
+
+
+def test_an_operation_that_was_never_called_has_no_mean():
+    made = trace([(Kind.FUNCTION, "f", MAIN, 0, 30, {"calls": 0})], timed=False)
+    assert "30.0 ns" in printed(of(made))
+
+
 def test_a_trace_of_nothing_says_so():
     assert analysis_text.sentence(analyse(trace([]))) == "nothing was recorded"
     assert printed(of(trace([]))).startswith("nothing was recorded")
