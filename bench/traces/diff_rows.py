@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -124,7 +123,7 @@ def host_rows(base: Side, new: Side) -> list[Row]:
 
 
 def _sureness(excess: float, reach: float) -> tuple[float, float]:
-    """What a row is ranked by: the part of its contribution that is certain, then how near it is to certain."""
+    """What ranks a row: the part of its contribution that is certain, then how near it is to certain."""
     return max(0.0, excess - reach), excess / reach if reach else 0.0
 
 
@@ -169,7 +168,9 @@ def _shapes(keys: Sequence[Key]) -> str:
     return shapes[0] if len(shapes) == 1 else f"{len(shapes)} shapes"
 
 
-def _change(found: Match, calls: tuple[float, float], kernels: tuple[Counter[str], Counter[str]]) -> str:
+def _change(
+    found: Match, calls: tuple[float, float], kernels: tuple[dict[str, float], dict[str, float]]
+) -> str:
     if not found.base or not found.new:
         return found.how
     if found.how in ("other shapes", "other implementation"):
@@ -199,5 +200,6 @@ def _band(before: float, total: float) -> float:
     return max(TOLERANCE * before, total / 1000)
 
 
-def _longest(kernels: Counter[str], limit: int = 8) -> tuple[tuple[str, float], ...]:
-    return tuple((name, nanoseconds / 1e9) for name, nanoseconds in kernels.most_common(limit))
+def _longest(kernels: dict[str, float], limit: int = 8) -> tuple[tuple[str, float], ...]:
+    first = sorted(kernels.items(), key=lambda item: -item[1])[:limit]
+    return tuple((name, nanoseconds / 1e9) for name, nanoseconds in first)

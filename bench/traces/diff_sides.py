@@ -57,19 +57,20 @@ class Side:
 
     def hosted(self) -> dict[tuple[str, ...], float]:
         """Calls a step of the operators of the host, by their names from the outermost in."""
-        found: Counter[tuple[str, ...]] = Counter()
+        found: dict[tuple[str, ...], float] = {}
         for table in self.tables.values():
             for path, calls in table.hosted.items():
-                found[tuple(frame.name for frame in path)] += calls / len(self.tables)
-        return dict(found)
+                names = tuple(frame.name for frame in path)
+                found[names] = found.get(names, 0.0) + calls / len(self.tables)
+        return found
 
-    def kernels_of(self, keys: Sequence[Key]) -> Counter[str]:
+    def kernels_of(self, keys: Sequence[Key]) -> dict[str, float]:
         """Nanoseconds a step of each kernel that runs for these keys."""
-        found: Counter[str] = Counter()
+        found: dict[str, float] = {}
         for table in self.tables.values():
             for key in keys:
                 for name, nanoseconds in table.kernels.get(key, {}).items():
-                    found[name] += nanoseconds / len(table) / len(self.tables)
+                    found[name] = found.get(name, 0.0) + nanoseconds / len(table) / len(self.tables)
         return found
 
 

@@ -159,3 +159,4 @@ def test_names_of_kernels_lose_what_they_are_templates_of():
     assert short_name(kernel.replace("native", "n" * 40)) == f"at::{'n' * 40}::elementwise"
     assert short_name("a\x1b[31mb\nc") == "a\ufffd[31mb c"
     assert len(short_name("x" * 1_000_000)) <= 60
+    assert len(short_name("f" + "<a" * 100_000 + ">" * 100_000)) <= 60  # peeled level by level: hours
