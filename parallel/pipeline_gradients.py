@@ -15,7 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from parallel.buckets import assign, broadcast_from, bytes_of, limits, verify_same, waiting_for_others
+from parallel.buckets import assign, bytes_of, limits
+from parallel.same_module import synchronise_module
+from parallel.together import waiting_for_others
 
 Shared = dict[int, str]
 """A weight of several stages: its name in each."""
@@ -119,9 +121,7 @@ class AveragedGradients:
     """
 
     def __init__(self, module: nn.Module, replicas: dist.ProcessGroup) -> None:
-        verify_same("parameters", list(module.named_parameters()), replicas)
-        verify_same("buffers", list(module.named_buffers()), replicas)
-        broadcast_from(0, [*module.parameters(), *module.buffers()], replicas)
+        synchronise_module(module, replicas)
         self._replicas = replicas
         self._parameters = [one for one in module.parameters() if one.requires_grad]
         self._buckets = assign(self._parameters, *limits(None))

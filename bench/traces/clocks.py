@@ -104,7 +104,7 @@ def _median(values: np.ndarray) -> tuple[float, float, float]:
     """(median, low, high); of few values their range."""
     if len(values) < _FEW:
         return float(np.median(values)), float(values.min()), float(values.max())
-    return stats.center_interval(values)
+    return stats.center_interval(values.tolist())
 
 
 def _drift(time: np.ndarray, difference: np.ndarray) -> tuple[float, float]:

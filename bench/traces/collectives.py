@@ -186,8 +186,8 @@ def match(traces: Sequence[Trace], ranks: Sequence[int]) -> Matched:
             blocks.append(block[together])
             codes.append(np.full(int(together.sum()), len(keys)))
             keys.append(key)
-    index = np.concatenate(blocks) if blocks else np.empty((0, len(traces)), np.int64)
-    return _table(list(ranks), index, codes, keys, every, starts, ends, origin, unmatched)
+    found = np.concatenate(blocks) if blocks else np.empty((0, len(traces)), np.int64)
+    return _table(list(ranks), found, codes, keys, every, starts, ends, origin, unmatched)
 
 
 def _table(

@@ -56,9 +56,8 @@ class Spent:
     def of(cls, trace: Trace) -> Spent:
         events = trace.events
         calls = np.array([_communicates(name) for name in trace.names], bool)
-        rows = ~np.isin(events.kind, (*WAITS, Kind.COMMUNICATION, Kind.STEP, Kind.UNCLASSIFIED))
-        rows &= ~calls[events.name] if len(calls) else True
-        rows = np.flatnonzero(rows)
+        spends = ~np.isin(events.kind, (*WAITS, Kind.COMMUNICATION, Kind.STEP, Kind.UNCLASSIFIED))
+        rows = np.flatnonzero(spends & ~calls[events.name] if len(calls) else spends)
         device = trace.on_device()[rows]
         # A range that a user named, as copied onto a device's lane, spends nothing there itself.
         rows, device = (each[~(device & (events.kind[rows] == Kind.ANNOTATION))] for each in (rows, device))

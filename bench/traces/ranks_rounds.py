@@ -41,14 +41,15 @@ def rounds_of(matched: Matched, traces: Sequence[Trace]) -> Rounds:
     if len(common) > 1:
         times = np.array([[found[name] for name in common] for found in by_name], np.int64)
         return Rounds(times[:, :, 0], times[:, :, 1], "step", f"{len(common)} steps that all ranks mark")
-    whole = matched.present.all(axis=1)
+    whole = np.all(matched.present, axis=1)
     operations = [key[0] for key in matched.keys]
     of_operation = np.array([operations.index(word) for word in operations], np.int64)[matched.key]
     rows = _marking(matched.key, whole)
     if len(rows) < ENOUGH:  # whatever their messages
         rows = _marking(of_operation, whole)
     if len(rows) < 2:
-        return Rounds(*(np.empty((len(traces), 0), np.int64) for _ in range(2)), "round", "no rounds")
+        none = np.empty((len(traces), 0), np.int64)
+        return Rounds(none, none, "round", "no rounds")
     # Arrivals differ, which is the point; ends are common to all, where they were recorded.
     marks = np.where(matched.whole, matched.end[rows], matched.start[rows]) - np.array(bases(matched, traces))
     marks = np.sort(marks, axis=0).T
