@@ -40,7 +40,7 @@ class Config:
     )
     unit_ms: float = setting(
         20.0,
-        quick=6.0,
+        quick=5.0,
         full=25.0,
         unit="ms",
         help="forward of a virtual device; its input and weight gradients take as long",

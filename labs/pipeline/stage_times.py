@@ -3,13 +3,15 @@
 All ranks go through the whole model at once, each for itself, so that they share cores, caches and memory as
 the ranks of the pipeline will. Each micro-batch goes forward and, on half of them, backward in one, on the
 other half in two halves.
+
+The shortest of all times counts: what disturbs one stage and not another would change the order of schedules,
+and disturbs their steps, which are compared in the same rounds, alike.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from labs.lab import Recorder, Results, Step
@@ -77,7 +79,7 @@ class _Alone:
                 parameter.grad = None
             losses.append(pipeline.step(*self.batch, record=note))
         for name, values in self.seconds.items():
-            self.recorder.record(name, median(values), "s")
+            self.recorder.record(name, min(values), "s")
         return torch.cat(losses)
 
     def close(self) -> None:

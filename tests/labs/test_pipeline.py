@@ -79,6 +79,23 @@ def test_every_schedule_computes_what_one_process_does(real, virtual):
         LAB.check(TINY, {"gpt/1f1b": outputs["gpt/1f1b"][:-1]})
 
 
+def test_a_proof_is_small_and_every_gradient_has_a_part_in_it():
+    """A large model's too: an answer of a rank has room for 8 MB."""
+    import torch
+
+    weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2000, 1000), (3,), (1,))]
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight)
+    losses = torch.ones(8, dtype=torch.float64)
+    proof = running.proof_of(losses, weights)
+    assert len(proof) < 2 * running.PROOF_NUMBERS
+    for weight in weights:
+        weight.grad.view(-1)[-1] = 0.5  # of the first, none of those that are shown
+        other = running.proof_of(losses, weights)
+        assert float((other - proof).abs().max()) == 0.5
+        weight.grad.zero_()
+
+
 def test_activations_are_counted_as_predicted(real, virtual):
     counted = {address: values for address, (_, values) in {**real, **virtual}.items()}
     exact = [each for each in LAB.predict(TINY, constants()) if each.exact]

@@ -186,7 +186,8 @@ def test_a_weight_that_is_embedding_and_head():
     for name, one in module.named_parameters():
         torch.testing.assert_close(one.grad, expected[name], msg=name)
     assert early == {"embedding.weight"}
-    assert first + second == calls
+    for name in ("mm", "embedding_dense_backward"):
+        assert first[name] + second[name] == calls[name], name
 
 
 def test_functional_stage_without_sources_leaves_all_to_the_second_half():
