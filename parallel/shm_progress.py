@@ -341,6 +341,8 @@ class Progress:
         """Nothing moved: end what has no hope. Seconds to sleep before the next try."""
         now, shortest, dead = time.monotonic(), 0.002, self.segment.dead()
         for lane in self._busy():
+            if not lane.queue:  # another lane's end was that of all
+                break
             operation = lane.queue[0]
             operation.stalled_since = operation.stalled_since or now
             waited, behind = now - operation.stalled_since, lane.waits_for(self.segment)
