@@ -35,6 +35,7 @@ _MIN_WITNESSES = 8
 _LARGE = 200  # operations resampled one by one; the rest are resampled as one sum
 _CHUNK = 4_000_000  # numbers resampled at once
 _LARGEST_SCATTER = 0.1  # beyond, unchanged operations are no longer what is seen
+_LARGEST_FACTOR = 2.0  # a core shared with one neighbour; beyond, it is not the machine that changed
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,8 @@ def _alike(base: np.ndarray, new: np.ndarray, witnesses: np.ndarray) -> tuple[fl
     logs = np.log(new[known] / base[known])
     middle = float(np.median(logs))
     disagreement = float(np.median(np.abs(logs - middle)))
-    factor = math.exp(middle) if disagreement <= max(TOLERANCE, abs(middle) / 2) else 1.0
+    agreed = disagreement <= max(TOLERANCE, abs(middle) / 2) and abs(middle) <= math.log(_LARGEST_FACTOR)
+    factor = math.exp(middle) if agreed else 1.0
     return factor, min(_LARGEST_SCATTER, 1.4826 * disagreement)
 
 

@@ -124,3 +124,10 @@ def test_equal_work_is_hardly_ever_called_slower_or_faster(steps):
         rows += bool((np.abs(found.excess) - found.reach > 0.02 * found.base).any())
     assert alarms <= 10
     assert rows <= 10
+
+
+def test_what_takes_five_times_as_long_is_no_mood_of_the_machine():
+    rng = np.random.default_rng(6)
+    found = compared(sample(rng, 40), sample(rng, 40, 5.0))
+    assert found.alike == 1.0
+    assert found.step.verdict == "slower"
