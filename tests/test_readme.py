@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-LONG = ("perflab run", "perflab calibrate", "pytest", "torchrun")
+LONG = ("perflab run", "perflab calibrate", "perflab profile", "pytest", "torchrun")
 
 
 def blocks(kind):

@@ -26,6 +26,7 @@ def named(found, slow, way):
     return late == [(slow, *expected(way))]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("world_size", "slow", "way"), [(2, 1, WAYS[0]), (3, 2, WAYS[2])])
 def test_a_slowed_rank_is_named_with_its_operation(ranks, tmp_path, world_size, slow, way):
     # A neighbour on a busy machine may make another rank late too, and truly: then it is tried again.
@@ -33,6 +34,7 @@ def test_a_slowed_rank_is_named_with_its_operation(ranks, tmp_path, world_size, 
     assert any(named(found, slow, way) for found in runs)
 
 
+@pytest.mark.alone
 def test_without_a_slowed_rank_nobody_is_named(ranks, tmp_path):
     assert any(not compared(ranks, tmp_path / str(k), 2, -1, "").late for k in range(3))
 
