@@ -11,7 +11,7 @@ from bench.traces.ranks import compare_ranks
 
 def compared(ranks, folder, world_size, slow, way):
     folder.mkdir()
-    ranks.run(world_size, train, str(folder), slow, way)
+    ranks.run(world_size, train, str(folder), slow, way, backend="gloo")
     return compare_ranks(load(folder))
 
 
