@@ -145,7 +145,7 @@ class ShmGroup(Messages):
             yield from self._exchange(ALL_REDUCE, flat, parts[:size], [parts[rank]], operation)
             yield from self._exchange(ALL_GATHER, flat, [parts[rank]], parts[:size])
         if not tensor.is_contiguous():
-            tensor.copy_(flat.view(tensor.shape))
+            tensor.detach().copy_(flat.view(tensor.shape))
 
     def broadcast(self, tensors: Sequence[torch.Tensor], opts: Any) -> Any:
         nothing: list[Any] = [None] * self._size

@@ -75,7 +75,7 @@ class Messages(SharedGroup):
                 f"{(message >> 8) // dtype.itemsize} {dtype_name(dtype)} "
                 f"(tag {tag}), rank {self._segment.names[self._rank]} receives {amounts([tensor])}"
             )
-        tensor.copy_(stored.view(tensor.dtype).view(tensor.shape))
+        tensor.detach().copy_(stored.view(tensor.dtype).view(tensor.shape))
 
     def recv_anysource(self, tensors: Sequence[torch.Tensor], tag: int = 0) -> Any:
         return AnySource(self, tensors, tag)

@@ -30,7 +30,7 @@ def room_for(tensor: torch.Tensor) -> torch.Tensor:
 
 def put_back(room: torch.Tensor, tensor: torch.Tensor) -> None:
     if room is not tensor:
-        tensor.copy_(room)
+        tensor.detach().copy_(room)
 
 
 def place_of(tensor: torch.Tensor | None) -> tuple[int, int]:
