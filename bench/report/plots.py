@@ -43,7 +43,7 @@ def thin(series: Series, kept: list[int], notes: list[str]) -> list[int]:
     if step <= 1:
         return kept
     name = text_of(series.name, 40)
-    notes.append(f"{name}: every {step}th of {len(kept):,} points is drawn; the table has all.")
+    notes.append(f"{name}: one of every {step} of {len(kept):,} points is drawn; the table has all.")
     return kept[::step]
 
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import termios
 import textwrap
-from functools import partial
 
 import pytest
 from command import PERFLAB, perflab
@@ -98,6 +97,11 @@ def test_it_ends_as_it_would_end_and_its_report_is_written(program, ending):
         assert "work" in functions
 
 
+def as_from_a_shell():
+    """Before a command starts: what started the tests may ignore Ctrl-C, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_reaches_the_program_and_its_report_is_written(program, number):
     folder = program(
@@ -111,7 +115,8 @@ def test_a_signal_reaches_the_program_and_its_report_is_written(program, number)
         """
     )
     command = [*PERFLAB, "profile", "--", PYTHON, "program.py"]
-    started = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = subprocess.Popen(command, cwd=folder, preexec_fn=as_from_a_shell, **pipes)
     assert started.stdout.readline() == "ready\n"
     started.send_signal(number)
     out, _ = started.communicate(timeout=30)
@@ -137,7 +142,11 @@ def test_ctrl_c_in_a_terminal_interrupts_once(program):
     controller, terminal = os.openpty()
     command = [*PERFLAB, "profile", "--", PYTHON, "program.py"]
     ours = {"stdin": terminal, "stdout": terminal, "stderr": terminal, "start_new_session": True}
-    begin = partial(fcntl.ioctl, terminal, termios.TIOCSCTTY, 0)  # the terminal is that of the new session
+
+    def begin():
+        as_from_a_shell()
+        fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)  # the terminal is that of the new session
+
     started = subprocess.Popen(command, cwd=folder, preexec_fn=begin, **ours)
     os.close(terminal)
     seen = b""

@@ -203,7 +203,7 @@ def test_empty_and_extreme_figures_are_drawn_without_a_warning(figure: Any, widt
 def test_many_points_are_thinned_and_it_is_said() -> None:
     xs = [float(i) for i in range(1, 1001)]
     drawing = draw(Chart("t", "x", "y", [Series("many", xs, xs)]), "a")
-    assert "many: every 4th of 1,000 points is drawn; the table has all." in drawing.notes
+    assert "many: one of every 4 of 1,000 points is drawn; the table has all." in drawing.notes
     assert 250 <= marks(drawing) <= 300  # ticks have no marks, the legend has one
 
 
