@@ -6,10 +6,12 @@ What a rank raises, raises here, with its traceback; a rank that does not answer
 """
 
 import contextlib
+import faulthandler
 import gc
 import importlib
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -71,9 +73,10 @@ class Ranks:
             left = [rank for rank in range(world_size) if rank not in results and rank not in dead]
             ready = wait([self._ranks[rank][1] for rank in left], max(0.0, deadline - time.monotonic()))
             if not ready:
+                where = "".join(f"\nrank {rank} is at\n{self._stack(rank)}" for rank in left)
                 self.close()
                 raise TimeoutError(
-                    f"{what}: no answer from ranks {left} of {world_size} within {timeout:.0f} s"
+                    f"{what}: no answer from ranks {left} of {world_size} within {timeout:.0f} s{where}"
                     + "".join(
                         f"; rank {rank}: {text}" for rank, (right, text) in results.items() if not right
                     )
@@ -97,11 +100,19 @@ class Ranks:
     def _rank(self, rank):
         if rank not in self._ranks:
             ours, theirs = self._context.Pipe()
-            process = self._context.Process(target=serve, args=(theirs, list(sys.path)), daemon=True)
+            arguments = theirs, list(sys.path), self._folder.name
+            process = self._context.Process(target=serve, args=arguments, daemon=True)
             process.start()
             theirs.close()
             self._ranks[rank] = process, ours
         return self._ranks[rank]
+
+    def _stack(self, rank):
+        """What each thread of a rank is doing."""
+        process = self._ranks[rank][0]
+        os.kill(process.pid, signal.SIGUSR1)
+        time.sleep(1.0)
+        return stacks(self._folder.name, process.pid).read_text()
 
     def close(self):
         """End every rank."""
@@ -112,10 +123,17 @@ class Ranks:
         self._ranks.clear()
 
 
-def serve(pipe, path):
+def stacks(folder, process):
+    """Where a rank writes what it is doing, when it is sent SIGUSR1."""
+    return Path(folder) / f"stacks-{process}"
+
+
+def serve(pipe, path, folder):
     """A rank: answer calls until the other end is gone."""
     import torch
 
+    report = stacks(folder, os.getpid()).open("w")
+    faulthandler.register(signal.SIGUSR1, report)
     gc.freeze()  # else each collection goes through a million objects of modules: 0.2 s
     sys.path[:] = [str(ROOT), *path]
     torch.set_num_threads(1)

@@ -55,7 +55,8 @@ def test_a_dead_rank_is_named_and_replaced(ranks):
     assert ranks.run(2, summed)[0][0] == [3.0] * 3
 
 
-def test_a_late_rank_is_named(ranks):
-    with pytest.raises(TimeoutError, match=r"no answer from ranks \[1\] of 2 within 1 s"):
+def test_a_late_rank_is_named_with_what_it_does(ranks):
+    with pytest.raises(TimeoutError, match=r"no answer from ranks \[1\] of 2 within 1 s") as found:
         ranks.run(2, late_on_one, timeout=1.0)
+    assert "in late_on_one" in str(found.value)
     assert ranks.run(2, summed)[0][0] == [3.0] * 3
