@@ -98,20 +98,30 @@ class Ranks:
         return results
 
     def _rank(self, rank):
-        if rank not in self._ranks:
+        tries = 0
+        while rank not in self._ranks:
             ours, theirs = self._context.Pipe()
             arguments = theirs, list(sys.path), self._folder.name
             process = self._context.Process(target=serve, args=arguments, daemon=True)
             process.start()
             theirs.close()
-            self._ranks[rank] = process, ours
+            # A fork of a process with threads (torch's imports may start some) can be born stuck.
+            if ours.poll(START_SECONDS) and ours.recv() == "here":
+                self._ranks[rank] = process, ours
+                break
+            process.kill()
+            process.join()
+            tries += 1
+            print(f"rank {rank} did not start within {START_SECONDS:.0f} s, try {tries}", file=sys.stderr)
+            if tries == 3:
+                raise TimeoutError(f"rank {rank} did not start in {tries} tries of {START_SECONDS:.0f} s")
         return self._ranks[rank]
 
     def _stack(self, rank):
         """What each thread of a rank is doing."""
         process = self._ranks[rank][0]
         os.kill(process.pid, signal.SIGUSR1)
-        time.sleep(1.0)
+        time.sleep(1.0)  # until it has written
         return stacks(self._folder.name, process.pid).read_text()
 
     def close(self):
@@ -134,6 +144,7 @@ def serve(pipe, path, folder):
 
     report = stacks(folder, os.getpid()).open("w")
     faulthandler.register(signal.SIGUSR1, report)
+    pipe.send("here")
     gc.freeze()  # else each collection goes through a million objects of modules: 0.2 s
     sys.path[:] = [str(ROOT), *path]
     torch.set_num_threads(1)
