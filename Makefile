@@ -1,4 +1,4 @@
-# make lab    install into .venv, run the three labs, write results.json and results.html
+# make lab    install into .venv, run the labs, write results.json and results.html
 # make test   what CI runs: lint, types, tests
 # make proof  slow proofs: A/A statistics, fresh clone, kill loops
 # make gpu    tests and benchmarks that need CUDA

@@ -8,13 +8,12 @@ every line, won or lost. A quick run leaves out worlds of 3 and 4 ranks and the 
 
 from __future__ import annotations
 
-import io
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from bench.plugin import TABLES, Paired
+from bench.plugin import Paired
+from bench.suites.lines import Line, gathered, table
 from bench.suites.parallel_jobs import COPIES, SIZES, STRATEGIES, TOKENS
 from bench.world import Worlds
 
@@ -25,51 +24,14 @@ COMMUNICATION_BOUND_AIM = 1 / 0.8
 """Ours over shm against PyTorch over gloo, at TOKENS tokens a rank."""
 
 
-@dataclass(frozen=True)
-class Line:
-    """A comparison: ours is ``speedup`` times as fast as the peer; aim None: none is promised."""
-
-    name: str
-    peer: str
-    speedup: float
-    low: float
-    high: float
-    aim: float | None
-
-    @property
-    def verdict(self) -> str:
-        if self.aim is None:
-            return "won" if self.low > 1 else "lost" if self.high < 1 else "cannot tell"
-        return "met" if self.low >= self.aim else "missed" if self.high < self.aim else "cannot tell"
-
-
-LINES = pytest.StashKey[list[Line]]()
-
-
 @pytest.fixture
 def lines(pytestconfig: pytest.Config) -> list[Line]:
-    if LINES not in pytestconfig.stash:
-        pytestconfig.stash[LINES] = []
-        tables = pytestconfig.stash.setdefault(TABLES, [])
-        tables.append(lambda width: render(pytestconfig.stash[LINES], width))
-    return pytestconfig.stash[LINES]
+    return gathered(pytestconfig, render)
 
 
 def render(lines: list[Line], width: int) -> str:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, title="parallel beside its peers (speed-up = peer / ours)")
-    for heading in ("ours", "peer", "speed-up", "95 % interval", "aim", ""):
-        table.add_column(heading, justify="left" if heading in ("ours", "peer", "") else "right")
-    for line in lines:
-        interval = f"[{line.low:.2f}, {line.high:.2f}]"
-        aim = "" if line.aim is None else f"{line.aim:.2f}x"
-        table.add_row(line.name, line.peer, f"{line.speedup:.2f}x", interval, aim, line.verdict)
-    text = io.StringIO()
-    Console(file=text, width=max(width, 100)).print(table)
-    return text.getvalue()
+    title = "parallel beside its peers (speed-up = peer / ours)"
+    return table(lines, width, title=title, ratio="speed-up", digits=2, unit="x")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

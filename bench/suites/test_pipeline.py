@@ -10,13 +10,12 @@ realised efficiency divided by that of the schedule. A quick run leaves out 8 ra
 
 from __future__ import annotations
 
-import io
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from bench.plugin import TABLES, Paired
+from bench.plugin import Paired
+from bench.suites.lines import Line, gathered, table
 from bench.suites.pipeline_jobs import TORCH, UNIT
 from parallel import schedules
 
@@ -26,49 +25,15 @@ EFFICIENCY_AIMS = {4: 0.98, 8: 0.95}
 """Of what the simulator says, by the number of ranks, with units of 25 ms."""
 
 
-@dataclass(frozen=True)
-class Line:
-    """Something that is to be at least ``aim``, with its 95 % interval."""
-
-    name: str
-    against: str
-    value: float
-    low: float
-    high: float
-    aim: float
-
-    @property
-    def verdict(self) -> str:
-        return "met" if self.low >= self.aim else "missed" if self.high < self.aim else "cannot tell"
-
-
-LINES = pytest.StashKey[list[Line]]()
-
-
 @pytest.fixture
 def lines(pytestconfig: pytest.Config) -> list[Line]:
-    if LINES not in pytestconfig.stash:
-        pytestconfig.stash[LINES] = []
-        tables = pytestconfig.stash.setdefault(TABLES, [])
-        tables.append(lambda width: render(pytestconfig.stash[LINES], width))
-    return pytestconfig.stash[LINES]
+    return gathered(pytestconfig, render)
 
 
 def render(lines: list[Line], width: int) -> str:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    title = f"pipelines on virtual devices, units of {UNIT * 1e3:.0f} ms (peer / ours; simulated / measured)"
-    table = Table(box=box.SIMPLE_HEAD, title=title)
-    for heading in ("ours", "against", "ratio", "95 % interval", "aim", ""):
-        table.add_column(heading, justify="left" if heading in ("ours", "against", "") else "right")
-    for line in lines:
-        interval = f"[{line.low:.3f}, {line.high:.3f}]"
-        table.add_row(line.name, line.against, f"{line.value:.3f}", interval, f"{line.aim:.2f}", line.verdict)
-    text = io.StringIO()
-    Console(file=text, width=max(width, 100)).print(table)
-    return text.getvalue()
+    unit = f"units of {UNIT * 1e3:.0f} ms"
+    title = f"pipelines on virtual devices, {unit} (peer / ours; simulated / measured)"
+    return table(lines, width, title=title, ratio="ratio", digits=3)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 
-from bench.plugin import TABLES
+from bench.suites.lines import gathered
 
 TRACES = Path(__file__).parents[3] / "shared" / "traces"
 PEERS = {"hta": ("HolisticTraceAnalysis", "hta"), "tracelens": ("TraceLens", "TraceLens")}
@@ -56,16 +56,9 @@ class Line:
         return self.theirs.cpu_s / self.ours.cpu_s, self.theirs.peak_mb / self.ours.peak_mb
 
 
-LINES = pytest.StashKey[list[Line]]()
-
-
 @pytest.fixture
 def lines(pytestconfig: pytest.Config) -> list[Line]:
-    if LINES not in pytestconfig.stash:
-        pytestconfig.stash[LINES] = []
-        tables = pytestconfig.stash.setdefault(TABLES, [])
-        tables.append(lambda width: render(pytestconfig.stash[LINES], width))
-    return pytestconfig.stash[LINES]
+    return gathered(pytestconfig, render)
 
 
 def render(lines: list[Line], width: int) -> str:
