@@ -42,14 +42,15 @@ def figure(results: Results) -> Sequence[Figure]:
 
 def spans(results: Results, variant: str, lane: str) -> list[Span]:
     """Rank 0's intervals of one step, from the step's beginning: a collective's from when it was started, or
-    from when the link was free of the one before."""
+    from when the link was free of the one before, unless it was through before that one."""
     layers = results.config.layers
     found: list[Span] = []
     first = next(iter(results.recorded(variant, "compute_begin_s")), 0.0)
     begins, ends = (results.recorded(variant, f"{lane}_{edge}_s")[:layers] for edge in ("begin", "end"))
     for begin, end in zip(begins, ends, strict=False):
+        begin, end = begin - first, end - first
         free = found[-1].end if found else 0.0
-        found.append(Span(max(begin - first, free), end - first))
+        found.append(Span(max(begin, free) if free <= end else begin, end))
     return found
 
 

@@ -307,6 +307,16 @@ def test_figures_carry_their_numbers_and_survive_json():
     assert len(LAB.figure(predicted_results(QUICK))) == 5  # without recorded lanes
 
 
+def test_a_collective_that_is_through_before_the_one_started_earlier_is_drawn_as_it_was():
+    class Overtaken(Lanes):
+        def recorded(self, variant, name):
+            return [12.5, 15.5, 14] * 2 if name == "communication_end_s" else super().recorded(variant, name)
+
+    results = Overtaken(**vars(predicted_results(replace(MORE, layers=3))))
+    lane = pictures.spans(results, "overlap_virtual/asynchronous", "communication")
+    assert [(span.begin, span.end) for span in lane] == [(1, 2.5), (2.5, 5.5), (3, 4)]
+
+
 @pytest.mark.proof
 def test_a_real_group_is_measured_proved_and_recorded(monkeypatch):
     from pathlib import Path
