@@ -1,5 +1,6 @@
 """Damage for reports: of their bytes, and of the values in them while the file stays whole."""
 
+import copy
 import gzip
 import json
 import marshal
@@ -91,7 +92,7 @@ def of_values(data, chance):
         return flip(data, chance)
     key = chance.choice(list(profile))
     value = list(profile[key])
-    value[chance.randrange(len(value))] = chance.choice(VALUES)
+    value[chance.randrange(len(value))] = copy.deepcopy(chance.choice(VALUES))
     profile[key] = tuple(value)
     return marshal.dumps(profile)
 
@@ -110,7 +111,7 @@ def _change(document, chance):
         place = below
     change = chance.random()
     if change < 0.7:
-        place[key] = chance.choice(VALUES)
+        place[key] = copy.deepcopy(chance.choice(VALUES))  # or it could be put into itself
     elif change < 0.85:
         del place[key]
     elif isinstance(place, list):
