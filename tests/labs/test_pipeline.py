@@ -1,24 +1,21 @@
-"""The pipeline lab: predictions by hand, the same results on real ranks, claims that can fail."""
+"""The pipeline lab: predictions by hand, the same results on real ranks, figures."""
 
 import json
 import math
 import subprocess
 import sys
 from dataclasses import replace
-from functools import cached_property
 
 import pytest
-from stated import Stated, machine
+from pipeline_results import LAB, QUICK, Predicted, as_predicted, constants
+from stated import Stated
 
 from labs import figure as figures
-from labs import load
 from labs.lab import configure, find
-from labs.pipeline import claims, derived, lost_time, model, running, simulated, stage_times
+from labs.pipeline import lost_time, model, running, simulated, stage_times
 from labs.pipeline.config import MODELS, SCHEDULES, Config
 from labs.pipeline.running import VIRTUAL
 
-LAB = load("pipeline")
-QUICK = configure(LAB, "quick")
 TINY = Config(microbatches=3, ranks=3, unit_ms=0.5, width=32, layers=4, length=8, sequences=1)
 
 
@@ -30,12 +27,6 @@ class Kept:
 
     def record(self, name, value, unit):
         self.values.setdefault(f"{name}_{unit}" if unit else name, []).append(value)
-
-
-def constants():
-    stated = machine()
-    more = {"gloo_message_s": 1e-4, "gloo_s_per_byte": 5e-10}
-    return replace(stated, constants={**stated.constants, **more})
 
 
 # --- on real ranks ---------------------------------------------------------------------------------
@@ -262,98 +253,7 @@ def test_a_file_with_an_error_or_for_other_ranks_is_refused(tmp_path):
         configure(LAB, "quick", {"schedule": str(file)})
 
 
-# --- claims and figures ----------------------------------------------------------------------------
-
-
-class Predicted(Stated):
-    """Results whose predictions are the lab's."""
-
-    @cached_property
-    def of_lab(self):
-        return {(p.variant, p.key): p.value for p in LAB.predict(self.config, self.machine)}
-
-    def predicted(self, variant, key="time_s"):
-        return self.of_lab.get((variant, key))
-
-
-def as_predicted(config=QUICK, counts=None, **times):
-    """Results in which everything came as predicted, and stages took what the formulas say."""
-    host = constants()
-    stated = LAB.predict(config, host)
-    found = {v.address: 0.5 for v in LAB.variants(config) if v.group == stage_times.GROUP}
-    found |= {each.variant: each.value for each in stated if each.key == "time_s"}
-    values = {
-        (each.variant, each.key): each.value for each in stated if each.variant and each.key != "time_s"
-    }
-    for group in MODELS:
-        for count in stage_times.cuts(config):
-            durations = model.stage_durations(config, host, group, count)
-            for kind in stage_times.KINDS:
-                for stage, seconds in enumerate(getattr(durations, kind)):
-                    values[f"{stage_times.GROUP}/{group}", f"{stage_times.key(count, stage, kind)}_s"] = (
-                        seconds
-                    )
-    for group, ranks in (*((each, config.stages) for each in MODELS), (VIRTUAL, config.ranks)):
-        for name in config.names(ranks):
-            from parallel.schedules import peak_activations
-
-            for rank, held in enumerate(peak_activations(config.schedule_of(name, ranks)).tolist()):
-                values[f"{group}/{name}", f"rank{rank}_in_flight"] = held
-    values |= counts or {}
-    found |= {name.replace("__", "/"): seconds for name, seconds in times.items()}
-    return Predicted(config, host, {"default": found}, values=values)
-
-
-def test_all_claims_hold_when_the_predictions_come_true():
-    results = as_predicted()
-    verdicts = {claim.text: claim.holds(results) for claim in LAB.claims}
-    assert all(verdict is True for verdict in verdicts.values()), verdicts
-    measured = LAB.derive(results)
-    assert len(measured) == 2 * len(SCHEDULES)
-    for each in measured:
-        assert each.interval.value == pytest.approx(1.0), each
-
-
-@pytest.mark.parametrize(
-    ("claim", "address"),
-    [
-        (claims.virtual_order, "virtual/zb_v"),
-        (claims.real_order("gpt"), "gpt/dualpipe_v"),
-        (claims.real_order("encoder_decoder"), "encoder_decoder/interleaved_1f1b"),
-        (claims.faster("interleaved_1f1b", "1f1b"), "virtual/interleaved_1f1b"),
-        (claims.faster("zb_v", "interleaved_1f1b"), "virtual/zb_v"),
-    ],
-)
-def test_each_claim_about_time_can_fail(claim, address):
-    results = as_predicted()
-    assert claim(results) is True
-    assert claim(replace(results, columns={"default": {**results.times, address: 9.0}})) is False
-
-
-@pytest.mark.parametrize(
-    ("claim", "key", "count"),
-    [
-        (claims.activations_are_predicted, ("gpt/zb_h1", "rank1_in_flight"), 3.0),
-        (claims.holds_less("1f1b", "gpipe"), (f"{VIRTUAL}/1f1b", "in_flight"), 8.0),
-        (claims.holds_less("v_half", "1f1b"), (f"{VIRTUAL}/v_half", "in_flight"), 8.0),
-    ],
-)
-def test_each_claim_about_counts_can_fail(claim, key, count):
-    assert claim(as_predicted()) is True
-    assert claim(as_predicted(counts={key: count})) is False
-
-
-def test_ties_are_no_order_and_ranks_that_share_a_core_decide_nothing():
-    """GPipe and 1F1B are predicted alike: which is faster is left open."""
-    slower = as_predicted(virtual__gpipe=1.04 * as_predicted().times["virtual/1f1b"])
-    assert claims.virtual_order(slower) is True
-    results = as_predicted(replace(QUICK, stages=3, layers=12))
-    assert claims.real_order("gpt")(results) is None
-
-
-@pytest.mark.parametrize("claim", LAB.claims, ids=lambda claim: claim.text[:40])
-def test_nothing_measured_decides_nothing(claim):
-    assert claim.holds(Stated(QUICK, constants(), {})) is None
+# --- figures ----------------------------------------------------------------------------------------
 
 
 def test_figures_draw_what_was_predicted_above_what_was_measured(virtual):
@@ -386,15 +286,6 @@ def test_figures_draw_what_was_predicted_above_what_was_measured(virtual):
         assert json.dumps(again) == json.dumps(figures.to_json(each))
     assert "virtual devices" in next(each for each in drawn if each.title.startswith("Virtual")).note
     assert LAB.figure(Stated(QUICK, constants(), {})) == []
-
-
-def test_nothing_is_derived_from_what_was_not_measured():
-    results = as_predicted()
-    alone = {
-        address: time for address, time in results.times.items() if not address.startswith("stage_times")
-    }
-    assert derived.derive(replace(results, columns={"default": alone})) == []
-    assert derived.step_ratio(results, "gpt", "1f1b") is not None
 
 
 def test_names_are_those_of_parallel():
