@@ -171,6 +171,9 @@ def call(place, arguments, backend, rank, world_size, store, timeout):
         return function(*arguments)
     if backend in OURS:
         importlib.import_module(OURS[backend])  # which registers it
+    # An init that failed here leaves its group's number behind: the next group would have another number,
+    # and with it other keys in the store, than on a new rank, and neither would find the other.
+    dist.distributed_c10d._world.group_count = 0
     dist.init_process_group(
         backend,
         store=dist.FileStore(store, world_size),

@@ -3,11 +3,14 @@
 import os
 import signal
 import time
+from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
 from ranks import RankFailed
+
+import parallel.shm  # noqa: F401  registers it
 
 
 def summed():
@@ -32,6 +35,12 @@ def late_on_one():
         time.sleep(60)
 
 
+def fails_to_join(folder):
+    store = dist.FileStore(f"{folder}/store", 2)
+    with pytest.raises(dist.DistBackendError, match="to join"):
+        dist.init_process_group("shm", store=store, rank=0, world_size=2, timeout=timedelta(seconds=0.1))
+
+
 def test_worlds_of_every_size_share_their_processes(ranks):
     before = {}
     for world_size in (1, 2, 3, 4, 2):
@@ -46,6 +55,12 @@ def test_what_a_rank_raises_raises_here_with_its_rank(ranks):
     with pytest.raises(RankFailed, match=r"rank 1 of 2: ValueError: rank one objects"):
         ranks.run(2, wrong_on_one)
     assert ranks.run(2, summed)[0][0] == [3.0] * 3
+
+
+def test_a_rank_whose_own_group_failed_finds_the_others_again(ranks, tmp_path):
+    ranks.run(2, summed)
+    ranks.run(1, fails_to_join, str(tmp_path), backend=None)
+    assert ranks.run(2, summed, timeout=10.0)[0][0] == [3.0] * 3
 
 
 def test_a_dead_rank_is_named_and_replaced(ranks):
