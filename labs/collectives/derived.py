@@ -3,7 +3,8 @@ one, and how much of the communication was hidden."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 from labs.collectives import overlap
 from labs.collectives.config import FLOAT, SMALL_KIB
@@ -40,30 +41,64 @@ def size_of(results: Results, kib: int) -> int:
     return FLOAT * config.elements(config.ranks, kib)
 
 
-def fit(results: Results, way: str) -> tuple[Interval, Interval] | None:
-    """alpha (s) and beta (s/B) of one way's small all-reduces; None when one of them was not measured.
+def propagated(function: Callable[[list[float]], float], inputs: Sequence[Interval]) -> Interval:
+    """``function`` of the inputs' values, with what their intervals leave open.
 
-    The intervals: fits of all low ends, of all high ends.
+    The inputs are independent: each one is moved to its ends alone, and the changes that it makes are added
+    as squares (the first-order propagation of uncertainty, JCGM 100:2008, 5.1.2, with differences for
+    derivatives).
     """
+    values = [each.value for each in inputs]
+    centre = function(values)
+    below = above = 0.0
+    for index, each in enumerate(inputs):
+        ends = [function([*values[:index], end, *values[index + 1 :]]) for end in (each.low, each.high)]
+        below += max(0.0, centre - min(ends)) ** 2
+        above += max(0.0, max(ends) - centre) ** 2
+    return Interval(centre, centre - math.sqrt(below), centre + math.sqrt(above))
+
+
+def small_times(results: Results, way: str) -> tuple[list[float], list[Interval]] | None:
+    """Bytes and times of one way's small all-reduces; None when one of them was not measured."""
     addresses = [f"{SWEEP}/{way}_{kib}" for kib in SMALL_KIB]
     if not results.has(*addresses):
         return None
     sizes = [float(size_of(results, kib)) for kib in SMALL_KIB]
-    times = [results.seconds(address) for address in addresses]
-    fits = [least_squares(sizes, [getattr(time, end) for time in times]) for end in ("value", "low", "high")]
-    alpha, beta = ([found[index] for found in fits] for index in (0, 1))
-    return Interval(alpha[0], min(alpha), max(alpha)), Interval(beta[0], min(beta), max(beta))
+    return sizes, [results.seconds(address) for address in addresses]
+
+
+def fit(results: Results, way: str) -> tuple[Interval, Interval] | None:
+    """alpha (s) and beta (s/B) of one way's small all-reduces; None when one of them was not measured."""
+    small = small_times(results, way)
+    if small is None:
+        return None
+    sizes, times = small
+    alpha = propagated(lambda seconds: least_squares(sizes, seconds)[0], times)
+    beta = propagated(lambda seconds: least_squares(sizes, seconds)[1], times)
+    return _not_negative(alpha), _not_negative(beta)
+
+
+def _not_negative(found: Interval) -> Interval:
+    """The changes are added as if the function were a line; it ends at zero."""
+    return Interval(found.value, max(0.0, found.low), found.high)
 
 
 def large_ratio(results: Results, way: str) -> Interval | None:
-    """The large all-reduce's time over what the small ones' alpha and beta say."""
-    found, kib = fit(results, way), results.config.large_KiB
+    """The large all-reduce's time over what the small ones' alpha and beta say.
+
+    Its interval holds theirs too: a slope over small sizes, drawn out to a large one, is uncertain there.
+    """
+    small, kib = small_times(results, way), results.config.large_KiB
     address = f"{SWEEP}/{way}_{kib}"
-    if found is None or not results.has(address):
+    if small is None or not results.has(address):
         return None
-    (alpha, beta), size, time = found, size_of(results, kib), results.seconds(address)
-    said = alpha.value + beta.value * size
-    return Interval(time.value / said, time.low / said, time.high / said)
+    (sizes, times), size = small, size_of(results, kib)
+
+    def quotient(seconds: list[float]) -> float:
+        alpha, beta = least_squares(sizes, seconds[1:])
+        return seconds[0] / (alpha + beta * size)
+
+    return propagated(quotient, [results.seconds(address), *times])
 
 
 def hidden(results: Results, kind: str) -> Interval | None:

@@ -1,5 +1,6 @@
 """The collectives lab: every way against a plain computation on real ranks, counts, fits, claims."""
 
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,7 +17,7 @@ from labs.collectives import LAB, calls, claims, derived, inputs, model, overlap
 from labs.collectives import figures as pictures
 from labs.collectives.config import SMALL_KIB
 from labs.collectives.ways import SWEEP, SWEEP_WAYS, variants
-from labs.lab import configure, find
+from labs.lab import Interval, configure, find
 from labs.machine import Curve
 
 LINKS = {
@@ -173,6 +174,29 @@ def test_a_line_is_never_negative_and_needs_two_points():
     assert 1.0 < beta < 2.0
     with pytest.raises(ValueError, match="two points or more"):
         derived.least_squares([1.0], [1.0])
+
+
+@given(st.lists(st.tuples(st.floats(-5, 5), st.floats(0, 2), st.floats(0, 2)), min_size=1, max_size=5))
+def test_uncertainties_of_a_sum_add_as_squares(ends):
+    found = derived.propagated(sum, [Interval(value, value - low, value + high) for value, low, high in ends])
+    values, lows, highs = zip(*ends, strict=True)
+    expected = sum(values), sum(values) - math.hypot(*lows), sum(values) + math.hypot(*highs)
+    assert (found.value, found.low, found.high) == pytest.approx(expected, abs=1e-9)
+
+
+def test_uncertain_small_times_leave_the_large_one_undecided():
+    """A line through times of the same interval, drawn out 16 times as far, says little."""
+
+    class Noisy(Stated):
+        def seconds(self, variant):
+            value = self.times[variant]
+            return Interval(value, 0.8 * value, 1.3 * value)
+
+    large = f"{SWEEP}/ours_ring_{QUICK.large_KiB}"
+    times = {f"{SWEEP}/ours_ring_{kib}": 1.1e-3 + 1.5e-6 * kib for kib in SMALL_KIB} | {large: 2.2e-3}
+    decided = claims._fit_holds("ours_ring")
+    assert decided(Stated(QUICK, machine(), {"default": times})) is False
+    assert decided(Noisy(QUICK, machine(), {"default": times})) is None
 
 
 def test_the_links_collective_takes_what_is_set():
