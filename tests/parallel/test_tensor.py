@@ -23,7 +23,10 @@ from parallel.vocabulary import VocabParallelEmbedding
 from parallel.vocabulary_loss import vocab_parallel_cross_entropy
 
 TOKENS, WIDTH, HEAD = 53, 48, 8
-EXACT = {torch.float64: 1e-12, torch.float32: 2e-5}
+EXACT = 1e-12
+# Sums in another order are rounded otherwise, and each step carries it on. What that makes of float32 differs
+# by case: one process in float32 shows it.
+ROUNDINGS = 4
 
 
 class Attention(nn.Module):
@@ -115,36 +118,50 @@ def batches(steps, length, batch=3):
 
 
 def trains_as_one(options, sequence, shared_input, dtype, length, frozen):
-    """Largest relative distance of losses and of parameters after three steps of two accumulated batches."""
+    """(largest relative distance of losses, gradients and parameters over three steps of two accumulated
+    batches from one process in float64, that of one process in ``dtype``)."""
     torch.manual_seed(7)
-    alone = Model(**options).to(dtype)
+    alone = Model(**options)
     for name in frozen:
         alone.get_submodule(name).requires_grad_(False)
+    exact, alone = copy.deepcopy(alone).double(), alone.to(dtype)
     model = copy.deepcopy(alone)
     if dist.get_rank():  # whatever the others start from, the first rank's values count
         torch.nn.init.normal_(next(model.parameters()))
     parallelize(model, plan_of(model, dist.get_world_size(), sequence, shared_input), sequence=sequence)
     if options.get("tied", True):
         assert model.head.weight is model.embedding.weight
+    trained = {"parallel": model, "alone": alone, "exact": exact}
     # Not Adam: it makes of a gradient that is zero but for rounding (a key's bias) a full step.
     optimizers = [
-        torch.optim.SGD(m.parameters(), 0.1, momentum=0.9, weight_decay=0.1) for m in (alone, model)
+        torch.optim.SGD(m.parameters(), 0.1, momentum=0.9, weight_decay=0.1) for m in trained.values()
     ]
-    worst = 0.0
+    worst = dict.fromkeys(("parallel", "alone"), 0.0)
+
+    def compare(states):
+        for name in worst:
+            worst[name] = max(worst[name], distance(states[name], states["exact"]))
+
     for step, (tokens, target) in enumerate(batches(6, length)):
-        expected = F.cross_entropy(alone(tokens).flatten(0, 1), target.flatten())
-        loss = vocab_parallel_cross_entropy(model(tokens), target, vocabulary=TOKENS)
-        worst = max(worst, float((loss - expected).detach().abs() / expected.detach()))
-        expected.backward()
-        loss.backward()
+        losses = {
+            name: F.cross_entropy(trained[name](tokens).flatten(0, 1), target.flatten())
+            for name in ("alone", "exact")
+        }
+        losses["parallel"] = vocab_parallel_cross_entropy(model(tokens), target, vocabulary=TOKENS)
+        compare({name: {"loss": loss.detach()} for name, loss in losses.items()})
+        for loss in losses.values():
+            loss.backward()
         if step % 2:
-            gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-            wanted = {n: p.grad for n, p in alone.named_parameters() if p.grad is not None}
-            worst = max(worst, distance(full_tensors(model, gradients), wanted))
+            gradients = {
+                name: {n: p.grad for n, p in m.named_parameters() if p.grad is not None}
+                for name, m in trained.items()
+            }
+            compare(gradients | {"parallel": full_tensors(model, gradients["parallel"])})
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-    return max(worst, distance(full_state_dict(model), alone.state_dict()))
+    compare({name: m.state_dict() for name, m in trained.items()} | {"parallel": full_state_dict(model)})
+    return worst["parallel"], worst["alone"]
 
 
 def distance(found, wanted):
@@ -161,8 +178,8 @@ def many(cases):
 
 def check_training(ranks, world, cases, timeout=60):
     for found in ranks.run(world, many, cases, timeout=timeout, backend=backend_of(world)):
-        for case, worst in zip(cases, found, strict=True):
-            assert worst < EXACT[case[3]], (case, worst)
+        for case, (worst, alone) in zip(cases, found, strict=True):
+            assert worst < max(EXACT, ROUNDINGS * alone), (case, worst, alone)
 
 
 # (model, sequence parallel, inputs shared, dtype, length, frozen)
