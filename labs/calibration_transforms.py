@@ -66,8 +66,8 @@ def jax_programs() -> Figures:
         ),
         "jax_handover_s": (
             max(handed - call, 0.0),
-            "jitted negation of 4096 elements, less that of a scalar: XLA runs a program of 1000 FLOPs or more "
-            "on another thread; calls in a row, one wait at the end",
+            "jitted negation of 4096 elements, less that of a scalar: XLA runs a program of 1000 "
+            "FLOPs or more on another thread; calls in a row, one wait at the end",
         ),
         "jax_eager_call_s": (eager, "jax.numpy.negative of a scalar, not jitted"),
         "jax_eager_gradient_s": (
@@ -76,7 +76,7 @@ def jax_programs() -> Figures:
         ),
         "jax_kernel_s": (
             turn / KERNELS_OF_A_TURN,
-            f"a jitted fori_loop of {TURNS} turns of cos(x @ w), 64 elements, per kernel: product, cos, counter",
+            f"a jitted fori_loop of {TURNS} turns of cos(x @ w), 64 elements, over its 3 kernels a turn",
         ),
         "jax_compile_s": (
             max(short_compile - short_kernels * each, short_compile / 2),

@@ -2,9 +2,9 @@
 
 Answer. Functions that take functions. ``jit`` compiles a function once for each shape and removes Python from
 the call; ``grad`` adds some two more forward passes; ``vmap`` turns a loop of calls into one call on a batch;
-``scan`` compiles one step of a loop and not all; ``checkpoint`` trades memory for a forward pass, where XLA lets
-it; donation reuses memory; ``shard_map`` cuts work over devices, and the cut decides the collectives. All ask for
-pure functions: what Python does while JAX traces happens once.
+``scan`` compiles one step of a loop and not all; ``checkpoint`` trades memory for a forward pass, where XLA
+lets it; donation reuses memory; ``shard_map`` cuts work over devices, and the cut decides the collectives.
+All ask for pure functions: what Python does while JAX traces happens once.
 
 Formulas (``costs.py``, and ``predict`` in each problem's file):
   call       call + arrays x cost of an array + handing over to XLA's thread, from 1000 FLOPs on
@@ -16,9 +16,9 @@ Formulas (``costs.py``, and ``predict`` in each problem's file):
   traces     one for each shape;  collectives: one for each sum that is cut
 
 Sources: Bradbury et al., JAX: composable transformations of Python+NumPy programs, 2018; JAX documentation:
-"Sharp bits", "Ahead-of-time lowering and compilation", "Buffer donation", "shard_map"; Griewank and Walther 2008,
-"Evaluating Derivatives", sections 3.2 and 4.6 (cost of a gradient); Chen et al. 2016, "Training Deep Nets with
-Sublinear Memory Cost"; Pearlmutter 1994, "Fast Exact Multiplication by the Hessian".
+"Sharp bits", "Ahead-of-time lowering and compilation", "Buffer donation", "shard_map"; Griewank and Walther
+2008, "Evaluating Derivatives", sections 3.2 and 4.6 (cost of a gradient); Chen et al. 2016, "Training Deep
+Nets with Sublinear Memory Cost"; Pearlmutter 1994, "Fast Exact Multiplication by the Hessian".
 """
 
 from __future__ import annotations
@@ -85,9 +85,9 @@ LAB = Lab(
     question="What are features of JAX?",
     answer=(
         "Functions that take functions: jit compiles once for each shape, grad costs about two more forward "
-        "passes, vmap turns a loop of calls into one call, scan compiles one step of a loop, checkpoint trades "
-        "memory for computing again, donation reuses memory and shard_map cuts work over devices. They compose, "
-        "and ask in return for pure functions: what Python does while JAX traces happens once."
+        "passes, vmap turns a loop of calls into one call, scan compiles one step of a loop, checkpoint "
+        "trades memory for computing again, donation reuses memory and shard_map cuts work over devices. "
+        "They compose, and ask in return for pure functions: what Python does while JAX traces happens once."
     ),
     config=Config,
     predict=predict,

@@ -147,7 +147,8 @@ CLAIMS = (
         "be recomputed is recomputed.",
     ),
     Claim(
-        "A loop that Python unrolls compiles at least 3 times as long as scan and has at least 8 times the kernels.",
+        "A loop that Python unrolls takes at least 3 times scan's time to compile, for at least 8 times the "
+        "kernels.",
         every(
             recorded_ratio(f"{recurrent.GROUP}/unrolled", f"{recurrent.GROUP}/scan", "compile_s", 3.0, True),
             recorded_ratio(f"{recurrent.GROUP}/unrolled", f"{recurrent.GROUP}/scan", "kernels", 8.0, True),
@@ -160,7 +161,7 @@ CLAIMS = (
         "The same products one after another; a turn of the loop costs little beside them.",
     ),
     Claim(
-        "A loop of calls of one jitted step takes at least twice as long as scan, and an eager loop four times.",
+        "A loop of calls of one jitted step takes at least twice scan's time, and an eager loop four times.",
         every(
             slower(f"{recurrent.GROUP}/loop", f"{recurrent.GROUP}/scan", 2.0),
             slower(f"{recurrent.GROUP}/eager", f"{recurrent.GROUP}/scan", 4.0),
@@ -180,7 +181,7 @@ CLAIMS = (
     Claim(
         "A Pallas kernel in interpret mode is at least 1.5 times slower than the same lines under jit.",
         slower(f"{softmax.GROUP}/pallas_interpret", f"{softmax.GROUP}/jit", 1.5),
-        "Its grid is a while loop that slices a block out and updates it in: for proving kernels, not for speed.",
+        "Its grid is a while loop that slices a block out and updates it in: for proofs, not for speed.",
     ),
     Claim(
         "Every new shape is traced once, and padding to one shape leaves one trace.",
@@ -193,8 +194,8 @@ CLAIMS = (
         "A program is compiled for shapes and dtypes, not for values.",
     ),
     Claim(
-        "Over host devices a layout decides the collectives: none for rows of x, one all-gather for columns of "
-        "w, one all-reduce for its rows, each of the result's bytes; DTensor counts the same all-reduce.",
+        "Over host devices a layout decides the collectives: none for rows of x, one all-gather for columns "
+        "of w, one all-reduce for its rows, each of the result's bytes; DTensor counts the same all-reduce.",
         every(
             counts(f"{sharding.GROUP}/shard_map", _collectives),
             counts(f"{sharding.GROUP}/dtensor", lambda results: {"rows_collectives": 1.0}),

@@ -1,7 +1,7 @@
 """Lines of compiled programs that explain what surprises, and what the lab says to mistakes.
 
-``excerpts(config)`` compiles small programs and returns their telling lines: data for a report, a few seconds of
-work. Everything else about them (counts, FLOPs, memory) is recorded with the variants.
+``excerpts(config)`` compiles small programs and returns their telling lines: data for a report, a few seconds
+of work. Everything else about them (counts, FLOPs, memory) is recorded with the variants.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ WIDTH = 150  # characters of a line that are kept: types and names come first
 
 @dataclass(frozen=True)
 class Excerpt:
-    """title: what it is of. explains: the surprise, and what to see. text: the lines, in a fixed-width face."""
+    """title: what it is of. explains: the surprise, and what to see. text: lines of a fixed-width face."""
 
     title: str
     explains: str
@@ -90,8 +90,8 @@ def _checkpoint(config: Config) -> Excerpt:
     head = f"{'':12}{'products':>10}{'barriers':>10}{'products':>10}{'barriers':>10}"
     return Excerpt(
         "jax.checkpoint of an MLP's layers, before and after XLA",
-        "Lowered (first two columns), the layers' products are there again behind barriers; compiled for a CPU "
-        "(last two), the barriers are gone and each product is computed once. Nothing is saved or spent.",
+        "Lowered (first two columns), the layers' products are there again behind barriers; compiled for a "
+        "CPU (last two), the barriers are gone and each product is computed once. Nothing is saved or spent.",
         "\n".join((head, *rows)),
     )
 

@@ -4,8 +4,8 @@
 changed anything outside, whether a random key is drawn from twice and whether an argument's memory has been
 given away. ``explained()`` does the same for the errors of any block. Both raise ``TransformError``.
 
-Only keys of ``jax.random.key`` are followed (raw ``PRNGKey`` arrays are numbers like others), and only what the
-function itself names: what functions that it calls change is not seen.
+Only keys of ``jax.random.key`` are followed (raw ``PRNGKey`` arrays are numbers like others), and only what
+the function itself names: what functions that it calls change is not seen.
 Sources: JAX documentation, "Sharp bits", "Errors", "Buffer donation", ``jax.debug_key_reuse``.
 """
 
@@ -55,9 +55,9 @@ class Guarded:
         for leaf in jax.tree.leaves(value):
             if isinstance(leaf, jax.Array) and leaf.is_deleted():
                 raise TransformError(
-                    f"{self._name}: the memory of argument {argument!r} was given away (donate_argnums) to an "
-                    "earlier call, which has written its result there. Go on with that call's result, or do "
-                    "not donate what is used again"
+                    f"{self._name}: the memory of argument {argument!r} was given away (donate_argnums) to "
+                    "an earlier call, which has written its result there. Go on with that call's result, or "
+                    "do not donate what is used again"
                 )
 
     def _refuse_side_effects(
@@ -69,8 +69,8 @@ class Guarded:
             done.append(f"prints {printed.splitlines()[0][:60]!r}")
         if done:
             raise TransformError(
-                f"{self._name} {' and '.join(done)} while JAX traces it: under jit that happens once for each "
-                "shape and not at each call. Return the value instead, or use jax.debug.print or "
+                f"{self._name} {' and '.join(done)} while JAX traces it: under jit that happens once for "
+                "each shape and not at each call. Return the value instead, or use jax.debug.print or "
                 "jax.debug.callback"
             )
 
@@ -121,8 +121,8 @@ def explained(function: Callable[..., Any] | None = None) -> Iterator[None]:
         yield
     except jax.errors.KeyReuseError as error:
         raise TransformError(
-            f"{_place(function, error)}draws twice from one random key: both draws are the same numbers. Split "
-            "it first (key, part = jax.random.split(key)) and draw from each part once"
+            f"{_place(function, error)}draws twice from one random key: both draws are the same numbers. "
+            "Split it first (key, part = jax.random.split(key)) and draw from each part once"
         ) from error
     except values as error:
         raise TransformError(_asks_for_a_value(function, error)) from error
@@ -130,9 +130,9 @@ def explained(function: Callable[..., Any] | None = None) -> Iterator[None]:
         if "has been deleted" not in str(error):
             raise
         raise TransformError(
-            f"{_place(function, error)}uses an array whose memory was given away (donate_argnums) to an earlier "
-            "call, which has written its result there. Go on with that call's result, or do not donate what is "
-            "used again"
+            f"{_place(function, error)}uses an array whose memory was given away (donate_argnums) to an "
+            "earlier call, which has written its result there. Go on with that call's result, or do not "
+            "donate what is used again"
         ) from error
 
 
@@ -142,8 +142,8 @@ def _asks_for_a_value(function: Callable[..., Any] | None, error: Exception) -> 
     place = _place(function, error)
     if isinstance(error, jax.errors.NonConcreteBooleanIndexError):
         return (
-            f"{place}selects by a mask whose values jit has not computed yet, so that the result has no known "
-            "shape. Keep the shape: jax.numpy.where(mask, x, 0)"
+            f"{place}selects by a mask whose values jit has not computed yet, so that the result has no "
+            "known shape. Keep the shape: jax.numpy.where(mask, x, 0)"
         )
     if isinstance(error, jax.errors.TracerBoolConversionError):
         what, instead = "a branch", "jax.numpy.where or jax.lax.cond (jax.lax.while_loop for a loop)"

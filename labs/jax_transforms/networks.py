@@ -6,6 +6,7 @@ tanh layers, a linear last one, mean squared error. Parameters are one flat tupl
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from labs.jax_transforms.arrays import random
@@ -22,7 +23,7 @@ def widths(inputs: int, layers: int) -> list[int]:
 def parameters(sizes: Sequence[int]) -> tuple[Any, ...]:
     """(in, out) weights of variance 1 / in, and biases, float32."""
     found = []
-    for place, (rows, columns) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for place, (rows, columns) in enumerate(pairwise(sizes)):
         found += random(10 + place, (rows, columns), (columns,), scale=rows**-0.5)
     return tuple(found)
 
@@ -63,7 +64,7 @@ def gradient(parameters: Sequence[Any], inputs: Any, targets: Any) -> tuple[floa
 
 def product_flops(sizes: Sequence[int], count: int) -> float:
     """FLOPs of the products of one forward pass."""
-    return 2.0 * count * sum(rows * columns for rows, columns in zip(sizes, sizes[1:], strict=False))
+    return 2.0 * count * sum(rows * columns for rows, columns in pairwise(sizes))
 
 
 def gradient_flops(sizes: Sequence[int], count: int) -> float:
@@ -72,4 +73,4 @@ def gradient_flops(sizes: Sequence[int], count: int) -> float:
 
 
 def number_of_parameters(sizes: Sequence[int]) -> int:
-    return sum((rows + 1) * columns for rows, columns in zip(sizes, sizes[1:], strict=False))
+    return sum((rows + 1) * columns for rows, columns in pairwise(sizes))

@@ -1,7 +1,8 @@
 """Proof: every way returns what plain NumPy code in float64 returns.
 
-A step's output is a structure of leaves (``arrays.leaves``). Each leaf's largest difference is taken relative to
-the leaf's largest number; sums of n rounded terms are off by some sqrt(n) roundings (Higham 2002, section 4.2).
+A step's output is a structure of leaves (``arrays.leaves``). Each leaf's largest difference is taken relative
+to the leaf's largest number; sums of n rounded terms are off by some sqrt(n) roundings (Higham 2002, section
+4.2).
 """
 
 from __future__ import annotations

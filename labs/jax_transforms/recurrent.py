@@ -218,7 +218,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
         GRADIENT,
         "torch",
         plain,
-        f"{steps} steps x {OPERATIONS + 1} operations with gradients x {micro(gradient)}, 3 x forward's FLOPs",
+        f"{steps} steps x {OPERATIONS + 1} operations with gradients x {micro(gradient)}, 3 x the FLOPs",
     )
     repeated = costs.torch_program(machine, forward, steps * (OPERATIONS + 1))
     say(
@@ -235,7 +235,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
                 f"{GROUP}/{name}",
                 "compile_s",
                 machine["jax_compile_s"] + compiled * each,
-                f"a program {machine['jax_compile_s'] * 1e3:.3g} ms + {compiled:.0f} kernels x {each * 1e3:.3g} ms",
+                f"a program {1e3 * machine['jax_compile_s']:.3g} ms + {compiled:.0f} x {1e3 * each:.3g} ms",
                 "kernels that XLA found equal and compiled once, or code generation on several threads",
             )
         )

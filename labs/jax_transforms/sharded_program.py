@@ -1,4 +1,4 @@
-"""``python -m labs.jax_transforms.sharded_program DEVICES``: a product over several host devices, as one JSON line.
+"""``python -m labs.jax_transforms.sharded_program DEVICES``: a product over host devices, as one JSON line.
 
 A process of its own, since ``--xla_force_host_platform_device_count`` is read once, when JAX starts. The
 devices share the cores that there are: this shows which collectives a layout needs, not how fast they are.

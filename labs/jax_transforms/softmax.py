@@ -1,7 +1,7 @@
 """A Pallas kernel in interpret mode beside what XLA makes of the same lines.
 
-Interpret mode has no device to compile for: the grid becomes a loop in an ordinary XLA program, whose turns cut
-a block out, compute it and put it back. It shows that a kernel is right, and nothing about its speed.
+Interpret mode has no device to compile for: the grid becomes a loop in an ordinary XLA program, whose turns
+cut a block out, compute it and put it back. It shows that a kernel is right, and nothing about its speed.
 """
 
 from __future__ import annotations

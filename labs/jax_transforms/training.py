@@ -38,7 +38,7 @@ def reference(config: Config, name: str) -> Any:
 
 
 def jax_loss(checkpoint: bool = False) -> Callable[..., Any]:
-    """``loss(weights, inputs, targets)``; with ``checkpoint`` each layer is to be computed again in backward."""
+    """``loss(weights, inputs, targets)``; with ``checkpoint`` each layer is computed again in backward."""
     import jax
     import jax.numpy as jnp
 
