@@ -9,6 +9,7 @@ from labs.jax_transforms import costs
 from labs.jax_transforms.arrays import random, to_jax, to_torch
 from labs.jax_transforms.config import Config
 from labs.jax_transforms.costs import micro
+from labs.jax_transforms.one_thread import one_thread
 from labs.jax_transforms.staging import staged
 from labs.lab import Prediction, Recorder, Step, Variant
 from labs.machine import Machine
@@ -59,7 +60,7 @@ def _torch(name: str) -> Callable[[Any, Recorder], Step]:
             "torch_bmm": lambda: torch.bmm(left, right),
             "torch_vmap": lambda: batched(left, right),
         }
-        return steps[name]
+        return one_thread(steps[name])
 
     return setup
 

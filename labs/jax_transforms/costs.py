@@ -20,19 +20,29 @@ def jitted_call(machine: Machine, arrays: float = 1.0, flops: float = HANDED_OVE
     return seconds + (machine["jax_handover_s"] if flops >= HANDED_OVER_FROM else 0.0)
 
 
-def program(machine: Machine, flops: float, kernels: float, bytes_: float = 0.0) -> float:
+SHARED_FROM = 2e6  # FLOPs of a product: a smaller one runs on one thread
+
+
+def product_seconds(machine: Machine, flops: float, products: float, rate: float) -> float:
+    """``flops`` in so many products at a rate of all cores, or of one where a product is small."""
+    return flops / rate * (machine.cores if flops / products < SHARED_FROM else 1)
+
+
+def program(machine: Machine, flops: float, products: float, kernels: float, bytes_: float = 0.0) -> float:
     """Seconds inside a compiled program. bytes_: read and written beside what products need."""
     memory = bytes_ / machine.bandwidth(bytes_, threads=0) if bytes_ else 0.0
-    return flops / machine["jax_matmul_flops"] + kernels * machine["jax_kernel_s"] + memory
+    arithmetic = product_seconds(machine, flops, products, machine["jax_matmul_flops"])
+    return arithmetic + kernels * machine["jax_kernel_s"] + memory
 
 
 def torch_program(
-    machine: Machine, flops: float, operations: float, kind: str = "", bytes_: float = 0.0
+    machine: Machine, flops: float, products: float, operations: float, kind: str = "", bytes_: float = 0.0
 ) -> float:
     """Seconds of so many torch operations. kind: "" (forward only), "gradient" or "func"."""
     call = machine[f"torch_{kind}_call_s" if kind else "torch_call_s"]
     memory = bytes_ / machine.bandwidth(bytes_, threads=0) if bytes_ else 0.0
-    return operations * call + flops / machine["torch_matmul_flops"] + memory
+    arithmetic = product_seconds(machine, flops, products, machine["torch_matmul_flops"])
+    return operations * call + arithmetic + memory
 
 
 def small_products(machine: Machine, count: float, size: int) -> float:

@@ -13,6 +13,7 @@ from labs.jax_transforms import costs
 from labs.jax_transforms.arrays import random, to_jax, to_torch
 from labs.jax_transforms.config import Config
 from labs.jax_transforms.costs import micro
+from labs.jax_transforms.one_thread import one_thread
 from labs.jax_transforms.staging import staged
 from labs.lab import Prediction, Recorder, Step, Variant
 from labs.machine import Machine
@@ -112,7 +113,7 @@ def _torch_jacobian(name: str) -> Callable[[Any, Recorder], Step]:
         if name != "torch_loop":
             mode = torch.func.jacfwd if name == "torch_jacfwd" else torch.func.jacrev
             whole = mode(function)
-            return lambda: whole(x)
+            return one_thread(lambda: whole(x))
         x.requires_grad_()
         basis = list(torch.eye(config.outputs))
 
@@ -120,7 +121,7 @@ def _torch_jacobian(name: str) -> Callable[[Any, Recorder], Step]:
             out = function(x)
             return [torch.autograd.grad(out, x, each, retain_graph=True)[0] for each in basis]
 
-        return loop
+        return one_thread(loop)
 
     return setup
 
@@ -131,7 +132,7 @@ def _torch_hessian(name: str) -> Callable[[Any, Recorder], Step]:
 
         rows, x = to_torch(regression_inputs(config))
         whole = torch.func.hessian(lambda x: torch.nn.functional.softplus(rows @ x).sum())
-        return lambda: whole(x)
+        return one_thread(lambda: whole(x))
 
     return setup
 
@@ -179,10 +180,16 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
 
     for name, passes in (("forward", config.inputs), ("reverse", config.outputs)):
         text = f"{passes} passes at once: {flops[name]:.3g} FLOPs"
-        say(JACOBIAN, name, call + costs.program(machine, flops[name], KERNELS), f"{text}, one call", product)
+        say(
+            JACOBIAN,
+            name,
+            call + costs.program(machine, flops[name], 2, KERNELS),
+            f"{text}, one call",
+            product,
+        )
         mode = "torch_jacfwd" if name == "forward" else "torch_jacrev"
         operations = OPERATIONS[JACOBIAN] * FUNC_NESTING[mode]
-        seconds = costs.torch_program(machine, flops[name], operations, "func")
+        seconds = costs.torch_program(machine, flops[name], 2, operations, "func")
         say(JACOBIAN, mode, seconds, f"{text}, {operations} operations x {micro(function)}", layers)
     say(JACOBIAN, "loop", config.outputs * row, f"{config.outputs} calls x {micro(row)}", dispatch)
     one = PASS_OPERATIONS * machine["torch_gradient_call_s"]
@@ -193,13 +200,13 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
         f"{config.outputs} backward passes x {micro(one)}",
         "starting autograd's engine once a pass",
     )
-    seconds = call + costs.program(machine, hessian, KERNELS)
+    seconds = call + costs.program(machine, hessian, 2, KERNELS)
     for name in ("forward_over_reverse", "reverse_over_reverse"):
         text = f"{config.parameters} passes at once: {hessian:.3g} FLOPs, one call"
         say(HESSIAN, name, seconds, text, product)
     text = f"{config.parameters} calls x {micro(row)}"
     say(HESSIAN, "loop", config.parameters * row, text, dispatch)
     operations = OPERATIONS[HESSIAN] * FUNC_NESTING["torch_func"]
-    seconds = costs.torch_program(machine, hessian, 2 * operations, "func")
+    seconds = costs.torch_program(machine, hessian, 2, 2 * operations, "func")
     say(HESSIAN, "torch_func", seconds, f"{2 * operations} operations x {micro(function)}", layers)
     return found

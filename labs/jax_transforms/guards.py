@@ -126,6 +126,10 @@ def explained(function: Callable[..., Any] | None = None) -> Iterator[None]:
         ) from error
     except values as error:
         raise TransformError(_asks_for_a_value(function, error)) from error
+    except TypeError as error:
+        if "concrete values" not in str(error):
+            raise
+        raise TransformError(_asks_for_a_value(function, error)) from error
     except RuntimeError as error:
         if "has been deleted" not in str(error):
             raise

@@ -13,6 +13,7 @@ from labs.jax_transforms import costs
 from labs.jax_transforms.arrays import random, to_jax, to_torch
 from labs.jax_transforms.config import Config
 from labs.jax_transforms.costs import micro
+from labs.jax_transforms.one_thread import one_thread
 from labs.jax_transforms.staging import staged
 from labs.lab import Prediction, Recorder, Step, Variant
 from labs.machine import Machine
@@ -142,7 +143,7 @@ def _torch(name: str, gradient: bool) -> Callable[[Any, Recorder], Step]:
             return state
 
         if not gradient:
-            return lambda: several(first, sequence)
+            return one_thread(lambda: several(first, sequence))
         weights = (recurrent.requires_grad_(), incoming.requires_grad_())
         pieces = sequence.split(UNROLL)
 
@@ -155,7 +156,7 @@ def _torch(name: str, gradient: bool) -> Callable[[Any, Recorder], Step]:
                     state = several(state, piece)
             return torch.autograd.grad((state**2).mean(), weights)
 
-        return slopes
+        return one_thread(slopes)
 
     return setup
 
@@ -182,7 +183,7 @@ def variants(config: Config) -> Sequence[Variant]:
 def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     steps, forward = config.steps, flops(config)
     call = costs.jitted_call(machine, 2.5)
-    turn = costs.jitted_call(machine, 1.5) + forward / steps / machine["jax_matmul_flops"]
+    turn = costs.jitted_call(machine, 1.5) + costs.program(machine, forward / steps, 2, 2)
     kernel, eager = machine["jax_kernel_s"], machine["jax_eager_call_s"] + machine["jax_handover_s"]
     operation, gradient = machine["torch_call_s"], machine["torch_gradient_call_s"]
     products = "rows of 16 are few for a product: its rate is not the square one's"
@@ -192,35 +193,35 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
         found.append(Prediction(f"{group}/{name}", "time_s", seconds, because, suspect))
 
     for name, count in KERNELS.items():
-        seconds = call + costs.program(machine, forward, steps * count)
+        seconds = call + costs.program(machine, forward, 2 * steps, steps * count)
         say(GROUP, name, seconds, f"{forward:.3g} FLOPs, {steps} steps x {count} kernels x {micro(kernel)}")
     say(GROUP, "loop", steps * turn, f"{steps} calls of one jitted step x {micro(turn)}")
     say(
         GROUP,
         "eager",
-        steps * OPERATIONS * eager + forward / machine["jax_matmul_flops"],
+        steps * OPERATIONS * eager + costs.program(machine, forward, 2 * steps, 0),
         f"{steps} steps x {OPERATIONS} eager operations x {micro(eager)}",
         "operators of Python's syntax on JAX arrays cost more than the function that the constant comes from",
     )
     say(
         GROUP,
         "torch",
-        costs.torch_program(machine, forward, steps * (OPERATIONS + 1)),
+        costs.torch_program(machine, forward, 2 * steps, steps * (OPERATIONS + 1)),
         f"{steps} steps x {OPERATIONS + 1} operations x {micro(operation)}, {forward:.3g} FLOPs",
     )
-    scan = call + costs.program(machine, 3 * forward, steps * GRADIENT_KERNELS)
-    again = scan + costs.program(machine, forward, steps * 2)
+    scan = call + costs.program(machine, 3 * forward, 6 * steps, steps * GRADIENT_KERNELS)
+    again = scan + costs.program(machine, forward, 2 * steps, steps * 2)
     kernels = f"{steps} steps x {GRADIENT_KERNELS} kernels"
     say(GRADIENT, "scan", scan, f"3 x forward: {3 * forward:.3g} FLOPs, {kernels}")
     say(GRADIENT, "checkpoint", again, f"4 x forward: {4 * forward:.3g} FLOPs, {kernels} and two more")
-    plain = costs.torch_program(machine, 3 * forward, steps * (OPERATIONS + 1), "gradient")
+    plain = costs.torch_program(machine, 3 * forward, 6 * steps, steps * (OPERATIONS + 1), "gradient")
     say(
         GRADIENT,
         "torch",
         plain,
         f"{steps} steps x {OPERATIONS + 1} operations with gradients x {micro(gradient)}, 3 x the FLOPs",
     )
-    repeated = costs.torch_program(machine, forward, steps * (OPERATIONS + 1))
+    repeated = costs.torch_program(machine, forward, 2 * steps, steps * (OPERATIONS + 1))
     say(
         GRADIENT,
         "torch_checkpoint",

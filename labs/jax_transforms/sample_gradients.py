@@ -9,11 +9,13 @@ from labs.jax_transforms import costs, networks
 from labs.jax_transforms.arrays import leaves, to_jax, to_torch
 from labs.jax_transforms.config import Config
 from labs.jax_transforms.costs import micro
+from labs.jax_transforms.one_thread import one_thread
 from labs.jax_transforms.staging import staged
 from labs.lab import Prediction, Recorder, Step, Variant
 from labs.machine import Machine
 
 GROUP, LAYERS = "sample_gradients", 2
+PRODUCTS = 3 * (LAYERS + 1)
 OPERATIONS = 13  # of a torch forward pass: product, sum and tanh of a layer, four of the loss
 KERNELS = 24  # of the compiled gradient
 
@@ -66,10 +68,10 @@ def _torch(name: str) -> Callable[[Any, Recorder], Step]:
 
         if name == "torch_func":
             every = torch.func.vmap(torch.func.grad(one), (None, 0, 0))
-            return lambda: every(weights, inputs, targets)
+            return one_thread(lambda: every(weights, inputs, targets))
         leaves_of = tuple(weight.requires_grad_() for weight in weights)
         pairs = list(zip(inputs, targets, strict=True))
-        return lambda: [torch.autograd.grad(one(leaves_of, x, y), leaves_of) for x, y in pairs]
+        return one_thread(lambda: [torch.autograd.grad(one(leaves_of, x, y), leaves_of) for x, y in pairs])
 
     return setup
 
@@ -91,7 +93,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     # One sample's products are a matrix times a vector and an outer product: bytes, not FLOPs.
     alone = 3 * weights / machine.bandwidth(2 * weights) + KERNELS * machine["jax_kernel_s"]
     written = samples * weights
-    together = costs.program(machine, flops, KERNELS, 2.0 * written)
+    together = costs.program(machine, flops, PRODUCTS, KERNELS, 2.0 * written)
     gradient, function = machine["torch_gradient_call_s"], machine["torch_func_call_s"]
     said = {
         "loop": (
@@ -110,7 +112,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
             "products cost more than the negation that the constant comes from",
         ),
         "torch_func": (
-            costs.torch_program(machine, flops, OPERATIONS, "func", 2.0 * written),
+            costs.torch_program(machine, flops, PRODUCTS, OPERATIONS, "func", 2.0 * written),
             f"{OPERATIONS} operations under vmap(grad) x {micro(function)}, {written:.3g} B of gradients",
             "torch.func's layers cost per operation and per transformation",
         ),

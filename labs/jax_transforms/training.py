@@ -16,6 +16,7 @@ from labs.machine import Machine
 from labs.vectorization.rungs import missing_compiler
 
 GROUP, LAYERS = "training_step", 3
+PRODUCTS = {"forward": LAYERS + 1, "step": 3 * (LAYERS + 1)}
 OPERATIONS = 16  # of a forward pass: product, sum and tanh of each layer, four of the loss
 UPDATE = 2  # operations for each parameter: the product with the rate and the subtraction
 KERNELS = {"forward": 10, "step": 32}
@@ -138,7 +139,9 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     leaves = 2 * (LAYERS + 1)
     update = 4 * weights  # a weight and its gradient are read, both have been or are written
     rate, torch_rate = machine["jax_matmul_flops"] / 1e9, machine["torch_matmul_flops"] / 1e9
-    step = costs.jitted_call(machine, leaves + 1) + costs.program(machine, whole, KERNELS["step"], update)
+    step = costs.jitted_call(machine, leaves + 1) + costs.program(
+        machine, whole, PRODUCTS["step"], KERNELS["step"], update
+    )
     because = (
         f"{whole:.3g} FLOPs at {rate:.0f} GFLOP/s, {KERNELS['step']} kernels, {update:.3g} B of the update"
     )
@@ -147,12 +150,13 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     eager = OPERATIONS * machine["jax_eager_gradient_s"] + UPDATE * leaves * machine["jax_eager_call_s"]
     gradient = machine["torch_gradient_call_s"]
     plain = UPDATE * leaves * machine["torch_call_s"]
-    torch_step = costs.torch_program(machine, whole, OPERATIONS, "gradient", update) + plain
-    compiled = costs.torch_program(machine, whole, leaves, "gradient", update) + plain
+    torch_step = costs.torch_program(machine, whole, PRODUCTS["step"], OPERATIONS, "gradient", update) + plain
+    compiled = costs.torch_program(machine, whole, PRODUCTS["step"], leaves, "gradient", update) + plain
     said = {
         "step": (step, because, suspect),
         FORWARD: (
-            costs.jitted_call(machine, leaves / 2 + 1) + costs.program(machine, forward, KERNELS[FORWARD]),
+            costs.jitted_call(machine, leaves / 2 + 1)
+            + costs.program(machine, forward, PRODUCTS[FORWARD], KERNELS[FORWARD]),
             f"{forward:.3g} FLOPs at {rate:.0f} GFLOP/s, {KERNELS[FORWARD]} kernels",
             suspect,
         ),

@@ -256,8 +256,9 @@ def test_every_time_is_predicted_with_its_numbers_and_a_suspect():
 def test_costs_by_hand():
     assert costs.jitted_call(MACHINE, 1, 999) == pytest.approx(4e-6)
     assert costs.jitted_call(MACHINE, 2.5) == pytest.approx(4e-6 + 1.5 * 2e-6 + 10e-6)
-    assert costs.program(MACHINE, 6e9, 10) == pytest.approx(0.1 + 3e-6)
-    assert costs.torch_program(MACHINE, 9e9, 5, "gradient") == pytest.approx(0.1 + 20e-6)
+    assert costs.program(MACHINE, 6e9, 1, 10) == pytest.approx(0.1 + 3e-6)
+    assert costs.program(MACHINE, 6e6, 6, 0) == pytest.approx(2 * 1e-4)  # small products: one of two cores
+    assert costs.torch_program(MACHINE, 9e9, 1, 5, "gradient") == pytest.approx(0.1 + 20e-6)
     said = {(each.variant, each.key): each.value for each in LAB.predict(SMALL, MACHINE)}
     assert said["recurrent/unrolled", "compile_s"] == pytest.approx(50e-3 + 4 * SMALL.steps * 5e-3)
     assert said["retracing/every_length", "traces"] == SMALL.lengths
