@@ -113,9 +113,10 @@ CLAIMS = (
         "input. Above 3: the update's bytes; below: what a call costs in any case.",
     ),
     Claim(
-        "A jitted step is at least 3 times as fast as the same function run eagerly.",
-        slower(f"{training.GROUP}/eager", f"{training.GROUP}/step", 3.0),
-        "Eagerly, each operation is a program of its own, and the gradient is traced anew at every call.",
+        "A jitted step is at least 1.5 times as fast as the same function run eagerly.",
+        slower(f"{training.GROUP}/eager", f"{training.GROUP}/step", 1.5),
+        "Eagerly, each operation is a program of its own, and the gradient is traced anew at every call. "
+        "The larger the products, the less that weighs.",
     ),
     Claim(
         "Donated parameters are updated in place: exactly their bytes are reused.",

@@ -29,7 +29,7 @@ def staged(
     end = recorder.now()
     recorder.record("trace", between - begin, "s")
     recorder.record("compile", end - between, "s")
-    recorder.record("kernels", kernels(program.as_text()), "kernels")
+    recorder.record("kernels", kernels(program.as_text()), "")
     cost = program.cost_analysis() or {}
     recorder.record("xla", float(cost.get("flops", 0.0)), "FLOP")
     memory = program.memory_analysis()
