@@ -388,3 +388,21 @@ def test_every_excerpt_has_a_title_an_explanation_and_lines():
 def test_every_group_has_its_reference():
     assert set(proof.REFERENCES) == {each.partition("/")[0] for each in ADDRESSES} - {"misuse"}
     assert all(len(inspect.signature(each).parameters) == 2 for each, _ in proof.REFERENCES.values())
+
+
+# --- the constants that predictions are made of ------------------------------------------------------
+
+
+@pytest.mark.alone
+def test_constants_of_programs_are_above_nothing_and_in_their_order():
+    from labs import calibration_transforms
+
+    figures = calibration_transforms.jax_programs() | calibration_transforms.torch_programs()
+    value = {name: found for name, (found, _) in figures.items()}
+    assert set(CONSTANTS) - {"jax_call_s", "numpy_exp_s", "scalar_float32_flops"} == set(value)
+    assert all(found >= 0 for found in value.values())
+    assert all(len(source) > 10 for _, source in figures.values())
+    assert value["jax_eager_gradient_s"] > value["jax_eager_call_s"] > 1e-7
+    assert value["torch_func_call_s"] > value["torch_gradient_call_s"] > 1e-7
+    assert value["jax_compile_s"] > value["jax_eager_gradient_s"]
+    assert 1e8 < value["jax_matmul_flops"] < 1e15
