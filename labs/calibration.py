@@ -4,7 +4,8 @@
 
 prints one JSON line; progress goes to stderr. What each constant means stands in ``Machine.sources``;
 how it is measured, in ``calibration_hardware`` (peaks, bandwidth, page faults), ``calibration_calls``
-(interpreter, libraries, threads), ``calibration_processes``, ``calibration_links`` (messages between ranks),
+(interpreter, libraries, threads), ``calibration_transforms`` (JAX's and torch's transformed programs),
+``calibration_processes``, ``calibration_links`` (messages between ranks),
 ``calibration_gpu`` and ``calibration_facts``.
 
 The result is cached. Each run checks a few anchors again (2 s) and measures all anew when one is more
@@ -101,6 +102,7 @@ def _parts(cores: int) -> Sequence[tuple[str, Callable[[], Figures]]]:
     """Processes first and the interpreter second: before large libraries bring their threads."""
     from labs import calibration_calls as calls
     from labs import calibration_processes
+    from labs import calibration_transforms as transforms
 
     return (
         ("processes", calibration_processes.measure),
@@ -112,6 +114,8 @@ def _parts(cores: int) -> Sequence[tuple[str, Callable[[], Figures]]]:
         ("numpy and numba", calls.compiled),
         ("torch", calls.torch_calls),
         ("jax", calls.jax_calls),
+        ("programs of jax", transforms.jax_programs),
+        ("programs of torch", transforms.torch_programs),
     )
 
 

@@ -1,0 +1,137 @@
+"""What a transformed program costs beside its arithmetic: dispatch, kernels, compiling, autograd, torch.func.
+
+Used by ``labs.calibration``. Programs are chains of negations and of products that no lab runs, so that no
+constant comes from the operation it predicts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from labs.calibration_hardware import Figures, best, typical
+
+OPERATIONS = 16  # of a chain: what the chain adds to one of them is divided by so many
+LONGER = 4  # products of the longer of two programs whose compilation is compared
+TURNS, KERNELS_OF_A_TURN = 512, 3
+SIDE = 320  # of the product whose rate is taken: in cache, and many times a call's own cost
+
+
+def _per_call(
+    step: Callable[[], object], count: int, wait: Callable[[Any], object] = lambda output: None
+) -> float:
+    """Seconds of one call among ``count`` in a row; ``wait`` is called on the last output."""
+
+    def many() -> None:
+        for _ in range(count):
+            output = step()
+        wait(output)
+
+    return typical(many, 9) / count
+
+
+def jax_programs() -> Figures:
+    """Dispatch of jitted and of eager JAX, kernels inside a program, and compiling them."""
+    import jax
+    import jax.numpy as jnp
+
+    wait = jax.block_until_ready
+    device = jax.devices("cpu")[0]
+    one: Any = jax.device_put(jnp.float32(1.0), device)
+    some: Any = jax.device_put(jnp.linspace(0.0, 1.0, 4096), device)
+    negate = jax.jit(lambda x: -x)
+    call = _per_call(lambda: negate(one), 300, wait)
+    handed = _per_call(lambda: negate(some), 100, wait)
+    eager = _per_call(lambda: jnp.negative(one), 200, wait)
+    several = jax.jit(lambda items: [-item for item in items])
+    items = [one] * OPERATIONS
+    arrays = _per_call(lambda: several(items), 50, wait)
+    gradient = jax.value_and_grad(_negations)
+    gradient_call = typical(lambda: wait(gradient(one)), 5) / OPERATIONS
+    vector = jnp.linspace(0.0, 1.0, 64)[None]
+    short_compile, short_kernels = _compiled(1, vector)
+    long_compile, long_kernels = _compiled(LONGER, vector)
+    each = max(long_compile - short_compile, 0.0) / max(long_kernels - short_kernels, 1)
+    eye = jnp.eye(vector.shape[1])
+    loop = jax.jit(lambda x: jax.lax.fori_loop(0, TURNS, lambda turn, x: jnp.cos(x @ eye), x))
+    turn = typical(lambda: wait(loop(vector)), 9) / TURNS
+    square = jnp.linspace(-1.0, 1.0, SIDE * SIDE).reshape(SIDE, SIDE)
+    product = jax.jit(lambda a, b: a @ b)
+    seconds = best(lambda: wait(product(square, square)), 9)
+    return {
+        "jax_array_s": (
+            max(arrays - call, 0.0) / (OPERATIONS - 1),
+            f"jitted negation of {OPERATIONS} scalars, less that of one: an array more, in and out",
+        ),
+        "jax_handover_s": (
+            max(handed - call, 0.0),
+            "jitted negation of 4096 elements, less that of a scalar: XLA runs a program of 1000 "
+            "FLOPs or more on another thread; calls in a row, one wait at the end",
+        ),
+        "jax_eager_call_s": (eager, "jax.numpy.negative of a scalar, not jitted"),
+        "jax_eager_gradient_s": (
+            gradient_call,
+            f"value_and_grad, not jitted, of {OPERATIONS} negations of a scalar, per negation",
+        ),
+        "jax_kernel_s": (
+            turn / KERNELS_OF_A_TURN,
+            f"a jitted fori_loop of {TURNS} turns of cos(x @ w), 64 elements, over its 3 kernels a turn",
+        ),
+        "jax_compile_s": (
+            max(short_compile - short_kernels * each, short_compile / 2),
+            "XLA's compilation of a program, its kernels taken off",
+        ),
+        "jax_compile_kernel_s": (max(each, 0.0), "compiling one more kernel of a chain of cos(x @ w)"),
+        "jax_matmul_flops": (
+            2 * SIDE**3 / seconds,
+            f"jitted product of two {SIDE} x {SIDE} matrices, all cores",
+        ),
+    }
+
+
+def _negations(x: Any) -> Any:
+    for _ in range(OPERATIONS):
+        x = -x
+    return x
+
+
+def _compiled(length: int, vector: Any) -> tuple[float, int]:
+    """(seconds of compiling, kernels of) a chain of cos(x @ w)."""
+    import jax
+    import jax.numpy as jnp
+
+    def chain(x: Any, w: Any) -> Any:
+        for _ in range(length):
+            x = jnp.cos(x @ w)
+        return x
+
+    lowered = jax.jit(chain).lower(vector, jnp.eye(vector.shape[1]))
+    start = time.perf_counter()
+    program = lowered.compile()
+    return time.perf_counter() - start, program.as_text().count(" fusion(")
+
+
+def torch_programs() -> Figures:
+    """An operation under autograd and under ``torch.func``; the rate of a product."""
+    import torch
+
+    leaf = torch.ones(1, requires_grad=True)
+    plain = torch.ones(4, 1)
+    transformed = torch.func.vmap(torch.func.grad(lambda x: _negations(x).sum()))
+    square = torch.linspace(-1.0, 1.0, SIDE * SIDE).reshape(SIDE, SIDE)
+    out = torch.empty_like(square)
+    gradient = _per_call(lambda: torch.autograd.grad(_negations(leaf), leaf), 20) / OPERATIONS
+    function = _per_call(lambda: transformed(plain), 3) / OPERATIONS
+    seconds = best(lambda: torch.mm(square, square, out=out), 9)
+    return {
+        "torch_gradient_call_s": (
+            gradient,
+            f"forward and autograd.grad of {OPERATIONS} torch negations of one element, per negation",
+        ),
+        "torch_func_call_s": (
+            function,
+            f"torch.func.vmap(grad(...)) of {OPERATIONS} negations, per negation",
+        ),
+        "torch_matmul_flops": (2 * SIDE**3 / seconds, f"torch.mm of two {SIDE} x {SIDE} matrices, all cores"),
+    }

@@ -1,0 +1,120 @@
+"""Many small matrix products: a loop of calls, one call of a loop, one call of a batched product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from labs.jax_transforms import costs
+from labs.jax_transforms.arrays import random, to_jax, to_torch
+from labs.jax_transforms.config import Config
+from labs.jax_transforms.costs import micro
+from labs.jax_transforms.one_thread import one_thread
+from labs.jax_transforms.staging import staged
+from labs.lab import Prediction, Recorder, Step, Variant
+from labs.machine import Machine
+
+GROUP, SIZE = "batched_products", 8
+DEPTH = SIZE  # terms of a sum
+
+
+def matrices(config: Config) -> list[Any]:
+    """Two (products, 8, 8) float32 arrays."""
+    return random(1, *[(config.products, SIZE, SIZE)] * 2)
+
+
+def reference(config: Config, name: str) -> Any:
+    left, right = (array.astype("float64") for array in matrices(config))
+    return left @ right
+
+
+def _jax(name: str) -> Callable[[Any, Recorder], Step]:
+    def setup(config: Config, recorder: Recorder) -> Step:
+        import jax
+        import jax.numpy as jnp
+
+        left, right = to_jax(matrices(config))
+        if name == "loop":
+            product = jax.jit(jnp.matmul)
+            pairs = list(zip(left, right, strict=True))
+            return lambda: [product(a, b) for a, b in pairs]
+
+        def turns(left: Any, right: Any) -> Any:
+            return jax.lax.map(lambda pair: pair[0] @ pair[1], (left, right))
+
+        whole = staged(recorder, turns if name == "map" else jax.vmap(jnp.matmul), left, right)
+        return lambda: whole(left, right)
+
+    return setup
+
+
+def _torch(name: str) -> Callable[[Any, Recorder], Step]:
+    def setup(config: Config, recorder: Recorder) -> Step:
+        import torch
+
+        left, right = to_torch(matrices(config))
+        pairs = list(zip(left, right, strict=True))
+        batched = torch.func.vmap(torch.mm)
+        steps: dict[str, Step] = {
+            "torch_loop": lambda: [torch.mm(a, b) for a, b in pairs],
+            "torch_bmm": lambda: torch.bmm(left, right),
+            "torch_vmap": lambda: batched(left, right),
+        }
+        return one_thread(steps[name])
+
+    return setup
+
+
+def variants(config: Config) -> Sequence[Variant]:
+    work: dict[str, Any] = dict(
+        flops=2.0 * config.products * SIZE**3, bytes_moved=3.0 * costs.FLOAT * config.products * SIZE**2
+    )
+    found = [
+        Variant(GROUP, name, _jax(name), clock="jax", threads=0, **work) for name in ("loop", "map", "vmap")
+    ]
+    names = ("torch_loop", "torch_bmm", "torch_vmap")
+    return [*found, *(Variant(GROUP, name, _torch(name), threads=0, **work) for name in names)]
+
+
+def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
+    count = config.products
+    call = costs.jitted_call(machine, 1.5)
+    arithmetic = costs.small_products(machine, count, SIZE)
+    moved = 3.0 * costs.FLOAT * count * SIZE**2
+    memory = moved / machine.bandwidth(moved, threads=0)
+    text = f"{count} x 2 x {SIZE}^3 FLOPs at the rate of scalar code {micro(arithmetic)}"
+    turn = 3 * machine["jax_kernel_s"]
+    operation = machine["torch_call_s"]
+    said = {
+        "loop": (
+            count * call + arithmetic,
+            f"{count} calls x {micro(call)} (a product of {2 * SIZE**3} FLOPs is handed to another thread)",
+            "how long the two threads of a call keep one another waiting",
+        ),
+        "map": (
+            costs.jitted_call(machine) + arithmetic + count * turn,
+            f"{text} + {count} turns of a loop in the program x {micro(turn)}",
+            "how many kernels XLA makes of a turn: slices, product, update",
+        ),
+        "vmap": (
+            costs.jitted_call(machine) + arithmetic + memory,
+            f"one call, {text}, {moved:.3g} B {micro(memory)}",
+            "whether the batched product is vectorised over the batch, and over how many threads",
+        ),
+        "torch_loop": (
+            count * operation + arithmetic,
+            f"{count} operations x {micro(operation)}, {text}",
+            "torch.mm of a matrix does more than a negation: it asks a BLAS",
+        ),
+        "torch_bmm": (
+            operation + arithmetic / machine.cores + memory,
+            f"one operation, {text} / {machine.cores} cores",
+            "the BLAS's batched product, which is not made for 8 x 8",
+        ),
+        "torch_vmap": (
+            operation + machine["torch_func_call_s"] + arithmetic / machine.cores + memory,
+            f"one operation under torch.func, {text} / {machine.cores} cores",
+            "the BLAS's batched product, which is not made for 8 x 8",
+        ),
+    }
+    return [Prediction(f"{GROUP}/{name}", "time_s", *item) for name, item in said.items()]

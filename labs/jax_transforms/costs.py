@@ -1,0 +1,54 @@
+"""What predictions are made of: dispatch, products, kernels, new pages.
+
+jitted call  = call + arrays x cost of an array + handing over to XLA's thread (from 1000 FLOPs on)
+program      = FLOPs / rate of the library's product + kernels x start of a kernel + bytes / bandwidth
+torch        = operations x cost of an operation (plain, under autograd, under torch.func) + FLOPs / rate
+"""
+
+from __future__ import annotations
+
+from labs.machine import Machine
+
+FLOAT = 4  # bytes
+HANDED_OVER_FROM = 1000  # FLOPs: a program with fewer runs on the caller's thread (XLA's CPU client)
+
+
+def jitted_call(machine: Machine, arrays: float = 1.0, flops: float = HANDED_OVER_FROM) -> float:
+    """Seconds of a call before and after its arithmetic. arrays: pairs of one that goes in and one that
+    comes out; half a pair for one of the two."""
+    seconds = machine["jax_call_s"] + max(arrays - 1, 0.0) * machine["jax_array_s"]
+    return seconds + (machine["jax_handover_s"] if flops >= HANDED_OVER_FROM else 0.0)
+
+
+SHARED_FROM = 2e6  # FLOPs of a product: a smaller one runs on one thread
+
+
+def product_seconds(machine: Machine, flops: float, products: float, rate: float) -> float:
+    """``flops`` in so many products at a rate of all cores, or of one where a product is small."""
+    return flops / rate * (machine.cores if flops / products < SHARED_FROM else 1)
+
+
+def program(machine: Machine, flops: float, products: float, kernels: float, bytes_: float = 0.0) -> float:
+    """Seconds inside a compiled program. bytes_: read and written beside what products need."""
+    memory = bytes_ / machine.bandwidth(bytes_, threads=0) if bytes_ else 0.0
+    arithmetic = product_seconds(machine, flops, products, machine["jax_matmul_flops"])
+    return arithmetic + kernels * machine["jax_kernel_s"] + memory
+
+
+def torch_program(
+    machine: Machine, flops: float, products: float, operations: float, kind: str = "", bytes_: float = 0.0
+) -> float:
+    """Seconds of so many torch operations. kind: "" (forward only), "gradient" or "func"."""
+    call = machine[f"torch_{kind}_call_s" if kind else "torch_call_s"]
+    memory = bytes_ / machine.bandwidth(bytes_, threads=0) if bytes_ else 0.0
+    arithmetic = product_seconds(machine, flops, products, machine["torch_matmul_flops"])
+    return operations * call + arithmetic + memory
+
+
+def small_products(machine: Machine, count: float, size: int) -> float:
+    """Products too small for blocking: a multiplication and an addition at a time, as scalar code."""
+    return count * 2 * size**3 / machine["scalar_float32_flops"]
+
+
+def micro(seconds: float) -> str:
+    return f"{seconds * 1e6:.3g} us"

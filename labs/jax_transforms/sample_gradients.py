@@ -1,0 +1,120 @@
+"""The gradient of every sample: a loop, or ``vmap`` of ``grad``, which turns vectors into matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from labs.jax_transforms import costs, networks
+from labs.jax_transforms.arrays import leaves, to_jax, to_torch
+from labs.jax_transforms.config import Config
+from labs.jax_transforms.costs import micro
+from labs.jax_transforms.one_thread import one_thread
+from labs.jax_transforms.staging import staged
+from labs.lab import Prediction, Recorder, Step, Variant
+from labs.machine import Machine
+
+GROUP, LAYERS = "sample_gradients", 2
+PRODUCTS = 3 * (LAYERS + 1)
+OPERATIONS = 13  # of a torch forward pass: product, sum and tanh of a layer, four of the loss
+KERNELS = 24  # of the compiled gradient
+
+
+def sizes(config: Config) -> list[int]:
+    return networks.widths(config.features, LAYERS)
+
+
+def reference(config: Config, name: str) -> Any:
+    """Each sample by itself, float64, leaf by leaf."""
+    weights = [array.astype("float64") for array in networks.parameters(sizes(config))]
+    inputs, targets = (array.astype("float64") for array in networks.batch(sizes(config), config.samples))
+    each = [
+        tuple(networks.gradient(weights, inputs[place, None], targets[place, None])[1])
+        for place in range(config.samples)
+    ]
+    return tuple(leaves(each))
+
+
+def _jax(name: str) -> Callable[[Any, Recorder], Step]:
+    def setup(config: Config, recorder: Recorder) -> Step:
+        import jax
+        import jax.numpy as jnp
+
+        weights = to_jax(networks.parameters(sizes(config)))
+        inputs, targets = to_jax(networks.batch(sizes(config), config.samples))
+
+        def one(weights: Any, x: Any, y: Any) -> Any:
+            return networks.loss(jnp.tanh, weights, x, y)
+
+        if name == "loop":
+            gradient = jax.jit(jax.grad(one))
+            pairs = list(zip(inputs, targets, strict=True))
+            return lambda: [gradient(weights, x, y) for x, y in pairs]
+        every = staged(recorder, jax.vmap(jax.grad(one), (None, 0, 0)), weights, inputs, targets)
+        return lambda: every(weights, inputs, targets)
+
+    return setup
+
+
+def _torch(name: str) -> Callable[[Any, Recorder], Step]:
+    def setup(config: Config, recorder: Recorder) -> Step:
+        import torch
+
+        weights = to_torch(networks.parameters(sizes(config)))
+        inputs, targets = to_torch(networks.batch(sizes(config), config.samples))
+
+        def one(weights: Any, x: Any, y: Any) -> Any:
+            return networks.loss(torch.tanh, weights, x, y)
+
+        if name == "torch_func":
+            every = torch.func.vmap(torch.func.grad(one), (None, 0, 0))
+            return one_thread(lambda: every(weights, inputs, targets))
+        leaves_of = tuple(weight.requires_grad_() for weight in weights)
+        pairs = list(zip(inputs, targets, strict=True))
+        return one_thread(lambda: [torch.autograd.grad(one(leaves_of, x, y), leaves_of) for x, y in pairs])
+
+    return setup
+
+
+def variants(config: Config) -> Sequence[Variant]:
+    flops = networks.gradient_flops(sizes(config), config.samples)
+    found = [Variant(GROUP, name, _jax(name), flops, clock="jax", threads=0) for name in ("loop", "vmap")]
+    return [
+        *found,
+        *(Variant(GROUP, name, _torch(name), flops, threads=0) for name in ("torch_loop", "torch_func")),
+    ]
+
+
+def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
+    samples = config.samples
+    flops = networks.gradient_flops(sizes(config), samples)
+    weights = costs.FLOAT * networks.number_of_parameters(sizes(config))
+    call = costs.jitted_call(machine, 2 * (LAYERS + 1) + 1)
+    # One sample's products are a matrix times a vector and an outer product: bytes, not FLOPs.
+    alone = 3 * weights / machine.bandwidth(2 * weights) + KERNELS * machine["jax_kernel_s"]
+    written = samples * weights
+    together = costs.program(machine, flops, PRODUCTS, KERNELS, 2.0 * written)
+    gradient, function = machine["torch_gradient_call_s"], machine["torch_func_call_s"]
+    said = {
+        "loop": (
+            samples * (call + alone),
+            f"{samples} calls x ({micro(call)} + {KERNELS} kernels and {3 * weights:.3g} B {micro(alone)})",
+            "dispatch of a program with so many arrays in and out",
+        ),
+        "vmap": (
+            call + together,
+            f"one call {micro(call)}, {flops:.3g} FLOPs, {written:.3g} B of gradients: {micro(together)}",
+            "XLA's batched outer products, which are far from a matrix product's rate",
+        ),
+        "torch_loop": (
+            samples * (OPERATIONS * gradient + 3 * weights / machine.bandwidth(2 * weights)),
+            f"{samples} x {OPERATIONS} operations with their gradients x {micro(gradient)}",
+            "products cost more than the negation that the constant comes from",
+        ),
+        "torch_func": (
+            costs.torch_program(machine, flops, PRODUCTS, OPERATIONS, "func", 2.0 * written),
+            f"{OPERATIONS} operations under vmap(grad) x {micro(function)}, {written:.3g} B of gradients",
+            "torch.func's layers cost per operation and per transformation",
+        ),
+    }
+    return [Prediction(f"{GROUP}/{name}", "time_s", *item) for name, item in said.items()]

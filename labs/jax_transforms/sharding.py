@@ -1,0 +1,112 @@
+"""A product cut over devices: JAX's ``shard_map`` over host devices, torch's DTensor over two processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from labs.jax_transforms import sharded_program
+from labs.jax_transforms.arrays import to_torch
+from labs.jax_transforms.config import Config
+from labs.jax_transforms.sharded_program import COLUMNS, LAYOUTS, ROWS
+from labs.lab import Prediction, Recorder, Step, Variant
+from labs.machine import Machine
+
+GROUP, LIMIT_S = "sharded_product", 120.0
+RESULT_BYTES = 4.0 * ROWS * COLUMNS
+EXPECTED = {"batch": (), "columns": ("all-gather",), "rows": ("all-reduce",)}
+"""Collectives that each layout needs."""
+
+
+def reference(config: Config, name: str) -> Any:
+    x, w = (array.astype("float64") for array in sharded_program.inputs())
+    return (x @ w,) * (len(LAYOUTS) if name == "shard_map" else 1)
+
+
+def over_devices(devices: int, limit_s: float = LIMIT_S) -> dict[str, Any]:
+    """What ``sharded_program`` reports, from a process that has so many host devices.
+
+    TimeoutError: it did not end in time, and was killed. RuntimeError: it failed; says its last line.
+    """
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}".strip()
+    paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", "labs.jax_transforms.sharded_program", str(devices)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=limit_s, env={**os.environ, **environment}
+        )
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(
+            f"the lab waited {limit_s:g} s for its child process with {devices} JAX host devices and ended it"
+        ) from None
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RuntimeError(f"the child process with {devices} JAX host devices failed: {last}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _shard_map(config: Config, recorder: Recorder) -> Step:
+    def step() -> Any:
+        import numpy as np
+
+        found = over_devices(config.devices)
+        for layout, told in found.items():
+            recorder.record(f"{layout}_collectives", len(told["kinds"]), "")
+            recorder.record(f"{layout}_payload", told["bytes"], "B")
+            recorder.record(f"{layout}_one_device", told["seconds"]["1"], "s")
+            recorder.record(f"{layout}_all_devices", told["seconds"][str(config.devices)], "s")
+        return tuple(np.array(told["result"]) for told in found.values())
+
+    return step
+
+
+def _dtensor(config: Config, recorder: Recorder) -> Step:
+    """Columns of x and rows of w on each of two ranks: every rank has a part of each sum."""
+    import torch
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+    from torch.distributed.tensor.debug import CommDebugMode
+
+    x, w = to_torch(sharded_program.inputs())
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    x, w = distribute_tensor(x, mesh, [Shard(1)]), distribute_tensor(w, mesh, [Shard(0)])
+
+    def step() -> Any:
+        return (x @ w).redistribute(mesh, [Replicate()]).to_local()
+
+    with CommDebugMode() as counted:
+        step()
+    recorder.record("rows_collectives", counted.get_total_counts(), "")
+    return step
+
+
+def variants(config: Config) -> Sequence[Variant]:
+    return [
+        Variant(GROUP, "shard_map", _shard_map, threads=0, max_rounds=1),
+        Variant(GROUP, "dtensor", _dtensor, processes=2),
+    ]
+
+
+def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
+    found = []
+    for layout, kinds in EXPECTED.items():
+        because = " and ".join(kinds) or "each device has whole sums of its own rows"
+        counts = {"collectives": float(len(kinds)), "payload_B": RESULT_BYTES * len(kinds)}
+        for key, value in counts.items():
+            found.append(Prediction(f"{GROUP}/shard_map", f"{layout}_{key}", value, because, exact=True))
+    return [
+        *found,
+        Prediction(
+            f"{GROUP}/dtensor",
+            "rows_collectives",
+            1.0,
+            "all-reduce: each rank has a part of each sum",
+            exact=True,
+        ),
+    ]

@@ -1,0 +1,104 @@
+"""A Pallas kernel in interpret mode beside what XLA makes of the same lines.
+
+Interpret mode has no device to compile for: the grid becomes a loop in an ordinary XLA program, whose turns
+cut a block out, compute it and put it back. It shows that a kernel is right, and nothing about its speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from labs.jax_transforms import costs
+from labs.jax_transforms.arrays import random, to_jax, to_torch
+from labs.jax_transforms.config import Config
+from labs.jax_transforms.costs import micro
+from labs.jax_transforms.staging import staged
+from labs.lab import Prediction, Recorder, Step, Variant
+from labs.machine import Machine
+
+GROUP, BLOCK_ROWS = "softmax", 8
+KERNELS_OF_A_BLOCK = 10  # slice, the softmax's passes, update, the grid's counters
+KERNELS = 3
+
+
+def reference(config: Config, name: str) -> Any:
+    import numpy as np
+
+    (scores,) = random(51, (config.side, config.side))
+    exponentials = np.exp(scores.astype("float64") - scores.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def pallas_softmax(scores: Any) -> Any:
+    """Softmax of the rows of a float32 matrix, 8 rows a block, interpreted."""
+    import jax
+    import jax.numpy as jnp
+    from jax.experimental import pallas
+
+    def kernel(scores_ref: Any, out_ref: Any) -> None:
+        block = scores_ref[...]
+        block = jnp.exp(block - block.max(-1, keepdims=True))
+        out_ref[...] = block / block.sum(-1, keepdims=True)
+
+    rows, columns = scores.shape
+    block = pallas.BlockSpec((BLOCK_ROWS, columns), lambda place: (place, 0))
+    return pallas.pallas_call(
+        kernel,
+        out_shape=jax.ShapeDtypeStruct(scores.shape, scores.dtype),
+        grid=(rows // BLOCK_ROWS,),
+        in_specs=[block],
+        out_specs=block,
+        interpret=True,
+    )(scores)
+
+
+def _jax(name: str) -> Callable[[Any, Recorder], Step]:
+    def setup(config: Config, recorder: Recorder) -> Step:
+        import jax
+
+        scores = to_jax(random(51, (config.side, config.side)))[0]
+        program = staged(recorder, jax.nn.softmax if name == "jit" else pallas_softmax, scores)
+        return lambda: program(scores)
+
+    return setup
+
+
+def _torch(config: Config, recorder: Recorder) -> Step:
+    import torch
+
+    scores = to_torch(random(51, (config.side, config.side)))[0]
+    out = torch.empty_like(scores)
+    return lambda: torch.softmax(scores, -1, out=out)
+
+
+def variants(config: Config) -> Sequence[Variant]:
+    moved = 2.0 * costs.FLOAT * config.side**2
+    found = [
+        Variant(GROUP, name, _jax(name), bytes_moved=moved, clock="jax", threads=0)
+        for name in ("jit", "pallas_interpret")
+    ]
+    return [*found, Variant(GROUP, "torch", _torch, bytes_moved=moved, threads=0)]
+
+
+def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
+    numbers = config.side**2
+    exponentials = numbers * machine["numpy_exp_s"]
+    moved = 2.0 * costs.FLOAT * numbers
+    passes = 4 * moved / 2 / machine.bandwidth(moved)
+    call = costs.jitted_call(machine) + KERNELS * machine["jax_kernel_s"]
+    blocks = config.side // BLOCK_ROWS
+    turns = blocks * KERNELS_OF_A_BLOCK * machine["jax_kernel_s"]
+    text = f"{numbers} exponentials {micro(exponentials)}, 4 passes {micro(passes)}"
+    threads = "over how many threads XLA spreads a row-wise kernel"
+    shared = (exponentials + passes) / machine.cores + 2 * machine["torch_parallel_region_s"]
+    said = {
+        "jit": (call + exponentials + passes, f"{text}, one thread", threads),
+        "pallas_interpret": (
+            call + exponentials + passes + turns + moved / machine.bandwidth(moved),
+            f"{text}, {blocks} turns x {KERNELS_OF_A_BLOCK} kernels {micro(turns)}, and once in and out",
+            "how many copies of a block a turn of the interpreter makes",
+        ),
+        "torch": (machine["torch_call_s"] + shared, f"({text}) / {machine.cores} cores", "its exponential"),
+    }
+    return [Prediction(f"{GROUP}/{name}", "time_s", *item) for name, item in said.items()]
