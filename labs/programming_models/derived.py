@@ -42,8 +42,8 @@ def crossover(results: Results, name: str) -> Interval | None:
 
 
 def breakeven(results: Results, size: int, name: str) -> Interval | None:
-    """Calls of a chain after which its first, compiling call has paid; infinite where a call saves
-    nothing.""" eager, compiled = f"chain_{size}/{BASE[name]}", f"chain_{size}/{name}"
+    """Calls of a chain after which its first, compiling one has paid; infinite where a call saves nothing."""
+    eager, compiled = f"chain_{size}/{BASE[name]}", f"chain_{size}/{name}"
     if not results.has(eager, compiled):
         return None
     slow, fast = results.seconds(eager), results.seconds(compiled)

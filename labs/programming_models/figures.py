@@ -61,8 +61,7 @@ def _lengths(results: Results) -> Chart:
         series,
         x_log=True,
         y_log=True,
-        note="the predictions of eager torch and of torch.compile are dashed; those of all are in the table
-        above",
+        note="dashed: the predictions of eager torch and of torch.compile; all are in the table above",
     )
 
 

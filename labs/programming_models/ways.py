@@ -56,8 +56,8 @@ def rnn_flops(config: Config) -> float:
 
 
 def block_flops(config: Config) -> float:
-    """Twelve width x width matrices a token (four of attention, eight of the feed-forward), and the
-    scores.""" tokens, width = config.tokens, config.width
+    """Twelve width x width matrices a token (attention four, feed-forward eight), and the scores."""
+    tokens, width = config.tokens, config.width
     return 2.0 * 12 * tokens * width**2 + 4.0 * tokens**2 * width
 
 
