@@ -223,8 +223,10 @@ def break_reasons(function: Callable[[Any], Any], x: Any) -> str:
         frame = reason.user_stack[-1] if reason.user_stack else None
         where = f", at `{frame.line}` (line {frame.lineno} of {frame.name})" if frame and frame.line else ""
         said = " ".join(str(reason.reason).split())
+        if said.startswith("generic_jump"):
+            said = f"Python branches on the value of a tensor ({said})"
         lines.append(f"break: {said[:400]}{where}")
-    lines += [module.print_readable(print_output=False) for module in found.graphs]
+    lines += [torch_ways.readable(module) for module in found.graphs]
     return "\n".join(lines)
 
 

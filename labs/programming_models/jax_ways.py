@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from labs.lab import Recorder
+from labs.programming_models.captured import hlo
 
 # XLA would share a matrix product between cores; here every way has one.
 ONE_THREAD = {"xla_cpu_multi_thread_eigen": False}
@@ -45,7 +46,7 @@ class Jitted:
         self._recorder.text("jaxpr", str(lowered.jaxpr))
         optimized = lowered.lower().compile().as_text()
         if optimized:
-            self._recorder.text("optimized HLO of XLA", optimized)
+            self._recorder.text("optimized HLO of XLA", hlo(optimized))
 
 
 def backend() -> None:

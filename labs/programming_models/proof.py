@@ -74,5 +74,7 @@ def _error(output: object, expected: list[Any]) -> float:
             error = float(
                 numpy.max(numpy.abs(values - exact)) / max(float(numpy.max(numpy.abs(exact))), 1e-30)
             )
-            worst = error if not error <= worst else worst  # NaN is the worst
+            if math.isnan(error):
+                return math.nan
+            worst = max(worst, error)
     return worst

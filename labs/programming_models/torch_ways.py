@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from labs.lab import Recorder
+from labs.programming_models.captured import kernel, without_folders
 
 Function = Callable[..., Any]
 
@@ -91,7 +92,7 @@ class Compiled(Eager):
             output = self._function(*self._arguments)
             made = sorted(set(folder.rglob("*.main.cpp")) - before, key=lambda path: path.stat().st_mtime)
         self._compile_s = self._recorder.now() - begin
-        self._generated = "\n".join(kernel_code(path.read_text()) for path in made)
+        self._generated = "\n".join(kernel(path.read_text()) for path in made)
         return output
 
     def close(self) -> None:
@@ -126,7 +127,12 @@ class Graphs:
         return len(self.modules)
 
     def readable(self) -> str:
-        return "\n".join(module.print_readable(print_output=False) for module in self.modules)
+        return "\n\n".join(readable(module) for module in self.modules)
+
+
+def readable(module: Any) -> str:
+    """A GraphModule as Python, with shapes."""
+    return without_folders(module.print_readable(print_output=False))
 
 
 def fresh(function: Function) -> Function:
@@ -143,12 +149,6 @@ def fresh(function: Function) -> Function:
     )
     made.__kwdefaults__ = function.__kwdefaults__
     return made
-
-
-def kernel_code(text: str) -> str:
-    """Inductor's C++ from the kernel on: what is before it includes files by their path."""
-    begin = text.find('extern "C"')
-    return text[max(begin, 0) :].strip()
 
 
 @cache
@@ -198,7 +198,7 @@ def exported(function: Function, arguments: Sequence[Any], recorder: Recorder) -
     import torch
 
     program = torch.export.export(module_of(function), tuple(arguments))
-    recorder.text("exported program", program.graph_module.print_readable(print_output=False))
+    recorder.text("exported program", readable(program.graph_module))
     return Eager(program.module(), arguments)
 
 
