@@ -108,6 +108,11 @@ def _lab_section(
         ],
     }
     view = views[lab.columns[0]]
+    section["listings"] = [
+        {"variant": address, "title": title, "text": text}
+        for address in view.variants()
+        for title, text in view.info(address, "texts", {}).items()
+    ]
     section["claims"] = claim_rows(lab, view) if view.variants() else []
     section["figures"] = []
     if view.variants():

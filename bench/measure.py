@@ -20,9 +20,11 @@ from labs import memory
 from labs.lab import Check, Lab, Prediction, Variant
 from labs.machine import Machine
 
+LONGEST_TEXT = 20_000  # letters: a report of many labs stays below 2 MB
+
 
 class RoundRecorder:
-    """The Recorder handed to a variant: keeps what setup recorded, and the last round's values."""
+    """The Recorder handed to a variant: keeps what setup recorded, the last round's values, and all texts."""
 
     def __init__(self) -> None:
         from time import perf_counter
@@ -31,10 +33,17 @@ class RoundRecorder:
         self._setup: dict[str, list[float]] = {}
         self._round: dict[str, list[float]] = {}
         self._target = self._setup
+        self.texts: dict[str, str] = {}
 
     def record(self, name: str, value: float, unit: str) -> None:
         key = f"{name}_{unit}" if unit else name
         self._target.setdefault(key, []).append(float(value))
+
+    def text(self, title: str, text: str) -> None:
+        left_out = len(text) - LONGEST_TEXT
+        self.texts[title] = (
+            text if left_out <= 0 else f"{text[:LONGEST_TEXT]}\n... {left_out} more letters are left out"
+        )
 
     def begin_round(self) -> None:
         self._round = self._target = {}
@@ -185,6 +194,7 @@ def _extra_info(
         "load_average_1_min": environment.load_average(),
         "rounds_index": timed.rounds,
         "recorded": timed.step.recorded if isinstance(timed.step, WorldStep) else recorder.values,
+        "texts": timed.step.texts if isinstance(timed.step, WorldStep) else recorder.texts,
         "threads": variant.threads,
         "processes": variant.processes,
     }

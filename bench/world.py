@@ -42,6 +42,7 @@ class World:
         self._agent: subprocess.Popen[bytes] | None = None
         self.broken = False  # a rank did not answer: it may answer an old question later
         self.recorded: dict[str, dict[str, list[float]]] = {}  # address -> what rank 0 recorded last
+        self.texts: dict[str, dict[str, str]] = {}  # address -> the texts that rank 0 kept
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
         joined = os.environ.get(ADDRESS)
         if joined:
@@ -112,20 +113,23 @@ class World:
         lines = self._log.read().decode(errors="replace").strip().splitlines()
         return " | ".join(lines[-3:]) or "it said nothing"
 
+    def _keep(self, address: str, answer: dict[str, Any]) -> None:
+        self.recorded[address], self.texts[address] = answer["recorded"], answer["texts"]
+
     def set_up(self, lab: str, settings: dict[str, Any], address: str) -> None:
         answers = self._ask("set_up", lab=lab, settings=settings, address=address)
-        self.recorded[address] = answers[0]["recorded"]
+        self._keep(address, answers[0])
 
     def sample(self, address: str, iterations: int) -> float:
         """Seconds of one step, averaged over ``iterations``: the slowest rank's."""
         answers = self._ask("sample", address=address, iterations=iterations)
-        self.recorded[address] = answers[0]["recorded"]
+        self._keep(address, answers[0])
         return max(answer["seconds"] for answer in answers)
 
     def call(self, address: str) -> Any:
         """Run the step once on every rank; rank 0's output (torch tensors come as NumPy arrays)."""
         answer = self._ask("call", address=address)[0]
-        self.recorded[address] = answer["recorded"]
+        self._keep(address, answer)
         return answer["output"]
 
     def tear_down(self, address: str) -> None:
@@ -175,6 +179,11 @@ class WorldStep:
     def recorded(self) -> dict[str, list[float]]:
         """What rank 0 recorded in its setup and its last call or sample."""
         return self._world.recorded.get(self._address, {})
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """The texts that rank 0 kept."""
+        return self._world.texts.get(self._address, {})
 
     def close(self) -> None:
         self._world.tear_down(self._address)
@@ -261,7 +270,7 @@ class _Rank:
             declared = load(lab)
             config = declared.config(**settings)
             self._steps[address] = find(declared, config, address).setup(config, recorder)
-        return {"recorded": recorder.values}
+        return {"recorded": recorder.values, "texts": recorder.texts}
 
     def call(self, address: str) -> dict[str, Any]:
         import torch
@@ -272,7 +281,11 @@ class _Rank:
         output = self._steps[address]()
         if isinstance(output, torch.Tensor):
             output = output.detach().cpu().numpy()
-        return {"output": output if dist.get_rank() == 0 else None, "recorded": recorder.values}
+        return {
+            "output": output if dist.get_rank() == 0 else None,
+            "recorded": recorder.values,
+            "texts": recorder.texts,
+        }
 
     def sample(self, address: str, iterations: int) -> dict[str, Any]:
         import torch
@@ -287,7 +300,7 @@ class _Rank:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds = (time.perf_counter() - start) / iterations
-        return {"seconds": seconds, "recorded": recorder.values}
+        return {"seconds": seconds, "recorded": recorder.values, "texts": recorder.texts}
 
     def tear_down(self, address: str) -> dict[str, Any]:
         self._recorders.pop(address, None)

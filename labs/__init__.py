@@ -11,6 +11,7 @@ NAMES = (
     "roofline",
     "concurrency",
     "vectorization",
+    "programming_models",
     "jax_transforms",
     "attention",
     "data_parallel",

@@ -5,7 +5,7 @@
 prints one JSON line; progress goes to stderr. What each constant means stands in ``Machine.sources``;
 how it is measured, in ``calibration_hardware`` (peaks, bandwidth, page faults), ``calibration_calls``
 (interpreter, libraries, threads), ``calibration_transforms`` (JAX's and torch's transformed programs),
-``calibration_processes``, ``calibration_links`` (messages between ranks),
+``calibration_compilers``, ``calibration_processes``, ``calibration_links`` (messages between ranks),
 ``calibration_gpu`` and ``calibration_facts``.
 
 The result is cached. Each run checks a few anchors again (2 s) and measures all anew when one is more
@@ -42,7 +42,7 @@ def calibrate(progress: Progress = None) -> Machine:
 
     Parts whose library is missing are left out and named in ``facts["left_out"]``.
     """
-    from labs import calibration_facts, calibration_links
+    from labs import calibration_compilers, calibration_facts, calibration_links
 
     say = progress or (lambda line: None)
     begin = time.perf_counter()
@@ -56,7 +56,8 @@ def calibrate(progress: Progress = None) -> Machine:
     left_out: dict[str, str] = {}
     for sweep in range(SWEEPS):
         once = [("links", calibration_links.measure)] if sweep == 0 else []  # mostly importing torch
-        for name, part in (*once, *_parts(cores)):
+        late = [("compilers", calibration_compilers.measure)] if sweep == 0 else []  # importing them, too
+        for name, part in (*once, *_parts(cores), *late):
             say(f"{name}, {sweep + 1} of {SWEEPS} ({time.perf_counter() - begin:.0f} s)")
             try:
                 figures = part()

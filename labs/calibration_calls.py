@@ -137,7 +137,14 @@ def torch_calls() -> Figures:
     grain = 32768  # at::internal::GRAIN_SIZE: smaller pieces are not split
     one = torch.ones(1)
     call = _per_call(lambda: torch.neg(one))
-    figures: Figures = {"torch_call_s": (call, "torch.neg of one element, output allocated")}
+    figures: Figures = {
+        "torch_call_s": (call, "torch.neg of one element, output allocated"),
+        "torch_product_call_s": (_product_call(), "torch.bmm of a 1 x 1 matrix, output allocated"),
+        "torch_recorded_call_s": (
+            _recorded_call(),
+            "torch.neg of one element that requires a gradient, forward and backward, 32 in a row",
+        ),
+    }
     if threads > 1:
         large = torch.rand(grain * threads)
         out = torch.empty_like(large)
@@ -155,8 +162,30 @@ def torch_calls() -> Figures:
     return figures
 
 
+def _product_call() -> float:
+    import torch
+
+    one = torch.ones(1, 1, 1)
+    return _per_call(lambda: torch.bmm(one, one))
+
+
+def _recorded_call(count: int = 32) -> float:
+    import torch
+
+    one = torch.ones(1, requires_grad=True)
+
+    def there_and_back() -> None:
+        value = one
+        for _ in range(count):
+            value = torch.neg(value)
+        torch.autograd.grad(value, one)
+
+    return _per_call(there_and_back, 50) / count
+
+
 def jax_calls() -> Figures:
     import jax
+    import jax.numpy as jnp
 
     step = jax.jit(lambda x: -x)
     one: Any = jax.device_put(1.0, jax.devices("cpu")[0])
@@ -164,8 +193,49 @@ def jax_calls() -> Figures:
         "jax_call_s": (
             _per_call(lambda: step(one).block_until_ready(), 500),
             "jitted negation of a scalar, dispatch and block_until_ready",
-        )
+        ),
+        "jax_eager_call_s": (
+            _dispatched_call(jnp.negative, jax.device_put(1.0, jax.devices("cpu")[0])),
+            "jax.numpy.negative of a scalar, 32 in a row and one block_until_ready, per operation",
+        ),
+        "jax_recorded_call_s": (
+            _jax_recorded_call(),
+            "jax.value_and_grad, not jitted, of 16 jax.numpy.negative of a scalar, per operation",
+        ),
+        "jax_loop_step_s": (_jax_loop_step(), "lax.fori_loop of 1000 negations under jit, per step"),
     }
+
+
+def _dispatched_call(operation: Callable[[Any], Any], one: Any, count: int = 32) -> float:
+    def in_a_row() -> None:
+        value = one
+        for _ in range(count):
+            value = operation(value)
+        value.block_until_ready()
+
+    return _per_call(in_a_row, 50) / count
+
+
+def _jax_recorded_call(count: int = 16) -> float:
+    import jax
+    import jax.numpy as jnp
+
+    def in_a_row(value: Any) -> Any:
+        for _ in range(count):
+            value = jnp.negative(value)
+        return value
+
+    one: Any = jax.device_put(1.0, jax.devices("cpu")[0])
+    recorded = jax.value_and_grad(in_a_row)
+    return typical(lambda: jax.block_until_ready(recorded(one)), 15) / count
+
+
+def _jax_loop_step(count: int = 1000) -> float:
+    import jax
+
+    one: Any = jax.device_put(1.0, jax.devices("cpu")[0])
+    loop = jax.jit(lambda x: jax.lax.fori_loop(0, count, lambda place, value: -value, x))
+    return typical(lambda: loop(one).block_until_ready(), 30) / count
 
 
 # --- threads and pickling --------------------------------------------------------------------------

@@ -38,6 +38,12 @@ class Recorder(Protocol):
     def record(self, name: str, value: float, unit: str) -> None:
         """Note a value of the current round. Calls with one name make a list."""
 
+    def text(self, title: str, text: str) -> None:
+        """Keep a text that the report shows as it is: a captured program, generated code, a message.
+
+        A second text of the same title replaces the first. ``Results.info(variant, "texts")`` has them all.
+        """
+
 
 Step = Callable[[], object]
 """The work to time. Its return value is proof material. ``close()``, if it has one, ends it."""

@@ -58,6 +58,17 @@ class Field:
             raise self.wrong("text")
         return text_of(self.value, LONGEST)
 
+    def lines(self) -> str:
+        """Text of several lines, as it is but for control characters."""
+        if self.value is None:
+            return ""
+        if not isinstance(self.value, str):
+            raise self.wrong("text")
+        return "\n".join(
+            "".join(c if c.isprintable() else "    " if c == "\t" else "\ufffd" for c in line)
+            for line in self.value.splitlines()
+        )
+
     def flag(self, default: bool = False) -> bool:
         if self.value is None:
             return default

@@ -111,6 +111,15 @@ class ClaimResult:
 
 
 @dataclass(frozen=True)
+class Listing:
+    """A text of several lines that a variant kept: a captured program, generated code, a message."""
+
+    variant: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Setting:
     name: str
     value: str
@@ -149,6 +158,7 @@ class LabReport:
     checks: list[CheckResult]
     claims: list[ClaimResult]
     figures: list[Figure]
+    listings: list[Listing]
     unavailable: list[tuple[str, str]]
 
     @property
@@ -328,6 +338,10 @@ def read_lab(name: str, entry: Field) -> LabReport:
             for item in entry["claims"].items()
         ],
         figures=[read_figure(item) for item in entry["figures"].items()],
+        listings=[
+            Listing(item["variant"].text(), item["title"].text("untitled"), item["text"].lines())
+            for item in entry["listings"].items()
+        ],
         unavailable=[
             (item["variant"].text(), item["reason"].text()) for item in entry["unavailable"].items()
         ],

@@ -1,4 +1,4 @@
-"""A lab whose ranks record: in the setup, and in each step the number of the call."""
+"""A lab whose ranks record: in the setup, with a text, and in each step the number of the call."""
 
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ def setup(config, recorder):
     import torch.distributed as dist
 
     recorder.record("rank", dist.get_rank(), "")
+    recorder.text("who", f"rank {dist.get_rank()}")
     calls = []
 
     def step():

@@ -190,6 +190,13 @@ def lab(
             },
         ],
         "figures": [to_json(figure) for figure in figures],
+        "listings": [
+            {
+                "variant": f"{work[0]}/jax_jit",
+                "title": "jaxpr",
+                "text": "{ lambda ; a:f32[3]. let\n    b:f32[3] = mul a 2.0\n  in (b,) }",
+            }
+        ],
         "unavailable": [{"variant": f"{work[0]}/cuda", "reason": "no CUDA device"}],
     }
 

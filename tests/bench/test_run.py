@@ -52,6 +52,10 @@ def test_the_lab_section_holds_predictions_proofs_claims_and_reasons(results):
         {"variant": "second/quantum", "reason": "there is no quantum computer here"}
     ]
     assert [figure["kind"] for figure in lab["figures"]] == ["bars"]
+    assert lab["listings"] == [
+        {"variant": f"{group}/sorted", "title": "program", "text": "sorted(numbers)"}
+        for group in ("first", "second")
+    ]
 
 
 def test_the_original_pytest_benchmark_reads_the_file(finished_run):

@@ -43,6 +43,7 @@ def test_what_rank_0_records_arrives_a_round_at_a_time(world):
     step.sample(2)
     step.close()
     assert step.recorded == {"rank": [0.0], "call": [2.0, 3.0]}
+    assert step.texts == {"who": "rank 0"}
 
 
 def test_an_error_names_the_rank_and_the_world_goes_on(world):

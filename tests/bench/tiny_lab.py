@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 
 from labs.figure import Bars
-from labs.lab import Check, Claim, Lab, Prediction, Results, Variant, at_least, main, setting
+from labs.lab import Check, Claim, Lab, Prediction, Recorder, Results, Variant, at_least, main, setting
 
 FAULTS = ("", "raise", "wrong", "exit", "claim", "predict")
 
@@ -22,8 +22,9 @@ def _list(config: Config) -> list[float]:
     return [random.Random(0).random() for _ in range(config.items)]
 
 
-def setup_sorted(config: Config, recorder: object):
+def setup_sorted(config: Config, recorder: Recorder):
     numbers = _list(config)
+    recorder.text("program", "sorted(numbers)")
     return lambda: sorted(numbers)
 
 

@@ -1,0 +1,125 @@
+"""What compiling costs once, and what a compiled function costs at each call.
+
+Used by ``labs.calibration``, in its first sweep only: most of it is importing a compiler. The functions
+compiled here are in no lab: a constant never comes from the program it predicts.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from labs.calibration_hardware import Figures, typical
+
+CALLS = 500
+CXX_LIMIT_S = 60.0
+
+
+def measure() -> Figures:
+    """numba, JAX, Dynamo and the C++ compiler; what is not installed is left out."""
+    figures: Figures = {}
+    for part in (_numba, _jax, _torch, _cxx):
+        try:
+            figures |= part()
+        except ImportError:
+            continue
+    return figures
+
+
+def _least(compile_one: Callable[[int], object], count: int) -> float:
+    """Seconds of the fastest of a few compilations, each of a program of its own; one goes before."""
+    compile_one(0)
+    seconds = []
+    for number in range(1, count + 1):
+        begin = time.perf_counter()
+        compile_one(number)
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds)
+
+
+def _numba() -> Figures:
+    import numba
+    import numpy
+
+    values = numpy.ones(3, numpy.float32)
+
+    def compile_one(number: int) -> None:
+        numba.njit(lambda x: x[0] - number)(values)
+
+    return {"numba_compile_s": (_least(compile_one, 3), "njit of an expression, compiled and called")}
+
+
+def _jax() -> Figures:
+    import jax
+
+    one = jax.device_put(1.0, jax.devices("cpu")[0])
+
+    def compile_one(number: int) -> None:
+        jax.jit(lambda x: -x - number)(one).block_until_ready()
+
+    return {
+        "jax_compile_s": (
+            _least(compile_one, 5),
+            "jit of two operations on a scalar, traced, compiled and called",
+        )
+    }
+
+
+def _torch() -> Figures:
+    import torch
+
+    one = torch.ones(1)
+
+    def compile_one(number: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        torch._dynamo.reset()
+        compiled = torch.compile(lambda x: -x - number, backend="aot_eager")
+        compiled(one)
+        return compiled
+
+    captured = _least(compile_one, 3)
+    compiled = compile_one(9)
+
+    def many() -> None:
+        for _ in range(CALLS):
+            compiled(one)
+
+    called = typical(many, 5) / CALLS
+    torch._dynamo.reset()
+    return {
+        "torch_capture_s": (
+            captured,
+            "torch.compile of two operations, backend aot_eager: captured and called",
+        ),
+        "torch_compiled_call_s": (called, "that function's call: guards, wrapper and two eager operations"),
+    }
+
+
+def _cxx() -> Figures:
+    """The C++ that torch.compile writes includes this header, and most of compiling it is the header."""
+    from torch.utils.cpp_extension import include_paths
+
+    names = (os.environ.get("CXX"), "g++", "clang++", "c++")
+    compiler = next((found for name in names if name and (found := shutil.which(name))), None)
+    if compiler is None:
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "negative.cpp"
+        source.write_text(
+            "#include <torch/csrc/inductor/cpp_prefix.h>\n"
+            'extern "C" void negative(const float* in, float* out, long count) {\n'
+            "    for (long place = 0; place < count; ++place) out[place] = -in[place];\n}\n"
+        )
+        command = [compiler, str(source), "-o", str(source.with_suffix(".so"))]
+        command += ["-shared", "-fPIC", "-O3", "-ffast-math", "-march=native", "-std=c++20"]
+        command += [f"-I{path}" for path in include_paths()]
+        begin = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, timeout=CXX_LIMIT_S, check=False)
+        seconds = time.perf_counter() - begin
+    if done.returncode:
+        return {}
+    return {"cxx_compile_s": (seconds, "C++ compiler on a loop with torch's header for generated kernels")}

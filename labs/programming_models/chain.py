@@ -1,0 +1,113 @@
+"""An elementwise chain: a polynomial by Horner's rule, the same text for every framework.
+
+p(x) = (...((c6 x + c5) x + c4) ... ) x + c0: six multiplications and six additions. One after the other, each
+is a call and a trip over memory; fused, it is one loop that reads x and writes p.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from labs.lab import Recorder, Step
+from labs.programming_models import jax_ways, torch_ways
+from labs.programming_models.config import Config
+
+NAMES = ("torch", "torch_compile", "torch_export", "fx", "jax", "jax_jit", "numpy", "numba", "cuda_graph")
+COEFFICIENTS = (0.75, -0.5, 0.25, 0.625, -0.375, 0.125, 0.5)
+OPERATIONS = 2 * (len(COEFFICIENTS) - 1)
+FLOAT = 4  # bytes
+# The first product has one array to read, the others two; a sum has one; each writes one.
+EAGER_ARRAYS = 2 + 3 * (OPERATIONS // 2 - 1) + 2 * (OPERATIONS // 2)
+FUSED_ARRAYS = 2
+
+
+def polynomial(x: Any) -> Any:
+    value = x * COEFFICIENTS[0] + COEFFICIENTS[1]
+    for coefficient in COEFFICIENTS[2:]:
+        value = value * x + coefficient
+    return value
+
+
+def numbers(size: int) -> Any:
+    """(size,) float32 in [-1, 1), the same at each call."""
+    import numpy
+
+    return numpy.random.default_rng(size).uniform(-1, 1, size).astype(numpy.float32)
+
+
+def reference(size: int) -> Any:
+    return polynomial(numbers(size).astype("float64"))
+
+
+def setup(size: int, name: str, config: Config, recorder: Recorder) -> Step:
+    x = numbers(size)
+    if size != config.elements:
+        recorder = _Untold(recorder)
+    if name == "numpy":
+        return lambda: polynomial(x)
+    if name == "numba":
+        return compiled_loop(x, recorder)
+    if name.startswith("jax"):
+        import jax.numpy as jnp
+
+        arguments = (jnp.asarray(x),)
+        if name == "jax":
+            return jax_ways.eager(polynomial, arguments)
+        return jax_ways.Jitted(polynomial, arguments, recorder)
+    import torch
+
+    tensors = (torch.from_numpy(x),)
+    if name == "torch":
+        return torch_ways.Eager(polynomial, tensors)
+    if name == "torch_compile":
+        return torch_ways.Compiled(polynomial, tensors, recorder)
+    make = {"torch_export": torch_ways.exported, "fx": torch_ways.traced, "cuda_graph": torch_ways.cuda_graph}
+    return make[name](polynomial, tensors, recorder)
+
+
+class _Untold:
+    """A recorder without texts: the program is the same at each length, and shown once."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.now, self.record = recorder.now, recorder.record
+
+    def text(self, title: str, text: str) -> None:
+        pass
+
+
+class compiled_loop:
+    """numba: the loop is written out, and LLVM compiles it at the first call."""
+
+    def __init__(self, x: Any, recorder: Recorder) -> None:
+        import numba
+        import numpy
+
+        coefficients = tuple(numpy.float32(coefficient) for coefficient in COEFFICIENTS)
+
+        @numba.njit(fastmath={"contract"})
+        def loop(x):  # type: ignore[no-untyped-def]
+            out = numpy.empty_like(x)
+            for place in range(x.size):
+                value = x[place] * coefficients[0] + coefficients[1]
+                for coefficient in coefficients[2:]:
+                    value = value * x[place] + coefficient
+                out[place] = value
+            return out
+
+        self._loop, self._x, self._recorder, self._compile_s = loop, x, recorder, 0.0
+
+    def __call__(self) -> Any:
+        if self._compile_s:
+            return self._loop(self._x)
+        begin = self._recorder.now()
+        output = self._loop(self._x)
+        self._compile_s = self._recorder.now() - begin
+        return output
+
+    def close(self) -> None:
+        self._recorder.record("compile", self._compile_s, "s")
+        self._recorder.record("graphs", len(self._loop.signatures), "")
+        types = ", ".join(map(str, self._loop.signatures))
+        assembly = next(iter(self._loop.inspect_asm().values()))
+        loops = [line for line in assembly.splitlines() if "vmul" in line or "vfm" in line or "vadd" in line]
+        self._recorder.text("compiled for", f"{types}\n\narithmetic of the loop:\n" + "\n".join(loops[:40]))

@@ -1,0 +1,90 @@
+"""All ways of all groups, and why one cannot run here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from labs.lab import Recorder, Step, Variant
+from labs.programming_models import behaviours, chain, gpt_block, rnn, training_step
+from labs.programming_models.config import HIDDEN, ROWS, Config
+
+FLOAT = 4  # bytes
+
+
+def variants(config: Config) -> Sequence[Variant]:
+    found = []
+    for size in config.sizes:
+        arrays = float(FLOAT * size)
+        for name in chain.NAMES:
+            fused = name in ("torch_compile", "jax_jit", "numba")
+            found.append(
+                _variant(
+                    f"chain_{size}",
+                    name,
+                    partial(chain.setup, size, name),
+                    flops=float(chain.OPERATIONS * size),
+                    bytes_moved=chain.FUSED_ARRAYS * arrays,
+                    working_set=(chain.FUSED_ARRAYS if fused else 3) * arrays,
+                )
+            )
+    flops = {
+        "training_step": training_flops(config),
+        "rnn_loop": rnn_flops(config),
+        "gpt_block": block_flops(config),
+    }
+    parts: dict[str, Any] = {"training_step": training_step, "rnn_loop": rnn, "gpt_block": gpt_block}
+    for group, part in parts.items():
+        for name in part.NAMES:
+            found.append(_variant(group, name, partial(part.setup, name), flops=flops[group]))
+    for program, names in behaviours.WAYS.items():
+        for name in names:
+            setup = partial(behaviours.setup, program, name)
+            found.append(_variant(program, name, setup, max_rounds=1))
+    return found
+
+
+def training_flops(config: Config) -> float:
+    """Of the matrix products: one forward and two backward a layer, but no gradient of the input."""
+    products = 3 * training_step.LAYERS - 1
+    return 2.0 * products * config.batch * config.width**2
+
+
+def rnn_flops(config: Config) -> float:
+    return 2.0 * (config.steps - 1) * ROWS * HIDDEN**2
+
+
+def block_flops(config: Config) -> float:
+    """Twelve width x width matrices a token (attention four, feed-forward eight), and the scores."""
+    tokens, width = config.tokens, config.width
+    return 2.0 * 12 * tokens * width**2 + 4.0 * tokens**2 * width
+
+
+def _variant(group: str, name: str, setup: Callable[[Any, Recorder], Step], **rest: Any) -> Variant:
+    clock = (
+        "cuda"
+        if name == "cuda_graph"
+        else "jax"
+        if name.startswith("jax") and not rest.get("max_rounds")
+        else "host"
+    )
+    return Variant(group, name, setup, clock=clock, unavailable=unavailable(group, name), **rest)  # type: ignore[arg-type]
+
+
+def unavailable(group: str, name: str) -> str:
+    """Why a way cannot run here, or "". Imports no framework."""
+    from labs.roofline.operations import no_gpu
+    from labs.vectorization.rungs import missing, missing_compiler
+
+    if name == "cuda_graph":
+        return no_gpu()
+    if name in ("torch_compile", "torch_cell") and group not in behaviours.PROGRAMS:
+        return missing_compiler()
+    if name == "fx" or name.startswith("torch"):
+        return missing("torch")
+    if name.startswith("jax"):
+        return missing("jax")
+    if name == "numba":
+        return missing("numba", "scipy") if group == "rnn_loop" else missing("numba")
+    return ""
