@@ -1,7 +1,7 @@
 """What is an example of multi-fidelity hyperparameter optimisation? How can we make this faster?
 
-Answer. Successive halving: train all configurations a little, the best 1/eta of them eta times as much, and so
-on. Hyperband hedges where the first rung should be; ASHA promotes without waiting for a rung to fill;
+Answer. Successive halving: train all configurations a little, the best 1/eta of them eta times as much, and
+so on. Hyperband hedges where the first rung should be; ASHA promotes without waiting for a rung to fill;
 population based training lets the worst take over from the best. Each can only know what its first rung
 knows, and early losses may rank configurations the wrong way round: curves that are drawn on to the end rank
 them better. Faster in wall time: promotion that waits for nobody, workers that stay warm, trials of one shape

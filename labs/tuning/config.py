@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from labs.tuning.training import Task
 
 HEAD = 16  # numbers of an attention head
-LOOKS = 6
+EARLY = 6
 """Losses that are taken up to the first rung: what a curve is drawn on from."""
+LOOKS = (1, 2, 3, 4, 6, 9)
+"""Times half of the first rung: where curves are drawn on to see who goes on."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Config:
     configurations: int = setting(
         27, full=81, unit="configurations", help="drawn at random, the same for every method", minimum=2
     )
-    most_steps: int = setting(216, full=648, unit="steps", help="of a whole training", minimum=2)
+    most_steps: int = setting(324, quick=216, full=972, unit="steps", help="of a whole training", minimum=2)
     least_steps: int = setting(24, unit="steps", help="the first rung", minimum=1)
     eta: int = setting(3, unit="", help="of so many trials of a rung one goes on", minimum=2)
     workers: int = setting(2, unit="workers", help="processes that train", minimum=1, maximum=256)
@@ -52,7 +54,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.width % (2 * HEAD):
             raise ValueError(
-                f"tuning: width={self.width} is no multiple of {2 * HEAD}: half of it is to be heads of {HEAD}"
+                f"tuning: width={self.width} is no multiple of {2 * HEAD}: half of it is heads of {HEAD}"
             )
         if self.most_steps < self.least_steps:
             raise ValueError(
@@ -66,13 +68,13 @@ class Config:
         return rungs(self.least_steps, self.most_steps, self.eta)
 
     def looks(self) -> list[int]:
-        """Steps at which a curve may be drawn on to its end: half of the first rung, the rung, and on."""
+        """Steps at which curves are drawn on to their ends: often where all are looked at, rarer later."""
         first = max(1, self.least_steps // 2)
-        return [step for step in range(first, self.most_steps // 3 + 1, first) if step < self.most_steps]
+        return [times * first for times in LOOKS if times * first < self.most_steps]
 
     def milestones(self) -> tuple[int, ...]:
         """Steps after which losses are taken, by every method alike."""
-        early = range(0, self.least_steps, max(1, self.least_steps // LOOKS))
+        early = range(0, self.least_steps, max(1, self.least_steps // EARLY))
         found = {*early, *self.rungs(), *self.looks(), *range(0, self.most_steps, self.least_steps)} - {0}
         return tuple(sorted(found))
 

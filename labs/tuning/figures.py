@@ -17,10 +17,10 @@ TITLES = {
     "hyperband": "Hyperband",
     "asha": "ASHA",
     "asha_extrapolated": "ASHA, by extrapolated curves",
-    "extrapolating": "random, giving up by curves",
+    "extrapolating": "most promising curve",
     "population": "population based training",
 }
-SHOWN = ("successive_halving", "asha", "asha_extrapolated")
+SHOWN = ("successive_halving", "asha", "extrapolating")
 """Searches whose workers are drawn."""
 
 
@@ -224,5 +224,5 @@ def _fidelity(results: Results) -> Figure | None:
         "ratio",
         names,
         {"cost, of the whole": costs, "rank correlation with the whole": agreements},
-        note=f"all {config.configurations} configurations on each; fewer steps are counted, the others measured",
+        note=f"all {config.configurations} configurations on each; steps are counted, the others measured",
     )

@@ -131,7 +131,7 @@ def _together(config: Config, machine: Machine) -> list[Prediction]:
             f"{TOGETHER}/torch_in_turn",
             "time_s",
             torch_s,
-            f"{count} trials of {TOGETHER_STEPS} steps of {1e3 * step_s(task, machine):.3g} ms, and making them",
+            f"{count} trials of {TOGETHER_STEPS} steps of {1e3 * step_s(task, machine):.3g} ms",
             "operators on small tensors",
         )
     ]

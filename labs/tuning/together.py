@@ -38,7 +38,10 @@ def logits(parameters: Parameters, tokens: Any, layers: int) -> Any:
     seen = np.tril(np.ones((length, length), bool))
     table = parameters["embedding.tokens.weight"]
     # A product with ones and zeros: the gradient of an index would be a loop over tokens, one at a time.
-    x = jax.nn.one_hot(tokens, len(table), dtype=table.dtype) @ table + parameters["embedding.positions.weight"][:length]
+    x = (
+        jax.nn.one_hot(tokens, len(table), dtype=table.dtype) @ table
+        + parameters["embedding.positions.weight"][:length]
+    )
     for block in range(layers):
         at = f"blocks.{block}."
         y = norm(x, at + "attention_norm")
@@ -54,7 +57,6 @@ def logits(parameters: Parameters, tokens: Any, layers: int) -> Any:
 def loss_of(parameters: Parameters, tokens: Any, targets: Any, layers: int) -> Any:
     """Mean cross-entropy in nats."""
     import jax
-    import jax.numpy as np
 
     logarithms = jax.nn.log_softmax(logits(parameters, tokens, layers))
     chosen = jax.nn.one_hot(targets, logarithms.shape[-1], dtype=logarithms.dtype)

@@ -168,9 +168,9 @@ def test_the_worst_of_a_population_take_over_from_the_best():
         assert scheduler.points[trial] == begun[trial]
 
 
-def test_a_trial_is_given_up_when_its_curve_leads_nowhere():
+def test_the_most_promising_curve_goes_on_and_the_others_are_given_up():
     scheduler = Extrapolating(draw(3, 0), [4], 16, margin=0.1)
-    curves = [lambda t: 2 + 2 / t, lambda t: 3 + 2 / t, lambda t: 1.5 + 3 / t]
+    curves = [lambda t: 2 + 2 / t, lambda t: 3 + 1 / t, lambda t: 1.5 + 4 / t]  # the last leads last at 4
 
     def losses(job):
         return {step: curves[job.trial](step) for step in range(job.start + 1, job.stop + 1)}
@@ -180,8 +180,8 @@ def test_a_trial_is_given_up_when_its_curve_leads_nowhere():
         job = scheduler.next_job()
         stops.append((job.trial, job.stop))
         scheduler.report(job, losses(job))
-    assert stops == [(0, 4), (0, 16), (1, 4), (2, 4), (2, 16)]
-    assert scheduler.given_up == {1}
+    assert stops == [(0, 4), (1, 4), (2, 4), (2, 16)], "all begin, and the most promising goes on"
+    assert scheduler.given_up == {0, 1}
     assert scheduler.best()[0] == 2
 
 

@@ -1,17 +1,20 @@
-"""Random search that gives a trial up once its curve, drawn on to the end, does not reach the best one.
+"""The most promising curve goes on; those that do not lead below the best end are given up.
 
-Source: Domhan et al. 2015, "Speeding Up Automatic Hyperparameter Optimization of Deep Neural Networks by
-Extrapolation of Learning Curves". Theirs is a distribution over eleven families of curves; here it is one,
-and a margin in place of a distribution.
+Every trial is trained to the first look. Then whoever's curve leads lowest goes on to the next one, until the
+curves of all that are left lead to worse than what has been reached.
+
+Sources: Domhan et al. 2015, "Speeding Up Automatic Hyperparameter Optimization of Deep Neural Networks by
+Extrapolation of Learning Curves", for giving up; Swersky et al. 2014, "Freeze-Thaw Bayesian Optimization", for
+going on with the most promising. Both have distributions over curves; here it is one, and a margin.
 """
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 
-from labs.tuning.extrapolation import extrapolated
-from labs.tuning.schedulers.job import Job, Scheduler, ranked
+from labs.tuning.schedulers.job import Job, Scheduler, by_extrapolation, ranked
 from labs.tuning.space import Point
 
 
@@ -23,39 +26,36 @@ class Extrapolating(Scheduler):
 
     def __init__(self, points: Sequence[Point], looks: Sequence[int], most: int, margin: float) -> None:
         super().__init__(points, most)
-        edges = [0, *looks, most]
-        if any(low >= high for low, high in itertools.pairwise(edges)):
+        if any(low >= high for low, high in pairwise([0, *looks, most])):
             raise ValueError(f"looks={list(looks)} have to increase, from 1 to below most={most}")
         if margin < 0:
             raise ValueError(f"margin={margin} nats is negative")
-        self.stops, self.margin = [*looks, most], margin
-        self.going: list[int] = []  # trials that are to go on, the longest trained first
+        self.stops, self.margin, self.rank = [*looks, most], margin, by_extrapolation(most)
+        self.promise: dict[int, float] = {}  # trial that waits -> the loss that its curve leads to
         self.entered = 0
         self.given_up: set[int] = set()
 
     def _next(self) -> Job | None:
-        if self.going:
-            trial = self.going.pop(0)
-        elif self.entered < len(self.points):
-            trial = self.entered
+        if self.entered < len(self.points):
             self.entered += 1
-        else:
+            return self.job(self.entered - 1, self.stops[0])
+        if not self.promise:
             return None
-        done = self.done.get(trial, 0)
+        trial = min(self.promise, key=self.promise.__getitem__)
+        del self.promise[trial]
+        done = self.done[trial]
         return self.job(trial, next(stop for stop in self.stops if stop > done))
 
     def _heard(self, job: Job, loss: float) -> None:
-        if job.stop == self.most:
-            return
+        if job.stop < self.most:
+            self.promise[job.trial] = ranked(self.rank(self.losses[job.trial]))
         best = self.best()
-        curve = self.losses[job.trial]
-        said = ranked(extrapolated(list(curve), list(curve.values()), self.most))
-        if said == float("inf") or (best is not None and said > best[1] + self.margin):
-            self.given_up.add(job.trial)
-        else:
-            self.going.append(job.trial)
-            self.going.sort(key=lambda trial: -self.done[trial])
+        bound = math.inf if best is None else best[1] + self.margin
+        hopeless = {trial for trial, said in self.promise.items() if said == math.inf or said > bound}
+        self.given_up |= hopeless
+        for trial in hopeless:
+            del self.promise[trial]
 
     @property
     def _exhausted(self) -> bool:
-        return not self.going and self.entered == len(self.points)
+        return not self.promise and self.entered == len(self.points)
