@@ -4,8 +4,8 @@ Every trial is trained to the first look. Then whoever's curve leads lowest goes
 curves of all that are left lead to worse than what has been reached.
 
 Sources: Domhan et al. 2015, "Speeding Up Automatic Hyperparameter Optimization of Deep Neural Networks by
-Extrapolation of Learning Curves", for giving up; Swersky et al. 2014, "Freeze-Thaw Bayesian Optimization", for
-going on with the most promising. Both have distributions over curves; here it is one, and a margin.
+Extrapolation of Learning Curves", for giving up; Swersky et al. 2014, "Freeze-Thaw Bayesian Optimization",
+for going on with the most promising. Both have distributions over curves; here it is one, and a margin.
 """
 
 from __future__ import annotations
