@@ -44,9 +44,9 @@ def fit(
     """Train on the cluster that ``ray.init`` has connected to; what the ranks reported, in order.
 
     spread: ranks on as many nodes as there are, not as few. failures: so many times the ranks are started
-    again after one was lost, from the newest checkpoint. storage: a folder for what Ray Train keeps. say: gets
-    each report as it comes. On several machines ``options.checkpoint`` and ``storage`` lie on storage that
-    all of them share.
+    again after one was lost, from the newest checkpoint. storage: a folder for what Ray Train keeps. say:
+    gets each report as it comes. On several machines ``options.checkpoint`` and ``storage`` lie on storage
+    that all of them share.
 
     ValueError: fewer than 1 rank, negative failures, failures without a checkpoint, or more ranks than the
     cluster has processors for. RuntimeError: the training failed, with the reason of the rank that said it.
