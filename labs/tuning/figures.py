@@ -25,7 +25,7 @@ SHOWN = ("successive_halving", "asha", "extrapolating")
 
 
 def figure(results: Results) -> Sequence[Figure]:
-    found: list[Figure | None] = [_losses(results), _rungs(results), _selected(results)]
+    found: list[Figure | None] = [_losses(results), _faster(results), _rungs(results), _selected(results)]
     found += [_workers(results, name) for name in SHOWN]
     found += [_methods(results), _late(results), _start(results), _together(results), _fidelity(results)]
     return [each for each in found if each is not None]
@@ -60,6 +60,37 @@ def _losses(results: Results) -> Figure | None:
         near = target + results.config.target_nats
         series.append(Series("near enough", edges, [near, near], "dashed"))
     return Chart("Loss against time", "time (s)", "best loss (nats)", series, x_log=True, note=note)
+
+
+def _faster(results: Results) -> Figure | None:
+    """Each way to be faster by itself, against what it replaces."""
+    gains: dict[str, float] = {}
+    if "random" in _searched(results):
+        whole = results.seconds(f"{SEARCH}/random").value
+        for name in ("asha", "asha_extrapolated", "extrapolating"):
+            reached = curves.time_to_target(results, f"{SEARCH}/{name}")
+            gains[f"{TITLES[name]}: to the target, against full random search"] = (
+                whole / reached if reached else NAN
+            )
+        if results.config.late_probability and results.config.simulated_workers > 1:
+            busier = stragglers.gain(results, "asha", "successive_halving").value
+            gains["promotion that waits for nobody: work in the same time, with stragglers"] = busier
+    for text, new, base in (
+        ("warm workers, against Ray Tune's process a trial", f"{START}/warm_workers", f"{START}/ray_tune"),
+        (
+            "trials in one vmapped step, against torch in turn",
+            f"{TOGETHER}/jax_vmap",
+            f"{TOGETHER}/torch_in_turn",
+        ),
+    ):
+        if results.has(new, base):
+            gains[text] = results.seconds(base).value / results.seconds(new).value
+    if not gains:
+        return None
+    note = "each by itself; a search without a bar never came within the target"
+    return Bars(
+        "How much faster", "times as fast (ratio)", list(gains), {"measured": list(gains.values())}, note=note
+    )
 
 
 def _rungs(results: Results) -> Figure | None:
@@ -193,6 +224,10 @@ def _start(results: Results) -> Figure | None:
         note += (
             f"; starting Ray took {starts[0][-1]:.1f} s and warming the workers {starts[1][-1]:.1f} s, once"
         )
+    default, warm = f"{START}/ray_tune", f"{START}/warm_workers"
+    if results.has(default, warm):
+        share = 1 - results.seconds(warm).value / results.seconds(default).value
+        note += f"; {share:.0%} of Ray Tune's default is start-up"
     return _times(results, START, "A process a trial, or warm workers", note)
 
 

@@ -52,8 +52,9 @@ def test_a_trial_that_stops_and_moves_is_one_that_did_not():
     moved = Training(task, POINT, state)
     assert begun | moved.advance(9) == whole
     assert all(torch.equal(kept[name], value) for name, value in first.state()["model"].items())
-    lost = Training(task, POINT, {**state, "moments": {}})
+    lost = Training(task, POINT, {**first.state(), "moments": {}})
     assert lost.advance(9)[9] != whole[9]
+    assert begun | first.advance(9) == whole, "nor has what went on changed where it came from"
 
 
 def test_a_copied_trial_goes_on_with_its_own_point():
@@ -384,7 +385,7 @@ def test_regret_and_time_to_target_are_those_of_the_records(hoped):
 
 def test_every_figure_is_data(hoped):
     drawn = LAB.figure(hoped)
-    assert len(drawn) == 11
+    assert len(drawn) == 12
     for each in drawn:
         assert figures.from_json(figures.to_json(each)) == each
     assert LAB.figure(Found(QUICK, constants(), {})) == []
