@@ -17,6 +17,7 @@ NAMES = (
     "data_parallel",
     "collectives",
     "pipeline",
+    "tuning",
 )
 
 

@@ -9,29 +9,20 @@ def main() -> int:
     from labs.train.options import parse
 
     options = parse()
-    import importlib
-
     import torch
     import torch.distributed as dist
 
     from labs.train.loop import resume, train
     from labs.train.strategies import build
-    from parallel import elastic, link
+    from labs.train.world import joined
 
-    cuda = options.backend == "nccl"
-    if cuda and not torch.cuda.is_available():
+    if options.backend == "nccl" and not torch.cuda.is_available():
         print(
             "labs.train: --backend nccl needs CUDA devices, and torch finds none; use gloo or shm",
             file=sys.stderr,
         )
         return 2
-    if options.backend == "shm":
-        importlib.import_module("parallel.shm")
-    backend = link.wrap(options.backend)
-    with elastic.join(backend, options.timeout, options.join_timeout) as world:
-        device = torch.device("cuda", world.local_rank) if cuda else torch.device("cpu")
-        if cuda:
-            torch.cuda.set_device(device)
+    with joined(options) as device:
         try:
             trainer = build(options, device)
             done = resume(options, trainer)

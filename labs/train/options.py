@@ -87,6 +87,16 @@ def parse(arguments: list[str] | None = None) -> Options:
         prog="torchrun --nproc-per-node N -m labs.train",
         description="Train a GPT on the source of the running Python's standard library.",
     )
+    add_to(parser)
+    given = vars(parser.parse_args(arguments))
+    try:
+        return Options(**given)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def add_to(parser: argparse.ArgumentParser) -> None:
+    """The options as arguments of a command."""
     for item in fields(Options):
         assert item.default is not MISSING
         help = f"{item.metadata['help']} (default {item.default!r})"
@@ -97,8 +107,3 @@ def parse(arguments: list[str] | None = None) -> Options:
             parser.add_argument(
                 flag(item.name), type=type(item.default), default=item.default, metavar=metavar, help=help
             )
-    given = vars(parser.parse_args(arguments))
-    try:
-        return Options(**given)
-    except ValueError as error:
-        parser.error(str(error))

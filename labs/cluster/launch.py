@@ -1,0 +1,175 @@
+"""Ray Train as the launcher of ``labs.train``: ``TorchTrainer``, whose ranks join by ``parallel.elastic``.
+
+``TorchConfig`` would initialise torch.distributed itself, over a plain backend. Here Ray only says who is
+which rank and where rank 0 is, as torchrun does, in the same variables; the ranks then find each other as
+they do under torchrun, count their bytes, and notice when one of them is lost.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from labs.cluster.rank import Joined, Reports, train_rank
+
+if TYPE_CHECKING:
+    from labs.train.loop import StepReport
+    from labs.train.options import Options
+
+POLL_S = 0.2
+ENVIRONMENT = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths on the command line stay what they are
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",  # asks a dashboard that is not there
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+}
+Said = Callable[["Joined | StepReport"], None]
+
+
+def fit(
+    options: Options,
+    ranks: int,
+    *,
+    spread: bool = False,
+    failures: int = 0,
+    storage: str,
+    say: Said = lambda report: None,
+) -> list[Joined | StepReport]:
+    """Train on the cluster that ``ray.init`` has connected to; what the ranks reported, in order.
+
+    spread: ranks on as many nodes as there are, not as few. failures: so many times the ranks are started
+    again after one was lost, from the newest checkpoint. storage: a folder for what Ray Train keeps. say:
+    gets each report as it comes. On several machines ``options.checkpoint`` and ``storage`` lie on storage
+    that all of them share.
+
+    ValueError: fewer than 1 rank, negative failures, failures without a checkpoint, or more ranks than the
+    cluster has processors for. RuntimeError: the training failed, with the reason of the rank that said it.
+    """
+    import ray
+
+    _check(options, ranks, failures)
+    os.environ.update(ENVIRONMENT)  # read by Ray Train when it is imported
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    cuda = options.backend == "nccl"
+    kind = "GPU" if cuda else "CPU"
+    there = int(ray.cluster_resources().get(kind, 0))
+    if there < ranks:
+        raise ValueError(f"--ranks {ranks} needs as many {kind}s; this cluster has {there}")
+    if options.checkpoint:
+        options = replace(options, checkpoint=str(Path(options.checkpoint).absolute()), resume=True)
+    reports = _reports()
+    trainer = TorchTrainer(
+        train_rank,
+        train_loop_config={"options": asdict(options), "reports": reports},
+        torch_config=_launcher(),
+        scaling_config=ScalingConfig(
+            num_workers=ranks, use_gpu=cuda, placement_strategy="SPREAD" if spread else "PACK"
+        ),
+        run_config=RunConfig(
+            name="labs.train", storage_path=storage, failure_config=FailureConfig(max_failures=failures)
+        ),
+    )
+    ended = threading.Event()
+    found: list[Joined | StepReport] = []
+    follower = threading.Thread(target=_follow, args=(reports, found, say, ended), daemon=True)
+    follower.start()
+    try:
+        trainer.fit()
+    except Exception as error:
+        raise RuntimeError(f"the training on {ranks} ranks failed: {_reason(error)}") from error
+    finally:
+        ended.set()
+        follower.join(60.0)
+    return found
+
+
+def _check(options: Options, ranks: int, failures: int) -> None:
+    if ranks < 1:
+        raise ValueError(f"--ranks is {ranks}; it is at least 1")
+    if failures < 0:
+        raise ValueError(f"--failures is {failures}; it is not negative")
+    if failures and not options.checkpoint:
+        raise ValueError("--failures goes on from a checkpoint: say where with --checkpoint DIR")
+
+
+def _launcher() -> Any:
+    """A TorchConfig that sets torchrun's variables and initialises nothing."""
+    from ray.train.backend import Backend
+    from ray.train.torch import TorchConfig
+
+    class Launch(Backend):
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            address, port = worker_group.execute_single(0, _free_address)
+            worker_group.execute(_set_variables, address, port)
+
+    class Launched(TorchConfig):
+        @property
+        def backend_cls(self) -> Any:
+            return Launch
+
+    return Launched()
+
+
+def _free_address() -> tuple[str, int]:
+    """This node's address, and a port that is free now."""
+    import socket
+
+    import ray
+
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+
+def _set_variables(address: str, port: int) -> None:
+    from ray.train import get_context
+
+    context = get_context()
+    os.environ.update(
+        MASTER_ADDR=address,
+        MASTER_PORT=str(port),
+        RANK=str(context.get_world_rank()),
+        WORLD_SIZE=str(context.get_world_size()),
+        LOCAL_RANK=str(context.get_local_rank()),
+    )
+
+
+def _reports() -> Any:
+    """The actor, on the driver's own node: it outlives every other."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Reports).remote()
+
+
+def _follow(reports: Any, found: list[Any], say: Said, ended: threading.Event) -> None:
+    """Fetch what was reported until the training has ended, and once more."""
+    import ray
+
+    last = False
+    while not last:
+        last = ended.wait(POLL_S)
+        try:
+            new: Sequence[Any] = ray.get(reports.since.remote(len(found)), timeout=30.0)
+        except ray.exceptions.RayError:
+            return  # the cluster is gone, which ``fit`` reports
+        for report in new:
+            found.append(report)
+            say(report)
+
+
+def _reason(error: BaseException) -> str:
+    """The line of the first rank that failed, out of Ray's report of all."""
+    failures = getattr(error, "worker_failures", None) or {}
+    reasons = [line for each in failures.values() for line in str(each).strip().splitlines()[-1:]]
+    lines = reasons or str(error).strip().splitlines()[-1:] or [type(error).__name__]
+    return lines[0].strip()

@@ -1,0 +1,157 @@
+"""The formulas: steps that each search trains, exactly, and seconds, before anything is measured.
+
+step       = compute of the GPT (labs/data_parallel/model.py: FLOPs, bytes, page faults, calls)
+loss       = a third of a step of the validation batch: forward only
+search     = the scheduler itself on a simulated clock: job + steps x step + milestones x loss
+Ray Tune   = rounds x (process and imports + whole training), a round being one trial a worker
+together   = K turns of a step in torch; in JAX the same FLOPs and bytes, with a step's thunks once
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+from labs.data_parallel.model import BLOCK_CALLS, OTHER_CALLS, compute
+from labs.lab import Prediction
+from labs.machine import Machine
+from labs.tuning.config import METHODS, Config
+from labs.tuning.running import Trace, search
+from labs.tuning.schedulers import RandomSearch, Scheduler
+from labs.tuning.simulated import SimulatedWorkers
+from labs.tuning.training import VALIDATION_SEQUENCES, Task
+from labs.tuning.ways import FIDELITIES, FIDELITY, SEARCH, START, TOGETHER, TOGETHER_STEPS, cheaper
+
+EXACT = ("random", "successive_halving", "hyperband", "population")
+"""Methods whose number of steps follows from their sizes; the others' from losses too."""
+RAY_HANDS = 60
+"""Hand-overs between processes in a call of a Ray actor that is waited for, as ``process_switch_s``: through
+two core workers, the scheduler's socket and an event loop at each end."""
+BUILD_STEPS = 3
+"""A job makes a model and an optimizer and packs its state: as many operators as so many steps."""
+TORCH_SPAWNS = 25
+"""A trial's process imports Ray and torch: as long as so many starts of a bare interpreter."""
+THUNKS_OF_BLOCK, OTHER_THUNKS = 60, 90
+"""Compiled pieces of a step that XLA runs one after another; each costs about a call of torch."""
+
+
+def step_s(task: Task, machine: Machine) -> float:
+    """Seconds of a training step on one thread."""
+    return compute(task.gpt(), machine, task.sequences, task.length)
+
+
+def loss_s(task: Task, machine: Machine) -> float:
+    """Seconds of a validation loss."""
+    return compute(task.gpt(), machine, VALIDATION_SEQUENCES, task.length, updated=0.0) / 3
+
+
+def training_s(task: Task, machine: Machine, start: int, stop: int) -> float:
+    """Seconds from ``start`` to ``stop`` steps, losses at milestones among them."""
+    losses = sum(start < step <= stop for step in task.milestones)
+    return (stop - start) * step_s(task, machine) + losses * loss_s(task, machine)
+
+
+def job_s(task: Task, machine: Machine) -> float:
+    """Seconds of a job besides its training."""
+    return RAY_HANDS * machine["process_switch_s"] + BUILD_STEPS * step_s(task, machine)
+
+
+def curves(config: Config) -> list[dict[int, float]]:
+    """Losses that a search might meet, where nothing is known: ends and powers at random, no crossings
+    wanted or avoided. Only searches whose length depends on losses care."""
+    generator = random.Random(config.seed)
+    found = []
+    for _ in range(config.configurations):
+        end, power = generator.uniform(2.4, 3.4), generator.uniform(0.3, 0.8)
+        found.append({step: end + 3.0 * step**-power for step in config.milestones()})
+    return found
+
+
+def simulate(config: Config, scheduler: Scheduler, task: Task, machine: Machine) -> Trace:
+    """The scheduler on workers as fast as predicted."""
+    per_step = training_s(task, machine, 0, config.most_steps) / config.most_steps
+    workers = SimulatedWorkers(config.workers, curves(config), per_step, job_s(task, machine))
+    return search(scheduler, workers)
+
+
+def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
+    found: list[Prediction] = []
+    task = config.task()
+    step = step_s(task, machine)
+    for name in METHODS:
+        trace = simulate(config, config.scheduler(name), task, machine)
+        if name in EXACT:
+            because = f"{len(trace.ended)} jobs, which follow from the sizes alone"
+            suspect = "the scheduler: these are equal or one of both is wrong"
+            found.append(Prediction(f"{SEARCH}/{name}", "steps", trace.steps, because, suspect, exact=True))
+        because = (
+            f"{trace.steps} steps of {1e3 * step:.3g} ms in {len(trace.ended)} jobs of "
+            f"{1e3 * job_s(task, machine):.3g} ms besides, on {config.workers} workers, simulated"
+        )
+        suspect = (
+            "operators on small tensors, whose calls are longer than torch.neg's; workers on shared cores"
+        )
+        found.append(Prediction(f"{SEARCH}/{name}", "time_s", trace.seconds, because, suspect))
+    for name in FIDELITIES:
+        points, other = config.points(), cheaper(config, name)
+        trace = simulate(config, RandomSearch(points, config.most_steps), other, machine)
+        because = f"{trace.steps} steps of {1e3 * step_s(other, machine):.3g} ms on {config.workers} workers"
+        found.append(Prediction(f"{FIDELITY}/{name}", "time_s", trace.seconds, because, "as for search"))
+    found += _start(config, machine)
+    found += _together(config, machine)
+    return found
+
+
+def _start(config: Config, machine: Machine) -> list[Prediction]:
+    task, trials = config.task(), config.peer_trials
+    whole = training_s(task, machine, 0, config.most_steps) + job_s(task, machine)
+    process = TORCH_SPAWNS * machine["spawn_s"]
+    rounds = -(-trials // config.workers)
+    found = []
+    for name, processes in (("ray_tune", rounds), ("ray_tune_reused", 1), ("warm_workers", 0)):
+        because = (
+            f"{rounds} rounds of {whole:.3g} s and {processes} starts of {process:.3g} s, one after another"
+        )
+        suspect = "importing torch and Ray, which no constant of the machine measures" if processes else ""
+        seconds = rounds * whole + processes * process
+        found.append(Prediction(f"{START}/{name}", "time_s", seconds, because, suspect))
+    return found
+
+
+def _together(config: Config, machine: Machine) -> list[Prediction]:
+    """Steps and a loss; on all cores."""
+    task, count = replace(config.task(), milestones=()), config.together
+    torch_s = count * ((TOGETHER_STEPS + BUILD_STEPS) * step_s(task, machine) + loss_s(task, machine))
+    call = machine["torch_call_s"]
+    thunks = THUNKS_OF_BLOCK * task.layers + OTHER_THUNKS
+    calls = thunks * call + machine["jax_call_s"]
+    found = [
+        Prediction(
+            f"{TOGETHER}/torch_in_turn",
+            "time_s",
+            torch_s,
+            f"{count} trials of {TOGETHER_STEPS} steps of {1e3 * step_s(task, machine):.3g} ms",
+            "operators on small tensors",
+        )
+    ]
+    work = step_s(task, machine) - _calls(task, machine)
+    for name, turns in (("jax_in_turn", count), ("jax_vmap", 1)):
+        seconds = (TOGETHER_STEPS + 1) * (turns * calls + count * work)
+        because = (
+            f"{TOGETHER_STEPS} steps and a loss of {turns} x {1e3 * calls:.3g} ms of thunks and {count} x "
+            f"{1e3 * work:.3g} ms of arithmetic and memory"
+        )
+        suspect = "XLA's loops for small batched products and for the embedding's gradient"
+        found.append(Prediction(f"{TOGETHER}/{name}", "time_s", seconds, because, suspect))
+    return found
+
+
+def _calls(task: Task, machine: Machine) -> float:
+    """What a step's operators cost before they compute anything, in torch."""
+    return (BLOCK_CALLS * task.layers + OTHER_CALLS) * machine["torch_call_s"]
+
+
+def memory_bytes(config: Config) -> float:
+    """Workers with torch, Ray's own processes and its object store."""
+    return (config.workers + 4) * 4e8 + 3e8

@@ -1,0 +1,421 @@
+"""The tuning lab: trials that go on as if they had not stopped; predictions, proofs and claims can fail."""
+
+import math
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from stated import Stated, machine
+
+from labs import figure as figures
+from labs import load
+from labs.lab import configure
+from labs.tuning import claims, curves, model, stragglers, ways
+from labs.tuning.config import METHODS
+from labs.tuning.running import search
+from labs.tuning.schedulers.job import Job
+from labs.tuning.space import draw
+from labs.tuning.together import Together
+from labs.tuning.training import Training, validation
+
+LAB = load("tuning")
+QUICK = configure(LAB, "quick")
+SIZES = {"configurations": 9, "most_steps": 9, "least_steps": 1, "population": 4, "length": 8, "sequences": 4}
+TINY = configure(LAB, "quick", SIZES)
+POINT, OTHER = draw(2, 3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# --- trials ----------------------------------------------------------------------------------------
+
+
+def test_a_trial_that_stops_and_moves_is_one_that_did_not():
+    """Bit for bit: parameters, moments and the place in the text go on; nothing of the first is changed."""
+    task = TINY.task()
+    whole = Training(task, POINT).advance(9)
+    first = Training(task, POINT)
+    begun = first.advance(4)
+    state = first.state()
+    kept = {name: value.clone() for name, value in state["model"].items()}
+    moved = Training(task, POINT, state)
+    assert begun | moved.advance(9) == whole
+    assert all(torch.equal(kept[name], value) for name, value in first.state()["model"].items())
+    lost = Training(task, POINT, {**first.state(), "moments": {}})
+    assert lost.advance(9)[9] != whole[9]
+    assert begun | first.advance(9) == whole, "nor has what went on changed where it came from"
+
+
+def test_a_copied_trial_goes_on_with_its_own_point():
+    """As population based training wants it."""
+    task = TINY.task()
+    first = Training(task, POINT)
+    first.advance(4)
+    state = first.state()
+    copied = Training(task, OTHER, state)
+    copied.advance(9)
+    expected = Training(task, POINT)
+    expected.advance(4)
+    expected.become(OTHER)
+    expected.advance(9)
+    assert copied.loss() == expected.loss()
+    assert copied.loss() != Training(task, POINT).advance(9)[9]
+
+
+def test_a_trial_cannot_go_back():
+    training = Training(TINY.task(), POINT)
+    training.advance(2)
+    with pytest.raises(ValueError, match="stop=1, and 2 steps are done"):
+        training.advance(1)
+
+
+def test_trials_of_one_vmapped_step_are_those_of_torch_in_float64():
+    task = replace(TINY.task(), milestones=())
+    points = draw(2, 0)  # as many as below: compiled once
+    trials = Together(task, points)
+    for _ in range(4):
+        trials.step()
+    found = trials.losses(*validation(task)).tolist()
+    for point, loss in zip(points, found, strict=True):
+        exact = Training(task, point, dtype=torch.float64)
+        exact.advance(4)
+        assert loss == pytest.approx(exact.loss(), abs=5e-4)
+        assert abs(loss - Training(task, point).loss()) > 0.05, "the steps have moved it by far more"
+    with pytest.raises(ValueError, match="no points"):
+        Together(task, [])
+
+
+# --- predictions -----------------------------------------------------------------------------------
+
+
+def constants():
+    stated = machine()
+    more = {"process_switch_s": 2e-5, "spawn_s": 0.1, "jax_call_s": 4e-6}
+    return replace(stated, constants={**stated.constants, **more})
+
+
+def test_steps_are_those_of_the_sums():
+    """27 configurations, rungs at 24, 72 and 216 steps."""
+    steps = {each.variant: each.value for each in LAB.predict(QUICK, constants()) if each.key == "steps"}
+    assert steps == {
+        "search/random": 27 * 216,
+        "search/successive_halving": 27 * 24 + 9 * 48 + 3 * 144,
+        # 9, 5 and 3 trials from 24, 72 and 216 in the paper; of 27: 14, 8 and 5.
+        "search/hyperband": (14 * 24 + 4 * 48 + 1 * 144) + (8 * 72 + 2 * 144) + 5 * 216,
+        "search/population": 8 * 216,
+    }
+
+
+def test_every_variant_has_a_predicted_time():
+    said = {each.variant for each in LAB.predict(QUICK, constants()) if each.key == "time_s"}
+    assert said == {variant.address for variant in LAB.variants(QUICK)}
+    assert all(each.value > 0 for each in LAB.predict(QUICK, constants()))
+    more = {each.variant: each.value for each in LAB.predict(replace(QUICK, workers=4), constants())}
+    for each in LAB.predict(QUICK, constants()):
+        if each.key == "time_s" and each.variant.startswith("search"):
+            assert more[each.variant] < each.value or each.variant == "search/population", each
+
+
+# --- proofs ----------------------------------------------------------------------------------------
+
+
+class Local:
+    """Workers that train in this process, one job at a time: what Ray's do, without Ray."""
+
+    count = 2
+
+    def __init__(self, task):
+        self.task, self.clock, self.states, self.flying = task, 0.0, {}, []
+
+    def now(self):
+        self.clock += 1.0
+        return self.clock
+
+    def submit(self, worker, job):
+        state = None if job.source is None else self.states[job.source, job.start]
+        self.flying.append((worker, job, state))
+
+    def wait(self):
+        worker, job, state = self.flying.pop(0)
+        training = Training(self.task, job.point, state)
+        losses = training.advance(job.stop)
+        self.states[job.trial, job.stop] = training.state()
+        return worker, losses
+
+
+class Kept:
+    def __init__(self):
+        self.values = {}
+
+    def record(self, name, value, unit):
+        self.values.setdefault(f"{name}_{unit}" if unit else name, []).append(value)
+
+
+@pytest.fixture(scope="module")
+def searched(one_thread):
+    """Every method on real trainings: (what it returns, what it records)."""
+    found = {}
+    for name in METHODS:
+        scheduler, kept = TINY.scheduler(name), Kept()
+        trace = search(scheduler, Local(TINY.task()))
+        ways.record(trace, kept)
+        found[name] = ways.lineage(trace, scheduler.best()[0], scheduler.most), kept.values
+    return found
+
+
+def test_the_best_of_every_search_is_a_training_without_a_stop(searched):
+    outputs = {f"search/{name}": trained for name, (trained, _) in searched.items()}
+    found = LAB.check(TINY, outputs)
+    assert [check.variant for check in found] == list(outputs)
+    assert all(check.passed for check in found), found
+    trained = outputs["search/successive_halving"]
+    assert len(trained.jobs) == 3, "it was promoted twice"
+    wrong = ways.Trained(trained.jobs, [*trained.losses[:-1], trained.losses[-1] + 1e-3])
+    assert not LAB.check(TINY, {"search/asha": wrong})[0].passed
+    lost = ways.Trained(trained.jobs, [*trained.losses[:-1], math.nan])
+    assert not LAB.check(TINY, {"search/asha": lost})[0].passed
+    with pytest.raises(TypeError, match="no trial that was trained for 9 steps"):
+        LAB.check(TINY, {"search/asha": None})
+
+
+def test_other_groups_are_held_against_trainings_of_their_own():
+    config = replace(TINY, peer_trials=2, together=2)
+    whole = [Training(TINY.task(), point).advance(9)[9] for point in draw(2, 0)]
+    for name in ("ray_tune", "ray_tune_reused", "warm_workers"):
+        assert LAB.check(config, {f"start/{name}": whole})[0].passed
+    assert not LAB.check(config, {"start/ray_tune": whole[::-1]})[0].passed
+    for name in ("torch_in_turn", "jax_in_turn", "jax_vmap"):
+        (variant,) = [each for each in LAB.variants(config) if each.name == name]
+        found = variant.setup(config, Kept())()
+        assert LAB.check(config, {variant.address: found})[0].passed, name
+        assert not LAB.check(config, {variant.address: found[::-1]})[0].passed
+    with pytest.raises(TypeError, match="no 2 losses"):
+        LAB.check(config, {"start/warm_workers": whole[:1]})
+
+
+def test_a_lineage_follows_a_copied_trial_to_where_it_came_from(searched):
+    jobs = [Job(0, POINT, 0, 2), Job(1, OTHER, 0, 2), Job(1, POINT, 2, 4, source=0)]
+    ended = [ways_ended(job, 5.0 - place) for place, job in enumerate(jobs)]
+    trace = replace_trace(ended)
+    assert ways.lineage(trace, 1, 4) == ways.Trained([jobs[0], jobs[2]], [5.0, 3.0])
+
+
+def ways_ended(job, loss):
+    from labs.tuning.running import Ended
+
+    return Ended(job, 0, 0.0, 1.0, {job.stop: loss})
+
+
+def replace_trace(ended):
+    from labs.tuning.running import Trace
+
+    return Trace(ended, 1, 1.0)
+
+
+# --- what curves say -------------------------------------------------------------------------------
+
+
+@given(st.lists(st.sampled_from([1.0, 2.0, 2.5, 3.0, math.inf]), min_size=2, max_size=12), st.randoms())
+def test_rank_correlation_is_spearmans(values, generator):
+    others = values[:]
+    generator.shuffle(others)
+    found = curves.rank_correlation(values, others)
+    if len(set(values)) == 1:
+        assert math.isnan(found)
+    else:
+        by_counting = [
+            [
+                sum(other < value for other in side) + sum(other == value for other in side) / 2
+                for value in side
+            ]
+            for side in (values, others)
+        ]
+        assert found == pytest.approx(numpy.corrcoef(*by_counting)[0, 1])
+    nan = [math.nan if math.isinf(value) else value for value in values]
+    assert curves.rank_correlation(nan, others) == pytest.approx(found, nan_ok=True)
+
+
+def test_losses_to_correlate_are_as_many():
+    with pytest.raises(ValueError, match="1 and 2 losses"):
+        curves.rank_correlation([1.0], [1.0, 2.0])
+
+
+# --- claims ----------------------------------------------------------------------------------------
+
+
+class Found(Stated):
+    """Results whose records are lists."""
+
+    def recorded(self, variant, name):
+        return self.values.get((variant, name), [])
+
+    def predicted(self, variant, key="time_s"):
+        of_lab = {(p.variant, p.key): p.value for p in LAB.predict(self.config, self.machine)}
+        return of_lab.get((variant, key))
+
+
+def as_hoped(**changes):
+    """Curves of a known shape: slow ones end best, so that losses on the way mislead and their curves do
+    not; every method simulated on them."""
+    config = replace(QUICK, **changes)
+    host = constants()
+    task = config.task()
+    known = []
+    for trial in range(config.configurations):
+        quality = (7 * trial) % config.configurations / config.configurations
+        known.append({step: 2 + quality + (30 - 20 * quality) * step**-0.8 for step in config.milestones()})
+    times, values = {}, {}
+    for name in METHODS:
+        kept = Kept()
+        scheduler = config.scheduler(name)
+        workers = model.SimulatedWorkers(
+            config.workers, known, model.step_s(task, host), model.job_s(task, host)
+        )
+        trace = search(scheduler, workers)
+        ways.record(trace, kept)
+        times[f"search/{name}"] = trace.seconds
+        values |= {(f"search/{name}", key): column for key, column in kept.values.items()}
+        values[f"search/{name}", "cluster_start_s"] = [5.0]
+        values[f"search/{name}", "workers_start_s"] = [3.0]
+    for name in ways.FIDELITIES:
+        times[f"fidelity/{name}"] = times["search/random"] / 2
+        for key in ("loss_trial", "loss_step", "loss_nats", "loss_at_s"):
+            values[f"fidelity/{name}", key] = values["search/random", key]
+    times |= {"start/ray_tune": 12.0, "start/ray_tune_reused": 5.0, "start/warm_workers": 1.0}
+    times |= {"together/torch_in_turn": 0.1, "together/jax_in_turn": 0.06, "together/jax_vmap": 0.04}
+    return Found(config, host, {"default": times}, values=values)
+
+
+@pytest.fixture(scope="module")
+def hoped():
+    return as_hoped()
+
+
+def test_all_claims_hold_on_curves_that_can_be_drawn_on(hoped):
+    verdicts = {claim.text: claim.holds(hoped) for claim in LAB.claims}
+    assert all(verdict is True for verdict in verdicts.values()), verdicts
+
+
+def changed(results, key, column):
+    return replace(results, values={**results.values, key: column})
+
+
+def slower(results, **times):
+    return replace(results, columns={"default": {**results.times, **times}})
+
+
+def test_each_claim_can_fail(hoped):
+    steps = hoped.values["search/random", "steps"][0]
+    assert claims.steps_are_predicted(changed(hoped, ("search/random", "steps"), [steps + 1])) is False
+    late = {"search/asha_extrapolated": 0.5 * hoped.times["search/random"]}
+    assert claims.extrapolation_arrives(slower(hoped, **late)) is False
+    far = [loss + 0.03 for loss in hoped.values["search/asha_extrapolated", "loss_nats"]]
+    assert (
+        claims.extrapolation_arrives(changed(hoped, ("search/asha_extrapolated", "loss_nats"), far)) is False
+    )
+    far = [loss + 0.2 for loss in hoped.values["search/extrapolating", "loss_nats"]]
+    assert claims.giving_up_is_safe(changed(hoped, ("search/extrapolating", "loss_nats"), far)) is False
+    assert claims.warm_is_faster(slower(hoped, **{"start/warm_workers": 6.0})) is False
+    assert claims.together_is_faster(slower(hoped, **{"together/jax_vmap": 0.09})) is False
+    first, last = QUICK.rungs()[0], QUICK.rungs()[-2]
+    swapped = [
+        {first: last, last: first}.get(step, step) for step in hoped.values["search/random", "loss_step"]
+    ]
+    assert claims.later_rungs_rank_better(changed(hoped, ("search/random", "loss_step"), swapped)) is False
+    mirrored = [
+        -loss if step <= first else loss
+        for loss, step in zip(
+            hoped.values["search/random", "loss_nats"],
+            hoped.values["search/random", "loss_step"],
+            strict=True,
+        )
+    ]
+    mirrored = changed(hoped, ("search/random", "loss_nats"), mirrored)
+    assert claims.drawing_on_ranks_better(mirrored) in (False, None)
+
+
+def test_where_the_first_rung_hides_the_winner_nothing_is_claimed(hoped):
+    """The winner's losses up to the first rung are those of the worst."""
+    config = hoped.config
+    whole = curves.whole_curves(hoped)
+    winner = min(range(len(whole)), key=lambda trial: whole[trial][config.most_steps])
+    columns = (hoped.values["search/random", name] for name in ("loss_trial", "loss_step", "loss_nats"))
+    hidden = [
+        9.0 + step if trial == winner and step <= config.least_steps else loss
+        for trial, step, loss in zip(*columns, strict=True)
+    ]
+    results = changed(hoped, ("search/random", "loss_nats"), hidden)
+    assert claims.kept(hoped)
+    assert not claims.kept(results)
+    assert claims.extrapolation_arrives(results) is None
+
+
+@pytest.mark.parametrize("claim", LAB.claims, ids=lambda claim: claim.text[:40])
+def test_nothing_measured_decides_nothing(claim):
+    assert claim.holds(Found(QUICK, constants(), {})) is None
+
+
+def test_stragglers_hold_up_who_waits(hoped):
+    assert stragglers.gain(hoped, "asha", "successive_halving").low > 1
+    early = stragglers.simulated(hoped, "asha", 0, late=False)
+    assert stragglers.simulated(hoped, "asha", 0).seconds > early.seconds
+
+
+def test_regret_and_time_to_target_are_those_of_the_records(hoped):
+    key = ("search/random", "loss_nats")
+    best = min(curves.ends(hoped, "search/random"), key=lambda end: end[1])
+    assert curves.regret(hoped, "search/random") == 0.0
+    assert curves.time_to_target(hoped, "search/random") <= best[0]
+    worse = changed(hoped, ("search/asha", key[1]), [9.0] * len(hoped.values["search/asha", key[1]]))
+    assert curves.time_to_target(worse, "search/asha") is None
+    assert curves.regret(worse, "search/asha") == pytest.approx(9.0 - best[1])
+    assert curves.time_to_target(Found(QUICK, constants(), {}), "search/asha") is None
+
+
+def test_every_figure_is_data(hoped):
+    drawn = LAB.figure(hoped)
+    assert len(drawn) == 12
+    for each in drawn:
+        assert figures.from_json(figures.to_json(each)) == each
+    assert LAB.figure(Found(QUICK, constants(), {})) == []
+
+
+# --- settings --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"eta": 1}, "eta=1 is below the minimum of 2"),
+        ({"workers": 0}, "workers=0 is below the minimum of 1 workers"),
+        ({"most_steps": 12}, "most_steps=12 is below least_steps=24"),
+        ({"width": 48}, "width=48 is no multiple of 32"),
+        ({"population": 1}, "population=1 is below the minimum of 2"),
+        ({"late_probability": 1.5}, "above the maximum of 1.0"),
+    ],
+)
+def test_wrong_settings_are_named(settings, said):
+    with pytest.raises(ValueError, match=said):
+        configure(LAB, "quick", settings)
+
+
+def test_an_unknown_method_is_named():
+    with pytest.raises(ValueError, match="no method 'bohb'; there is random"):
+        QUICK.scheduler("bohb")
+
+
+def test_the_lab_is_listed_without_what_is_heavy():
+    code = "import sys, labs; labs.load('tuning'); print({'torch', 'jax', 'ray', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "set()", done
