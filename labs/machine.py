@@ -7,7 +7,6 @@ hundreds of megabytes and "the" memory bandwidth is a different figure at each s
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -135,7 +134,9 @@ def home() -> Path:
 
 def fingerprint() -> str:
     """A name for this machine and software: a cached calibration is only good for the same one."""
-    model = platform.processor()
+    import hashlib  # loads OpenSSL
+
+    model = ""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("model name", "flags")):
@@ -145,7 +146,7 @@ def fingerprint() -> str:
     except OSError:
         pass
     parts = (
-        model,
+        model or platform.processor(),  # which starts a process
         str(os.cpu_count()),
         str(len(affinity())),
         platform.machine(),
@@ -170,6 +171,8 @@ def cache_path() -> Path:
 
 def load_cached() -> Machine | None:
     """The calibration of this machine, or None when there is none that can be used."""
+    if not any(home().glob("machine-*.json")):  # quicker than to find out what this one would be called
+        return None
     try:
         data = json.loads(cache_path().read_text())
         return Machine.from_json(data) if data.get("format") == FORMAT else None

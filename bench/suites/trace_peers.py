@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
-import warnings
 
 
 def ours(path: str) -> None:
@@ -24,6 +22,8 @@ def ours(path: str) -> None:
 
 
 def hta(path: str) -> None:
+    import warnings
+
     from hta.trace_analysis import TraceAnalysis  # type: ignore[import-not-found]
 
     warnings.simplefilter("ignore")
@@ -37,12 +37,14 @@ def hta(path: str) -> None:
 
 
 def tracelens(path: str) -> None:
-    from TraceLens.Reporting import (  # type: ignore[import-not-found]
-        generate_perf_report_pytorch as report,
+    import tempfile
+
+    from TraceLens.Reporting.generate_perf_report_pytorch import (  # type: ignore[import-not-found]
+        generate_perf_report_pytorch,
     )
 
     with tempfile.TemporaryDirectory() as folder:
-        report.generate_perf_report_pytorch(profile_json_path=path, output_csvs_dir=folder)
+        generate_perf_report_pytorch(profile_json_path=path, output_csvs_dir=folder)
 
 
 def peak_mb() -> float:

@@ -8,9 +8,9 @@ whose launch lies in the operator and in no operator further in (TraceLens calls
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 
 from bench.traces.events import DEVICE_KINDS, Kind, Trace
 from bench.traces.tree import nearest
@@ -19,16 +19,14 @@ NO_OPERATOR = "(no operator)"
 _NO_OPERATION = (Kind.ANNOTATION, Kind.STEP, Kind.UNCLASSIFIED)
 
 
-@dataclass(frozen=True)
-class Roof:
+class Roof(Struct, frozen=True):
     """What the machine can reach, and what that figure is."""
 
     flops_per_second: float
     of: str
 
 
-@dataclass(frozen=True)
-class Operation:
+class Operation(Struct, frozen=True):
     """An operation on the host. Times are nanoseconds, summed over its calls.
 
     time: from start to end; a call inside one of the same name counts twice. flops: as the profiler counted
@@ -48,8 +46,7 @@ class Operation:
     of_roof: float | None
 
 
-@dataclass(frozen=True)
-class Sums:
+class Sums(Struct, frozen=True):
     """Over all operations: how many they are, nanoseconds of self and device time, self time of each kind."""
 
     count: int
@@ -58,8 +55,7 @@ class Sums:
     by_kind: dict[Kind, int]
 
 
-@dataclass(frozen=True)
-class Kernel:
+class Kernel(Struct, frozen=True):
     """What ran on devices under one name: nanoseconds summed over calls, of the shortest and the longest.
 
     operator: of the operators that launched it the one it spent most for. operators: how many those are.
