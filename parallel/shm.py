@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.autograd import profiler
 
 from parallel.shm_agreement import (
     ALL_GATHER,
@@ -76,6 +77,7 @@ class ShmGroup(Messages):
             or opts.asyncOp
             or opts.reduceOp != _SUM
             or len(tensors) > 1
+            or profiler._is_profiler_enabled
             or type(tensor) not in _PLAIN
             or not (tensor.is_cpu and tensor.is_contiguous())
         ):

@@ -66,6 +66,10 @@ def read(source: Source) -> Trace:
     count_flops(trace)
     if written_by == "jax":
         _place_on_devices(trace)
+    if any(name.startswith("shm:") for name in trace.names):
+        from bench.traces.readers.shm_ranges import place_ranges
+
+        place_ranges(trace)
     return trace
 
 
