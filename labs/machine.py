@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from labs.home import home
+
 FORMAT = 3  # of the cached file; another number is measured anew
 
 
@@ -124,14 +126,6 @@ class Machine:
 # --- where machines are kept ---------------------------------------------------------------------
 
 
-def home() -> Path:
-    """Where perflab keeps what it learned about this machine (``PERFLAB_HOME`` overrides)."""
-    chosen = os.environ.get("PERFLAB_HOME")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perflab"
-
-
 def fingerprint() -> str:
     """A name for this machine and software: a cached calibration is only good for the same one."""
     import hashlib  # loads OpenSSL
@@ -171,8 +165,6 @@ def cache_path() -> Path:
 
 def load_cached() -> Machine | None:
     """The calibration of this machine, or None when there is none that can be used."""
-    if not any(home().glob("machine-*.json")):  # quicker than to find out what this one would be called
-        return None
     try:
         data = json.loads(cache_path().read_text())
         return Machine.from_json(data) if data.get("format") == FORMAT else None

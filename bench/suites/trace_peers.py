@@ -9,6 +9,7 @@ process.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -56,3 +57,4 @@ def peak_mb() -> float:
 if __name__ == "__main__":
     {"ours": ours, "hta": hta, "tracelens": tracelens}[sys.argv[1]](os.path.abspath(sys.argv[2]))
     print(f"\n{peak_mb()}")
+    gc.freeze()  # as bench.cli does: what is left goes with the process, without a search for cycles in it

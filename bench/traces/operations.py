@@ -7,7 +7,8 @@ whose launch lies in the operator and in no operator further in (TraceLens calls
 
 from __future__ import annotations
 
-import platform
+import json
+import os
 
 import numpy as np
 from msgspec import Struct
@@ -216,11 +217,13 @@ def roof_of(trace: Trace) -> Roof | None:
     A trace of the host is from here if it names this host, one of a GPU if the calibrated GPU has the name in
     the report. Reports do not tell types apart: float32 is assumed on the host, bfloat16 on a GPU.
     """
+    device = trace.facts.get("device", "")
+    if not device and trace.facts.get("host") != os.uname().nodename:
+        return None
+    if device and not _is_calibrated(device):  # quicker than to load what cannot be used
+        return None
     from labs.machine import load_cached
 
-    device = trace.facts.get("device", "")
-    if not device and trace.facts.get("host") != platform.node():
-        return None
     machine = load_cached()
     if machine is None:
         return None
@@ -230,3 +233,14 @@ def roof_of(trace: Trace) -> Roof | None:
     gpu = machine.gpu
     peak = gpu.get("matrix_bfloat16_all_flops") if gpu is not None and gpu.name == device else None
     return Roof(peak, "bfloat16 peak") if peak else None
+
+
+def _is_calibrated(gpu: str) -> bool:
+    """Whether some machine that was calibrated has such a GPU."""
+    from labs.home import calibrations
+
+    name = json.dumps(gpu).encode()
+    try:
+        return any(name in path.read_bytes() for path in calibrations())
+    except OSError:
+        return False

@@ -36,7 +36,7 @@ def communicate(folder):
 
 
 def late(folder, slow):
-    """Steps that end in a reduction that nobody waits for before the next step has computed; one rank sleeps."""
+    """Steps in which something is computed beside a reduction; one rank sleeps in each."""
     import torch
     import torch.distributed as dist
     from torch.profiler import ProfilerActivity, profile, record_function

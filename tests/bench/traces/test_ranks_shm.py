@@ -1,4 +1,4 @@
-"""Ranks of a job over ``parallel.shm`` are compared as those of gloo are: real processes, recorded by torch."""
+"""Ranks of a job over ``parallel.shm`` are compared as those of gloo are; real processes record it."""
 
 import json
 
