@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -280,6 +281,8 @@ def main() -> None:
         if hasattr(error, "format_message"):
             _stop(error.format_message())
         raise
+    finally:
+        gc.freeze()  # what is left goes with the process: a search for cycles in it takes 10 ms
 
 
 def _stop(message: str) -> None:
