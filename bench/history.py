@@ -8,8 +8,9 @@ from typing import Any
 
 from bench.results import load, write
 from labs import NAMES
+from labs.home import home
 from labs.lab import nearest
-from labs.machine import fingerprint, home
+from labs.machine import fingerprint
 
 KEPT = 100  # files a machine; the oldest go
 

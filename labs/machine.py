@@ -7,7 +7,6 @@ hundreds of megabytes and "the" memory bandwidth is a different figure at each s
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -16,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from labs.home import home
 
 FORMAT = 4  # of the cached file; another number is measured anew
 
@@ -125,17 +126,11 @@ class Machine:
 # --- where machines are kept ---------------------------------------------------------------------
 
 
-def home() -> Path:
-    """Where perflab keeps what it learned about this machine (``PERFLAB_HOME`` overrides)."""
-    chosen = os.environ.get("PERFLAB_HOME")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perflab"
-
-
 def fingerprint() -> str:
     """A name for this machine and software: a cached calibration is only good for the same one."""
-    model = platform.processor()
+    import hashlib  # loads OpenSSL
+
+    model = ""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("model name", "flags")):
@@ -145,7 +140,7 @@ def fingerprint() -> str:
     except OSError:
         pass
     parts = (
-        model,
+        model or platform.processor(),  # which starts a process
         str(os.cpu_count()),
         str(len(affinity())),
         platform.machine(),

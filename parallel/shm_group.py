@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import _create_work_from_future  # type: ignore[attr-defined]
+from torch.autograd import profiler
 
 from parallel.shm_agreement import amounts, dtype_name, header_of, spelled
 from parallel.shm_exchange import COMPARES, DIFFERENT, POSTS
@@ -101,7 +102,7 @@ class SharedGroup(dist.ProcessGroup):
         """A collective."""
         asynchronous = getattr(opts, "asyncOp", True)
         seconds = time_limit(opts, self._progress)
-        return self._launch(self._lane, name, steps, result, size <= BRIEF, asynchronous, seconds)
+        return self._launch(self._lane, name, steps, result, size, size <= BRIEF, asynchronous, seconds)
 
     def _launch(
         self,
@@ -109,15 +110,29 @@ class SharedGroup(dist.ProcessGroup):
         name: str,
         steps: Steps,
         result: Any,
+        size: int,
         brief: bool,
         asynchronous: bool = True,
         seconds: float | None = None,
     ) -> Any:
         operation = Operation(self._progress, lane, name, steps, result, seconds or self._progress.timeout)
+        if profiler._is_profiler_enabled:
+            self._record(operation, size)
         self._progress.submit(operation, brief, asynchronous)
         if self._together is not None:
             self._together.append(operation)
         return operation
+
+    def _record(self, operation: Operation, size: int) -> None:
+        """A range in torch.profiler's report, from this call to the operation's end, on whichever thread that
+        is; its name says what gloo's says in the dimensions of its inputs: what this rank brings."""
+        self._progress.check()  # a range of what does not begin would never end
+        what = operation.name.partition(" ")[0]
+        held = size // self._size if what in ("all_gather", "gather") else size
+        name = f"shm:{what}({held} bytes, group {self._group_name} of {self._size})"
+        profiled = profiler.record_function(name)
+        profiled.__enter__()
+        profiled._call_end_callbacks_on_future(operation.get_future())
 
     def _start_coalescing(self, device: torch.device) -> None:
         self._together = []

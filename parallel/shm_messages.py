@@ -13,7 +13,7 @@ from parallel.shm_agreement import DTYPES, amounts, checked_rank, dtype_name, me
 from parallel.shm_exchange import COMPARES, DIFFERENT, POSTS
 from parallel.shm_group import SharedGroup
 from parallel.shm_progress import Lane, Steps
-from parallel.shm_tensors import in_order, place_of, put_back, room_for
+from parallel.shm_tensors import bytes_of, in_order, place_of, put_back, room_for
 
 
 class Messages(SharedGroup):
@@ -35,7 +35,7 @@ class Messages(SharedGroup):
     def send(self, tensors: Sequence[torch.Tensor], target: int, tag: int = 0) -> Any:
         (tensor,), lane = tensors, self._channel(self._rank, self._peer(target))
         name = f"send of {amounts(tensors)} to rank {self._segment.names[target]} (tag {tag})"
-        return self._launch(lane, name, self._send(lane, tensor, tag), tensors, True)
+        return self._launch(lane, name, self._send(lane, tensor, tag), tensors, bytes_of(tensors), True)
 
     def _send(self, lane: Lane, tensor: torch.Tensor, tag: int) -> Steps:
         packed = in_order(tensor)
@@ -45,7 +45,8 @@ class Messages(SharedGroup):
     def recv(self, tensors: Sequence[torch.Tensor], source: int, tag: int = 0) -> Any:
         (tensor,), lane = tensors, self._channel(self._peer(source), self._rank)
         name = f"recv of {amounts(tensors)} from rank {self._segment.names[source]} (tag {tag})"
-        return self._launch(lane, name, self._recv(source, tensor, tag), tensors, self._arrived(source))
+        steps = self._recv(source, tensor, tag)
+        return self._launch(lane, name, steps, tensors, bytes_of(tensors), self._arrived(source))
 
     def _arrived(self, source: int) -> bool:
         lane = self._channel(source, self._rank)
@@ -89,7 +90,7 @@ class Messages(SharedGroup):
                 return True
             stored = torch.empty(message >> 8, dtype=torch.uint8)
             steps = self._keep(lane, found, message, stored)
-            self._launch(lane, "recv", steps, [], True).wait()
+            self._launch(lane, "recv", steps, [], message >> 8, True).wait()
             kept[found].append((message, stored))
         return bool(kept[tag])
 

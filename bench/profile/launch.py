@@ -14,6 +14,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -58,13 +59,14 @@ def parse(words: Sequence[str]) -> Program:
 
 def _python_program(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """(the interpreter and its options, the program: a script, -m module or -c code, and its arguments)."""
-    found = shutil.which(words[0])
+    found = shutil.which(words[0]) or _beside_us(words[0])
     if found is None:
         hint = f"; perflab profile -- python {words[0]}" if Path(words[0]).is_file() else ""
         raise ValueError(f"there is no command {words[0]!r}{hint}")
     if re.fullmatch(r"python(\d(\.\d+)?t?)?", Path(words[0]).name):
         count = _interpreter_options(words)
-        return list(words[:count]), list(words[count:])
+        python = words[0] if shutil.which(words[0]) else found
+        return [python, *words[1:count]], list(words[count:])
     interpreter = _interpreter_of(found)
     if not interpreter:
         raise ValueError(
@@ -74,6 +76,11 @@ def _python_program(words: Sequence[str]) -> tuple[list[str], list[str]]:
     if Path(found).name == "torchrun":
         return interpreter, ["-m", TORCHRUN, *words[1:]]
     return interpreter, [found, *words[1:]]
+
+
+def _beside_us(command: str) -> str | None:
+    """The command of the environment that perflab was called from by its path, which is not on PATH."""
+    return shutil.which(command, path=os.path.dirname(sys.executable))
 
 
 def _interpreter_options(words: Sequence[str]) -> int:

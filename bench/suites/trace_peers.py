@@ -9,10 +9,9 @@ process.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
-import tempfile
-import warnings
 
 
 def ours(path: str) -> None:
@@ -24,6 +23,8 @@ def ours(path: str) -> None:
 
 
 def hta(path: str) -> None:
+    import warnings
+
     from hta.trace_analysis import TraceAnalysis  # type: ignore[import-not-found]
 
     warnings.simplefilter("ignore")
@@ -37,12 +38,14 @@ def hta(path: str) -> None:
 
 
 def tracelens(path: str) -> None:
-    from TraceLens.Reporting import (  # type: ignore[import-not-found]
-        generate_perf_report_pytorch as report,
+    import tempfile
+
+    from TraceLens.Reporting.generate_perf_report_pytorch import (  # type: ignore[import-not-found]
+        generate_perf_report_pytorch,
     )
 
     with tempfile.TemporaryDirectory() as folder:
-        report.generate_perf_report_pytorch(profile_json_path=path, output_csvs_dir=folder)
+        generate_perf_report_pytorch(profile_json_path=path, output_csvs_dir=folder)
 
 
 def peak_mb() -> float:
@@ -54,3 +57,4 @@ def peak_mb() -> float:
 if __name__ == "__main__":
     {"ours": ours, "hta": hta, "tracelens": tracelens}[sys.argv[1]](os.path.abspath(sys.argv[2]))
     print(f"\n{peak_mb()}")
+    gc.freeze()  # as bench.cli does: what is left goes with the process, without a search for cycles in it

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from bench.traces.breakdown import (
     Activity,
@@ -38,8 +38,7 @@ from bench.traces.tree import launched_by, parents, self_time
 MOST_OPERATIONS = 200
 
 
-@dataclass(frozen=True)
-class Unit:
+class Unit(Struct, frozen=True):
     """A device, or the host of a trace without devices: its time as a whole and by step, and why it was idle.
 
     by_step: one for each of the analysis's steps. idle: its reasons sum to the idle time of the whole.
@@ -55,8 +54,7 @@ class Unit:
     exposed: dict[str, int]
 
 
-@dataclass(frozen=True)
-class Analysis:
+class Analysis(Struct, frozen=True):
     """Of one trace, or of one step of it. Times are nanoseconds.
 
     units: empty where slices have no place in time. whole, by_step: sums over the units; None, [] without

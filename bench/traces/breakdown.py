@@ -17,12 +17,12 @@ process may well be busy in Python, and ``bench.traces.idle`` says so as far as 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from msgspec import Struct
 
-from bench.traces.events import DEVICE_KINDS, Kind, Trace
+from bench.traces.events import DEVICE_KINDS, Kind, Trace, distinct
 from bench.traces.intervals import Intervals, covered, intersect, nothing, subtract, total, union
 from bench.traces.steps import span
 
@@ -30,8 +30,7 @@ WAITS = (Kind.WAIT, Kind.SYNCHRONIZATION)
 HOST = -1
 
 
-@dataclass(frozen=True)
-class Activity:
+class Activity(Struct, frozen=True):
     """What a device did, or the host (``device`` is -1), as sets of time.
 
     window: start and end in nanoseconds of all that is looked at. compute, communication, copies (and fills):
@@ -62,8 +61,7 @@ class Activity:
         return subtract(self.communication, self.compute)
 
 
-@dataclass(frozen=True)
-class Parts:
+class Parts(Struct, frozen=True):
     """Nanoseconds of a window; compute, exposed, copies and idle sum to the span.
 
     exposed, overlapped: communication without and beside compute. copies: memory copied or filled while
@@ -112,7 +110,7 @@ def activities(trace: Trace) -> list[Activity]:
     window = int(events.start[rows].min()), int(events.end[rows].max())
     devices = np.array([lane.device for lane in trace.lanes])[events.lane[rows]]
     found = []
-    for device in np.unique(devices).tolist():
+    for device in distinct(devices).tolist():
         own = rows[devices == device]
         kind, start, end = events.kind[own], events.start[own], events.end[own]
         copies = (kind == Kind.COPY) | (kind == Kind.SET)
@@ -178,8 +176,7 @@ def together(parts: Sequence[Parts]) -> Parts:
     return Parts(*(sum(getattr(each, name) for each in parts) for name in names))
 
 
-@dataclass(frozen=True)
-class LaneTime:
+class LaneTime(Struct, frozen=True):
     """A thread's or a stream's row: its index in ``Trace.lanes``, how many slices, and nanoseconds by kind.
 
     busy: when any slice but an annotation or a step is open. by_kind: the union of the slices of that kind.
@@ -199,9 +196,7 @@ def lanes(trace: Trace) -> list[LaneTime]:
         if first == last or not trace.timed:
             continue
         kind, start, end = events.kind[first:last], events.start[first:last], events.end[first:last]
-        sets = {
-            Kind(code): union(start[kind == code], end[kind == code]) for code in np.unique(kind).tolist()
-        }
+        sets = {Kind(code): union(start[kind == code], end[kind == code]) for code in distinct(kind).tolist()}
         busy = merge([times for code, times in sets.items() if code not in quiet])
         by_kind = {code: total(*times) for code, times in sets.items()}
         found.append(LaneTime(lane, last - first, total(*busy), by_kind))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
+from msgspec import Struct
 
 from bench.traces.breakdown import is_communication_call, lane_rows
 from bench.traces.events import Kind, Trace
@@ -40,8 +40,7 @@ class Cause(StrEnum):
 _CAUSES = list(Cause)
 
 
-@dataclass(frozen=True)
-class Reason:
+class Reason(Struct, frozen=True):
     """Nanoseconds that one cause explains, what was under way (a name in the report), in how many pieces."""
 
     cause: Cause

@@ -7,7 +7,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.compare import parse_share
 from bench.report.units import text_of
 from bench.traces.analysis import MOST_OPERATIONS
 from bench.traces.job_report import JobReport, examine, load_all, to_json
@@ -26,6 +25,8 @@ class Limit:
     @classmethod
     def of(cls, option: str, text: str) -> Limit:
         """From ``20%`` or ``0.2``; ValueError otherwise."""
+        from bench.compare import parse_share
+
         share = parse_share(text, option)
         if share > 1:
             raise ValueError(f"{option} takes a share up to 100%, not {text!r}")

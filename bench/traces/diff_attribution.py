@@ -16,7 +16,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from bench.traces.events import DEVICE_KINDS, Events, Kind, Trace
+from bench.traces.events import DEVICE_KINDS, Events, Kind, Trace, distinct
 from bench.traces.steps import Steps
 
 CARRIES_COLLECTIVES = ("c10d::", "_c10d_functional::", "record_param_comms")
@@ -137,7 +137,7 @@ def attribute(trace: Trace, parents: np.ndarray, steps: Steps) -> Shares:
     kept = standing != Standing.NONE
     start, end, row, step = _cut(start[kept], end[kept], row[kept], steps)
     standing = standings(trace)[row]
-    time = np.unique(np.concatenate((start, end, steps.start, steps.end)))
+    time = distinct(np.concatenate((start, end, steps.start, steps.end)))
     length = np.diff(time).astype(np.float64)
     middle_step = np.searchsorted(steps.start, time[:-1], "right") - 1
     free = (middle_step >= 0) & (time[:-1] < steps.end[np.maximum(middle_step, 0)])

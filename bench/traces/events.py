@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, ClassVar
 
 import numpy as np
+from msgspec import Struct, field
 
 
 class Kind(IntEnum):
@@ -40,8 +40,7 @@ DEVICE_KINDS = (Kind.KERNEL, Kind.COPY, Kind.SET)
 """Kinds that only a device has. COMMUNICATION is on a device where its lane is."""
 
 
-@dataclass(frozen=True)
-class Lane:
+class Lane(Struct, frozen=True):
     """A row of a timeline, in which slices nest: a thread of a process, or a stream of a device.
 
     process, thread: labels as in the file ("python 1234", "thread 1234 (pt_autograd_0)", "stream 7").
@@ -57,8 +56,7 @@ class Lane:
         return self.device >= 0
 
 
-@dataclass
-class Events:
+class Events(Struct):
     """Columns of equal length, in order of (lane, start, -duration): a parent stands before its children.
 
     start, duration: int64 nanoseconds; start from the trace's origin, duration at least 0.
@@ -139,6 +137,12 @@ class Events:
         return cls(**{name: values[order] for name, values in given.items()})
 
 
+def distinct(values: np.ndarray) -> np.ndarray:
+    """Each value once, sorted: np.unique, which however imports numpy.ma (10 ms) when it is first called."""
+    ordered = np.sort(values, axis=None)
+    return ordered[np.append(True, ordered[1:] != ordered[:-1])] if len(ordered) else ordered
+
+
 def _order(lane: np.ndarray, start: np.ndarray, duration: np.ndarray) -> np.ndarray:
     """What np.lexsort((-duration, start, lane)) gives, sooner: lane and start are sorted as one integer where
     they fit into one, and durations are looked at only where both are equal."""
@@ -158,8 +162,7 @@ def _order(lane: np.ndarray, start: np.ndarray, duration: np.ndarray) -> np.ndar
     return order
 
 
-@dataclass(frozen=True)
-class Memory:
+class Memory(Struct, frozen=True):
     """Allocated bytes over time, as the profiler sampled them (empty without): one row a sample.
 
     time: int64 nanoseconds from the trace's origin. allocated: int64 bytes in use after the sample.
@@ -175,8 +178,7 @@ class Memory:
         return cls(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int32))
 
 
-@dataclass
-class Trace:
+class Trace(Struct):
     """One report: of one process, or of one rank of a job.
 
     source: the path as the user gave it. format: kineto, jax, nsys, cprofile, speedscope, viztracer, py-spy,
@@ -215,8 +217,7 @@ class Trace:
         return devices[self.events.lane] if len(self.lanes) else np.zeros(len(self.events), bool)
 
 
-@dataclass
-class Job:
+class Job(Struct):
     """All that was read from one path: a file is a job of one trace, a folder one of several ranks.
 
     traces: in order of their rank; two of the same rank both stay, and ``notes`` says so. failures: (path,

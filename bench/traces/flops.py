@@ -6,14 +6,14 @@ counted: ``aten::linear`` and ``aten::matmul`` call one of these and would count
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from bench.traces.events import Trace
+from bench.traces.events import Trace, distinct
 
 Dims = list[list[int]]
 
@@ -49,7 +49,7 @@ def count_flops(trace: Trace) -> None:
     for code, name in enumerate(trace.names):
         if name in _OPERATORS:
             rows = np.flatnonzero((events.name == code) & (events.shape >= 0))
-            for shape in np.unique(events.shape[rows]).tolist():
+            for shape in distinct(events.shape[rows]).tolist():
                 same = rows[events.shape[rows] == shape]
                 events.flops[same] = flops_of(name, trace.shapes[shape])
 
@@ -57,9 +57,9 @@ def count_flops(trace: Trace) -> None:
 def flops_of(name: str, shape: str) -> float:
     """Of one call; 0 where the operator or its dimensions are unknown."""
     try:
-        dims: Any = json.loads(shape)
+        dims: Any = msgspec.json.decode(shape)
         whole = [d if isinstance(d, list) and all(type(size) is int for size in d) else [] for d in dims]
         found = _OPERATORS[name](whole)
-    except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError):
+    except (msgspec.DecodeError, ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError):
         return 0.0
     return found if 0 <= found < math.inf else 0.0

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from bench.traces.events import Job
 from bench.traces.recognise import KINDS, Benchmarks, recognise
@@ -19,8 +20,7 @@ _DATED = re.compile(r"\d{4}_\d\d_\d\d_\d\d_\d\d_\d\d")  # plugins/profile/2026_1
 _DEEPEST, _MOST_FILES = 6, 20_000
 
 
-@dataclass
-class Recordings:
+class Recordings(Struct):
     """files: the reports of one job. failures, notes: as in ``Job``."""
 
     files: list[Path] = field(default_factory=list)

@@ -17,7 +17,7 @@ import numpy as np
 
 from bench.traces.breakdown import HOST, WAITS, Activity, by_length, lane_rows
 from bench.traces.causes import Cause, Ledger, Reason
-from bench.traces.events import DEVICE_KINDS, Kind, Trace
+from bench.traces.events import DEVICE_KINDS, Kind, Trace, distinct
 from bench.traces.intervals import Intervals, covered, intersect, subtract, total, union
 
 LATENCY_NS = 50_000
@@ -90,7 +90,7 @@ def _attribute_lateness(ledger: Ledger, late: Intervals, lanes: np.ndarray) -> N
     if not len(lanes):
         return
     left = []
-    for lane in np.unique(lanes).tolist():
+    for lane in distinct(lanes).tolist():
         left.append(ledger.charge_thread(lane, _chosen(late, lanes == lane)))
     # A backward thread that has nothing to do yet waits for the main thread.
     rest = union(np.concatenate([each.start for each in left]), np.concatenate([each.end for each in left]))
@@ -130,7 +130,7 @@ def stream_waits(trace: Trace, activity: Activity, launched: np.ndarray) -> list
     events = trace.events
     rows = _work(trace, activity.device)
     kernels = rows[events.kind[rows] == Kind.KERNEL]
-    if not len(kernels) or len(np.unique(events.lane[rows])) < 2:
+    if not len(kernels) or len(distinct(events.lane[rows])) < 2:
         return []
     busiest = int(np.bincount(events.lane[kernels], weights=events.duration[kernels]).argmax())
     own, others = rows[events.lane[rows] == busiest], rows[events.lane[rows] != busiest]

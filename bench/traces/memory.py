@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 
-from bench.traces.events import Kind, Trace
+from bench.traces.events import Kind, Trace, distinct
 from bench.traces.steps import Steps
 
 _POINTS = 400  # of the curve: no screen shows more
 
 
-@dataclass(frozen=True)
-class MemoryUse:
+class MemoryUse(Struct, frozen=True):
     """Allocated memory of one device, -1 the host, as the profiler sampled it.
 
     samples: how many. peak, first, last: bytes at the peak and in the first and last sample. peak_time: int
@@ -37,7 +35,7 @@ class MemoryUse:
 
 def memory_use(trace: Trace, steps: Steps) -> list[MemoryUse]:
     """One for each device that has samples, the host first."""
-    return [_of_device(trace, steps, device) for device in np.unique(trace.memory.device).tolist()]
+    return [_of_device(trace, steps, device) for device in distinct(trace.memory.device).tolist()]
 
 
 def _of_device(trace: Trace, steps: Steps, device: int) -> MemoryUse:

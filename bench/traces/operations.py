@@ -7,10 +7,11 @@ whose launch lies in the operator and in no operator further in (TraceLens calls
 
 from __future__ import annotations
 
-import platform
-from dataclasses import dataclass
+import json
+import os
 
 import numpy as np
+from msgspec import Struct
 
 from bench.traces.events import DEVICE_KINDS, Kind, Trace
 from bench.traces.tree import nearest
@@ -19,16 +20,14 @@ NO_OPERATOR = "(no operator)"
 _NO_OPERATION = (Kind.ANNOTATION, Kind.STEP, Kind.UNCLASSIFIED)
 
 
-@dataclass(frozen=True)
-class Roof:
+class Roof(Struct, frozen=True):
     """What the machine can reach, and what that figure is."""
 
     flops_per_second: float
     of: str
 
 
-@dataclass(frozen=True)
-class Operation:
+class Operation(Struct, frozen=True):
     """An operation on the host. Times are nanoseconds, summed over its calls.
 
     time: from start to end; a call inside one of the same name counts twice. flops: as the profiler counted
@@ -48,8 +47,7 @@ class Operation:
     of_roof: float | None
 
 
-@dataclass(frozen=True)
-class Sums:
+class Sums(Struct, frozen=True):
     """Over all operations: how many they are, nanoseconds of self and device time, self time of each kind."""
 
     count: int
@@ -58,8 +56,7 @@ class Sums:
     by_kind: dict[Kind, int]
 
 
-@dataclass(frozen=True)
-class Kernel:
+class Kernel(Struct, frozen=True):
     """What ran on devices under one name: nanoseconds summed over calls, of the shortest and the longest.
 
     operator: of the operators that launched it the one it spent most for. operators: how many those are.
@@ -220,11 +217,13 @@ def roof_of(trace: Trace) -> Roof | None:
     A trace of the host is from here if it names this host, one of a GPU if the calibrated GPU has the name in
     the report. Reports do not tell types apart: float32 is assumed on the host, bfloat16 on a GPU.
     """
+    device = trace.facts.get("device", "")
+    if not device and trace.facts.get("host") != os.uname().nodename:
+        return None
+    if device and not _is_calibrated(device):  # quicker than to load what cannot be used
+        return None
     from labs.machine import load_cached
 
-    device = trace.facts.get("device", "")
-    if not device and trace.facts.get("host") != platform.node():
-        return None
     machine = load_cached()
     if machine is None:
         return None
@@ -234,3 +233,14 @@ def roof_of(trace: Trace) -> Roof | None:
     gpu = machine.gpu
     peak = gpu.get("matrix_bfloat16_all_flops") if gpu is not None and gpu.name == device else None
     return Roof(peak, "bfloat16 peak") if peak else None
+
+
+def _is_calibrated(gpu: str) -> bool:
+    """Whether some machine that was calibrated has such a GPU."""
+    from labs.home import calibrations
+
+    name = json.dumps(gpu).encode()
+    try:
+        return any(name in path.read_bytes() for path in calibrations())
+    except OSError:
+        return False

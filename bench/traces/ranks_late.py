@@ -10,7 +10,7 @@ import numpy as np
 
 from bench.traces.breakdown import WAITS, is_communication_call
 from bench.traces.collectives import Matched
-from bench.traces.events import Kind, Trace
+from bench.traces.events import Kind, Trace, distinct
 from bench.traces.intervals import Intervals, covered, subtract, union
 from bench.traces.ranks_rounds import Rounds
 from bench.traces.tree import parents, self_time
@@ -76,7 +76,7 @@ def _names(spent: Sequence[Spent]) -> tuple[list[tuple[str, str]], list[np.ndarr
     table: dict[tuple[str, str], int] = {}
     codes = []
     for one in spent:
-        used = np.unique(one.name)
+        used = distinct(one.name)
         into = np.zeros(len(one.names), np.int64)
         for code in used.tolist():
             into[code] = table.setdefault(one.names[code], len(table))

@@ -10,7 +10,7 @@ import numpy as np
 from bench.traces.breakdown import HOST, activities, is_communication_call, merge
 from bench.traces.clocks import RankClock
 from bench.traces.collectives import Matched
-from bench.traces.events import Kind, Trace
+from bench.traces.events import Kind, Trace, distinct
 from bench.traces.intervals import Intervals, covered, nothing, subtract, union
 from bench.traces.ranks_rounds import Rounds, bases
 from bench.traces.tree import parents
@@ -78,12 +78,12 @@ def _between_threads(trace: Trace, start: np.ndarray, end: np.ndarray) -> Interv
     threads: the call that waited returns, or what enclosed it does.
     """
     events = trace.events
-    other = ~np.isin(events.lane, np.unique(events.lane[events.kind == Kind.COMMUNICATION]))
+    other = ~np.isin(events.lane, distinct(events.lane[events.kind == Kind.COMMUNICATION]))
     calls = np.array([is_communication_call(name) for name in trace.names], bool)[events.name]
-    edges = np.unique(np.concatenate((events.start[other], events.end[other])))
+    edges = distinct(np.concatenate((events.start[other], events.end[other])))
     if not len(edges):
         return union(edges, edges)
-    called = np.unique(events.end[other & calls])
+    called = distinct(events.end[other & calls])
     after = np.searchsorted(edges, end, "right")
     until = np.where(after < len(edges), edges[np.minimum(after, len(edges) - 1)], end)
     before = edges[np.maximum(np.searchsorted(edges, start, "right") - 1, 0)]

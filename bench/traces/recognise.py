@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 from bench.traces.readers.source import Source
-from bench.traces.readers.xplane import is_xplane
 
 KINDS = (
     "PyTorch's and other Chrome traces, JAX's xplane.pb, nsys's SQLite export, cProfile's .prof, speedscope"
@@ -79,6 +78,35 @@ def _kind_of_object(source: Source, text: bytes) -> str:
         f"{source.path} is JSON, but no report known here (keys: {keys[:100] or 'none'}); a list "
         "'traceEvents' or speedscope's $schema was expected"
     )
+
+
+def is_xplane(data: bytes) -> bool:
+    """Whether the outermost messages are those of an XSpace, the first plane having a name or an id; ``data``
+    may be only the file's beginning."""
+    position = 0
+    while position < len(data):
+        if data[position] not in (0x0A, 0x12, 0x1A, 0x22):  # planes, errors, warnings, hostnames
+            return False
+        size, begin = _varint(data, position + 1)
+        if size < 0:
+            return position > 0
+        if position == 0 and data[begin : begin + 1] not in (b"\x08", b"\x12"):  # of a plane: id, name
+            return False
+        position = begin + size
+    return bool(data)
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    """The number and where it ends; (-1, ...) where there is none."""
+    value = 0
+    for shift in range(0, 64, 7):
+        if position >= len(data):
+            break
+        value |= (data[position] & 0x7F) << shift
+        position += 1
+        if data[position - 1] < 0x80:
+            return value, position
+    return -1, position
 
 
 def _guess(path: Path, head: bytes) -> str:

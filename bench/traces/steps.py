@@ -14,19 +14,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec import Struct, field
 
-from bench.traces.events import Kind, Trace
+from bench.traces.events import Kind, Trace, distinct
 
 _NO_WORK = (Kind.FUNCTION, Kind.ANNOTATION, Kind.STEP, Kind.UNCLASSIFIED)
 WHOLE = "whole trace"
 _OPTIMIZER = "Optimizer.step#"
 
 
-@dataclass(frozen=True)
-class Steps:
+class Steps(Struct, frozen=True):
     """Steps in order of time.
 
     start, end: int64 (steps,) nanoseconds from the trace's origin; no two overlap.
@@ -120,7 +119,7 @@ def _between_optimizer_calls(trace: Trace) -> Steps | None:
     if not len(rows):
         return None
     called, counts = np.unique(events.name[rows], return_counts=True)
-    ends = np.unique(events.end[rows[events.name[rows] == called[counts.argmax()]]])
+    ends = distinct(events.end[rows[events.name[rows] == called[counts.argmax()]]])
     if len(ends) < 3:
         return None
     trimmed = Counter({"before the first call left out": 1})

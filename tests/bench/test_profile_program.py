@@ -298,6 +298,18 @@ def test_what_cannot_be_profiled_is_refused_in_one_line(words, said):
     assert "\n" not in str(refused.value)
 
 
+def test_commands_of_an_environment_that_is_not_active_are_found(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = parse(["torchrun", "--nproc-per-node", "2", "job.py"])
+    assert found.launcher[1:] == ["-m", TORCHRUN, "--nproc-per-node", "2"]
+    beside = os.path.dirname(PYTHON)
+    assert {os.path.dirname(found.launcher[0]), os.path.dirname(parse(["python", "a.py"]).launcher[0])} == {
+        beside
+    }
+    with pytest.raises(ValueError, match="there is no command 'mpirun'"):
+        parse(["mpirun", "job.py"])
+
+
 def test_the_command_refuses_what_it_would_overwrite(program):
     folder = program("print('ran')")
     (folder / "old").mkdir()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bench.report.units import text_of
-from bench.traces.events import Events, Kind, Trace
+from bench.traces.events import Events, Kind, Trace, distinct
 from bench.traces.page.packing import Words, pack, pack_signed
 from bench.traces.steps import steps
 from bench.traces.tree import ROUNDING_NS, launched_by, parents
@@ -202,7 +202,7 @@ def _columns(
     place = np.zeros(len(events) + 1, np.int64)
     place[rows] = before + 1 + np.arange(len(rows))
     names = np.zeros(len(trace.names), np.int64)
-    for code in np.unique(events.name[rows]).tolist():
+    for code in distinct(events.name[rows]).tolist():
         names[code] = words.number(trace.names[code])
     shapes = np.r_[words.numbers(trace.shapes) + 1, 0]  # the last one is for -1
     return {

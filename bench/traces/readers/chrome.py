@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bench.traces.classify import DEVICE_CATEGORIES, HOST_CATEGORIES
-from bench.traces.events import Events, Kind, Lane, Memory
+from bench.traces.events import Events, Kind, Lane, Memory, distinct
 from bench.traces.readers.chrome_event import NO_JSON, Arguments, Event
 from bench.traces.readers.columns import Codes, Columns, integers, nanoseconds, number, used_codes
 from bench.traces.readers.labels import Labels
@@ -94,7 +94,7 @@ class ChromeColumns:
         and only such slices have bytes."""
         categories = [str(category).lower() for category in self.columns.categories]
         of_host = np.array([category in HOST_CATEGORIES for category in categories], bool)
-        self._host_lanes.update(np.unique(part["lane"][of_host[part["category"]]]).tolist())
+        self._host_lanes.update(distinct(part["lane"][of_host[part["category"]]]).tolist())
         of_device = np.array([category in DEVICE_CATEGORIES for category in categories], bool)
         rows = np.flatnonzero(of_device[part["category"]])
         part["bytes"][rows] = integers([arguments[row].bytes for row in rows.tolist()])
@@ -183,7 +183,7 @@ class ChromeColumns:
         order = np.flatnonzero(valid)
         order = order[np.argsort(time[order], kind="stable")]
         time, total, change, device = time[order] - origin, total[order], change[order], device[order]
-        for number_ in np.unique(device):
+        for number_ in distinct(device):
             rows = np.flatnonzero(device == number_)
             if not np.isfinite(total[rows]).any():
                 total[rows] = np.cumsum(np.nan_to_num(change[rows], posinf=0, neginf=0))

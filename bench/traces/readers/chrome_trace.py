@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bench.traces.classify import classify, classify_jax, classify_jax_device, classify_python
-from bench.traces.events import Trace
+from bench.traces.events import Trace, distinct
 from bench.traces.flops import count_flops
 from bench.traces.readers.chrome import ChromeColumns
 from bench.traces.readers.chrome_event import printable
@@ -66,6 +66,10 @@ def read(source: Source) -> Trace:
     count_flops(trace)
     if written_by == "jax":
         _place_on_devices(trace)
+    if any(name.startswith("shm:") for name in trace.names):
+        from bench.traces.readers.shm_ranges import place_ranges
+
+        place_ranges(trace)
     return trace
 
 
@@ -86,7 +90,7 @@ def _place_on_devices(trace: Trace) -> None:
     for lane, label in enumerate(trace.lanes):
         if label.on_device:
             rows = np.flatnonzero(events.lane == lane)
-            for name in np.unique(events.name[rows]).tolist():
+            for name in distinct(events.name[rows]).tolist():
                 kind = classify_jax_device(label.thread, trace.names[name])
                 events.kind[rows[events.name[rows] == name]] = kind
 

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import numpy as np
 
 from bench.traces.classify import classify
-from bench.traces.events import Lane, Memory, Trace
+from bench.traces.events import Lane, Memory, Trace, distinct
 from bench.traces.readers.columns import LONGEST_NS, Codes, Columns, integer
 from bench.traces.readers.nsys_tables import TABLES, Table
 
@@ -205,6 +205,6 @@ def _memory(export: _Export) -> tuple[Memory, Counter[str]]:
         return Memory.empty(), dropped
     when, device, change = (np.array(column, np.int64) for column in zip(*sorted(rows), strict=True))
     allocated = np.zeros(len(when), np.int64)
-    for one in np.unique(device):
+    for one in distinct(device):
         allocated[device == one] = np.cumsum(change[device == one])
     return Memory(when, allocated, device.astype(np.int32)), dropped

@@ -15,6 +15,7 @@ from bench.traces.classify import classify_jax, classify_jax_device
 from bench.traces.events import Kind, Lane, Memory, Trace
 from bench.traces.readers.columns import LONGEST_NS, Columns, integer
 from bench.traces.readers.source import Source, memory_budget
+from bench.traces.recognise import is_xplane
 
 _COST = 20  # bytes of memory for each byte of the file while it is decoded
 _DEVICE = re.compile(r"/device:[A-Z_]+:(\d+)")
@@ -61,35 +62,6 @@ def read(source: Source) -> Trace:
         unclassified=columns.unclassified,
         facts=facts,
     )
-
-
-def is_xplane(data: bytes) -> bool:
-    """Whether the outermost messages are those of an XSpace, the first plane having a name or an id; ``data``
-    may be only the file's beginning."""
-    position = 0
-    while position < len(data):
-        if data[position] not in (0x0A, 0x12, 0x1A, 0x22):  # planes, errors, warnings, hostnames
-            return False
-        size, begin = _varint(data, position + 1)
-        if size < 0:
-            return position > 0
-        if position == 0 and data[begin : begin + 1] not in (b"\x08", b"\x12"):  # of a plane: id, name
-            return False
-        position = begin + size
-    return bool(data)
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """The number and where it ends; (-1, ...) where there is none."""
-    value = 0
-    for shift in range(0, 64, 7):
-        if position >= len(data):
-            break
-        value |= (data[position] & 0x7F) << shift
-        position += 1
-        if data[position - 1] < 0x80:
-            return value, position
-    return -1, position
 
 
 def _recognise(category: str, name: str) -> Kind:

@@ -6,9 +6,10 @@ trace and leaves its argument as it is.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
+from msgspec.structs import replace
 
 from bench.traces.diff_attribution import Shares, attribute, nested, step_lane
 from bench.traces.diff_rows import Row

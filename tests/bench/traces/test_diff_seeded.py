@@ -5,11 +5,11 @@ small programs made here, whose noise is the machine's own. The ordinary tests a
 """
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from seeded import CHANGES, seed, with_noise
 from seeded_recordings import WORKS, record_in_turns
 from seeded_traces import job, loop

@@ -1,6 +1,7 @@
 """Which operations took the time: sums, shapes, rates; and TraceLens's table of the same trace."""
 
 import csv
+import os
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -137,19 +138,20 @@ def test_sums_equal_those_of_a_dictionary(calls, many_names):
     assert sums.self_time == sum(length for _, _, length in calls)
 
 
-def test_the_roof_is_only_for_a_trace_of_this_machine(monkeypatch):
+def test_the_roof_is_only_for_a_trace_of_this_machine(monkeypatch, tmp_path):
+    monkeypatch.setenv("PERFLAB_HOME", str(tmp_path))
+    lab, device = {"host": os.uname().nodename}, {"device": "NVIDIA H100"}
+    row = [(Kind.OPERATOR, "aten::mm", MAIN, 0, 50)]
+    assert roof_of(trace(row, facts=lab)) is None  # nothing is calibrated
+    assert roof_of(trace(row, facts=device)) is None
     here = machine.Machine("here", True, {"vector_float32_all_flops": 1e11})
     here = replace(here, gpu=machine.Machine("NVIDIA H100", True, {"matrix_bfloat16_all_flops": 9e14}))
-    monkeypatch.setattr(machine, "load_cached", lambda: here)
-    monkeypatch.setattr("platform.node", lambda: "lab-7")
-    row = [(Kind.OPERATOR, "aten::mm", MAIN, 0, 50)]
-    assert roof_of(trace(row, facts={"host": "lab-7"})) == Roof(1e11, "float32 peak")
-    assert roof_of(trace(row, facts={"host": "lab-8"})) is None
+    machine.save(here)
+    assert roof_of(trace(row, facts=lab)) == Roof(1e11, "float32 peak")
+    assert roof_of(trace(row, facts={"host": f"not {lab['host']}"})) is None
     assert roof_of(trace(row)) is None
-    assert roof_of(trace(row, facts={"device": "NVIDIA H100"})) == Roof(9e14, "bfloat16 peak")
-    assert roof_of(trace(row, facts={"device": "AMD Instinct MI300X", "host": "lab-7"})) is None
-    monkeypatch.setattr(machine, "load_cached", lambda: None)
-    assert roof_of(trace(row, facts={"host": "lab-7"})) is None
+    assert roof_of(trace(row, facts=device)) == Roof(9e14, "bfloat16 peak")
+    assert roof_of(trace(row, facts={"device": "AMD Instinct MI300X", **lab})) is None
 
 
 @has_reference
