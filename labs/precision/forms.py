@@ -1,0 +1,117 @@
+"""Every form by its name, of the small trained model and of the large random one.
+
+What is built is remembered while something uses it: the proof finds the very model that a step holds, and a
+gigabyte is given back with the last step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import nn
+
+from labs.models.configuration import GPTConfig
+from labs.models.gpt import GPT
+from labs.precision import cache, compress, sizes, storage
+from labs.precision.config import Config
+from labs.precision.early_exit import EarlyExit
+from labs.precision.training import Family, family
+
+_built: WeakValueDictionary[tuple[GPTConfig, str], nn.Module] = WeakValueDictionary()
+
+
+# --- the trained model ---------------------------------------------------------------------------
+
+
+def trained(config: Config) -> Family:
+    return family(config.model, config.limit)
+
+
+def small(made: Family, form: str) -> nn.Module:
+    """The trained model in a form of ``sizes``, as it is stored."""
+    base = made.base.model
+    makes: dict[str, Callable[[], nn.Module]] = {
+        "bfloat16": lambda: compress.halved(base),
+        "int8": lambda: compress.quantized(base, 8, sizes.GROUP),
+        "int4": lambda: compress.quantized(base, 4, sizes.GROUP),
+        "pruned": lambda: compress.pruned(base, sizes.SPARSITY),
+        "structured": lambda: compress.structured(base, sizes.KEEP),
+        "healed": lambda: made.healed,
+        "low_rank": lambda: compress.low_rank(base, sizes.RANK_SHARE),
+        "distilled": lambda: made.student,
+        "alone": lambda: made.alone,
+        "early_exit": lambda: made.exit,
+        "int8_student": lambda: compress.quantized(made.student, 8, sizes.GROUP),
+    }
+    return makes.get(form, lambda: base)()
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A form that went through a file. logits: of tokens (windows, length). bytes: of the file's tensors."""
+
+    model: nn.Module
+    logits: Callable[[torch.Tensor], torch.Tensor]
+    bytes: int
+
+
+def stored(made: Family, form: str) -> Stored:
+    model = small(made, form)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"{form}.safetensors"
+        count = storage.write(model, path, masks=form == "pruned")
+        model = storage.read(model, path)
+    return Stored(model, logits_of(model, form), count)
+
+
+def logits_of(model: Any, form: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What the model predicts in this form."""
+    if form == "early_exit":
+        return lambda tokens: model(tokens)[0]
+    if form.startswith("cache_int"):
+        return cache.with_cache_of(model, int(form.removeprefix("cache_int")))
+    return model
+
+
+# --- the large model -----------------------------------------------------------------------------
+
+
+def large(model: GPTConfig, form: str) -> nn.Module:
+    """A model of random weights in a form of ``sizes``; the same one while anything holds it."""
+    found = _built.get((model, form))
+    if found is None:
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(0)
+            found = _large(model, form).eval().requires_grad_(False)
+        _built[model, form] = found
+    return found
+
+
+def _large(model: GPTConfig, form: str) -> nn.Module:
+    if form in ("float32", "distilled"):
+        return GPT(sizes.config_of(model, form))
+    base = large(model, "float32")
+    assert isinstance(base, GPT)
+    if form == "early_exit":
+        return EarlyExit(base, model.layers // 2, threshold=0.0)  # every token leaves
+    if form == "lora":
+        made = compress.adapted(base, sizes.ADAPTER_RANK)
+        for name, parameter in made.named_parameters():
+            if name.endswith(".up"):  # trained ones are not zero
+                parameter.normal_(std=0.02)
+        return made
+    makes: dict[str, Callable[[], nn.Module]] = {
+        "bfloat16": lambda: compress.halved(base),
+        "int8": lambda: compress.quantized(base, 8, sizes.GROUP),
+        "int4": lambda: compress.quantized(base, 4, sizes.GROUP),
+        "structured": lambda: compress.structured(base, sizes.KEEP),
+        "low_rank": lambda: compress.low_rank(base, sizes.RANK_SHARE, random=True),
+        "sparse": lambda: compress.sparse(base, sizes.SPARSITY),
+    }
+    return makes[form]()
