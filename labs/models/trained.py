@@ -98,7 +98,8 @@ def gpt(name: str = "kept", limit_seconds: float = math.inf, progress: Progress 
 
     recipe = chosen(name)
     path = path_of(recipe)
-    model = GPT(recipe.model)
+    with torch.random.fork_rng():
+        model = GPT(recipe.model)
     kept = load(path)
     if kept is not None:
         tensors, facts = kept

@@ -95,7 +95,7 @@ CLAIMS = (
     Claim(
         "bfloat16, int8 weights and an int8 KV cache each cost less than 1 % in bits per byte.",
         half_is_free,
-        "A step of int8 is 1/127 of the row's largest weight, far below the noise that training leaves in it.",
+        "A step of int8 is 1/127 of the row's largest weight, far below what training leaves undecided.",
     ),
     Claim(
         "int4 weights in groups of 64 cost less than 10 % in bits per byte.",

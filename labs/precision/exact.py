@@ -1,29 +1,14 @@
-"""What a model in a smaller form stands for, computed in float64: the reference of every proof of this
-lab."""
+"""What a model in a smaller form stands for, computed in float64: the reference of this lab's proofs."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import nn
 
 from labs.models.gpt import GPT
 from labs.precision.compress import sharing
-
-
-class _InFloat64(nn.Module):
-    """A linear layer whose weight is widened for each call: all of them at once would not fit the memory."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self._hidden = (layer,)  # not a child, so that its tensors stay as they are
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        layer: Any = self._hidden[0]
-        weight = layer.exact() if hasattr(layer, "exact") else layer.weight.detach().double()
-        return F.linear(x, weight, None if layer.bias is None else layer.bias.detach().double())
+from labs.precision.layers import with_weight
 
 
 def in_float64(model: GPT) -> GPT:
@@ -39,9 +24,22 @@ def in_float64(model: GPT) -> GPT:
     return made
 
 
+def of_copies(model: GPT) -> GPT:
+    """``in_float64`` of a model whose blocks are equal: one is widened, as all would not fit the memory."""
+    first = sharing(model)
+    first.blocks = first.blocks[:1]
+    made = in_float64(first)
+    made.blocks = nn.ModuleList([made.blocks[0]] * len(model.blocks))
+    return made
+
+
 def _widen(module: nn.Module) -> None:
     for name, child in list(module.named_children()):
         if isinstance(child, nn.Linear) or hasattr(child, "exact"):
-            setattr(module, name, _InFloat64(child))
+            setattr(module, name, _widened(child))
         else:
             _widen(child)
+
+
+def _widened(layer: Any) -> nn.Linear:
+    return with_weight(layer, layer.exact() if hasattr(layer, "exact") else layer.weight.detach().double())

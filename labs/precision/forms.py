@@ -6,8 +6,9 @@ gigabyte is given back with the last step.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -94,24 +95,34 @@ def large(model: GPTConfig, form: str) -> nn.Module:
 
 
 def _large(model: GPTConfig, form: str) -> nn.Module:
-    if form in ("float32", "distilled"):
-        return GPT(sizes.config_of(model, form))
-    base = large(model, "float32")
-    assert isinstance(base, GPT)
-    if form == "early_exit":
-        return EarlyExit(base, model.layers // 2, threshold=0.0)  # every token leaves
+    if form == "early_exit":  # every token leaves
+        return EarlyExit(_float32(model), model.layers // 2, threshold=0.0)
     if form == "lora":
-        made = compress.adapted(base, sizes.ADAPTER_RANK)
+        made = compress.adapted(_float32(model), sizes.ADAPTER_RANK)
         for name, parameter in made.named_parameters():
             if name.endswith(".up"):  # trained ones are not zero
                 parameter.normal_(std=0.02)
         return made
-    makes: dict[str, Callable[[], nn.Module]] = {
-        "bfloat16": lambda: compress.halved(base),
-        "int8": lambda: compress.quantized(base, 8, sizes.GROUP),
-        "int4": lambda: compress.quantized(base, 4, sizes.GROUP),
-        "structured": lambda: compress.structured(base, sizes.KEEP),
-        "low_rank": lambda: compress.low_rank(base, sizes.RANK_SHARE, random=True),
-        "sparse": lambda: compress.sparse(base, sizes.SPARSITY),
+    one = GPT(replace(sizes.config_of(model, "distilled" if form == "distilled" else ""), layers=1))
+    makes: dict[str, Callable[[], GPT]] = {
+        "bfloat16": lambda: compress.halved(one),
+        "int8": lambda: compress.quantized(one, 8, sizes.GROUP),
+        "int4": lambda: compress.quantized(one, 4, sizes.GROUP),
+        "structured": lambda: compress.structured(one, sizes.KEEP),
+        "low_rank": lambda: compress.low_rank(one, sizes.RANK_SHARE, random=True),
+        "sparse": lambda: compress.sparse(one, sizes.SPARSITY),
     }
-    return makes[form]()
+    return _repeated(makes.get(form, lambda: one)(), sizes.config_of(model, form).layers)
+
+
+def _float32(model: GPTConfig) -> GPT:
+    found = large(model, "float32")
+    assert isinstance(found, GPT)
+    return found
+
+
+def _repeated(one: GPT, layers: int) -> GPT:
+    """``layers`` copies of the only block, each in memory of its own: as much to read, less to draw."""
+    one.blocks.extend(copy.deepcopy(one.blocks[0]) for _ in range(layers - 1))
+    one.config = replace(one.config, layers=layers)
+    return one

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +17,6 @@ from torch import nn
 import kernels
 from kernels.matmul import reference
 from labs.precision.sizes import rank_of
-
-
-class Exact(Protocol):
-    """A layer that can say which weight (out, in) it stands for, in float64."""
-
-    bias: torch.Tensor | None
-
-    def exact(self) -> torch.Tensor: ...
 
 
 class QuantizedLinear(nn.Module):
@@ -170,8 +162,8 @@ def kept_by_magnitude(weight: torch.Tensor, sparsity: float) -> torch.Tensor:
     return kept.view_as(weight)
 
 
-def with_weight(linear: nn.Linear, weight: torch.Tensor) -> nn.Linear:
-    """A layer of this weight (out, in), which may have fewer rows and columns, and linear's bias."""
+def with_weight(linear: Any, weight: torch.Tensor) -> nn.Linear:
+    """An ordinary layer of this weight (out, in) and the bias of ``linear``, which may have another size."""
     made = nn.Linear(weight.shape[1], weight.shape[0], linear.bias is not None, device="meta")
     made.weight = nn.Parameter(weight)
     if linear.bias is not None:

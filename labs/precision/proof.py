@@ -98,20 +98,20 @@ def _large(config: Config, group: str, form: str) -> Any:
     import torch.nn.functional as F
 
     from labs.precision import forms
-    from labs.precision.exact import in_float64
+    from labs.precision.exact import of_copies
     from labs.precision.ways import Pass
 
     if group == "speculative":
         count = 1 if form == "token" else config.lookahead + 1
-        return Pass(in_float64(forms.large(config.large, "int8")), count)()
+        return Pass(of_copies(forms.large(config.large, "int8")), count)()
     model: Any = forms.large(config.block if group == "prompt" else config.large, form)
     if form == "early_exit":
-        states = _first_blocks(in_float64(model.model), model.depth, Pass(model, 1).tokens)
+        states = _first_blocks(of_copies(model.model), model.depth, Pass(model, 1).tokens)
         norm = model.norm
         weight, bias = norm.weight.double(), norm.bias.double()
         normal = F.layer_norm(states, norm.normalized_shape, weight, bias, norm.eps)
         return F.linear(normal, model.head.weight.double())
-    return Pass(in_float64(model), config.prompt if group == "prompt" else 1)()
+    return Pass(of_copies(model), config.prompt if group == "prompt" else 1)()
 
 
 def _first_blocks(model: Any, depth: int, tokens: Any) -> Any:
