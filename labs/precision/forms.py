@@ -99,9 +99,14 @@ def _large(model: GPTConfig, form: str) -> nn.Module:
         return EarlyExit(_float32(model), model.layers // 2, threshold=0.0)
     if form == "lora":
         made = compress.adapted(_float32(model), sizes.ADAPTER_RANK)
-        for name, parameter in made.named_parameters():
-            if name.endswith(".up"):  # trained ones are not zero
-                parameter.normal_(std=0.02)
+        ends = (".down", ".up")
+        first = {name: p for name, p in made.blocks[0].named_parameters() if name.endswith(ends)}
+        for parameter in first.values():  # trained ones are not zero
+            parameter.normal_(std=0.02)
+        for block in made.blocks[1:]:
+            parameters = dict(block.named_parameters())
+            for name, parameter in first.items():
+                parameters[name].copy_(parameter)
         return made
     one = GPT(replace(sizes.config_of(model, "distilled" if form == "distilled" else ""), layers=1))
     makes: dict[str, Callable[[], GPT]] = {

@@ -42,8 +42,8 @@ class QuantizedLinear(nn.Module):
         if bits not in (4, 8):
             raise ValueError(f"bits={bits}: there are kernels for 4 and 8")
         weight = linear.weight.detach()
-        made = kernels.quantize_int8(weight) if bits == 8 else kernels.quantize_int4(weight, group)
-        return cls(*made, linear.bias)
+        small, scale = kernels.quantize_int8(weight) if bits == 8 else kernels.quantize_int4(weight, group)
+        return cls(small, scale, linear.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         linear = kernels.linear_int8 if self.weight.dtype is torch.int8 else kernels.linear_int4
@@ -66,7 +66,7 @@ class LowRankLinear(nn.Module):
     def from_linear(cls, linear: nn.Linear, share: float) -> LowRankLinear:
         """The nearest of its rank (Eckart and Young 1936), by the singular values of the weight."""
         left, values, right = torch.linalg.svd(linear.weight.detach().double(), full_matrices=False)
-        rank = rank_of(*linear.weight.shape, share)
+        rank = rank_of(linear.out_features, linear.in_features, share)
         root = values[:rank].sqrt()
         down, up = root[:, None] * right[:rank], left[:, :rank] * root
         return cls(down.to(linear.weight.dtype), up.to(linear.weight.dtype).contiguous(), linear.bias)
@@ -74,8 +74,8 @@ class LowRankLinear(nn.Module):
     @classmethod
     def random(cls, linear: nn.Linear, share: float) -> LowRankLinear:
         """Random factors, for a layer so large that its singular values would take minutes."""
-        rank = rank_of(*linear.weight.shape, share)
         out, size = linear.weight.shape
+        rank = rank_of(out, size, share)
         down, up = torch.randn(rank, size) / math.sqrt(size), torch.randn(out, rank) * 0.02
         return cls(down, up, linear.bias)
 
@@ -121,29 +121,39 @@ class LoRALinear(nn.Module):
 class SparseLinear(nn.Module):
     """A pruned weight as compressed rows (CSR): 4 bytes of value and 4 of column for each that is left."""
 
-    weight: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
+    values: torch.Tensor
     bias: torch.Tensor | None
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    def __init__(self, weight: torch.Tensor, kept: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """weight (out, in), of which those are left where ``kept`` is True."""
         super().__init__()
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", None if bias is None else bias.detach())
+        self.shape = tuple(weight.shape)
+        rows = torch.zeros(len(weight) + 1, dtype=torch.int32)
+        rows[1:] = kept.sum(1).cumsum(0)
+        columns = torch.arange(weight.shape[1], dtype=torch.int32).expand_as(kept)[kept]
+        parts = {"rows": rows, "columns": columns, "values": weight[kept]}
+        for name, tensor in {**parts, "bias": None if bias is None else bias.detach()}.items():
+            self.register_buffer(name, tensor)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, sparsity: float) -> SparseLinear:
         weight = linear.weight.detach()
-        kept = kept_by_magnitude(weight, sparsity)
-        rows = torch.zeros(len(weight) + 1, dtype=torch.int32)
-        rows[1:] = kept.sum(1).cumsum(0)
-        columns = torch.arange(weight.shape[1], dtype=torch.int32).expand_as(kept)[kept]
-        return cls(torch.sparse_csr_tensor(rows, columns, weight[kept], tuple(weight.shape)), linear.bias)
+        return cls(weight, kept_by_magnitude(weight, sparsity), linear.bias)
+
+    def matrix(self) -> torch.Tensor:
+        """torch's sparse tensor of the parts, which are not copied."""
+        return torch.sparse_csr_tensor(
+            self.rows, self.columns, self.values, self.shape, check_invariants=False
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        product = (self.weight @ x.reshape(-1, x.shape[-1]).t()).t().reshape(*x.shape[:-1], -1)
+        product = (self.matrix() @ x.reshape(-1, x.shape[-1]).t()).t().reshape(*x.shape[:-1], -1)
         return product if self.bias is None else product + self.bias
 
     def exact(self) -> torch.Tensor:
-        return self.weight.to_dense().double()
+        return self.matrix().to_dense().double()
 
 
 def kept_by_magnitude(weight: torch.Tensor, sparsity: float) -> torch.Tensor:
