@@ -44,7 +44,7 @@ def test_every_way_computes_the_same_and_a_wrong_element_is_found(address):
     wrong.view(-1)[-1] += 1 + math.ceil(2 * found.tolerance + found.error)
     assert not LAB.check(SMALL, {address: wrong})[0].passed
     with pytest.raises(TypeError, match="no tensor of shape"):
-        LAB.check(SMALL, {address: output[:1, :1]})
+        LAB.check(SMALL, {address: output[..., :1]})
     if address.startswith("quality"):
         predicted = {each.variant: each for each in LAB.predict(SMALL, machine()) if each.exact}
         assert recorder.values["weights_B"] == [predicted[address].value]
