@@ -51,8 +51,8 @@ class Recipe:
     seed: int = 0
 
 
-FULL = Recipe("full", GPTConfig(width=128, heads=4, layers=6, context=256), 1500, 8, 256, 2e-3)
-"""1.3 million parameters, 3 million bytes of text: some minutes on two cores."""
+FULL = Recipe("full", GPTConfig(width=128, heads=4, layers=6, context=256), 1000, 8, 256, 2e-3)
+"""1.3 million parameters, 2 million bytes of text: some minutes on two cores."""
 SHORT = Recipe("short", GPTConfig(width=128, heads=4, layers=2, context=128), 200, 8, 128, 4e-3)
 """0.4 million parameters, for a lab that finds no other."""
 TINY = Recipe("tiny", GPTConfig(width=64, heads=4, layers=2, context=64), 40, 8, 64, 4e-3)

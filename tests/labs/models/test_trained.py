@@ -52,7 +52,7 @@ def test_training_leaves_the_callers_random_numbers_alone(shortest):
 def test_where_it_comes_from_is_said(shortest):
     assert "trained for a short time" in gpt("tiny").origin
     assert "3 of 3 steps" in gpt("tiny").origin
-    assert "make model" in trained._origin(trained.FULL, 1500)
+    assert "make model" in trained._origin(trained.FULL, 1000)
 
 
 def test_a_training_that_the_limit_ends_is_shorter_and_not_kept(shortest):
