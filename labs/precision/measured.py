@@ -43,6 +43,15 @@ def one(results: Results, form: str, name: str) -> float | None:
     return values[-1] if values else None
 
 
+LEARNED = 3.5
+"""Bits per byte: above, a model knows little more than which bytes are frequent, and can lose little."""
+
+
+def has_learned(results: Results) -> bool:
+    values = bits(results, "float32")
+    return bool(values) and fmean(values) <= LEARNED
+
+
 def tokens_per_round(results: Results) -> float | None:
     rounds = one(results, "speculative", "rounds_rounds")
     return results.config.prompts * results.config.tokens / rounds if rounds else None
@@ -71,10 +80,8 @@ def seconds_per_token(results: Results, form: str, predicted: bool = False) -> f
 
 def judged_on(results: Results) -> str:
     """Which model the quality is of."""
-    steps, full = (
-        one(results, form, name)
-        for form, name in (("float32", "trained_steps_steps"), ("float32", "trained_in_full_share"))
-    )
+    steps = one(results, "float32", "trained_steps_steps")
+    full = one(results, "float32", "trained_in_full_share")
     if steps is None:
         return "no quality was measured"
     if full:

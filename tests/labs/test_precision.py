@@ -193,6 +193,13 @@ def test_each_claim_can_fail(claim, changes):
     assert claim(predicted_results(**changes)) is False
 
 
+def test_a_model_that_has_learned_nothing_decides_nothing_about_learning():
+    untrained = predicted_results(bits=dict.fromkeys(BITS, 6.0), rounds=128.0)
+    for claim in (claims.structure_costs_more, claims.healing_wins_back, claims.rounds_give_more):
+        assert claim(untrained) is None
+    assert claims.half_is_free(untrained) is True
+
+
 def test_the_claim_about_files_can_fail():
     results = predicted_results()
     results.values["quality/int4", "weights_B"] = [1e12]
