@@ -1,4 +1,5 @@
 # make lab    install into .venv, run the labs, write results.json and results.html
+# make model  train the small GPT whose quality the labs judge, once, in minutes; kept with the calibration
 # make test   what CI runs: lint, types, tests
 # make proof  slow proofs: A/A statistics, fresh clone, kill loops
 # make gpu    tests and benchmarks that need CUDA
@@ -8,7 +9,7 @@ BIN := .venv/bin
 # A GPU machine may bring its own torch: `make gpu BIN=$(dirname $(which python3))`. There torch, triton, numba,
 # numpy, pytest and pytest-benchmark are enough, and perflab need not be installed.
 
-.PHONY: lab test proof gpu lint format
+.PHONY: lab model test proof gpu lint format
 
 # The stamp is newer than what decides the installation, so that a second call costs nothing.
 .venv: .venv/installed
@@ -19,6 +20,9 @@ BIN := .venv/bin
 
 lab: .venv/installed
 	$(BIN)/perflab run --quick --output results.json
+
+model: .venv/installed
+	$(BIN)/python -m labs.precision.training
 
 lint: .venv/installed
 	$(BIN)/ruff check .

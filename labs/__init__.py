@@ -14,6 +14,7 @@ NAMES = (
     "programming_models",
     "jax_transforms",
     "attention",
+    "precision",
     "data_parallel",
     "collectives",
     "pipeline",

@@ -1,0 +1,3 @@
+from labs.lab import main
+
+main("precision")

@@ -1,0 +1,93 @@
+"""What the results say of a form: its quality, its speed on the large model, and both of its training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, stdev
+
+from labs.lab import Interval, Results
+from labs.precision.model import QUALITY
+
+SPEED_OF = {
+    **{form: f"token/{form}" for form in ("float32", "bfloat16", "int8", "int4")},
+    **{form: f"smaller/{form}" for form in ("structured", "low_rank", "distilled", "early_exit")},
+    "pruned": "smaller/sparse",
+    "healed": "smaller/structured",
+    "alone": "smaller/distilled",
+    "speculative": "speculative/round",
+}
+"""Form -> the variant that has its speed. A KV cache of fewer bits changes the speed of long contexts
+alone."""
+
+
+def bits(results: Results, form: str) -> Sequence[float]:
+    """Bits per byte of each held-out window. Speculative decoding has its target's, int8's."""
+    return results.recorded(f"quality/{'int8' if form == 'speculative' else form}", "bits_per_byte_bits")
+
+
+def excess(results: Results, form: str, base: str = "float32") -> Interval | None:
+    """By which share a form needs more bits than the base, with the 95 % interval over the same windows."""
+    left, right = bits(results, form), bits(results, base)
+    if len(left) < 2 or len(left) != len(right):
+        return None
+    differences = [a - b for a, b in zip(left, right, strict=True)]
+    scale, middle = fmean(right), fmean(differences)
+    half = 1.96 * stdev(differences) / math.sqrt(len(differences))
+    return Interval(middle / scale, (middle - half) / scale, (middle + half) / scale)
+
+
+def one(results: Results, form: str, name: str) -> float | None:
+    """The last value of this name that the form's quality variant recorded."""
+    values = results.recorded(f"quality/{form}", name)
+    return values[-1] if values else None
+
+
+LEARNED = 3.5
+"""Bits per byte: above, a model knows little more than which bytes are frequent, and can lose little."""
+
+
+def has_learned(results: Results) -> bool:
+    values = bits(results, "float32")
+    return bool(values) and fmean(values) <= LEARNED
+
+
+def tokens_per_round(results: Results) -> float | None:
+    rounds = one(results, "speculative", "rounds_rounds")
+    return results.config.prompts * results.config.tokens / rounds if rounds else None
+
+
+def seconds_per_token(results: Results, form: str, predicted: bool = False) -> float | None:
+    """Of the large model, with the share of early exits and the tokens of a round that the trained one
+    had."""
+
+    def of(address: str) -> float | None:
+        if predicted:
+            return results.predicted(address)
+        return results.seconds(address).value if results.has(address) else None
+
+    value = of(SPEED_OF[form]) if form in SPEED_OF else None
+    if value is None:
+        return None
+    if form == "speculative":
+        count = tokens_per_round(results)
+        return value / count if count else None
+    if form == "early_exit":
+        left, whole = one(results, form, "left_early_share"), of("smaller/float32")
+        return None if left is None or whole is None else left * value + (1 - left) * whole
+    return value
+
+
+def judged_on(results: Results) -> str:
+    """Which model the quality is of."""
+    steps = one(results, "float32", "trained_steps_steps")
+    full = one(results, "float32", "trained_in_full_share")
+    if steps is None:
+        return "no quality was measured"
+    if full:
+        return f"quality: the model that make model trained for {steps:.0f} steps"
+    return f"quality: a small model trained for {steps:.0f} steps only; `make model` trains the real one"
+
+
+def measured_forms(results: Results) -> list[str]:
+    return [form for form in QUALITY if bits(results, form)]

@@ -1,0 +1,143 @@
+"""Bytes and seconds of each form, before it runs.
+
+Storage     the numbers of each matrix times the bytes of one, with scales, masks and columns: exact
+A token     max(bytes it reads / read bandwidth at that working set, slots / vector peak) + calls
+            A slot is a vector instruction on 16 weights, each worth 2 FLOPs. A weight of float32 needs 1
+            (the FMA), int8 3 (load with sign extension, to float, FMA), int4 4 (a mask or shift more).
+A prompt    2 FLOPs a weight and token / peak of the format's unit
+A round     k tokens of the draft and one pass of k + 1 of the large model: it reads its weights once
+A KV cache  bytes of keys and values / read bandwidth
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from labs.lab import Prediction
+from labs.machine import Machine
+from labs.models.configuration import GPTConfig
+from labs.models.trained import chosen
+from labs.precision import sizes
+from labs.precision.config import Config
+
+QUALITY = (
+    *("float32", "bfloat16", "int8", "int4", "cache_int8", "cache_int4", "pruned", "structured", "healed"),
+    *("low_rank", "distilled", "alone", "early_exit", "speculative"),
+)
+TOKEN = ("float32", "bfloat16", "int8", "int4")
+SMALLER = ("float32", "structured", "low_rank", "sparse", "early_exit", "distilled", "lora")
+SPECULATIVE = ("token", "verify", "round")
+CACHE = ("float32", "bfloat16", "int8")
+SLOTS = {"int8": 3, "int4": 4}
+BLOCK_CALLS = 30  # of torch in a block, few tokens: linear layers, norms, attention, sums, views
+QUANTIZED_CALLS = 12  # of one quantised product: checks, contiguity, dispatch, a bias, a result
+
+
+def token_seconds(
+    config: Config, machine: Machine, form: str, tokens: int = 1, model: GPTConfig | None = None
+) -> tuple[float, str]:
+    """Seconds of ``tokens`` in one pass through the large model (or another) in this form, and why."""
+    moved = sizes.token_bytes(model or config.large, form)
+    model = sizes.config_of(model or config.large, form)
+    rate = machine.bandwidth(moved, kind="read", threads=0)
+    weights = model.layers * sum(matrix.numbers for matrix in sizes.matrices(model))
+    peak = machine.peak("float32", threads=0)
+    compute = 2 * weights * (SLOTS.get(form, 1) + tokens - 1) / peak
+    calls = model.layers * (BLOCK_CALLS + (6 * QUANTIZED_CALLS if form in SLOTS else 0))
+    over = calls * (machine.get("torch_call_s") or 0.0)
+    over += 6 * model.layers * (machine.get("torch_parallel_region_s") or 0.0)
+    limit = "memory" if moved / rate > compute else "compute"
+    because = (
+        f"{moved / 1e6:.0f} MB at {rate / 1e9:.1f} GB/s = {moved / rate * 1e3:.2f} ms, computing "
+        f"{compute * 1e3:.2f} ms ({limit} is the limit), {calls} calls {over * 1e3:.2f} ms"
+    )
+    return max(moved / rate, compute) + over, because
+
+
+def round_seconds(config: Config, machine: Machine) -> tuple[float, str]:
+    draft, _ = token_seconds(config, machine, "int8", model=sizes.student_of(config.large))
+    verify, because = token_seconds(config, machine, "int8", config.lookahead + 1)
+    return (
+        config.lookahead * draft + verify,
+        f"{config.lookahead} tokens of the draft, {draft * 1e3:.2f} ms each, and one pass: {because}",
+    )
+
+
+def prompt_seconds(config: Config, machine: Machine, form: str) -> tuple[float, str]:
+    """A prompt through one block: arithmetic. Integers are widened to float32 first, once a weight."""
+    weights = sum(matrix.numbers for matrix in sizes.matrices(config.block))
+    flops = 2.0 * weights * config.prompt
+    dtype = "bfloat16" if form == "bfloat16" else "float32"
+    peak = machine.peak(dtype, unit="matrix", threads=0)
+    return flops / peak, f"{flops:.3g} FLOPs at {peak / 1e9:.0f} GFLOP/s of {dtype}"
+
+
+def cache_bytes(config: Config, form: str) -> float:
+    bits = {"float32": 32, "bfloat16": 16, "int8": 8}[form]
+    return config.sequences * config.context * sizes.cache_bytes_per_token(config.cache_heads, 128, bits)
+
+
+def cache_seconds(config: Config, machine: Machine, form: str) -> tuple[float, str]:
+    moved = cache_bytes(config, form)
+    rate = machine.bandwidth(moved, kind="read", threads=0)
+    calls = 2 * config.sequences * config.cache_heads * (QUANTIZED_CALLS if form == "int8" else 0)
+    over = calls * (machine.get("torch_call_s") or 0.0)
+    return moved / rate + over, f"{moved / 1e6:.0f} MB at {rate / 1e9:.1f} GB/s and {calls} calls"
+
+
+def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
+    recipe = chosen(config.model)
+    which = "make model's" if recipe.name == "full" else f"the {recipe.name} one, as make model has not run"
+    found = []
+    for form in QUALITY:
+        count = file_bytes(config, form)
+        because = f"{count:.0f} B of tensors; the model judged is {which}"
+        found.append(Prediction(f"quality/{form}", "weights_B", count, because, exact=True))
+    for form in TOKEN:
+        found.append(_time(f"token/{form}", token_seconds(config, machine, form)))
+    for form in SMALLER:
+        found.append(_time(f"smaller/{form}", token_seconds(config, machine, form)))
+    found.append(_time("speculative/token", token_seconds(config, machine, "int8")))
+    found.append(_time("speculative/verify", token_seconds(config, machine, "int8", config.lookahead + 1)))
+    found.append(_time("speculative/round", round_seconds(config, machine)))
+    for form in CACHE:
+        found.append(_time(f"cache/{form}", cache_seconds(config, machine, form)))
+    for form in TOKEN:
+        found.append(_time(f"prompt/{form}", prompt_seconds(config, machine, form)))
+    return found
+
+
+def file_bytes(config: Config, form: str) -> float:
+    """Of the trained model's file; speculation keeps two models, in int8."""
+    model = chosen(config.model).model
+    if form == "speculative":
+        return sizes.file_bytes(model, "int8") + sizes.file_bytes(sizes.student_of(model), "int8")
+    return sizes.file_bytes(model, form)
+
+
+def _time(address: str, found: tuple[float, str]) -> Prediction:
+    group, _, name = address.partition("/")
+    suspect = SUSPECTS.get(name, SUSPECTS[group])
+    return Prediction(address, "time_s", *found, suspect)
+
+
+SUSPECTS = {
+    "token": "whether the product reads with all cores, and what else uses the memory",
+    "smaller": "products too small to keep all cores reading",
+    "speculative": "the library's product for a few rows, which may not be the one for a single row",
+    "cache": "one core reading where few heads are shared out, and a call for each head",
+    "prompt": "how near the library comes to its peak at this size",
+    "bfloat16": "the library's bfloat16 product: without hardware for it, it converts, and that is the limit",
+    "sparse": "columns in random order: the vector is gathered from cache",
+    "lora": "two thin products beside each layer",
+    "round": "the draft's small products, bound by calls more than by bytes",
+}
+
+
+def memory_bytes(config: Config) -> float:
+    """The forms of the group that holds most of them, and the system's libraries."""
+    whole = 4.0 * config.large.layers * sum(m.numbers for m in sizes.matrices(config.large))
+    smaller = sum(
+        sizes.token_bytes(config.large, form) for form in SMALLER if form not in ("lora", "early_exit")
+    )
+    return max(smaller, whole + cache_bytes(config, "float32")) + 0.6e9
