@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from labs.lab import Lab
 
-NAMES = ("roofline", "concurrency", "vectorization", "attention", "data_parallel", "collectives", "pipeline")
+NAMES = (
+    *("roofline", "concurrency", "vectorization", "bottlenecks", "attention", "data_parallel"),
+    *("collectives", "pipeline"),
+)
 
 
 def load(name: str) -> Lab:

@@ -8,6 +8,7 @@ A report is written under another name and then renamed: what is killed while it
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -36,8 +37,19 @@ def part_of(path: Path) -> Path:
     return path.with_name(f".part-{os.getpid()}-{path.name}")
 
 
+def _process() -> Any:
+    """The module beside this one, which has no package in a program's interpreter."""
+    spec = importlib.util.spec_from_file_location("_perflab_process", Path(__file__).with_name("process.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 class TorchRecorder:
-    """torch.profiler with shapes, memory and FLOPs, on the CPU and the devices that torch knows.
+    """torch.profiler with shapes, memory and FLOPs, on the CPU and the devices that torch knows; with what
+    ``bench/profile/process.py`` counts beside it.
 
     steps: with a number, torch's schedule marks them: after one that warms the profiler up, ``steps`` are
     recorded as ProfilerStep#1 and so on. Without, the program's own marks are what there is.
@@ -51,6 +63,10 @@ class TorchRecorder:
         self._profile: Any = None
         self._early: Path | None = None  # the report, when the program began to profile by itself
         self._ranks_known = False
+        self._process = _process()
+        self._counted: Any = None
+        self._done = 0
+        self._replaced: list[tuple[Any, str, Any]] = []
 
     def start(self) -> None:
         from torch import profiler
@@ -67,6 +83,8 @@ class TorchRecorder:
         self._profile.start()
         self._ranks_known = "backend" in _ranks()
         self._yield_to_the_program()
+        self._counted = self._process.ProcessRecord()
+        self._counted.start()
 
     def _yield_to_the_program(self) -> None:
         """torch has one profiler at a time: where the program starts its own, ours ends just before."""
@@ -87,11 +105,18 @@ class TorchRecorder:
 
         # The methods of torch's classes, so that "from torch.profiler import profile" is met too.
         for owner, name in ((profiler.profile, "start"), (autograd.profiler.profile, "__enter__")):
+            self._replaced.append((owner, name, getattr(owner, name)))
             setattr(owner, name, first_end_ours(getattr(owner, name)))
 
     def step(self) -> None:
-        if self.steps_marked:
-            self._profile.step()
+        if not self.steps_marked:
+            return
+        if self._done == self._steps:  # torch closes the report with the last step, before ``stop``
+            self._add_process()
+        self._profile.step()
+        if self._done == 0:  # the schedule drops the first
+            self._counted.restart()
+        self._done += 1
 
     def stop(self, path: Path) -> bool:
         if self._profile is None:
@@ -105,14 +130,22 @@ class TorchRecorder:
         else:
             self._end(part)
         os.replace(part, path)
+        for owner, name, method in reversed(self._replaced):
+            setattr(owner, name, method)
         return True
 
     def _end(self, path: Path) -> None:
+        self._add_process()
         ranks = _ranks()
         if ranks and not self._ranks_known:  # torch writes what it knows when the profiler starts
             self._profile.add_metadata_json("distributedInfo", json.dumps(ranks))
         self._profile.stop()
         self._profile.export_chrome_trace(str(path))
+
+    def _add_process(self) -> None:
+        if self._counted is not None:
+            self._profile.add_metadata_json(self._process.KEY, json.dumps(self._counted.stop()))
+            self._counted = None
 
 
 def _ranks() -> dict[str, Any]:

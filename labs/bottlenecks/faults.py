@@ -1,0 +1,202 @@
+"""Faults of one process, each with its fix: functions that change a healthy job."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from labs.bottlenecks import allocator, unfused
+from labs.bottlenecks.job import Job
+from labs.machine import usable_cores
+
+if TYPE_CHECKING:
+    import torch
+
+Plant = Callable[[Job], None]
+
+
+# --- input: a sequence takes a while to arrive ------------------------------------------------------
+
+
+class Remote:
+    """Sequences in a storage that answers after ``seconds``: a dataset for ``DataLoader``."""
+
+    def __init__(self, job: Job, seconds: float) -> None:
+        self.pairs = [pair for tokens, targets in job.batches for pair in zip(tokens, targets, strict=True)]
+        self.seconds = seconds
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, place: int) -> Any:
+        time.sleep(self.seconds)
+        return self.pairs[place]
+
+
+def slow_input(job: Job) -> None:
+    """The loop reads a batch, sequence by sequence, when it needs it."""
+    from torch.utils.data import DataLoader
+
+    dataset: Any = Remote(job, job.config.read_ms / 1e3)
+    loader = DataLoader(dataset, job.config.sequences)
+    reading = iter(loader)
+
+    def following() -> Any:
+        nonlocal reading
+        try:
+            return next(reading)
+        except StopIteration:
+            reading = iter(loader)
+            return next(reading)
+
+    job.next_batch = following
+
+
+def prefetched_input(job: Job) -> None:
+    """Threads read the sequences of the next batch while this one is computed, all at once."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import torch
+
+    remote = Remote(job, job.config.read_ms / 1e3)
+    readers = ThreadPoolExecutor(job.config.sequences)
+    place = 0
+
+    def ask() -> list[Any]:
+        nonlocal place
+        wanted = [(place + number) % len(remote) for number in range(job.config.sequences)]
+        place = (place + job.config.sequences) % len(remote)
+        return [readers.submit(remote.__getitem__, number) for number in wanted]
+
+    coming = ask()
+
+    def next_batch() -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal coming
+        pairs = [future.result() for future in coming]
+        coming = ask()
+        tokens, targets = zip(*pairs, strict=True)
+        return torch.stack(tokens), torch.stack(targets)
+
+    job.next_batch = next_batch
+    job.closing.append(readers.shutdown)
+
+
+# --- python: a figure for the log, computed number by number ------------------------------------------
+
+
+def python_entropy(job: Job) -> None:
+    """The mean entropy of the predictions in a Python loop over all probabilities."""
+
+    def entropy(logits: torch.Tensor, targets: torch.Tensor) -> float:
+        total = 0.0
+        for _ in range(job.config.python_passes):
+            for row in logits.flatten(0, -2).softmax(-1).tolist():
+                for probability in row:
+                    if probability > 0.0:
+                        total -= probability * math.log(probability)
+        return total / targets.numel()
+
+    job.watch = entropy
+
+
+def tensor_entropy(job: Job) -> None:
+    """The same in two operations on tensors."""
+    import torch
+
+    def entropy(logits: torch.Tensor, targets: torch.Tensor) -> float:
+        probabilities = logits.flatten(0, -2).softmax(-1)
+        return float(torch.special.entr(probabilities).sum() / targets.numel())
+
+    job.watch = entropy
+
+
+# --- dispatch, precision, threads, allocator --------------------------------------------------------------
+
+
+def healthy(job: Job) -> None:
+    """Nothing planted."""
+
+
+def tiny_batches(job: Job) -> None:
+    """The gradient of a batch piece by piece, each a few tokens."""
+    length = job.config.piece_length
+
+    def split(tokens: torch.Tensor, targets: torch.Tensor) -> Any:
+        return zip(tokens.reshape(-1, length).split(1), targets.reshape(-1, length).split(1), strict=True)
+
+    job.split = split
+
+
+def short_sequences(job: Job) -> None:
+    """The same pieces, all at once: what a token sees is unchanged."""
+    length = job.config.piece_length
+    job.batches = [
+        (tokens.reshape(-1, length), targets.reshape(-1, length)) for tokens, targets in job.batches
+    ]
+
+
+def float32_products(job: Job) -> None:
+    job.precision = "float32"
+
+
+def many_threads(job: Job) -> None:
+    """Several for each core, as libraries set that count a host's cores and not a container's."""
+    job.threads = usable_cores() * job.config.threads
+
+
+def a_thread_a_core(job: Job) -> None:
+    job.threads = usable_cores()
+
+
+def returned_memory(job: Job) -> None:
+    job.malloc = allocator.RETURN
+
+
+# --- memory ------------------------------------------------------------------------------------------------
+
+
+def unfused_operations(job: Job) -> None:
+    """Norms, activations, attention, loss and update written out, operation by operation."""
+    import torch
+
+    unfused.use(job.model)
+    job.loss_of = unfused.cross_entropy
+    job.optimizer = torch.optim.AdamW(job.model.parameters(), job.optimizer.defaults["lr"], foreach=False)
+
+
+def kept_activations(job: Job) -> None:
+    """All scores of attention are kept for backward, and memory is limited to what that just fits."""
+    for block in job.model.blocks:
+        block.attention.attend = unfused.attention
+    _limit_memory(job)
+
+
+def recomputed_activations(job: Job) -> None:
+    """The same, with each block's activations computed again in backward instead of kept."""
+    from torch.utils.checkpoint import checkpoint
+
+    kept_activations(job)
+    for block in job.model.blocks:
+        forward = block.forward
+
+        def again(*given: Any, forward: Any = forward, **named: Any) -> Any:
+            return checkpoint(forward, *given, use_reentrant=False, **named)
+
+        block.forward = again
+
+
+def _limit_memory(job: Job) -> None:
+    """State the limit (RLIMIT_RSS: Linux reports it and does not enforce it)."""
+    import ctypes
+
+    from labs import memory
+    from labs.bottlenecks.model import step_bytes
+
+    before = resource.getrlimit(resource.RLIMIT_RSS)
+    ctypes.CDLL(None).malloc_trim(0)
+    room = int(job.config.spare * step_bytes(job.config))
+    resource.setrlimit(resource.RLIMIT_RSS, (memory.resident_bytes() + room, before[1]))
+    job.closing.append(lambda: resource.setrlimit(resource.RLIMIT_RSS, before))
