@@ -39,7 +39,8 @@ def diagnose_path(path: Path, as_json: bool) -> int:
 
 
 def diagnose_program(words: Sequence[str], as_json: bool) -> int:
-    """Run a Python program under torch.profiler, then say what held it up; the program's status when it failed.
+    """Run a Python program under torch.profiler, then say what held it up; the program's status when it
+    failed.
 
     The program's own output stays where it is; the diagnosis follows it.
     """
@@ -53,7 +54,8 @@ def diagnose_program(words: Sequence[str], as_json: bool) -> int:
             return status
         if not place.is_dir() or not any(place.iterdir()):
             raise ValueError(
-                f"{shlex.join(words)} left no profile: it has to use torch; perflab profile -- {shlex.join(words)} "
+                f"{shlex.join(words)} left no profile: it has to use torch; perflab profile -- "
+                f"{shlex.join(words)} "
                 "records other programs"
             )
         _show(shlex.join(words), diagnose(load(place)), as_json)
@@ -72,7 +74,8 @@ def _from_results(path: Path, as_json: bool) -> int:
             found[f"{extra.get('lab', '')}:{extra.get('variant', entry['fullname'])}"] = facts
     if not found:
         raise ValueError(
-            f"{path} holds no diagnosis: none of its variants was profiled; perflab profile LAB:VARIANT records "
+            f"{path} holds no diagnosis: none of its variants was profiled; perflab profile "
+            f"LAB:VARIANT records "
             "one, and perflab diagnose reads the report"
         )
     try:
@@ -118,7 +121,8 @@ def lines(source: str, diagnosis: Diagnosis) -> list[str]:
         found += [f"  also    {second.cause}: {text}" for text in second.because]
     if facts.load is not None and facts.cores and facts.load > 1.5 * facts.cores:
         found.append(
-            f"  beware  the load average was {facts.load:.1f} on {facts.cores} cores: other programs may be the cause"
+            f"  beware  the load average was {facts.load:.1f} on {facts.cores} cores: other programs "
+            f"may be the cause"
         )
     return found + [f"  unseen  {text}" for text in facts.lacks]
 

@@ -35,8 +35,8 @@ def record(
 
 
 def profiles(steps: Mapping[str, Timed], wanted: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-    """By variant ``{"diagnosis": ..., "difference": ...}``: what the program says of each one's report, and how
-    that differs from the first one's. wanted: how many steps of a variant."""
+    """By variant ``{"diagnosis": ..., "difference": ...}``: what the program says of each one's report, and
+    how that differs from the first one's. wanted: how many steps of a variant."""
     from bench.diagnose import diagnose
     from bench.traces.diff import difference
     from bench.traces.load import load

@@ -1,7 +1,7 @@
 """A cause a function: from the facts of a profile to what it costs, why one thinks so, and what to try.
 
-``share`` is the part of the time that would go if the cause went (of ``memory_capacity``: the part of the room
-that a step takes); a rule that does not apply returns None.
+``share`` is the part of the time that would go if the cause went (of ``memory_capacity``: the part of the
+room that a step takes); a rule that does not apply returns None.
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ FULL = 0.75
 """Of the room: a step that takes more leaves none for a larger batch."""
 FASTER = 1.3
 """A type whose peak is not higher by so much is not worth its rounding."""
-TYPICAL_PASSES = 3.0
-"""Operations that one fused operation replaces, so that of their time a third remains."""
+COLD = 1.4
+"""A page fault costs the kernel's time, and as measured some more in the program that touches the page."""
+TYPICAL_PASSES = 5.0
+"""Operations that one fused operation replaces, so that of their time a fifth remains: GELU five, a norm
+eight, attention's softmax six, AdamW ten."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """cause: one of ``CAUSES``. share: in 0 to 1. because: sentences with figures and units. attempts: what to try."""
+    """cause: one of ``CAUSES``. share: in 0 to 1. because: sentences with figures and units. attempts: what
+    to try."""
 
     cause: str
     share: float
@@ -65,11 +69,12 @@ def python(facts: Facts) -> Evidence | None:
 
 
 def dispatch(facts: Facts) -> Evidence | None:
-    share = facts.small + facts.calls + facts.launches
+    share = facts.calls + facts.launches if facts.on_device else facts.calling
     text = (
-        f"{percent(share)} of the time goes into calling operators that do little: "
-        f"{format_quantity(facts.operators_per_s, 'operators/s')}, {percent(facts.small)} in ones below 30 us, "
-        f"{percent(facts.calls + facts.launches)} between them"
+        f"{percent(share)} of the time goes into calling operators: "
+        f"{format_quantity(facts.operators_per_s, 'operators/s')}, {percent(facts.small)} of the "
+        f"time in ones "
+        f"of less than 20 us, {percent(facts.calls + facts.launches)} between them"
     )
     tries = (
         "larger batches, or fewer and longer pieces of one",
@@ -81,16 +86,19 @@ def dispatch(facts: Facts) -> Evidence | None:
 def allocator(facts: Facts) -> Evidence | None:
     if facts.faults_per_s is None or facts.system is None:
         return None
+    # What the kernel has just cleared is in no cache, which the program pays for.
     by_constant = facts.fault_share if facts.fault_share is not None else facts.system
-    share = min(facts.system, by_constant) if facts.system > LEAST else min(facts.system, by_constant, LEAST)
+    share = min(COLD * facts.system, by_constant, 1.0)
     text = (
-        f"{format_quantity(facts.faults_per_s, 'page faults/s')} of CPU time; {percent(facts.system)} of the CPU "
+        f"{format_quantity(facts.faults_per_s, 'page faults/s')} of CPU time; "
+        f"{percent(facts.system)} of the CPU "
         "seconds are the kernel's: freed memory goes back to the system and is faulted in again"
     )
     tries = (
         "keep freed memory: GLIBC_TUNABLES=glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68719476736, "
         "or jemalloc/tcmalloc by LD_PRELOAD; unset MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_",
-        "write into tensors that are there: out=, in-place operations, optimizer.zero_grad(set_to_none=False)",
+        "write into tensors that are there: out=, in-place operations, "
+        "optimizer.zero_grad(set_to_none=False)",
     )
     return Evidence("allocator", share, (text,), tries)
 
@@ -100,7 +108,7 @@ def memory_bandwidth(facts: Facts) -> Evidence | None:
     share = facts.pointwise * (1.0 - 1.0 / TYPICAL_PASSES) * (1.0 - min(faults, 1.0))
     text = (
         f"{percent(facts.pointwise)} of the time is in operations that pass over memory and compute next to "
-        f"nothing, {percent(facts.products)} in products of matrices; fused, about a third would remain"
+        f"nothing, {percent(facts.products)} in products of matrices; fused, about a fifth would remain"
     )
     tries = (
         "fused operations: scaled_dot_product_attention, layer_norm, gelu, cross_entropy; AdamW(fused=True)",
@@ -113,7 +121,8 @@ def memory_capacity(facts: Facts) -> Evidence | None:
     if facts.memory is None or facts.memory_B is None or facts.memory_limit_B is None:
         return None
     text = (
-        f"a step takes {format_quantity(facts.memory_B, 'B')}, {percent(facts.memory)} of what is left of a limit of "
+        f"a step takes {format_quantity(facts.memory_B, 'B')}, {percent(facts.memory)} of what is "
+        f"left of a limit of "
         f"{format_quantity(facts.memory_limit_B, 'B')}"
     )
     tries = (
@@ -130,7 +139,8 @@ def compute_precision(facts: Facts) -> Evidence | None:
     share = facts.wide_products * (1.0 - 1.0 / facts.faster)
     text = (
         f"{percent(facts.wide_products)} of the time multiplies matrices in float32 or float64, at "
-        f"{format_quantity(facts.flops_per_s, 'FLOP/s')}; a 16-bit type is up to {facts.faster:.1f}x faster here"
+        f"{format_quantity(facts.flops_per_s, 'FLOP/s')}; a 16-bit type is up to {facts.faster:.1f}x "
+        f"faster here"
     )
     tries = (
         "torch.autocast(device, torch.bfloat16), with parameters in float32",
@@ -148,7 +158,8 @@ def transfer_synchronization(facts: Facts) -> Evidence | None:
         f"{percent(facts.copies)} it only copies"
     )
     tries = (
-        "no .item(), .cpu(), print(tensor) or nonzero() in the loop: keep figures on the device, read them rarely",
+        "no .item(), .cpu(), print(tensor) or nonzero() in the loop: keep figures on the device, "
+        "read them rarely",
         "pinned memory and .to(device, non_blocking=True), one step ahead on a stream of its own",
     )
     return Evidence("transfer_synchronization", share, (text,), tries)
@@ -158,8 +169,8 @@ def communication(facts: Facts) -> Evidence | None:
     if facts.ranks < 2 and not facts.exposed:
         return None
     share = max(0.0, facts.exposed - facts.late)
-    text = f"{percent(facts.exposed)} of the time ranks only communicate, {percent(facts.late)} of it for a late one"
-    tries = (
+    text = f"{percent(facts.exposed)} of the time ranks only communicate, {percent(facts.late)} of it for a
+    late one" tries = (
         "exchange in buckets while backward runs (DistributedDataParallel), once a step (no_sync)",
         "fewer bytes: bfloat16 gradients, local SGD; a faster backend (perflab run collectives)",
     )
@@ -169,8 +180,8 @@ def communication(facts: Facts) -> Evidence | None:
 def straggler(facts: Facts) -> Evidence | None:
     if facts.late_rank < 0:
         return None
-    text = f"rank {facts.late_rank} is late in every step: the others wait {percent(facts.late)} of the time for it"
-    tries = (
+    text = f"rank {facts.late_rank} is late in every step: the others wait {percent(facts.late)} of the time
+    for it" tries = (
         "equal shares: batches of equal tokens, layers of equal cost",
         "look at that rank's core, clock, memory and neighbours (perflab trace on all ranks)",
     )

@@ -1,7 +1,8 @@
 """A profile as the figures that the rules ask for: shares of time, rates, and what they are shares of.
 
-They come from the trace (any profiler's), from what our recorder counts of the process beside it, and from the
-constants of this machine. Each of the last two may be absent: then the figures are None, and ``lacks`` says so.
+They come from the trace (any profiler's), from what our recorder counts of the process beside it, and from
+the constants of this machine. Each of the last two may be absent: then the figures are None, and ``lacks``
+says so.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ from bench.traces.operations import roof_of
 from bench.traces.steps import steps
 from bench.traces.tree import launched_by, parents, self_time
 
-SMALL_NS = 30_000
-"""An operator that takes less does little but be called: torch's profiler alone adds some microseconds."""
+SMALL_NS = 20_000
+"""An operator whose own time is less does little but be called: torch's profiler adds some microseconds."""
+CALL_NS = 3_000
+"""What calling an operator costs before it computes: measured 3 to 5 us recorded, with autograd's part."""
 GAP_NS = 150_000
-"""Between two operators. A shorter gap is the price of a call; a longer one is a program doing something else."""
+"""Between two operators. A shorter gap is the price of a call; a longer one is a program doing something
+else."""
 POINTWISE = frozenset(
     f"aten::{name}{end}"
     for name in (
@@ -43,8 +47,9 @@ class Facts:
     """Shares are of the time of the steps, summed over ranks, and lie in 0 to 1 unless threads overlap.
 
     step_s: a typical step. input, gaps, calls: no operator runs and the main thread waits for input; does
-    something else for long; goes from one operator to the next. small, pointwise, products: the own time of
-    operators that are small; pass over memory; multiply matrices. wide_products: products in float32 or
+    something else for long; goes from one operator to the next. calling: ``CALL_NS`` for each operator, over
+    the CPU seconds where they were counted. small, pointwise, products: the own time of operators that are
+    small; pass over memory; multiply matrices. wide_products: products in float32 or
     float64. flops_per_s: of products, by their time. exposed: only communication. waits, copies: the host
     waits for a device, a device only copies. launches: a device has nothing to do because the host is busy
     launching. late: of a round, what the latest rank's lateness costs; late_rank: who.
@@ -62,6 +67,7 @@ class Facts:
     input: float = 0.0
     gaps: float = 0.0
     calls: float = 0.0
+    calling: float = 0.0
     small: float = 0.0
     operators_per_s: float = 0.0
     pointwise: float = 0.0
@@ -106,7 +112,8 @@ def facts_of(job: Job) -> Facts:
     traces = [trace for trace in job.traces if trace.timed and len(trace.events)]
     if not traces:
         raise ValueError(
-            f"{job.source} says how long functions took but not when: a bottleneck shows in a timeline; record "
+            f"{job.source} says how long functions took but not when: a bottleneck shows in a "
+            f"timeline; record "
             "one with perflab profile, torch.profiler or jax.profiler"
         )
     found = [_of_trace(trace) for trace in traces]
@@ -132,6 +139,7 @@ def facts_of(job: Job) -> Facts:
         **numbers,
         **_lateness(job),
         **process,
+        **_memory(traces),
         **constants,
         busiest=_together([one["busiest"] for one in found]),
         lacks=lacks,
@@ -158,7 +166,7 @@ def _of_trace(trace: Trace) -> dict[str, Any]:
     calls = np.array([is_communication_call(name) for name in trace.names] or [False])
     operators &= ~calls[events.name]
     own_share = _Shares(trace, own, whole)
-    small = operators & (events.duration < SMALL_NS)
+    small = operators & (own < SMALL_NS)
     multiplies = operators & (events.flops > 0)
     pointwise_names = np.array([name in POINTWISE for name in trace.names] or [False])
     pointwise = operators & pointwise_names[events.name] & ~small
@@ -168,7 +176,9 @@ def _of_trace(trace: Trace) -> dict[str, Any]:
     products = own_share(multiplies)
     parts = [each for unit in units for each in breakdown(unit, windows.start, windows.end)]
     summed = together(parts) if parts else Parts(whole, 0, 0, 0, 0, 0)
+    busy = _busy_share(trace)
     found = {
+        "calling": min(1.0, float(operators.sum()) * CALL_NS / (whole * busy)),
         "steps": float(marked.complete.sum()),
         "step_s": float(np.median((marked.end - marked.start)[marked.complete])) / 1e9
         if marked.complete.any()
@@ -186,6 +196,15 @@ def _of_trace(trace: Trace) -> dict[str, Any]:
     host = units[0] if len(units) == 1 and units[0].device < 0 else None
     gaps = _host_gaps(trace, host, windows) if host is not None else _device_gaps(trace, units, above)
     return found | gaps
+
+
+def _busy_share(trace: Trace) -> float:
+    """CPU seconds over seconds of the recording, at most 1: on a busy machine the job only has a part of a
+    core. 1 where they were not counted."""
+    wall, user, system = (_number(trace.process.get(key)) for key in ("wall_s", "user_s", "system_s"))
+    if not wall or user is None or system is None:
+        return 1.0
+    return min(1.0, max(0.01, (user + system) / wall))
 
 
 class _Shares:
@@ -288,30 +307,30 @@ def _of_processes(counted: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     try:
         cpu = max(sum_of("user_s") + sum_of("system_s"), 1e-9)
-        room = [
-            (_number(one["memory_limit_B"]) or 0.0) - (_number(one["resident_at_start_B"]) or 0.0)
-            for one in counted
-        ]
-        taken = [
-            (_number(one["resident_peak_B"]) or 0.0) - (_number(one["resident_at_start_B"]) or 0.0)
-            for one in counted
-        ]
-        fullest = max(
-            range(len(counted)), key=lambda place: taken[place] / room[place] if room[place] > 0 else 0.0
-        )
         return {
             "system": sum_of("system_s") / cpu,
             "faults_per_s": sum_of("minor_faults") / cpu,
             "switches_per_s": sum_of("involuntary_switches") / cpu,
             "threads": int(sum_of("compute_threads")),
             "cores": int(_number(counted[0]["cores"]) or 1),
-            "memory": taken[fullest] / room[fullest] if room[fullest] > 0 else None,
-            "memory_B": taken[fullest],
-            "memory_limit_B": _number(counted[fullest]["memory_limit_B"]),
             "load": _number(counted[0].get("load_average")),
         }
     except (KeyError, ValueError, TypeError):
         return {}
+
+
+def _memory(traces: Sequence[Trace]) -> dict[str, Any]:
+    """Of the rank that fills its limit most: what a step allocates at its peak, and of how much room."""
+    found: dict[str, Any] = {}
+    for trace in traces:
+        limit, used = (_number(trace.process.get(key)) for key in ("memory_limit_B", "in_use_at_start_B"))
+        allocated = trace.memory.allocated[trace.memory.device < 0]
+        if limit is None or used is None or not len(allocated):
+            continue
+        taken, room = float(allocated.max() - allocated.min()), max(limit - used, 1.0)
+        if taken / room > found.get("memory", 0.0):
+            found = {"memory": taken / room, "memory_B": taken, "memory_limit_B": limit}
+    return found
 
 
 def _of_machine(trace: Trace, process: Mapping[str, Any]) -> dict[str, Any]:

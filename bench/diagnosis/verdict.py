@@ -15,8 +15,8 @@ CLEAR = 2.0
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """bottleneck: a cause or "none". sure: "clear", "likely" or "close". ranked: the evidence of every rule that
-    applies, the costliest first."""
+    """bottleneck: a cause or "none". sure: "clear", "likely" or "close". ranked: the evidence of every rule
+    that applies, the costliest first."""
 
     bottleneck: str
     sure: str
@@ -44,8 +44,8 @@ class Diagnosis:
 
 
 def weight(evidence: Evidence) -> float:
-    """What evidence counts against ``LEAST``. A full memory costs no time that could be compared: it counts from
-    ``FULL`` on, as the share above it of what is above."""
+    """What evidence counts against ``LEAST``. A full memory costs no time that could be compared: it counts
+    from ``FULL`` on, as the share above it of what is above."""
     if evidence.cause == "memory_capacity":
         return max(0.0, LEAST + (evidence.share - FULL) / (1 - FULL) * (1 - LEAST) / 2)
     return evidence.share

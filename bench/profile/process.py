@@ -28,7 +28,10 @@ _LIBRARIES = ("site-packages", "dist-packages", f"{os.sep}lib{os.sep}python")
 
 
 class ProcessRecord:
-    """``start()``, run, ``stop()``: a dictionary for JSON, each key with its unit at the end."""
+    """``start()``, run, ``stop()``: a dictionary for JSON, each key with its unit at the end.
+
+    Memory in use is what there is when this is made: before the profiler, which takes some for itself.
+    """
 
     def __init__(self) -> None:
         self._places: Counter[tuple[str, str]] = Counter()
@@ -36,15 +39,10 @@ class ProcessRecord:
         self._watched = threading.main_thread().ident
         self._sampler: threading.Thread | None = None
         self._threads = 0
+        self._in_use = _status("VmRSS:") - _free_in_heap()
 
     def start(self) -> None:
-        """Begin to count. Memory that malloc keeps but does not use is given back first, so that the peak is
-        that of what runs next."""
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # the peak counts anew (proc(5))
-        self._resident = _status("VmRSS:")
+        """Begin to count and to sample."""
         self._sampler = threading.Thread(target=self._sample, name="perflab sampler", daemon=True)
         self._sampler.start()
         self.restart()
@@ -61,7 +59,6 @@ class ProcessRecord:
         self._ended.set()
         if self._sampler is not None:
             self._sampler.join(1.0)
-        peak = _status("VmHWM:") or after.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         return {
             "wall_s": now - began,
             "user_s": after.ru_utime - before.ru_utime,
@@ -70,8 +67,8 @@ class ProcessRecord:
             "major_faults": after.ru_majflt - before.ru_majflt,
             "voluntary_switches": after.ru_nvcsw - before.ru_nvcsw,
             "involuntary_switches": after.ru_nivcsw - before.ru_nivcsw,
-            "resident_at_start_B": self._resident,
-            "resident_peak_B": peak,
+            "in_use_at_start_B": max(0, self._in_use),
+            "resident_B": _status("VmRSS:"),
             "memory_limit_B": memory_limit(),
             "page_B": resource.getpagesize(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -116,6 +113,36 @@ def memory_limit() -> int:
         with contextlib.suppress(AttributeError, OSError, ValueError):
             limits.append(resource.getrlimit(getattr(resource, name))[0])
     return min((limit for limit in limits if 0 < limit < _UNLIMITED), default=0)
+
+
+class _Heap(ctypes.Structure):
+    """glibc's ``struct mallinfo2``: ten numbers (size_t)."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in [
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        ]
+    ]
+
+
+def _free_in_heap() -> int:
+    """Bytes that malloc has, and can hand out without asking the system; 0 where it does not say."""
+    try:
+        mallinfo = ctypes.CDLL(None).mallinfo2
+    except (OSError, AttributeError):
+        return 0
+    mallinfo.restype = _Heap
+    return int(mallinfo().fordblks)
 
 
 def _compute_threads() -> int:

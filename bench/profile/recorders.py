@@ -71,6 +71,7 @@ class TorchRecorder:
     def start(self) -> None:
         from torch import profiler
 
+        self._counted = self._process.ProcessRecord()
         self._profile = profiler.profile(
             activities=profiler.supported_activities(),
             schedule=profiler.schedule(wait=0, warmup=1, active=self._steps, repeat=1)
@@ -83,7 +84,6 @@ class TorchRecorder:
         self._profile.start()
         self._ranks_known = "backend" in _ranks()
         self._yield_to_the_program()
-        self._counted = self._process.ProcessRecord()
         self._counted.start()
 
     def _yield_to_the_program(self) -> None:

@@ -1,14 +1,14 @@
 """What are common bottlenecks and solutions to them?
 
-Answer. A step that waits for input, loops in Python, calls tiny operators, faults in fresh memory, passes over
-memory again and again, keeps too many activations, multiplies in 32 bits, communicates without overlap, waits
-for one rank, or has more threads than cores: each leaves its own mark in a profile, from which a program can
-name it and foretell the gain. Here each is planted in the same GPT training job, diagnosed from its recorded
-profile, and mended.
+Answer. A step that waits for input, loops in Python, calls tiny operators, faults in fresh memory, passes
+over memory again and again, keeps too many activations, multiplies in 32 bits, communicates without overlap,
+waits for one rank, or has more threads than cores: each leaves its own mark in a profile, from which a
+program can name it and foretell the gain. Here each is planted in the same GPT training job, diagnosed from
+its recorded profile, and mended.
 
 Formulas (``model.py``): a step's seconds healthy, and what each fault adds to it. The diagnosis
-(``bench/diagnosis``) predicts from the faulty profile alone: a cause that takes the share s of the time is worth
-a factor of 1/(1-s) (Amdahl 1967).
+(``bench/diagnosis``) predicts from the faulty profile alone: a cause that takes the share s of the time is
+worth a factor of 1/(1-s) (Amdahl 1967).
 
 Sources: Amdahl 1967; Williams et al. 2009, "Roofline"; Chen et al. 2016, "Training Deep Nets with Sublinear
 Memory Cost"; Li et al. 2020, "PyTorch Distributed"; Micikevicius et al. 2018, "Mixed Precision Training";
@@ -32,7 +32,8 @@ LAB = Lab(
     question="What are common bottlenecks and solutions to them?",
     answer=(
         "Waiting for input, Python in the loop, tiny batches, fresh memory, unfused passes over memory, kept "
-        "activations, 32-bit products, communication without overlap, a late rank, too many threads. Each leaves "
+        "activations, 32-bit products, communication without overlap, a late rank, too many threads. "
+        "Each leaves "
         "its own mark in a profile: the program names it, foretells the gain, and the fix is measured."
     ),
     config=Config,

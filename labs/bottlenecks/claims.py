@@ -104,13 +104,16 @@ def holds_less(results: Results) -> bool | None:
 
 
 REASONS = {
-    "input": "Reading overlaps with computing, and reads with one another. If it fails: the reader needs the core.",
+    "input": "Reading overlaps with computing, and reads with one another. If it fails: the reader "
+    "needs the core.",
     "python": "A tensor operation loops in compiled code. If it fails: there is little to compute.",
     "dispatch": "A call costs the same for few numbers as for many. If it fails: the pieces are large.",
     "allocator": "Kept memory is not faulted in again. If it fails: blocks are below malloc's threshold.",
     "memory_bandwidth": "One pass instead of many. If it fails: all tensors fit the cache.",
-    "compute_precision": "16-bit products have a higher peak. If it fails: conversions cost what products save.",
-    "communication": "Fewer messages, and backward runs meanwhile. If it fails: messages cost next to nothing.",
+    "compute_precision": "16-bit products have a higher peak. If it fails: conversions cost what "
+    "products save.",
+    "communication": "Fewer messages, and backward runs meanwhile. If it fails: messages cost next "
+    "to nothing.",
     "straggler": "A step ends with its latest rank. If it fails: a busy core makes every rank late.",
     "oversubscription": "Threads that take turns wait for those that are off. If it fails: regions are long.",
 }
@@ -119,12 +122,14 @@ CLAIMS = (
     Claim(
         "From the profile alone the program names the planted fault, in at least nine of ten.",
         named_right,
-        "Each cause leaves its mark on other facts: gaps, small operators, page faults, types, threads, ranks.",
+        "Each cause leaves its mark on other facts: gaps, small operators, page faults, types, "
+        "threads, ranks.",
     ),
     Claim(
         "Of the healthy job it says: none.",
         healthy_is_healthy,
-        "Nothing but products of matrices and fused operations takes a fifth of its time. If it fails: look at "
+        "Nothing but products of matrices and fused operations takes a fifth of its time. If it "
+        "fails: look at "
         "the diagnosis's evidence; the job may have a bottleneck on this machine.",
     ),
     *(
@@ -137,7 +142,8 @@ CLAIMS = (
         "Only each block's input is kept (Chen et al. 2016). If it fails: other memory dominates.",
     ),
     Claim(
-        "The gain that the diagnosis foretells from the faulty profile is the measured one within a factor of "
+        "The gain that the diagnosis foretells from the faulty profile is the measured one within a "
+        "factor of "
         "two, for input and python.",
         gains_are_foretold,
         "What the loop waits is what goes. If it fails: the profiler's own cost changes the shares.",

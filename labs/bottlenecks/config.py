@@ -19,22 +19,19 @@ class Config:
     sequences: int = setting(8, unit="sequences", help="of a step", minimum=2, maximum=1024)
     length: int = setting(128, unit="tokens", help="of a sequence", minimum=8, maximum=8192)
     seed: int = setting(0, unit="", help="of parameters and batches", minimum=0)
-    profiled: int = setting(6, unit="steps", help="in each recorded profile", minimum=3, maximum=100)
+    profiled: int = setting(5, unit="steps", help="in each recorded profile", minimum=3, maximum=100)
     read_ms: float = setting(
         8.0, unit="ms", help="input: a sequence takes so long to arrive", minimum=0.0, maximum=1000.0
     )
     python_passes: int = setting(
-        1, unit="passes", help="python: entropies of all predictions computed in Python", minimum=1
+        3, unit="passes", help="python: entropies of all predictions computed in Python", minimum=1
     )
     pieces: int = setting(
-        64, unit="pieces", help="dispatch: a step is divided into so many tiny batches", minimum=2
+        16, unit="pieces", help="dispatch: a step is divided into so many tiny batches", minimum=2
     )
     threads: int = setting(8, unit="threads", help="oversubscription: on each core", minimum=2, maximum=64)
     spare: float = setting(
         1.15, unit="x", help="memory_capacity: room, in what a step needs", minimum=1.0, maximum=100.0
-    )
-    latency_ms: float = setting(
-        1.0, unit="ms", help="communication: of a message on the link", minimum=0.0, maximum=1000.0
     )
     uneven: int = setting(
         4, unit="x", help="straggler: one rank's share of a step over another's", minimum=2, maximum=64
@@ -42,8 +39,11 @@ class Config:
     ranks: int = setting(2, unit="processes", help="of communication and straggler", minimum=2, maximum=64)
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ValueError(f"width={self.width} is not divisible by heads={self.heads}")
+        if self.width % (4 * self.heads):
+            raise ValueError(
+                f"width={self.width} is no multiple of {4 * self.heads}: of heads={self.heads} heads, and of "
+                "those of a model that is a quarter as wide"
+            )
         if self.sequences * self.length % self.pieces or self.tokens // self.pieces < 2:
             raise ValueError(
                 f"pieces={self.pieces} must divide the {self.tokens} tokens of a step into 2 tokens or more"

@@ -6,6 +6,7 @@ import math
 import resource
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from labs.bottlenecks import allocator, unfused
@@ -14,6 +15,12 @@ from labs.machine import usable_cores
 
 if TYPE_CHECKING:
     import torch
+
+DEEPER = 2
+"""Times as many blocks has the model whose activations fill the memory."""
+
+NARROWER = 4
+"""Times as narrow is the model of tiny batches."""
 
 Plant = Callable[[Job], None]
 
@@ -120,8 +127,14 @@ def healthy(job: Job) -> None:
     """Nothing planted."""
 
 
+def narrow(job: Job) -> None:
+    """A model of a quarter of the width: little work in each operator."""
+    job.build(replace(job.config, width=job.config.width // NARROWER))
+
+
 def tiny_batches(job: Job) -> None:
-    """The gradient of a batch piece by piece, each a few tokens."""
+    """The gradient of a narrow model's batch piece by piece, each a few tokens."""
+    narrow(job)
     length = job.config.piece_length
 
     def split(tokens: torch.Tensor, targets: torch.Tensor) -> Any:
@@ -132,6 +145,7 @@ def tiny_batches(job: Job) -> None:
 
 def short_sequences(job: Job) -> None:
     """The same pieces, all at once: what a token sees is unchanged."""
+    narrow(job)
     length = job.config.piece_length
     job.batches = [
         (tokens.reshape(-1, length), targets.reshape(-1, length)) for tokens, targets in job.batches
@@ -152,7 +166,12 @@ def a_thread_a_core(job: Job) -> None:
 
 
 def returned_memory(job: Job) -> None:
-    job.malloc = allocator.RETURN
+    """Memory is given back after each half of a block, forward and backward, as code does that fears for
+    it."""
+    for block in job.model.blocks:
+        for half in (block.attention, block.feed_forward):
+            half.register_forward_hook(lambda *call: allocator.give_back())
+            half.register_full_backward_hook(lambda *call: allocator.give_back())
 
 
 # --- memory ------------------------------------------------------------------------------------------------
@@ -168,10 +187,9 @@ def unfused_operations(job: Job) -> None:
 
 
 def kept_activations(job: Job) -> None:
-    """All scores of attention are kept for backward, and memory is limited to what that just fits."""
-    for block in job.model.blocks:
-        block.attention.attend = unfused.attention
-    _limit_memory(job)
+    """A deeper model, whose activations leave little of the memory that there is."""
+    deeper(job)
+    job.ready = lambda: _limit_memory(job)
 
 
 def recomputed_activations(job: Job) -> None:
@@ -188,15 +206,18 @@ def recomputed_activations(job: Job) -> None:
         block.forward = again
 
 
-def _limit_memory(job: Job) -> None:
-    """State the limit (RLIMIT_RSS: Linux reports it and does not enforce it)."""
-    import ctypes
+def deeper(job: Job) -> None:
+    """A healthy model of more blocks."""
+    job.build(replace(job.config, layers=DEEPER * job.config.layers))
 
+
+def _limit_memory(job: Job) -> None:
+    """State a limit (RLIMIT_RSS: Linux reports it and does not enforce it) that leaves room for the kept
+    activations and little else."""
     from labs import memory
     from labs.bottlenecks.model import step_bytes
 
     before = resource.getrlimit(resource.RLIMIT_RSS)
-    ctypes.CDLL(None).malloc_trim(0)
     room = int(job.config.spare * step_bytes(job.config))
-    resource.setrlimit(resource.RLIMIT_RSS, (memory.resident_bytes() + room, before[1]))
+    resource.setrlimit(resource.RLIMIT_RSS, (memory.in_use_bytes() + room, before[1]))
     job.closing.append(lambda: resource.setrlimit(resource.RLIMIT_RSS, before))

@@ -1,8 +1,8 @@
 """The training job that every fault is planted in: a GPT on text, healthy.
 
 Healthy is: batches drawn beforehand, products in bfloat16 (autocast) where the machine multiplies it faster,
-fused operations, AdamW in one kernel, freed memory kept, the gradient of a whole batch at once. It runs on one
-thread, so that a step's time is its own and not that of threads which wait for one another.
+fused operations, AdamW in one kernel, freed memory kept, the gradient of a whole batch at once. It runs on
+one thread, so that a step's time is its own and not that of threads which wait for one another.
 """
 
 from __future__ import annotations
@@ -28,22 +28,16 @@ class Job:
     """``step()`` trains one step and returns its loss. What a fault changes is an attribute.
 
     next_batch: the tokens and targets of the next step. split: cuts them into pieces, whose gradients add up.
-    forward: tokens to logits. piece: a context around forward and backward of a piece, given whether it is the
-    last. piece_done: called after its backward. watch: what is computed from logits and targets for the log,
-    after each step. precision: of products. threads: of an operation. malloc: a setting of ``allocator``.
+    forward: tokens to logits. piece: a context around forward and backward of a piece, given whether it is
+    the last. piece_done: called after its backward. watch: what is computed from logits and targets for the
+    log, after each step. ready: called after the steps of the proof. precision: of products. threads: of an
+    operation. malloc: a setting of ``allocator``.
     """
 
     def __init__(self, config: Config) -> None:
         import torch
 
-        from labs.models.gpt import GPT
-
-        self.config = config
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            self.model = GPT(config.gpt())
-        self.optimizer: Any = torch.optim.AdamW(self.model.parameters(), LEARNING_RATE, fused=True)
-        self.forward: Callable[[Any], Any] = self.model
+        self.build(config)
         self.batches = drawn(config)
         self.steps = 0
         self.next_batch: Callable[[], Batch] = self._next
@@ -56,9 +50,23 @@ class Job:
         self._threads_before = torch.get_num_threads()
         self.threads = 1
         self.malloc = allocator.KEEP
+        self.ready: Callable[[], object] = lambda: None
         self.watched = 0.0
         self.ranks = 1
         self.closing: list[Callable[[], None]] = []
+
+    def build(self, config: Config) -> None:
+        """Model and optimizer of this size."""
+        import torch
+
+        from labs.models.gpt import GPT
+
+        self.config = config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.model = GPT(config.gpt())
+        self.optimizer: Any = torch.optim.AdamW(self.model.parameters(), LEARNING_RATE, fused=True)
+        self.forward: Callable[[Any], Any] = self.model
 
     def _next(self) -> Batch:
         return self.batches[self.steps % len(self.batches)]
@@ -104,13 +112,14 @@ class Job:
 
 
 class Run:
-    """A job as a step to time. Its output is the proof: the losses of the first ``PROOF_STEPS`` steps (the mean
-    over ranks), which setup makes by the same function, and what it watches. A call is one step."""
+    """A job as a step to time. Its output is the proof: the losses of the first ``PROOF_STEPS`` steps (the
+    mean over ranks), which setup makes by the same function, and what it watches. A call is one step."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
         allocator.adjust(job.malloc)
         self.proof = proof_of(job)
+        job.ready()
 
     def __call__(self) -> Any:
         allocator.adjust(self.job.malloc)

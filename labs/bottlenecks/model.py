@@ -17,10 +17,11 @@ oversubscription    + parallel regions x threads too many x a switch of threads
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from labs.bottlenecks import ranks
 from labs.bottlenecks.config import Config
+from labs.bottlenecks.faults import DEEPER, NARROWER
 from labs.lab import Prediction
 from labs.machine import Machine
 
@@ -29,7 +30,6 @@ ADAMW_BYTES = 28  # of a parameter: itself, gradient, two moments read; all but 
 BLOCK_CALLS, OTHER_CALLS = 490, 160  # operators of a block and of the rest of a step (torch.profiler)
 BLOCK_REGIONS = 60  # of a block's operators those that are divided among threads
 FRESH = 3  # kept tensors, their gradients, and what lives for one operation are new memory in each step
-SCORES = 4  # tensors of attention's scores that are kept when each operation is written out
 UNFUSED_HIDDEN, UNFUSED_STATES, UNFUSED_SCORES = 22, 30, 20  # passes over each kind, forward and backward
 PARAMETERS_OF_BLOCK, OTHER_PARAMETERS = 16, 4  # tensors
 
@@ -82,12 +82,12 @@ def healthy(
 
 
 def step_bytes(config: Config) -> int:
-    """Bytes that a step keeps for backward when attention keeps its scores, and of gradients."""
+    """Bytes that a step allocates at its peak: half the float32 activations (products are in 16 bits), the
+    gradients, and the parameters in 16 bits."""
     from labs.models.formulas import activation_bytes, parameters
 
-    scores = 4 * config.sequences * config.heads * config.length**2
-    kept = activation_bytes(config.gpt(), config.sequences, config.length)
-    return kept + SCORES * config.layers * scores + 4 * parameters(config.gpt())
+    gpt = config.gpt()
+    return activation_bytes(gpt, config.sequences, config.length) // 2 + 6 * parameters(gpt)
 
 
 def seconds(config: Config, machine: Machine, address: str) -> Seconds:
@@ -112,7 +112,8 @@ def seconds(config: Config, machine: Machine, address: str) -> Seconds:
     if group == "dispatch":
         length = config.piece_length
         many = config.tokens // length
-        whole = healthy(config, machine, sequences=many, length=length, pieces=many if fault else 1)
+        narrow = replace(config, width=config.width // NARROWER)
+        whole = healthy(narrow, machine, sequences=many, length=length, pieces=many if fault else 1)
         return Seconds(whole)
     if group == "allocator" and fault:
         new = FRESH * activation_bytes(gpt, config.sequences, config.length)
@@ -126,9 +127,8 @@ def seconds(config: Config, machine: Machine, address: str) -> Seconds:
         rate = machine.bandwidth(4 * states)
         return Seconds(plain, moved / rate, f"{moved / 1e6:.3g} MB more are read and written")
     if group == "memory_capacity":
-        scores = 4 * config.sequences * gpt.heads * config.length**2
-        kept = plain + 2 * gpt.layers * UNFUSED_SCORES * scores / machine.bandwidth(scores)
-        return Seconds(kept, 0.0 if fault else kept / 3, "" if fault else "forward once more")
+        deep = healthy(replace(config, layers=DEEPER * config.layers), machine)
+        return Seconds(deep, 0.0 if fault else deep / 3, "" if fault else "forward once more")
     if group == "compute_precision" and fault:
         return Seconds(healthy(config, machine, precision="float32"))
     if group == "oversubscription":

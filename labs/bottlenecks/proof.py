@@ -20,7 +20,11 @@ def reference(config: Config, group: str) -> Any:
     import torch
 
     job = Job(config)
-    {"dispatch": faults.short_sequences, "python": faults.tensor_entropy}.get(group, faults.healthy)(job)
+    {
+        "dispatch": faults.short_sequences,
+        "python": faults.tensor_entropy,
+        "memory_capacity": faults.deeper,
+    }.get(group, faults.healthy)(job)
     job.precision = "float64"
     job.model.double()
     job.optimizer = torch.optim.AdamW(job.model.parameters(), job.optimizer.defaults["lr"], foreach=False)

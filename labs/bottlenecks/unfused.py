@@ -20,7 +20,8 @@ def gelu(x: Any) -> Any:
 
 
 def attention(query: Any, key: Any, value: Any, is_causal: bool = True, **given: Any) -> Any:
-    """softmax(query key^T / sqrt(head_dim)) value with all scores in memory, (batch, heads, length, head_dim)."""
+    """softmax(query key^T / sqrt(head_dim)) value with all scores in memory, (batch, heads, length,
+    head_dim)."""
     import torch
 
     length = query.shape[-2]
