@@ -169,8 +169,11 @@ def communication(facts: Facts) -> Evidence | None:
     if facts.ranks < 2 and not facts.exposed:
         return None
     share = max(0.0, facts.exposed - facts.late)
-    text = f"{percent(facts.exposed)} of the time ranks only communicate, {percent(facts.late)} of it for a
-    late one" tries = (
+    text = (
+        f"{percent(facts.exposed)} of the time ranks only communicate, {percent(facts.late)} of it for a late "
+        "one"
+    )
+    tries = (
         "exchange in buckets while backward runs (DistributedDataParallel), once a step (no_sync)",
         "fewer bytes: bfloat16 gradients, local SGD; a faster backend (perflab run collectives)",
     )
@@ -180,8 +183,11 @@ def communication(facts: Facts) -> Evidence | None:
 def straggler(facts: Facts) -> Evidence | None:
     if facts.late_rank < 0:
         return None
-    text = f"rank {facts.late_rank} is late in every step: the others wait {percent(facts.late)} of the time
-    for it" tries = (
+    text = (
+        f"rank {facts.late_rank} is late in every step: the others wait {percent(facts.late)} of the time "
+        "for it"
+    )
+    tries = (
         "equal shares: batches of equal tokens, layers of equal cost",
         "look at that rank's core, clock, memory and neighbours (perflab trace on all ranks)",
     )

@@ -9,7 +9,6 @@ import json
 import random
 import sys
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 SIZES = {"small": (192, 2, 8, 96), "middle": (256, 2, 8, 128), "large": (384, 3, 8, 128)}
@@ -101,9 +100,12 @@ def main(path):
 
     with open(path, "w") as file:
         for row in grid():
-            row["facts"] = {key: value for key, value in row["facts"].items() if value not in (0, [], {},
-            None)} with suppress(KeyError):
-                del row["facts"]["busiest"]
+            empty = (0, [], {}, None)
+            row["facts"] = {
+                key: value
+                for key, value in row["facts"].items()
+                if value not in empty and key not in ("busiest", "lacks")
+            }
             file.write(json.dumps(row) + "\n")
             file.flush()
             said = decide(Facts.from_json(row["facts"]))
