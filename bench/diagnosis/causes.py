@@ -170,8 +170,8 @@ def communication(facts: Facts) -> Evidence | None:
         return None
     share = max(0.0, facts.exposed - facts.late)
     text = (
-        f"{percent(facts.exposed)} of the time ranks only communicate, {percent(facts.late)} of it for a late "
-        "one"
+        f"{percent(facts.exposed)} of the time ranks only communicate, {percent(facts.late)} of it for a "
+        "late one"
     )
     tries = (
         "exchange in buckets while backward runs (DistributedDataParallel), once a step (no_sync)",

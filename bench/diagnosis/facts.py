@@ -312,7 +312,7 @@ def _of_processes(counted: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "faults_per_s": sum_of("minor_faults") / cpu,
             "switches_per_s": sum_of("involuntary_switches") / cpu,
             "threads": int(sum_of("compute_threads")),
-            "cores": int(_number(counted[0]["cores"]) or 1),
+            "cores": int(sum_of("cores") / len(counted)),
             "load": _number(counted[0].get("load_average")),
         }
     except (KeyError, ValueError, TypeError):
