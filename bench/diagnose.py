@@ -49,7 +49,7 @@ def diagnose_program(words: Sequence[str], as_json: bool) -> int:
 
     with tempfile.TemporaryDirectory(prefix="perflab-diagnose-") as folder:
         place = Path(folder) / "profile"
-        status = profile_program(words, "torch", place)
+        status = profile_program(words, "torch", place, memory=False)
         if status:
             return status
         if not place.is_dir() or not any(place.iterdir()):

@@ -20,10 +20,17 @@ def record(
     wait: Callable[[Any], object] = lambda output: None,
 ) -> None:
     """``steps`` calls into a report of torch.profiler at ``path``. together: called before recording begins
-    and before its first step, where several ranks record. wait: for what a call returned."""
+    and before its first step, where several ranks record. wait: for what a call returned. What is counted of
+    the process is of as many calls before, without a profiler."""
+    from bench.profile.process import ProcessRecord
     from bench.profile.recorders import TorchRecorder
 
-    recorder = TorchRecorder(steps)
+    together()
+    process = ProcessRecord()
+    process.start()
+    for _ in range(steps):
+        wait(step())
+    recorder = TorchRecorder(steps, counted=process.stop())
     together()
     recorder.start()
     together()  # starting takes a while, on each rank another

@@ -324,10 +324,14 @@ def _memory(traces: Sequence[Trace]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for trace in traces:
         limit, used = (_number(trace.process.get(key)) for key in ("memory_limit_B", "in_use_at_start_B"))
-        allocated = trace.memory.allocated[trace.memory.device < 0]
-        if limit is None or used is None or not len(allocated):
+        if limit is None or used is None:
             continue
-        taken, room = float(allocated.max() - allocated.min()), max(limit - used, 1.0)
+        allocated = trace.memory.allocated[trace.memory.device < 0]
+        if len(allocated):
+            taken = float(allocated.max() - allocated.min())
+        else:
+            taken = (_number(trace.process.get("resident_peak_B")) or 0.0) - used
+        room = max(limit - used, 1.0)
         if taken / room > found.get("memory", 0.0):
             found = {"memory": taken / room, "memory_B": taken, "memory_limit_B": limit}
     return found

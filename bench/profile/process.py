@@ -68,7 +68,7 @@ class ProcessRecord:
             "voluntary_switches": after.ru_nvcsw - before.ru_nvcsw,
             "involuntary_switches": after.ru_nivcsw - before.ru_nivcsw,
             "in_use_at_start_B": max(0, self._in_use),
-            "resident_B": _status("VmRSS:"),
+            "resident_peak_B": _status("VmHWM:"),
             "memory_limit_B": memory_limit(),
             "page_B": resource.getpagesize(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

@@ -104,7 +104,7 @@ def python_entropy(job: Job) -> None:
                 for probability in row:
                     if probability > 0.0:
                         total -= probability * math.log(probability)
-        return total / targets.numel()
+        return total / (job.config.python_passes * targets.numel())
 
     job.watch = entropy
 
@@ -178,7 +178,7 @@ def returned_memory(job: Job) -> None:
 
 
 def unfused_operations(job: Job) -> None:
-    """Norms, activations, attention, loss and update written out, operation by operation."""
+    """Norms, activations, loss and update written out, operation by operation."""
     import torch
 
     unfused.use(job.model)
@@ -220,4 +220,4 @@ def _limit_memory(job: Job) -> None:
     before = resource.getrlimit(resource.RLIMIT_RSS)
     room = int(job.config.spare * step_bytes(job.config))
     resource.setrlimit(resource.RLIMIT_RSS, (memory.in_use_bytes() + room, before[1]))
-    job.closing.append(lambda: resource.setrlimit(resource.RLIMIT_RSS, before))
+    job.closing.append(lambda: resource.setrlimit(resource.RLIMIT_RSS, (before[1], before[1])))

@@ -1,9 +1,9 @@
 """The formulas: seconds of a step, healthy and with each fault.
 
 healthy     FLOPs / matrix peak + (TRIPS x activations + 28 B x parameters) / copy bandwidth
-            + calls x cost of a call
+            + calls x AUTOGRAD x cost of a call
 input       + sequences x time of a read; read ahead max(healthy, time of a read)
-python      + probabilities x (an item, a call, three operations of Python, a logarithm)
+python      + probabilities x (an item, a float, a call, three operations, a logarithm)
 dispatch    calls x pieces
 allocator   + FRESH x activations x page fault
 memory_bandwidth    + what is read and written once more for each operation that is not fused
@@ -25,12 +25,14 @@ from labs.bottlenecks.faults import DEEPER, NARROWER
 from labs.lab import Prediction
 from labs.machine import Machine
 
+REACHED = 0.5  # of the FMA peak by torch's products of this size
+AUTOGRAD = 3  # plain calls that a recorded call and its part of backward cost
 TRIPS = 5  # of a kept tensor: written, read on, read in backward, its gradient written and read
 ADAMW_BYTES = 28  # of a parameter: itself, gradient, two moments read; all but the gradient written
 BLOCK_CALLS, OTHER_CALLS = 490, 160  # operators of a block and of the rest of a step (torch.profiler)
 BLOCK_REGIONS = 60  # of a block's operators those that are divided among threads
 FRESH = 3  # kept tensors, their gradients, and what lives for one operation are new memory in each step
-UNFUSED_HIDDEN, UNFUSED_STATES, UNFUSED_SCORES = 22, 30, 20  # passes over each kind, forward and backward
+UNFUSED_HIDDEN, UNFUSED_STATES = 22, 30  # passes over each kind, forward and backward
 PARAMETERS_OF_BLOCK, OTHER_PARAMETERS = 16, 4  # tensors
 
 
@@ -77,8 +79,8 @@ def healthy(
     activations = activation_bytes(gpt, sequences, length)
     rate = machine.bandwidth(activations / pieces, threads=threads)
     moved = TRIPS * activations + ADAMW_BYTES * parameters(gpt)
-    calls = pieces * (BLOCK_CALLS * gpt.layers + OTHER_CALLS) * machine["torch_call_s"]
-    return flops / peak + moved / rate + calls
+    calls = pieces * (BLOCK_CALLS * gpt.layers + OTHER_CALLS) * AUTOGRAD * machine["torch_call_s"]
+    return flops / (REACHED * peak) + moved / rate + calls
 
 
 def step_bytes(config: Config) -> int:
@@ -106,7 +108,7 @@ def seconds(config: Config, machine: Machine, address: str) -> Seconds:
         return Seconds(plain, max(0.0, read - plain), "what a read takes longer than a step")
     if group == "python" and fault:
         each = machine["python_item_s"] + machine["python_call_s"] + 3 * machine["python_operation_s"]
-        each += machine["libm_exp_s"]
+        each += machine["libm_exp_s"] + machine["pickle_item_s"] / 2  # a float object is made of each
         count = config.python_passes * config.tokens * gpt.vocabulary
         return Seconds(plain, count * each, f"{count} probabilities x {1e9 * each:.3g} ns")
     if group == "dispatch":
@@ -116,14 +118,11 @@ def seconds(config: Config, machine: Machine, address: str) -> Seconds:
         whole = healthy(narrow, machine, sequences=many, length=length, pieces=many if fault else 1)
         return Seconds(whole)
     if group == "allocator" and fault:
-        new = FRESH * activation_bytes(gpt, config.sequences, config.length)
+        new = FRESH * activation_bytes(gpt, config.sequences, config.length) / 2  # 16 bits
         return Seconds(plain, new * machine["page_fault_s_per_byte"], f"page faults of {new / 1e6:.3g} MB")
     if group == "memory_bandwidth" and fault:
         states = 4 * config.tokens * gpt.width
-        scores = 4 * config.sequences * gpt.heads * config.length**2
-        moved = (
-            2 * gpt.layers * (UNFUSED_HIDDEN * 4 * states + UNFUSED_STATES * states + UNFUSED_SCORES * scores)
-        )
+        moved = 2 * gpt.layers * (UNFUSED_HIDDEN * 4 * states + UNFUSED_STATES * states)
         rate = machine.bandwidth(4 * states)
         return Seconds(plain, moved / rate, f"{moved / 1e6:.3g} MB more are read and written")
     if group == "memory_capacity":

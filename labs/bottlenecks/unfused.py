@@ -19,19 +19,6 @@ def gelu(x: Any) -> Any:
     return 0.5 * x * (1.0 + (x / math.sqrt(2.0)).erf())
 
 
-def attention(query: Any, key: Any, value: Any, is_causal: bool = True, **given: Any) -> Any:
-    """softmax(query key^T / sqrt(head_dim)) value with all scores in memory, (batch, heads, length,
-    head_dim)."""
-    import torch
-
-    length = query.shape[-2]
-    scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
-    hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
-    scores = scores.masked_fill(hidden, float("-inf")) if is_causal else scores
-    weights = (scores - scores.amax(-1, keepdim=True)).exp()
-    return (weights / weights.sum(-1, keepdim=True)).to(value.dtype) @ value
-
-
 def cross_entropy(logits: Any, targets: Any) -> Any:
     """Mean over all tokens."""
     shifted = logits - logits.amax(-1, keepdim=True)
@@ -40,11 +27,9 @@ def cross_entropy(logits: Any, targets: Any) -> Any:
 
 
 def use(model: Any) -> None:
-    """The operations of a GPT, replaced in place."""
+    """The norms and activations of a GPT, replaced in place."""
     for module in model.modules():
         if hasattr(module, "normalize"):
             module.normalize = layer_norm
         if hasattr(module, "activate"):
             module.activate = gelu
-        if hasattr(module, "attend"):
-            module.attend = attention

@@ -23,7 +23,15 @@ SMALL = Config(
     width=64, layers=1, heads=2, sequences=4, length=16, pieces=8, read_ms=1.0, python_passes=1, threads=2
 )
 CONSTANTS = dict.fromkeys(
-    ("process_switch_s", "thread_switch_s", "python_item_s", "python_call_s", "python_operation_s"), 1e-8
+    (
+        "process_switch_s",
+        "thread_switch_s",
+        "python_item_s",
+        "python_call_s",
+        "python_operation_s",
+        "pickle_item_s",
+    ),
+    1e-8,
 ) | {"libm_exp_s": 1e-8, "pipe_s_per_byte": 1e-9}
 
 
@@ -86,9 +94,6 @@ def test_operations_written_out_are_torchs(shape):
     targets = torch.randint(shape[-1], shape[:-1])
     theirs = functional.cross_entropy(x.flatten(0, -2), targets.flatten())
     torch.testing.assert_close(unfused.cross_entropy(x, targets), theirs)
-    query, key, value = torch.randn(3, 2, 2, 7, 4, dtype=torch.float64)
-    theirs = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-    torch.testing.assert_close(unfused.attention(query, key, value, is_causal=True), theirs)
 
 
 def test_what_a_job_changed_of_the_process_is_as_before():
