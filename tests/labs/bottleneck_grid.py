@@ -84,8 +84,8 @@ def grid(sizes=tuple(SIZES), seeds=SEEDS):
     torch.set_num_threads(1)
     worlds = Worlds()
     try:
-        for size in sizes:
-            for seed in seeds:
+        for seed in seeds:
+            for size in sizes:
                 config = Config(**settings(size, seed))
                 for address, planted in addresses():
                     facts = recorded(address, config, worlds)
