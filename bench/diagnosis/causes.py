@@ -46,7 +46,7 @@ def percent(share: float) -> str:
 
 
 def _where(facts: Facts) -> str:
-    places = facts.busiest.get("places", "")
+    places = facts.places
     return f"; the program stood in {places} of the samples" if places else ""
 
 

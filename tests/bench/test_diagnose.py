@@ -17,7 +17,7 @@ from bench.traces.load import load
 RECORDED = Path(__file__).parent / "diagnosed_jobs.jsonl"
 HEALTHY = Facts(
     steps=5, step_s=0.06, products=0.5, calling=0.08, system=0.05, faults_per_s=2e4, fault_share=0.05,
-    threads=1, cores=2, memory=0.1, memory_B=1e8, memory_limit_B=1e9, faster=2.0, busiest={},
+    threads=1, cores=2, memory=0.1, memory_B=1e8, memory_limit_B=1e9, faster=2.0,
 )  # fmt: skip
 SICK = {
     "input": {"input": 0.5},
@@ -83,7 +83,7 @@ def test_a_narrow_type_that_is_no_faster_here_is_not_advised():
 
 
 def test_without_what_our_recorder_counts_three_causes_cannot_be_seen():
-    seen = {one.cause for one in decide(Facts(input=0.3, busiest={})).ranked}
+    seen = {one.cause for one in decide(Facts(input=0.3)).ranked}
     assert "input" in seen
     assert not seen & {"allocator", "memory_capacity", "oversubscription", "compute_precision"}
 

@@ -104,7 +104,7 @@ def main(path):
             row["facts"] = {
                 key: value
                 for key, value in row["facts"].items()
-                if value not in empty and key not in ("busiest", "lacks")
+                if value not in empty and key not in ("places", "lacks")
             }
             file.write(json.dumps(row) + "\n")
             file.flush()
