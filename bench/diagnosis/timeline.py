@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -81,9 +81,8 @@ def timeline(trace: Trace, busy: float) -> dict[str, float]:
     return found | _device_gaps(trace, units, above)
 
 
-def _named(trace: Trace, wanted: object) -> np.ndarray:
-    """bool (rows,): the slice's name is one of those wanted, by a predicate on names."""
-    assert callable(wanted)
+def _named(trace: Trace, wanted: Callable[[str], bool]) -> np.ndarray:
+    """bool (rows,): the slice's name is one of those wanted."""
     names = np.array([wanted(name) for name in trace.names] or [False], bool)
     return names[trace.events.name]
 

@@ -1,6 +1,8 @@
 """``perflab diagnose``: a cause a rule, on facts that are stated, on small reports, and on recorded jobs."""
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -258,6 +260,19 @@ def test_the_command_reads_a_report_and_results(tmp_path):
     status, out, err = perflab("diagnose", "results.json", folder=tmp_path)
     assert (status, out.split(":")[:2]) == (0, ["mine", "a/b"]), err
     assert "input (clear)" in out
+
+
+def test_reading_a_report_imports_nothing_heavy(tmp_path):
+    report(tmp_path, [("aten::mm", "cpu_op", 0, 9, PRODUCT)])
+    probe = (
+        "import sys\nfrom bench import cli\nsys.argv = ['perflab', 'diagnose', 'report.json']\n"
+        "try:\n    cli.main()\nfinally:\n"
+        "    assert not {'torch', 'jax', 'numba', 'ray', 'matplotlib'} & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
