@@ -115,6 +115,7 @@ REASONS = {
     "communication": "Fewer messages, and backward runs meanwhile. If it fails: messages cost next "
     "to nothing.",
     "straggler": "A step ends with its latest rank. If it fails: a busy core makes every rank late.",
+    "transfer_synchronization": "Launches run ahead of the device. If it fails: there is little to launch.",
     "oversubscription": "Threads that take turns wait for those that are off. If it fails: regions are long.",
 }
 

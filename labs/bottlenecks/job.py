@@ -31,12 +31,13 @@ class Job:
     forward: tokens to logits. piece: a context around forward and backward of a piece, given whether it is
     the last. piece_done: called after its backward. watch: what is computed from logits and targets for the
     log, after each step. ready: called after the steps of the proof. precision: of products. threads: of an
-    operation. malloc: a setting of ``allocator``.
+    operation. malloc: a setting of ``allocator``. device: where the model is when it is built.
     """
 
     def __init__(self, config: Config) -> None:
         import torch
 
+        self.device = "cpu"
         self.build(config)
         self.batches = drawn(config)
         self.steps = 0
@@ -64,7 +65,7 @@ class Job:
         self.config = config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.model = GPT(config.gpt())
+            self.model = GPT(config.gpt()).to(self.device)
         self.optimizer: Any = torch.optim.AdamW(self.model.parameters(), LEARNING_RATE, fused=True)
         self.forward: Callable[[Any], Any] = self.model
 
@@ -80,11 +81,12 @@ class Job:
         tokens, targets = self.next_batch()
         self.steps += 1
         self.optimizer.zero_grad()
-        total = torch.zeros((), dtype=self.loss_type)
+        total = torch.zeros((), dtype=self.loss_type, device=self.device)
         pieces = list(self.split(tokens, targets))
         for number, (inputs, wanted) in enumerate(pieces):
+            inputs, wanted = inputs.to(self.device), wanted.to(self.device)
             with self.piece(number == len(pieces) - 1):
-                with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"):
+                with torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bfloat16"):
                     logits = self.forward(inputs)
                 loss = self.loss_of(logits.to(self.loss_type), wanted) * (wanted.numel() / self.config.tokens)
                 loss.backward()
@@ -135,7 +137,7 @@ def proof_of(job: Job) -> torch.Tensor:
     import torch
     import torch.distributed as dist
 
-    losses = torch.stack([job.step().double() for _ in range(PROOF_STEPS)])
+    losses = torch.stack([job.step().double().cpu() for _ in range(PROOF_STEPS)])
     if job.ranks > 1:
         dist.all_reduce(losses)
         losses /= job.ranks

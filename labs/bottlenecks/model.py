@@ -168,9 +168,10 @@ SUSPECTS = {
 
 
 def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
-    from labs.bottlenecks.ways import GROUPS, HEALTHY
+    from labs.bottlenecks.ways import HEALTHY, PAIRS, RANKED
 
-    addresses = [HEALTHY, *(f"{group}/{name}" for group in GROUPS for name in ("fault", "fixed"))]
+    groups = (*PAIRS, *RANKED)
+    addresses = [HEALTHY, *(f"{group}/{name}" for group in groups for name in ("fault", "fixed"))]
     found = []
     for address in addresses:
         said = seconds(config, machine, address)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from labs.bottlenecks import allocator, faults, ranks
+from labs.bottlenecks import allocator, device, faults, ranks
 from labs.bottlenecks.config import Config
 from labs.bottlenecks.faults import Plant
 from labs.bottlenecks.job import Job, Run, no_bfloat16
@@ -41,10 +41,12 @@ RANKED = {
     "straggler": Pair(ranks.uneven_shares, ranks.even_shares),
 }
 """Of several ranks."""
-UNAVAILABLE = {
-    "transfer_synchronization": "without CUDA nothing is copied to a device, and the host waits for none",
+ON_DEVICE = {
+    "transfer_synchronization": Pair(device.copies_and_reads, device.stays_on_device, device.missing),
 }
-GROUPS = (*PAIRS, *RANKED)
+"""Of one process and a CUDA device. No time is predicted: it is that of launches and copies, which are not
+among the constants of a machine."""
+GROUPS = (*PAIRS, *RANKED, *ON_DEVICE)
 
 
 def setup_of(plant: Plant) -> Callable[[Config, Recorder], Step]:
@@ -56,17 +58,13 @@ def setup_of(plant: Plant) -> Callable[[Config, Recorder], Step]:
     return setup
 
 
-def _cannot(config: Config, recorder: Recorder) -> Step:
-    raise RuntimeError("this fault has not been planted: it needs CUDA")
-
-
 def variants(config: Config) -> Sequence[Variant]:
     from labs.models.formulas import flops_per_token
 
     common: dict[str, Any] = {"profiled": config.profiled}
     flops = float(flops_per_token(config.gpt(), config.length) * config.tokens)
     found = [Variant("none", "healthy", setup_of(faults.healthy), flops=flops, **common)]
-    for group, pair in (PAIRS | RANKED).items():
+    for group, pair in (PAIRS | RANKED | ON_DEVICE).items():
         processes = config.ranks if group in RANKED else 1
         reason = pair.missing()
         for name, plant in ((FAULT, pair.fault), (FIXED, pair.fixed)):
@@ -77,10 +75,9 @@ def variants(config: Config) -> Sequence[Variant]:
                     setup_of(plant),
                     threads=0 if group == "oversubscription" else 1,
                     processes=processes,
+                    clock="cuda" if group in ON_DEVICE else "host",
                     unavailable=reason,
                     **common,
                 )
             )
-    for group, reason in UNAVAILABLE.items():
-        found += [Variant(group, name, _cannot, unavailable=reason) for name in (FAULT, FIXED)]
     return found

@@ -13,12 +13,13 @@ from stated import Stated, machine
 from labs.bottlenecks import LAB, Config, faults, unfused
 from labs.bottlenecks.claims import foretold, gains_are_foretold, healthy_is_healthy, holds_less, named_right
 from labs.bottlenecks.job import Job, Run
-from labs.bottlenecks.model import healthy, predict, seconds
+from labs.bottlenecks.model import REACHED, healthy, predict, seconds
 from labs.bottlenecks.proof import check
 from labs.bottlenecks.ranks import eager_exchange, even_shares, late_exchange, shares, uneven_shares
-from labs.bottlenecks.ways import GROUPS, HEALTHY, PAIRS, RANKED
+from labs.bottlenecks.ways import HEALTHY, PAIRS, RANKED
 from labs.lab import configure
 
+GROUPS = (*PAIRS, *RANKED)
 SMALL = Config(
     width=64, layers=1, heads=2, sequences=4, length=16, pieces=8, read_ms=1.0, python_passes=1, threads=2
 )
@@ -162,7 +163,9 @@ def test_a_step_is_its_products_its_bytes_and_its_calls():
     from labs.models.formulas import flops_per_token
 
     flops = flops_per_token(config.gpt(), config.length) * config.tokens
-    assert healthy(config, slower) - healthy(config, here) == pytest.approx(flops / 50e9 - flops / 100e9)
+    assert healthy(config, slower) - healthy(config, here) == pytest.approx(
+        flops / REACHED * (1 / 50e9 - 1 / 100e9)
+    )
 
 
 # --- claims ------------------------------------------------------------------------------------------
