@@ -43,7 +43,7 @@ LAB = Lab(
     claims=CLAIMS,
     figure=figure,
     memory_bytes=memory_bytes,
-    seconds=14.0,
+    seconds=9.0,
     sources=(
         "Amdahl: Validity of the Single Processor Approach, AFIPS 1967",
         "Williams et al.: Roofline, CACM 2009; Micikevicius et al.: Mixed Precision Training, ICLR 2018",

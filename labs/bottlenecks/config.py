@@ -19,7 +19,7 @@ class Config:
     sequences: int = setting(8, unit="sequences", help="of a step", minimum=2, maximum=1024)
     length: int = setting(128, unit="tokens", help="of a sequence", minimum=8, maximum=8192)
     seed: int = setting(0, unit="", help="of parameters and batches", minimum=0)
-    profiled: int = setting(4, unit="steps", help="in each recorded profile", minimum=3, maximum=100)
+    profiled: int = setting(3, unit="steps", help="in each recorded profile", minimum=3, maximum=100)
     read_ms: float = setting(
         8.0, unit="ms", help="input: a sequence takes so long to arrive", minimum=0.0, maximum=1000.0
     )

@@ -32,7 +32,7 @@ ADAMW_BYTES = 28  # of a parameter: itself, gradient, two moments read; all but 
 BLOCK_CALLS, OTHER_CALLS = 490, 160  # operators of a block and of the rest of a step (torch.profiler)
 BLOCK_REGIONS = 60  # of a block's operators those that are divided among threads
 FRESH = 3  # kept tensors, their gradients, and what lives for one operation are new memory in each step
-UNFUSED_HIDDEN, UNFUSED_STATES = 22, 30  # passes over each kind, forward and backward
+UNFUSED_HIDDEN, UNFUSED_STATES = 26, 30  # passes over each kind, forward and backward
 PARAMETERS_OF_BLOCK, OTHER_PARAMETERS = 16, 4  # tensors
 
 
@@ -155,7 +155,7 @@ def seconds(config: Config, machine: Machine, address: str) -> Seconds:
 SUSPECTS = {
     "input": "the storage sleeps: a timer is late by what other programs take",
     "python": "the interpreter's specialised instructions; the list of all numbers, made first",
-    "dispatch": "autograd's part of a call, which the cost of one operator leaves out",
+    "dispatch": "products and attention of a narrow model, far from the peak; autograd's part of a call",
     "allocator": "how much memory is new: blocks below the threshold are kept",
     "memory_bandwidth": "tensors that fit a cache are read faster; passes that torch makes by itself",
     "memory_capacity": "products too small for the peak",

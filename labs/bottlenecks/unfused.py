@@ -7,7 +7,8 @@ from typing import Any
 
 
 def layer_norm(x: Any, shape: Any, weight: Any, bias: Any, epsilon: float) -> Any:
-    """Of the last dimension."""
+    """Of the last dimension, in float32 at least, for safety."""
+    x = x if x.dtype.itemsize > 4 else x.float()
     centred = x - x.mean(-1, keepdim=True)
     variance = (centred * centred).mean(-1, keepdim=True)
     normal = centred / (variance + epsilon).sqrt() * weight
@@ -15,7 +16,8 @@ def layer_norm(x: Any, shape: Any, weight: Any, bias: Any, epsilon: float) -> An
 
 
 def gelu(x: Any) -> Any:
-    """x Phi(x)."""
+    """x Phi(x), in float32 at least, for safety."""
+    x = x if x.dtype.itemsize > 4 else x.float()
     return 0.5 * x * (1.0 + (x / math.sqrt(2.0)).erf())
 
 
