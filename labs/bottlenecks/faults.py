@@ -161,8 +161,14 @@ def many_threads(job: Job) -> None:
     job.threads = usable_cores() * job.config.threads
 
 
-def a_thread_a_core(job: Job) -> None:
-    job.threads = usable_cores()
+def free_cores() -> int:
+    """All but one, which is left to loaders, profilers and the system."""
+    return max(1, usable_cores() - 1)
+
+
+def a_thread_a_free_core(job: Job) -> None:
+    """Where a core is taken, threads that spin for it cost more than it would bring."""
+    job.threads = free_cores()
 
 
 def returned_memory(job: Job) -> None:

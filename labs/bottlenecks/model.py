@@ -30,7 +30,7 @@ AUTOGRAD = 3  # plain calls that a recorded call and its part of backward cost
 TRIPS = 5  # of a kept tensor: written, read on, read in backward, its gradient written and read
 ADAMW_BYTES = 28  # of a parameter: itself, gradient, two moments read; all but the gradient written
 BLOCK_CALLS, OTHER_CALLS = 490, 160  # operators of a block and of the rest of a step (torch.profiler)
-BLOCK_REGIONS = 60  # of a block's operators those that are divided among threads
+BLOCK_REGIONS = 200  # of a block: operators, or their parts, that are divided among threads
 FRESH = 3  # kept tensors, their gradients, and what lives for one operation are new memory in each step
 UNFUSED_HIDDEN, UNFUSED_STATES = 26, 30  # passes over each kind, forward and backward
 PARAMETERS_OF_BLOCK, OTHER_PARAMETERS = 16, 4  # tensors
@@ -132,9 +132,10 @@ def seconds(config: Config, machine: Machine, address: str) -> Seconds:
         return Seconds(healthy(config, machine, precision="float32"))
     if group == "oversubscription":
         many = machine.cores * config.threads
-        whole = healthy(config, machine, threads=0)
+        whole = healthy(config, machine, threads=1 if machine.cores <= 2 else 0)
         extra = BLOCK_REGIONS * gpt.layers * (many - machine.cores) * machine["thread_switch_s"]
-        return Seconds(whole, extra, f"{many} threads take turns") if fault else Seconds(whole)
+        shared = healthy(config, machine, threads=0)
+        return Seconds(shared, extra, f"{many} threads take turns") if fault else Seconds(whole)
     if group in ("communication", "straggler"):
         counts = ranks.shares(config.sequences, config.ranks, config.uneven if fault else 1)
         share = max(counts) if group == "straggler" else config.sequences // config.ranks

@@ -33,7 +33,7 @@ PAIRS = {
     "memory_bandwidth": Pair(faults.unfused_operations, faults.healthy),
     "memory_capacity": Pair(faults.kept_activations, faults.recomputed_activations),
     "compute_precision": Pair(faults.float32_products, faults.healthy, no_bfloat16),
-    "oversubscription": Pair(faults.many_threads, faults.a_thread_a_core),
+    "oversubscription": Pair(faults.many_threads, faults.a_thread_a_free_core),
 }
 """Of one process."""
 RANKED = {
