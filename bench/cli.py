@@ -226,6 +226,26 @@ app.command()(trace)
 
 
 @app.command()
+def diagnose(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TRACE|RESULTS | -- COMMAND", help="a report, a folder of ranks, or a program"
+        ),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Name what holds a job up (input, python, dispatch, ...), with evidence and what to try."""
+    from bench import diagnose as diagnosing
+
+    if "--" in sys.argv:
+        raise typer.Exit(diagnosing.diagnose_program(words, as_json))
+    if len(words) != 1:
+        raise ValueError(f"a program comes after --: perflab diagnose -- {' '.join(words)}")
+    raise typer.Exit(diagnosing.diagnose_path(Path(words[0]), as_json))
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """May a measurement taken here be trusted? Load, threads, imports, and an A/A test."""
     from bench import doctor as examination

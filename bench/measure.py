@@ -14,6 +14,7 @@ from typing import Any
 
 from bench import environment, stats
 from bench.clocks import clock
+from bench.profiled import profiles
 from bench.rounds import CpuMeter, Timed, call_cold, pairs, run_rounds, warm_up
 from bench.world import WorldClock, Worlds, WorldStep
 from labs import memory
@@ -133,6 +134,12 @@ def measure_group(
         on_phase("rounds")
         if steps:
             run_rounds(steps, budget_seconds)
+        profile = {address: variants[address].profiled for address in steps if variants[address].profiled}
+        if profile:
+            on_phase("profiles")
+            found = profiles(steps, profile)
+            for address, said in found.items():
+                facts[address] |= said
     finally:
         for address, timed in steps.items():
             _close(address, timed, result)

@@ -23,6 +23,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from labs.lab import Variant
@@ -132,6 +133,10 @@ class World:
         self._keep(address, answer)
         return answer["output"]
 
+    def profile(self, address: str, steps: int, folder: str) -> None:
+        """Each rank's report of so many steps, in ``folder``."""
+        self._ask("profile", address=address, steps=steps, folder=folder)
+
     def tear_down(self, address: str) -> None:
         self._ask("tear_down", address=address)
 
@@ -174,6 +179,9 @@ class WorldStep:
 
     def sample(self, iterations: int) -> float:
         return self._world.sample(self._address, iterations)
+
+    def profile(self, steps: int, folder: str) -> None:
+        self._world.profile(self._address, steps, folder)
 
     @property
     def recorded(self) -> dict[str, list[float]]:
@@ -301,6 +309,14 @@ class _Rank:
             torch.cuda.synchronize()
         seconds = (time.perf_counter() - start) / iterations
         return {"seconds": seconds, "recorded": recorder.values, "texts": recorder.texts}
+
+    def profile(self, address: str, steps: int, folder: str) -> dict[str, Any]:
+        import torch.distributed as dist
+
+        from bench.profiled import record
+
+        record(self._steps[address], steps, Path(folder) / f"rank{dist.get_rank()}.json.gz", dist.barrier)
+        return {}
 
     def tear_down(self, address: str) -> dict[str, Any]:
         self._recorders.pop(address, None)

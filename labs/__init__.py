@@ -13,6 +13,7 @@ NAMES = (
     "vectorization",
     "programming_models",
     "jax_transforms",
+    "bottlenecks",
     "attention",
     "precision",
     "data_parallel",

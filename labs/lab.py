@@ -68,6 +68,9 @@ class Variant:
     clock: ``host``; ``jax`` waits for the returned arrays (``block_until_ready``); ``cuda``
         uses device events.
     max_rounds: an upper bound on timed rounds, for steps whose side effects are costly.
+    profiled: steps that are recorded by torch.profiler when the rounds are over (0: none). The runner's
+        diagnosis of the report enters the results as ``diagnosis``, and how it differs from the report of the
+        group's first variant as ``difference``.
     unavailable: why it cannot run on this machine; it is then listed with the reason.
     """
 
@@ -82,6 +85,7 @@ class Variant:
     processes: int = 1
     clock: Clock = "host"
     max_rounds: int = 0
+    profiled: int = 0
     unavailable: str = ""
 
     @property

@@ -23,6 +23,26 @@ def resident_bytes() -> int:
     return _status("VmRSS:")
 
 
+class _Heap(ctypes.Structure):
+    """glibc's ``struct mallinfo2``."""
+
+    _fields_ = [
+        ("other", ctypes.c_size_t * 8),
+        ("fordblks", ctypes.c_size_t),
+        ("keepcost", ctypes.c_size_t),
+    ]
+
+
+def in_use_bytes() -> int:
+    """Bytes in memory but for those that malloc keeps free."""
+    free = 0
+    with contextlib.suppress(OSError, AttributeError):
+        mallinfo = ctypes.CDLL(None).mallinfo2
+        mallinfo.restype = _Heap
+        free = int(mallinfo().fordblks)
+    return max(0, resident_bytes() - free)
+
+
 def peak_bytes() -> int:
     """The most bytes that were in memory since ``reset_peak_bytes``, or since start."""
     import resource

@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "bench"))  # command.py stands there
 sys.path.insert(0, str(Path(__file__).parent / "bench" / "traces"))  # samples.py, gloo_job.py
 sys.path.insert(0, str(Path(__file__).parent / "kernels"))  # precision.py
-sys.path.insert(0, str(Path(__file__).parent / "labs"))  # stated.py
+sys.path.insert(0, str(Path(__file__).parent / "labs"))  # stated.py, bottleneck_grid.py
 sys.path.insert(0, str(Path(__file__).parent / "parallel"))  # ranks.py
 
 from command import bring_labs, perflab, read

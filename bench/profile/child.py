@@ -1,7 +1,8 @@
 """Run a Python program under a profiler, as the interpreter itself would run it.
 
 ``python child.py SETTINGS -- script.py ARGS`` (or ``-m module ARGS``, ``-c code ARGS``); SETTINGS is JSON:
-``{"output": folder, "kind": "torch" | "jax" | "cprofile" | ""}``. torchrun starts it once for each rank.
+``{"output": folder, "kind": "torch" | "jax" | "cprofile" | "", "memory": bool}``. torchrun starts it once for
+each rank.
 
 The program sees what it would see: its ``__main__``, ``sys.argv``, ``sys.path[0]``, its exit status, its
 tracebacks, Ctrl-C. What is recorded ends in an ``atexit`` function, so it holds the program's threads and is
@@ -61,8 +62,8 @@ class AfterImport(importlib.abc.MetaPathFinder):
 class Recording:
     """The one profiler that runs: the kind that was asked for, or that of what the program imports first."""
 
-    def __init__(self, recorders: Any, kind: str, folder: Path) -> None:
-        self._recorders, self._kind, self._folder = recorders, kind, folder
+    def __init__(self, recorders: Any, kind: str, folder: Path, memory: bool) -> None:
+        self._recorders, self._kind, self._folder, self._memory = recorders, kind, folder, memory
         self._process, self._stopped = os.getpid(), False
         self.recorder: Any = None
 
@@ -87,7 +88,8 @@ class Recording:
         self._start(library)
 
     def _start(self, kind: str) -> None:
-        self.recorder = self._recorders.RECORDERS[kind]()
+        made = self._recorders.RECORDERS[kind]
+        self.recorder = made(memory=self._memory) if kind == "torch" else made()
         self.recorder.start()
         # After the library's own atexit functions, so that ours runs before them.
         atexit.unregister(self.stop)
@@ -203,7 +205,7 @@ def main() -> None:
     assert spec.loader is not None
     recorders = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recorders)
-    recording = Recording(recorders, settings["kind"], Path(settings["output"]))
+    recording = Recording(recorders, settings["kind"], Path(settings["output"]), settings["memory"])
     run(recording, words)
 
 

@@ -14,8 +14,8 @@ from labs.lab import Scale, nearest
 PROFILERS = {".json.gz": "torch.profiler", ".xplane.pb": "jax.profiler", ".prof": "cProfile"}
 
 
-def profile_program(words: Sequence[str], kind: str, output: Path | None) -> int:
-    """Run a Python program under a profiler; its own exit status."""
+def profile_program(words: Sequence[str], kind: str, output: Path | None, memory: bool = True) -> int:
+    """Run a Python program under a profiler; its own exit status. memory: see ``TorchRecorder``."""
     from bench.profile.launch import parse, run, signals_held
 
     _check_kind(kind)
@@ -23,7 +23,7 @@ def profile_program(words: Sequence[str], kind: str, output: Path | None) -> int
         program = parse(words)
         folder = _folder(output, program.name)
         created = _create(folder)
-        settings = json.dumps({"output": str(folder.resolve()), "kind": kind})
+        settings = json.dumps({"output": str(folder.resolve()), "kind": kind, "memory": memory})
         try:
             status = run(program.profiled(settings), before)
         finally:

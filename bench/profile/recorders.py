@@ -8,6 +8,7 @@ A report is written under another name and then renamed: what is killed while it
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -36,37 +37,58 @@ def part_of(path: Path) -> Path:
     return path.with_name(f".part-{os.getpid()}-{path.name}")
 
 
+def _process() -> Any:
+    """The module beside this one, which has no package in a program's interpreter."""
+    spec = importlib.util.spec_from_file_location("_perflab_process", Path(__file__).with_name("process.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 class TorchRecorder:
-    """torch.profiler with shapes, memory and FLOPs, on the CPU and the devices that torch knows.
+    """torch.profiler with shapes and memory, on the CPU and the devices that torch knows; with what
+    ``bench/profile/process.py`` counts beside it.
 
     steps: with a number, torch's schedule marks them: after one that warms the profiler up, ``steps`` are
     recorded as ProfilerStep#1 and so on. Without, the program's own marks are what there is.
+    memory: also record what is allocated. Together with shapes it keeps torch from using freed memory again:
+    page faults counted meanwhile are the profiler's (measured: 16,000 instead of 0 a step).
+    counted: of the process, beforehand, where page faults matter; by default it is counted meanwhile.
     """
 
     suffix = ".json.gz"
 
-    def __init__(self, steps: int = 0) -> None:
+    def __init__(self, steps: int = 0, memory: bool = True, counted: dict[str, Any] | None = None) -> None:
         self.steps_marked = steps > 0
-        self._steps = steps
+        self._steps, self._memory, self._beforehand = steps, memory, counted
         self._profile: Any = None
         self._early: Path | None = None  # the report, when the program began to profile by itself
         self._ranks_known = False
+        self._process = _process()
+        self._counted: Any = None
+        self._done = 0
+        self._replaced: list[tuple[Any, str, Any]] = []
 
     def start(self) -> None:
         from torch import profiler
 
+        self._counted = self._process.ProcessRecord()
         self._profile = profiler.profile(
             activities=profiler.supported_activities(),
             schedule=profiler.schedule(wait=0, warmup=1, active=self._steps, repeat=1)
             if self._steps
             else None,
             record_shapes=True,
-            profile_memory=True,
-            with_flops=True,
+            profile_memory=self._memory,
+            # No with_flops: to count them torch holds the inputs of all operators until the end, and memory
+            # is not used again. The reader counts them from the shapes.
         )
         self._profile.start()
         self._ranks_known = "backend" in _ranks()
         self._yield_to_the_program()
+        self._counted.start()
 
     def _yield_to_the_program(self) -> None:
         """torch has one profiler at a time: where the program starts its own, ours ends just before."""
@@ -87,11 +109,18 @@ class TorchRecorder:
 
         # The methods of torch's classes, so that "from torch.profiler import profile" is met too.
         for owner, name in ((profiler.profile, "start"), (autograd.profiler.profile, "__enter__")):
+            self._replaced.append((owner, name, getattr(owner, name)))
             setattr(owner, name, first_end_ours(getattr(owner, name)))
 
     def step(self) -> None:
-        if self.steps_marked:
-            self._profile.step()
+        if not self.steps_marked:
+            return
+        if self._done == self._steps:  # torch closes the report with the last step, before ``stop``
+            self._add_process()
+        self._profile.step()
+        if self._done == 0:  # the schedule drops the first
+            self._counted.restart()
+        self._done += 1
 
     def stop(self, path: Path) -> bool:
         if self._profile is None:
@@ -105,14 +134,25 @@ class TorchRecorder:
         else:
             self._end(part)
         os.replace(part, path)
+        for owner, name, method in reversed(self._replaced):
+            setattr(owner, name, method)
         return True
 
     def _end(self, path: Path) -> None:
+        self._add_process()
         ranks = _ranks()
         if ranks and not self._ranks_known:  # torch writes what it knows when the profiler starts
             self._profile.add_metadata_json("distributedInfo", json.dumps(ranks))
         self._profile.stop()
         self._profile.export_chrome_trace(str(path))
+
+    def _add_process(self) -> None:
+        if self._counted is not None:
+            counted = self._counted.stop()
+            if self._beforehand is not None:
+                counted |= self._beforehand
+            self._profile.add_metadata_json(self._process.KEY, json.dumps(counted))
+            self._counted = None
 
 
 def _ranks() -> dict[str, Any]:

@@ -17,7 +17,8 @@ from typing import Any
 from bench.clocks import Clock, clock
 from bench.measure import RoundRecorder, explain
 from bench.profile.child import report_name
-from bench.profile.recorders import RECORDERS, Recorder
+from bench.profile.process import ProcessRecord
+from bench.profile.recorders import RECORDERS, Recorder, TorchRecorder
 from labs import load
 from labs.lab import Variant, find
 
@@ -55,7 +56,7 @@ def _record(
     try:
         for _ in range(1 + WARM_CALLS):
             waits.wait(step())
-        recorder = RECORDERS[kind or _kind_of(variant, set(sys.modules) - before)](steps)
+        recorder = _recorder(kind or _kind_of(variant, set(sys.modules) - before), steps, step, waits)
         _run(step, waits, recorder, steps, ranks)
         path = Path(output) / f"{report_name()}{recorder.suffix}"
         if not recorder.stop(path):
@@ -64,6 +65,17 @@ def _record(
         close = getattr(step, "close", None)
         if close is not None:
             close()
+
+
+def _recorder(kind: str, steps: int, step: Callable[[], object], waits: Clock) -> Recorder:
+    """torch's profiler changes what is counted of the process, which is of as many calls before it starts."""
+    if kind != "torch":
+        return RECORDERS[kind](steps)
+    process = ProcessRecord()
+    process.start()
+    for _ in range(steps):
+        waits.wait(step())
+    return TorchRecorder(steps, counted=process.stop())
 
 
 def _run(step: Callable[[], object], waits: Clock, recorder: Recorder, steps: int, ranks: int) -> None:

@@ -20,6 +20,11 @@ LONG_CALL_NS = 100_000
 _INPUT = re.compile(r"data_?loader|load_batch|wait_for_batch|next_batch|fetch_?batch", re.IGNORECASE)
 
 
+def is_input(name: str) -> bool:
+    """Whether a slice of this name waits for, or makes, the next batch."""
+    return _INPUT.search(name) is not None
+
+
 class Cause(StrEnum):
     """What was waited for."""
 
@@ -64,7 +69,7 @@ class Ledger:
         self._times: dict[tuple[Cause, str], int] = defaultdict(int)
         self._pieces: dict[tuple[Cause, str], int] = defaultdict(int)
         self._calls = np.append([is_communication_call(name) for name in trace.names], False).astype(bool)
-        loads = np.array([_INPUT.search(name) is not None for name in trace.names], bool)
+        loads = np.array([is_input(name) for name in trace.names], bool)
         self._loads = loads[trace.events.name]
         self._bounds = lane_rows(trace)
         self._segments: dict[int, Segments] = {}

@@ -191,6 +191,8 @@ class Trace(Struct):
     unclassified: categories (or names) of the slices of Kind.UNCLASSIFIED, counted.
     notes: what else a reader should know, as sentences.
     facts: what the file says of its machine: {"device": "NVIDIA H100", ...}.
+    process: what our recorder counted of the process beside the profiler (``bench/profile/process.py``).
+    product_ns: nanoseconds of products of matrices and attention by the type of their first input.
     """
 
     source: str
@@ -210,6 +212,8 @@ class Trace(Struct):
     unclassified: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
+    process: dict[str, Any] = field(default_factory=dict)
+    product_ns: dict[str, int] = field(default_factory=dict)
 
     def on_device(self) -> np.ndarray:
         """bool (rows,): the slice lies on a stream of a device."""

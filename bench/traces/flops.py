@@ -31,7 +31,7 @@ def _attention(dims: Dims) -> float:
     return 2.0 * math.prod(query) * key[-2] + 2.0 * math.prod(query[:-1]) * key[-2] * value[-1]
 
 
-_OPERATORS: dict[str, Callable[[Dims], float]] = {
+OPERATORS: dict[str, Callable[[Dims], float]] = {
     "aten::mm": lambda dims: _product(dims[0], dims[1]),
     "aten::bmm": lambda dims: _product(dims[0], dims[1]),
     "aten::addmm": lambda dims: _product(dims[1], dims[2]),
@@ -47,7 +47,7 @@ def count_flops(trace: Trace) -> None:
     """Fills ``trace.events.flops``, in place, where the dimensions tell them."""
     events = trace.events
     for code, name in enumerate(trace.names):
-        if name in _OPERATORS:
+        if name in OPERATORS:
             rows = np.flatnonzero((events.name == code) & (events.shape >= 0))
             for shape in distinct(events.shape[rows]).tolist():
                 same = rows[events.shape[rows] == shape]
@@ -59,7 +59,7 @@ def flops_of(name: str, shape: str) -> float:
     try:
         dims: Any = msgspec.json.decode(shape)
         whole = [d if isinstance(d, list) and all(type(size) is int for size in d) else [] for d in dims]
-        found = _OPERATORS[name](whole)
+        found = OPERATORS[name](whole)
     except (msgspec.DecodeError, ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError):
         return 0.0
     return found if 0 <= found < math.inf else 0.0

@@ -12,6 +12,7 @@ import numpy as np
 
 from bench.traces.classify import DEVICE_CATEGORIES, HOST_CATEGORIES
 from bench.traces.events import Events, Kind, Lane, Memory, distinct
+from bench.traces.flops import OPERATORS
 from bench.traces.readers.chrome_event import NO_JSON, Arguments, Event
 from bench.traces.readers.columns import Codes, Columns, integers, nanoseconds, number, used_codes
 from bench.traces.readers.labels import Labels
@@ -29,6 +30,13 @@ _OTHER_PHASES = {
 }
 _NO_ARGUMENTS = Arguments()
 _COLLECTIVE = re.compile(r"nccl(:|\w*Kernel)|gloo:")
+FLOATS = {
+    "float": "float32",
+    "double": "float64",
+    "c10::BFloat16": "bfloat16",
+    "c10::Half": "float16",
+}
+"""As torch writes them, and their names."""
 _CUDA = 1  # "Device Type" of a sample of memory: c10::DeviceType
 
 
@@ -45,6 +53,7 @@ class ChromeColumns:
         self._detailed: list[bool] = []  # of a name
         self._begun: dict[tuple[Any, Any], list[Event]] = {}
         self._memory: list[tuple[Any, float, float, int]] = []
+        self.product_ns: Counter[str] = Counter()
 
     def add(self, events: list[Event]) -> None:
         slices = [event for event in events if event.ph == "X"]
@@ -71,6 +80,7 @@ class ChromeColumns:
             "shape": self._shape_codes(arguments),
             "bytes": np.full(count, -1, np.int64),
         }
+        self._add_products(part, arguments)
         self._find_devices(part, slices, arguments)
         self._add_details(part, slices)
         good = known_start & known_duration & (duration >= 0)
@@ -86,6 +96,14 @@ class ChromeColumns:
         shapes = self.columns.shapes
         codes = [-1 if a.input_dims is NO_JSON else shapes[bytes(a.input_dims)] for a in arguments]
         return np.array(codes, np.int32)
+
+    def _add_products(self, part: dict[str, np.ndarray], arguments: list[Arguments]) -> None:
+        """Products of matrices by the type of what they multiply: the columns have no types."""
+        codes = [self.columns.names[name] for name in OPERATORS if name in self.columns.names]
+        for row in np.flatnonzero(np.isin(part["name"], codes)).tolist():
+            types = bytes(arguments[row].input_type).decode("utf-8", "replace")
+            found = [word for word in re.findall(r'"([^"]*)"', types) if word in FLOATS]
+            self.product_ns[FLOATS[found[0]] if found else ""] += max(int(part["duration"][row]), 0)
 
     def _find_devices(
         self, part: dict[str, np.ndarray], slices: list[Event], arguments: list[Arguments]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.profile.process import KEY
 from bench.traces.classify import classify, classify_jax, classify_jax_device, classify_python
 from bench.traces.events import Trace, distinct
 from bench.traces.flops import count_flops
@@ -62,6 +63,8 @@ def read(source: Source) -> Trace:
         unclassified=columns.unclassified,
         notes=stream.notes,
         facts=_facts(document),
+        process=recorded if isinstance(recorded := document.get(KEY), dict) else {},
+        product_ns=dict(table.product_ns),
     )
     count_flops(trace)
     if written_by == "jax":

@@ -1,0 +1,135 @@
+"""``perflab diagnose``: the bottleneck of a job from its profile, by name, with evidence and what to try.
+
+Imports no torch: a report is read in a moment.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.diagnosis.causes import CAUSES, LEAST, NONE, Evidence, percent
+from bench.diagnosis.facts import Facts, facts_of
+from bench.diagnosis.verdict import Diagnosis, decide, weight
+from bench.report.units import text_of
+from bench.traces.events import Job
+
+__all__ = ["CAUSES", "NONE", "Diagnosis", "Facts", "decide", "diagnose", "facts_of"]
+
+
+def diagnose(job: Job) -> Diagnosis:
+    """Of one job, of all its ranks. ValueError: its reports have no timeline."""
+    return decide(facts_of(job))
+
+
+def diagnose_path(path: Path, as_json: bool) -> int:
+    """A report, a folder of them, or a results file with diagnoses in it. ValueError: it is none of these."""
+    from bench.traces.load import is_trace, load
+
+    if not path.exists():
+        raise ValueError(f"there is no file or folder {path}")
+    if is_trace(path):
+        _show(str(path), diagnose(load(path)), as_json)
+        return 0
+    return _from_results(path, as_json)
+
+
+def diagnose_program(words: Sequence[str], as_json: bool) -> int:
+    """Run a Python program under torch.profiler, then say what held it up; the program's status when it
+    failed.
+
+    The program's own output stays where it is; the diagnosis follows it.
+    """
+    from bench.profile.command import profile_program
+    from bench.traces.load import load
+
+    with tempfile.TemporaryDirectory(prefix="perflab-diagnose-") as folder:
+        place = Path(folder) / "profile"
+        status = profile_program(words, "torch", place, memory=False)
+        if status:
+            return status
+        if not place.is_dir() or not any(place.iterdir()):
+            raise ValueError(
+                f"{shlex.join(words)} left no profile: it has to use torch; perflab profile -- "
+                f"{shlex.join(words)} "
+                "records other programs"
+            )
+        _show(shlex.join(words), diagnose(load(place)), as_json)
+    return 0
+
+
+def _from_results(path: Path, as_json: bool) -> int:
+    from bench.results import load
+
+    found: dict[str, Mapping[str, Any]] = {}
+    for entry in load(path)["benchmarks"]:
+        extra = entry.get("extra_info")
+        said = extra.get("diagnosis") if isinstance(extra, dict) else None
+        facts = said.get("facts") if isinstance(said, dict) else None
+        if isinstance(facts, dict) and isinstance(extra, dict):
+            found[f"{extra.get('lab', '')}:{extra.get('variant', entry['fullname'])}"] = facts
+    if not found:
+        raise ValueError(
+            f"{path} holds no diagnosis: none of its variants was profiled; perflab profile "
+            f"LAB:VARIANT records "
+            "one, and perflab diagnose reads the report"
+        )
+    try:
+        diagnoses = {name: decide(Facts.from_json(facts)) for name, facts in found.items()}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: a diagnosis in it is damaged: {error}") from None
+    if as_json:
+        print(json.dumps({name: one.to_json() for name, one in diagnoses.items()}, indent=1))
+        return 0
+    for name, one in diagnoses.items():
+        print(text_of(f"{name}: {headline(one)}"))
+    return 0
+
+
+def headline(diagnosis: Diagnosis) -> str:
+    """The verdict in a sentence."""
+    evidence, second = diagnosis.evidence, diagnosis.second
+    next_ = f"; next: {second.cause} ({percent(second.share)})" if second and weight(second) > 0.02 else ""
+    if evidence is None:
+        return f"no bottleneck ({diagnosis.sure}): nothing costs {percent(LEAST)} of the time{next_}"
+    what = _gain(evidence)
+    return f"{evidence.cause} ({diagnosis.sure}): {what}{next_}"
+
+
+def _gain(evidence: Evidence) -> str:
+    if evidence.cause == "memory_capacity":
+        return f"a step takes {percent(evidence.share)} of the memory there is for it"
+    return f"{percent(evidence.share)} of the time, up to {evidence.gain:.2f}x faster without it"
+
+
+def lines(source: str, diagnosis: Diagnosis) -> list[str]:
+    """What the terminal shows."""
+    facts = diagnosis.facts
+    who = f"{facts.ranks} ranks, " if facts.ranks > 1 else ""
+    found = [f"{source}: {who}{facts.steps} steps of {1e3 * facts.step_s:.3g} ms", headline(diagnosis)]
+    shown = diagnosis.ranked[0] if diagnosis.ranked else None
+    if shown is not None:
+        found += [f"  because {text}" for text in shown.because]
+        if diagnosis.evidence is not None:
+            found += [f"  try     {text}" for text in shown.attempts]
+    second = diagnosis.second
+    if second is not None and second is not shown and weight(second) >= LEAST / 2:
+        found += [f"  also    {second.cause}: {text}" for text in second.because]
+    if facts.load is not None and facts.cores and facts.load > 1.5 * facts.cores:
+        found.append(
+            f"  beware  the load average was {facts.load:.1f} on {facts.cores} cores: other programs "
+            f"may be the cause"
+        )
+    return found + [f"  unseen  {text}" for text in facts.lacks]
+
+
+def _show(source: str, diagnosis: Diagnosis, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"source": source, **diagnosis.to_json()}, indent=1))
+        return
+    for line in lines(source, diagnosis):
+        print(text_of(line))

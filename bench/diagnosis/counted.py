@@ -1,0 +1,81 @@
+"""What our recorder counted of the processes beside the profiler (``bench/profile/process.py``), as figures.
+
+The entry may come from anywhere: what is no number counts as absent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bench.traces.events import Trace
+
+
+def number(value: Any) -> float | None:
+    """A finite number of JSON, or None."""
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if good else None
+
+
+def busy_share(trace: Trace) -> float:
+    """CPU seconds over seconds of the recording, at most 1; 1 where they were not counted."""
+    wall, user, system = (number(trace.process.get(key)) for key in ("wall_s", "user_s", "system_s"))
+    if not wall or user is None or system is None:
+        return 1.0
+    return min(1.0, max(0.01, (user + system) / wall))
+
+
+def counted(traces: Sequence[Trace]) -> dict[str, Any]:
+    """The figures of ``Facts`` that all ranks' processes give, by name; empty where one lacks some."""
+
+    def sum_of(key: str) -> float:
+        values = [number(trace.process.get(key)) for trace in traces]
+        known = [value for value in values if value is not None]
+        if len(known) < len(values):
+            raise KeyError(key)
+        return sum(known)
+
+    try:
+        cpu = max(sum_of("user_s") + sum_of("system_s"), 1e-9)
+        found = {
+            "system": sum_of("system_s") / cpu,
+            "faults_per_s": sum_of("minor_faults") / cpu,
+            "switches_per_s": sum_of("involuntary_switches") / cpu,
+            "threads": int(sum_of("compute_threads")),
+            "cores": int(sum_of("cores") / len(traces)),
+        }
+    except KeyError:
+        return {}
+    return found | {"load": number(traces[0].process.get("load_average"))} | _memory(traces)
+
+
+def _memory(traces: Sequence[Trace]) -> dict[str, Any]:
+    """Of the rank that fills its limit most: what it allocates at its peak, and of how much room. Without
+    samples of memory in the trace it is what the process grew by."""
+    found: dict[str, Any] = {}
+    for trace in traces:
+        limit, used = (number(trace.process.get(key)) for key in ("memory_limit_B", "in_use_at_start_B"))
+        if limit is None or used is None:
+            continue
+        allocated = trace.memory.allocated[trace.memory.device < 0]
+        if len(allocated):
+            taken = float(allocated.max() - allocated.min())
+        else:
+            taken = (number(trace.process.get("resident_peak_B")) or 0.0) - used
+        room = max(limit - used, 1.0)
+        if taken / room > found.get("memory", 0.0):
+            found = {"memory": taken / room, "memory_B": taken, "memory_limit_B": limit}
+    return found
+
+
+def places(process: Mapping[str, Any]) -> str:
+    """Where the program's own code stood most often: "load (data.py:7) 61 %, step (train.py:30) 12 %"."""
+    listed, samples = process.get("places"), number(process.get("samples"))
+    if not isinstance(listed, list) or not samples:
+        return ""
+    found = []
+    for place in listed[:2]:
+        if isinstance(place, list) and len(place) == 3 and isinstance(place[0], str):
+            found.append(f"{place[0]} {100 * (number(place[2]) or 0.0) / samples:.0f} %")
+    return ", ".join(found)

@@ -1,0 +1,156 @@
+"""A profile as the figures that the rules ask for: shares of time, rates, and what they are shares of.
+
+They come from the trace (any profiler's), from what our recorder counts of the process beside it, and from
+the constants of this machine. Each of the last two may be absent: then the figures are None, and ``lacks``
+says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from bench.diagnosis.counted import busy_share, counted, places
+from bench.diagnosis.timeline import timeline
+from bench.traces.events import Job, Trace
+from bench.traces.operations import roof_of
+
+PAGE_B = 4096
+
+NOT_COUNTED = (
+    "page faults, context switches, threads and the memory limit: the report was not recorded by perflab "
+    "profile, so allocator, oversubscription and memory_capacity cannot be seen"
+)
+NO_MACHINE = (
+    "this machine's limits: the report is of another machine, or perflab calibrate has not run, so "
+    "compute_precision and the cost of page faults cannot be judged"
+)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Shares are of the time of the steps, means over ranks, and lie in 0 to 1 unless threads overlap.
+
+    step_s: a typical step.
+    input, gaps, calls: no operator runs and the main thread waits for input; does something else for long;
+        goes from one operator to the next.
+    calling: ``timeline.CALL_NS`` for each operator, over the CPU seconds where they were counted.
+    small, pointwise, products: own time of operators that are small; pass over memory; multiply matrices.
+    wide_products: of these in float32 or float64. flops_per_s: of products, by their time.
+    exposed: only communication. copies: a device only copies. waits, launches: a device has nothing to do
+        because the host had waited for it; because the host is busy launching.
+    late: of a round, what the latest rank's lateness costs; late_rank: who, -1 nobody.
+    system: of the CPU seconds those in the kernel. fault_share: seconds of all page faults, by this machine's
+        constant, over the CPU seconds. faults_per_s, switches_per_s: by CPU second; switches: involuntary.
+    threads: among which all ranks divide their operations. cores: that they may use. load: its average.
+    memory: what a step takes of what is left of the limit.
+    faster: peak of a 16-bit type over float32's, on this machine.
+    places: where the program's own code stood most often.
+    lacks: what the profile or the machine does not tell, and what therefore cannot be seen.
+    """
+
+    ranks: int = 1
+    on_device: bool = False
+    steps: int = 0
+    step_s: float = 0.0
+    input: float = 0.0
+    gaps: float = 0.0
+    calls: float = 0.0
+    calling: float = 0.0
+    small: float = 0.0
+    operators_per_s: float = 0.0
+    pointwise: float = 0.0
+    products: float = 0.0
+    wide_products: float = 0.0
+    flops_per_s: float = 0.0
+    exposed: float = 0.0
+    waits: float = 0.0
+    copies: float = 0.0
+    launches: float = 0.0
+    late: float = 0.0
+    late_rank: int = -1
+    system: float | None = None
+    faults_per_s: float | None = None
+    fault_share: float | None = None
+    switches_per_s: float | None = None
+    threads: int | None = None
+    cores: int | None = None
+    load: float | None = None
+    memory: float | None = None
+    memory_B: float | None = None
+    memory_limit_B: float | None = None
+    faster: float | None = None
+    places: str = ""
+    lacks: Sequence[str] = field(default_factory=tuple)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Facts:
+        """What ``to_json`` gave; ValueError for an entry of another type."""
+        given = {one.name: data[one.name] for one in fields(cls) if one.name in data}
+        for name, value in given.items():
+            texts = name in ("places", "lacks")
+            if isinstance(value, str | list | tuple) != texts or isinstance(value, dict):
+                raise ValueError(f"{name} is {value!r}")
+        return cls(**given)
+
+    def to_json(self) -> dict[str, Any]:
+        """Numbers to four digits."""
+        found = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {
+            name: float(f"{value:.4g}") if isinstance(value, float) else value
+            for name, value in found.items()
+        } | {"lacks": list(self.lacks)}
+
+
+def facts_of(job: Job) -> Facts:
+    """Of all traces of a job. ValueError: none has places in time, or none holds an event."""
+    traces = [trace for trace in job.traces if trace.timed and len(trace.events)]
+    if not traces:
+        raise ValueError(
+            f"{job.source} says how long functions took but not when: a bottleneck shows in a timeline; "
+            "record one with perflab profile, torch.profiler or jax.profiler"
+        )
+    found = [timeline(trace, busy_share(trace)) for trace in traces]
+    numbers = {name: sum(one[name] for one in found) / len(found) for name in found[0]}
+    processes = counted(traces)
+    constants = _constants(traces[0], processes.get("faults_per_s"))
+    return Facts(
+        ranks=len(traces),
+        on_device=bool(traces[0].on_device().any()),
+        steps=int(numbers.pop("steps")),
+        **numbers,
+        **_lateness(job),
+        **processes,
+        **constants,
+        places=places(traces[0].process),
+        lacks=[text for known, text in ((processes, NOT_COUNTED), (constants, NO_MACHINE)) if not known],
+    )
+
+
+def _lateness(job: Job) -> dict[str, Any]:
+    """What the latest rank costs the others."""
+    if len(job.traces) < 2:
+        return {}
+    from bench.traces.ranks import compare_ranks
+
+    late = compare_ranks(job).late
+    if not late or late[0].cost is None:
+        return {}
+    return {"late": max(0.0, 1.0 - 1.0 / max(late[0].cost.ratio, 1.0)), "late_rank": late[0].rank}
+
+
+def _constants(trace: Trace, faults_per_s: float | None) -> dict[str, float]:
+    """Of this machine, where the trace was recorded on it and it was calibrated."""
+    from labs.machine import load_cached
+
+    machine = load_cached()
+    if machine is None or roof_of(trace) is None:
+        return {}
+    wide = machine.peak("float32", unit="matrix")
+    narrow = max(machine.get(f"matrix_{name}_1_flops") or 0.0 for name in ("bfloat16", "float16"))
+    found = {"faster": max(1.0, narrow / wide)}
+    cost = machine.get("page_fault_s_per_byte")
+    if cost and faults_per_s is not None:
+        found["fault_share"] = faults_per_s * cost * PAGE_B
+    return found

@@ -1,0 +1,313 @@
+"""``perflab diagnose``: a cause a rule, on facts that are stated, on small reports, and on recorded jobs."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import samples
+from bottleneck_grid import SEEDS, SIZES, TUNED
+from command import perflab
+from samples import label, memory, slice_
+
+from bench.diagnose import CAUSES, NONE, Facts, decide, diagnose, headline
+from bench.traces.load import load
+
+RECORDED = Path(__file__).parent / "diagnosed_jobs.jsonl"
+HEALTHY = Facts(
+    steps=5, step_s=0.06, products=0.5, calling=0.08, system=0.05, faults_per_s=2e4, fault_share=0.05,
+    threads=1, cores=2, memory=0.1, memory_B=1e8, memory_limit_B=1e9, faster=2.0,
+)  # fmt: skip
+SICK = {
+    "input": {"input": 0.5},
+    "python": {"gaps": 0.5},
+    "dispatch": {"calling": 0.6},
+    "allocator": {"system": 0.4, "fault_share": 0.5},
+    "memory_bandwidth": {"pointwise": 0.6},
+    "memory_capacity": {"memory": 0.9},
+    "compute_precision": {"wide_products": 0.7},
+    "transfer_synchronization": {"on_device": True, "waits": 0.4, "calling": 0.0},
+    "communication": {"ranks": 2, "exposed": 0.5},
+    "straggler": {"ranks": 2, "late": 0.4, "late_rank": 1, "exposed": 0.45},
+    "oversubscription": {"threads": 16, "switches_per_s": 5000.0},
+}
+
+
+# --- rules ----------------------------------------------------------------------------------------
+
+
+def test_there_is_a_rule_for_each_cause():
+    assert set(SICK) == set(CAUSES)
+
+
+@pytest.mark.parametrize("cause", SICK)
+def test_what_is_wrong_alone_is_named(cause):
+    found = decide(replace(HEALTHY, **SICK[cause]))
+    assert (found.bottleneck, found.sure) == (cause, "clear")
+    evidence = found.evidence
+    assert evidence.because
+    assert len(evidence.attempts) >= 2
+    assert headline(found).startswith(f"{cause} (clear)")
+
+
+def test_a_healthy_job_has_none_and_the_nearest_cause_is_said():
+    found = decide(HEALTHY)
+    assert (found.bottleneck, found.evidence) == (NONE, None)
+    assert found.to_json()["gain"] == 1.0
+    assert headline(found) == (
+        "no bottleneck (clear): nothing costs 20 % of the time; next: memory_capacity (10 %)"
+        if found.second.cause == "memory_capacity"
+        else f"no bottleneck (clear): nothing costs 20 % of the time; next: {found.second.cause} "
+        f"({100 * found.second.share:.0f} %)"
+    )
+
+
+def test_the_gain_is_amdahls():
+    assert decide(replace(HEALTHY, input=0.75)).evidence.gain == pytest.approx(4.0)
+
+
+def test_two_causes_alike_are_called_close_and_the_second_is_kept():
+    found = decide(replace(HEALTHY, input=0.40, gaps=0.38))
+    assert (found.bottleneck, found.sure, found.second.cause) == ("input", "close", "python")
+
+
+def test_waiting_for_a_late_rank_is_no_fault_of_communication():
+    found = decide(replace(HEALTHY, **SICK["straggler"]))
+    share = {one.cause: one.share for one in found.ranked}
+    assert share["communication"] == pytest.approx(0.05)
+
+
+def test_a_narrow_type_that_is_no_faster_here_is_not_advised():
+    assert decide(replace(HEALTHY, wide_products=0.9, faster=1.0)).bottleneck == NONE
+
+
+def test_without_what_our_recorder_counts_three_causes_cannot_be_seen():
+    seen = {one.cause for one in decide(Facts(input=0.3)).ranked}
+    assert "input" in seen
+    assert not seen & {"allocator", "memory_capacity", "oversubscription", "compute_precision"}
+
+
+# --- jobs that were recorded ----------------------------------------------------------------------
+
+
+def recorded():
+    return [json.loads(line) for line in RECORDED.read_text().splitlines()]
+
+
+def test_recorded_jobs_that_were_not_tuned_on_are_named_right():
+    """Real jobs, fault x seed x size (``bottleneck_grid.py``): nine in ten, and none when healthy."""
+    rows = [row for row in recorded() if (row["size"], row["seed"]) not in TUNED]
+    said = [(row["planted"], decide(Facts.from_json(row["facts"])).bottleneck) for row in rows]
+    wrong = Counter(pair for pair in said if pair[0] != pair[1])
+    assert {planted for planted, _ in said} >= set(CAUSES) - {"transfer_synchronization"} | {NONE}
+    assert len({(row["size"], row["seed"]) for row in rows}) >= 3
+    assert sum(wrong.values()) <= 0.1 * len(said), wrong
+    assert not [pair for pair in wrong if pair[0] == NONE]
+
+
+@pytest.mark.proof
+def test_jobs_recorded_now_are_named_right():
+    from bottleneck_grid import grid
+
+    said = [(row["planted"], decide(Facts.from_json(row["facts"])).bottleneck) for row in grid(SIZES, SEEDS)]
+    wrong = Counter(pair for pair in said if pair[0] != pair[1])
+    print(f"{len(said) - sum(wrong.values())} of {len(said)} right; wrong: {dict(wrong)}")
+    assert sum(wrong.values()) <= 0.1 * len(said), wrong
+    assert not [pair for pair in wrong if pair[0] == NONE]
+
+
+# --- facts from reports ---------------------------------------------------------------------------
+
+MS = 1000  # microseconds
+
+
+def report(folder, events, **document):
+    """A report of PyTorch of two steps of 10 ms on thread 1, with these events of a step, (name, category,
+    start in ms, length in ms)."""
+    slices = [label("thread_name", 1, 1, "thread 1 (python)")]
+    for number in range(2):
+        begin = number * 10 * MS
+        slices.append(slice_(f"ProfilerStep#{number}", "user_annotation", 1, 1, begin, 10 * MS))
+        slices += [
+            slice_(name, category, 1, 1, begin + start * MS, length * MS, **more)
+            for name, category, start, length, more in events
+        ]
+    path = folder / "report.json"
+    path.write_text(json.dumps({"schemaVersion": 1, "traceEvents": slices, **document}))
+    return path
+
+
+PRODUCT = {"Input Dims": [[100, 100], [100, 100]], "Input type": ["float", "float"]}
+LOADER = "enumerate(DataLoader)#_SingleProcessDataLoaderIter.__next__"
+
+
+def test_shares_of_a_hosts_time(tmp_path):
+    """4 of 10 ms wait for input, 2 multiply in float32, 1 adds, the rest is a gap."""
+    events = [
+        (LOADER, "user_annotation", 0, 4, {}),
+        ("aten::mm", "cpu_op", 4, 2, PRODUCT),
+        ("aten::add", "cpu_op", 6, 1, {}),
+    ]
+    found = diagnose(load(report(tmp_path, events)))
+    facts = found.facts
+    assert (facts.input, facts.products, facts.wide_products, facts.pointwise, facts.gaps) == pytest.approx(
+        (0.4, 0.2, 0.2, 0.1, 0.3)
+    )
+    assert facts.step_s == pytest.approx(0.010)
+    assert facts.flops_per_s == pytest.approx(2 * 100**3 / 2e-3)
+    assert found.bottleneck == "input"
+
+
+def test_types_of_products_are_told_apart(tmp_path):
+    half = PRODUCT | {"Input type": ["c10::BFloat16", "c10::BFloat16"]}
+    events = [("aten::mm", "cpu_op", 0, 6, half), ("aten::mm", "cpu_op", 6, 2, PRODUCT)]
+    facts = diagnose(load(report(tmp_path, events))).facts
+    assert (facts.products, facts.wide_products) == pytest.approx((0.8, 0.2))
+
+
+def test_a_report_of_another_profiler_says_what_cannot_be_seen(tmp_path):
+    found = diagnose(load(report(tmp_path, [("aten::mm", "cpu_op", 0, 9, PRODUCT)])))
+    assert found.bottleneck == NONE
+    assert [text.split(":")[0] for text in found.facts.lacks] == [
+        "page faults, context switches, threads and the memory limit",
+        "this machine's limits",
+    ]
+
+
+COUNTED = {
+    "wall_s": 0.02, "user_s": 0.01, "system_s": 0.01, "minor_faults": 1000, "involuntary_switches": 3,
+    "compute_threads": 1, "cores": 2, "memory_limit_B": 1_000_000, "in_use_at_start_B": 200_000,
+    "load_average": 0.5,
+}  # fmt: skip
+
+
+def test_what_our_recorder_counts_is_read_from_the_same_file(tmp_path):
+    path = report(tmp_path, [("aten::mm", "cpu_op", 0, 9, PRODUCT)], perflab=COUNTED)
+    text = json.loads(path.read_text())
+    text["traceEvents"] += [memory(1, 100, 0, 0), memory(5 * MS, 720_100, 0, 0)]
+    path.write_text(json.dumps(text))
+    found = diagnose(load(path))
+    assert (found.facts.system, found.facts.faults_per_s) == pytest.approx((0.5, 50_000))
+    assert found.facts.memory == pytest.approx(0.9)
+    assert {one.cause for one in found.ranked[:2]} == {"allocator", "memory_capacity"}
+
+
+@pytest.mark.parametrize(
+    "damaged", [[], 3, {"wall_s": "x"}, COUNTED | {"user_s": None}, COUNTED | {"cores": {}}]
+)
+def test_a_damaged_entry_counts_as_absent(tmp_path, damaged):
+    found = diagnose(load(report(tmp_path, [("aten::mm", "cpu_op", 0, 9, PRODUCT)], perflab=damaged)))
+    assert found.facts.threads is None
+    assert found.facts.lacks
+
+
+def test_a_device_that_waits_because_the_host_waited_for_it(tmp_path):
+    """Two kernels of 2 ms of which the second is launched after the host has waited 5 ms: 5 of 9 ms."""
+    on_device = {"device": 0, "stream": 7}
+    launch = [
+        slice_("cudaLaunchKernel", "cuda_runtime", 1, 1, start, 10, correlation=number)
+        for number, start in ((1, 0), (2, 7 * MS))
+    ]
+    kernels = [
+        slice_("gemm", "kernel", 0, 7, start, 2 * MS, correlation=number, **on_device)
+        for number, start in ((1, 20), (2, 7 * MS + 20))
+    ]
+    wait = slice_("cudaDeviceSynchronize", "cuda_runtime", 1, 1, 20, 6970)
+    path = tmp_path / "gpu.json"
+    path.write_text(json.dumps({"schemaVersion": 1, "traceEvents": [*launch, *kernels, wait]}))
+    found = diagnose(load(path))
+    assert found.facts.on_device
+    assert found.bottleneck == "transfer_synchronization"
+    assert found.facts.waits == pytest.approx(4.98 / 9, abs=0.01)
+
+
+def test_a_report_without_places_in_time_is_refused(tmp_path):
+    path = samples.write(tmp_path, "cprofile")
+    with pytest.raises(ValueError, match="says how long functions took but not when"):
+        diagnose(load(path))
+
+
+@pytest.mark.parametrize("name", [name for name in samples.SAMPLES if name != "benchmarks"])
+def test_every_kind_of_report_with_a_timeline_is_diagnosed(tmp_path, name):
+    job = load(samples.write(tmp_path, name))
+    if all(trace.timed for trace in job.traces):
+        found = diagnose(job)
+        assert found.bottleneck in (*CAUSES, NONE)
+        json.dumps(found.to_json(), allow_nan=False)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_the_command_reads_a_report_and_results(tmp_path):
+    path = report(tmp_path, [(LOADER, "user_annotation", 0, 7, {}), ("aten::mm", "cpu_op", 7, 3, PRODUCT)])
+    status, out, err = perflab("diagnose", path, folder=tmp_path)
+    assert status == 0, err
+    assert "input (clear): 70 % of the time, up to 3.33x faster without it" in out
+    assert "try     read ahead" in out
+    status, out, _ = perflab("diagnose", path, "--json", folder=tmp_path)
+    found = json.loads(out)
+    assert (found["bottleneck"], found["sure"]) == ("input", "clear")
+    results = {
+        "fullname": "x",
+        "stats": {},
+        "extra_info": {"lab": "mine", "variant": "a/b", "diagnosis": found},
+    }
+    (tmp_path / "results.json").write_text(json.dumps({"benchmarks": [results]}))
+    status, out, err = perflab("diagnose", "results.json", folder=tmp_path)
+    assert (status, out.split(":")[:2]) == (0, ["mine", "a/b"]), err
+    assert "input (clear)" in out
+
+
+def test_reading_a_report_imports_nothing_heavy(tmp_path):
+    report(tmp_path, [("aten::mm", "cpu_op", 0, 9, PRODUCT)])
+    probe = (
+        "import sys\nfrom bench import cli\nsys.argv = ['perflab', 'diagnose', 'report.json']\n"
+        "try:\n    cli.main()\nfinally:\n"
+        "    assert not {'torch', 'jax', 'numba', 'ray', 'matplotlib'} & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nothing.json"], "there is no file or folder nothing.json"),
+        (["plain.json"], "plain.json holds no diagnosis: none of its variants was profiled"),
+        (["a", "b"], "a program comes after --: perflab diagnose -- a b"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(tmp_path, arguments, said):
+    (tmp_path / "plain.json").write_text(json.dumps({"benchmarks": []}))
+    status, out, err = perflab("diagnose", *arguments, folder=tmp_path)
+    assert (status, out) == (2, "")
+    assert said in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_program_is_run_profiled_and_diagnosed(tmp_path):
+    """Python between the operators; two calls of an optimizer or more mark its steps."""
+    (tmp_path / "train.py").write_text(
+        "import torch\n"
+        "model = torch.nn.Linear(8, 8)\n"
+        "optimizer = torch.optim.SGD(model.parameters(), 0.1)\n"
+        "for step in range(6):\n"
+        "    optimizer.zero_grad()\n"
+        "    model(torch.ones(4, 8)).sum().backward()\n"
+        "    optimizer.step()\n"
+        "    total = 0\n"
+        "    for number in range(400_000):\n"
+        "        total += number\n"
+    )
+    status, out, err = perflab("diagnose", "--json", "--", "python", "train.py", folder=tmp_path)
+    assert status == 0, err
+    found = json.loads(out[out.index("{") :])
+    assert found["bottleneck"] == "python", found
+    assert "train.py:" in found["evidence"][0]["because"][0]
+    assert not list(tmp_path.glob("profile*"))
