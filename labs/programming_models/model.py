@@ -122,10 +122,10 @@ def training_cost(config: Config, machine: Machine, name: str) -> Cost:
     work = f"{flops:.3g} FLOPs at the FMA peak {us(compute)}"
     if name == "jax_jit":
         entry = machine["jax_call_s"]
-        inner = (LOSS_CALLS + LOSS_PRODUCTS) * machine["jax_loop_step_s"]
+        inner = 2 * LOSS_PRODUCTS * machine["jax_product_call_s"]
         return Cost(
             entry + inner + compute,
-            f"a call {us(entry)} + {LOSS_CALLS + LOSS_PRODUCTS} thunks {us(inner)} + {work}",
+            f"a call {us(entry)} + {LOSS_PRODUCTS} products and as many fused kernels {us(inner)} + {work}",
             "small products run below the FMA peak; eight arguments are unpacked, seven outputs made",
         )
     if name == "jax":
@@ -171,8 +171,8 @@ def training_cost(config: Config, machine: Machine, name: str) -> Cost:
 def rnn_cost(config: Config, machine: Machine, name: str) -> Cost:
     steps, compute = config.steps, rnn_flops(config) / machine.peak("float32")
     if name in ("jax_jit", "jax_scan"):
-        inner = (3 if name == "jax_scan" else 2) * machine["jax_loop_step_s"]
-        each = f"{steps} steps x {us(inner)} inside XLA"
+        inner = 2 * machine["jax_product_call_s"]
+        each = f"{steps} steps x (a product and a fused kernel {us(inner)}) inside XLA"
         entry = _entry(machine, name)
         return Cost(
             entry + steps * inner + compute,
@@ -236,11 +236,11 @@ def block_cost(config: Config, machine: Machine, name: str) -> Cost:
             "means, where and reductions are several calls each; small products run below the FMA peak",
         )
     if name == "jax_jit":
-        inner = (BLOCK_PRODUCTS + 2 + BLOCK_KERNELS) * machine["jax_loop_step_s"]
+        pieces = BLOCK_PRODUCTS + 2 + BLOCK_KERNELS
+        inner = pieces * machine["jax_product_call_s"]
         return Cost(
             machine["jax_call_s"] + inner + compute,
-            f"a call {us(machine['jax_call_s'])} + {BLOCK_PRODUCTS + 2 + BLOCK_KERNELS} thunks "
-            f"{us(inner)} + {work}",
+            f"a call {us(machine['jax_call_s'])} + {pieces} products and kernels {us(inner)} + {work}",
             "small products run below the FMA peak, XLA's above all",
         )
     products = BLOCK_PRODUCTS * machine["torch_product_call_s"]

@@ -261,7 +261,7 @@ CONSTANTS = {
     "numpy_call_s": 0.5e-6, "numba_call_s": 0.2e-6, "torch_product_call_s": 2e-6,
     "torch_recorded_call_s": 4e-6, "torch_compiled_call_s": 12e-6, "jax_call_s": 5e-6,
     "jax_eager_call_s": 4e-6, "jax_recorded_call_s": 100e-6,
-    "jax_loop_step_s": 0.5e-6, "numpy_exp_s": 1e-9, "libm_exp_s": 3e-9, "jax_compile_s": 0.04,
+    "jax_product_call_s": 0.5e-6, "numpy_exp_s": 1e-9, "libm_exp_s": 3e-9, "jax_compile_s": 0.04,
     "numba_compile_s": 0.1, "torch_capture_s": 0.1, "cxx_compile_s": 1.0,
 }  # fmt: skip
 LATER = configure(LAB, "quick")
