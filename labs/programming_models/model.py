@@ -317,8 +317,9 @@ def _once(config: Config, machine: Machine) -> list[Prediction]:
     found = []
     largest = config.elements
     for name in COMPILED:
-        if unavailable(f"chain_{largest}", name):
-            continue
+        needed = {"torch_compile": "cxx_compile_s"}.get(name, "cores")
+        if unavailable(f"chain_{largest}", name) or machine.get(needed) is None:
+            continue  # a C++ compiler that fails is named in the machine's facts, and by the way itself
         seconds, because = compile_seconds(machine, name)
         suspect = (
             "the machine's load: a compiler needs a core for itself for a second; a larger program than the "
