@@ -296,7 +296,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
 
     for size in config.sizes:
         for name in chain.NAMES:
-            if name != "cuda_graph" and not unavailable(f"chain_{size}", name):
+            if name not in chain.CUDA and not unavailable(f"chain_{size}", name):
                 say(f"chain_{size}", name, chain_cost(machine, size, name))
     parts = (
         ("training_step", training_step.NAMES, training_cost),
