@@ -40,7 +40,20 @@ def numba_compiler() -> Figures:
     def compile_one(number: int) -> None:
         numba.njit(lambda x: x[0] - number)(values)
 
-    return {"numba_compile_s": (_least(compile_one, 3), "njit of an expression, compiled and called")}
+    made = numba.njit(lambda x: numpy.empty_like(x))
+    made(values)
+
+    def many() -> None:
+        for _ in range(CALLS):
+            made(values)
+
+    return {
+        "numba_compile_s": (_least(compile_one, 3), "njit of an expression, compiled and called"),
+        "numba_array_call_s": (
+            typical(many) / CALLS,
+            "njit function that returns a new array of three items",
+        ),
+    }
 
 
 def jax_compiler() -> Figures:
@@ -79,10 +92,21 @@ def torch_capture() -> Figures:
 
     called = typical(many, 5) / CALLS
     torch._dynamo.reset()
+    program = torch.export.export(torch.nn.Tanh(), (one,)).module()
+
+    def exported() -> None:
+        for _ in range(CALLS):
+            program(one)
+
     return {
         "torch_capture_s": (
             captured,
             "torch.compile of two operations, backend aot_eager: captured and called",
+        ),
+        "torch_exported_call_s": (
+            typical(exported, 5) / CALLS,
+            "a call of an exported program of one operation: inputs checked and flattened, one eager "
+            "operation",
         ),
         "torch_compiled_call_s": (called, "that function's call: guards, wrapper and two eager operations"),
     }
