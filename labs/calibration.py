@@ -42,7 +42,7 @@ def calibrate(progress: Progress = None) -> Machine:
 
     Parts whose library is missing are left out and named in ``facts["left_out"]``.
     """
-    from labs import calibration_compilers, calibration_facts, calibration_links
+    from labs import calibration_facts, calibration_links
 
     say = progress or (lambda line: None)
     begin = time.perf_counter()
@@ -56,7 +56,7 @@ def calibrate(progress: Progress = None) -> Machine:
     left_out: dict[str, str] = {}
     for sweep in range(SWEEPS):
         once = [("links", calibration_links.measure)] if sweep == 0 else []  # mostly importing torch
-        late = [("compilers", calibration_compilers.measure)] if sweep == 0 else []  # importing them, too
+        late = _compilers() if sweep == 0 else ()  # mostly importing them
         for name, part in (*once, *_parts(cores), *late):
             say(f"{name}, {sweep + 1} of {SWEEPS} ({time.perf_counter() - begin:.0f} s)")
             try:
@@ -117,6 +117,17 @@ def _parts(cores: int) -> Sequence[tuple[str, Callable[[], Figures]]]:
         ("jax", calls.jax_calls),
         ("programs of jax", transforms.jax_programs),
         ("programs of torch", transforms.torch_programs),
+    )
+
+
+def _compilers() -> Sequence[tuple[str, Callable[[], Figures]]]:
+    from labs import calibration_compilers as compilers
+
+    return (
+        ("numba's compiler", compilers.numba_compiler),
+        ("JAX's compiler", compilers.jax_compiler),
+        ("torch's capture", compilers.torch_capture),
+        ("C++ compiler", compilers.cxx_compiler),
     )
 
 

@@ -100,6 +100,7 @@ def compiled() -> Figures:
     block = numpy.random.default_rng(0).random(4096, dtype=numpy.float32)
     out = numpy.empty_like(block)
     cores = numpy.ones(usable_cores(), numpy.float32)
+    matrix = numpy.ones((1, 1), numpy.float32)
     numpy_call = _per_call(lambda: numpy.negative(one, out=one))
     numba_call = _per_call(lambda: kernel.call(one))
     region = typical(lambda: kernel.region(cores), 1000)
@@ -112,6 +113,14 @@ def compiled() -> Figures:
     libm = typical(lambda: kernel.libm_exp(block, 10)) / (10 * block.size)
     return {
         "numpy_call_s": (numpy_call, "numpy.negative of one element with out="),
+        "numpy_product_call_s": (
+            _per_call(lambda: numpy.matmul(matrix, matrix)),
+            "numpy.matmul of a 1 x 1 matrix, output allocated",
+        ),
+        "numpy_reduction_call_s": (
+            _per_call(lambda: matrix.min(0)),
+            "minimum of a 1 x 1 matrix over its first axis",
+        ),
         "numpy_exp_s": (
             (exponential - numpy_call) / block.size,
             "numpy.exp, 4096 float32 in cache, per element",
@@ -139,7 +148,12 @@ def torch_calls() -> Figures:
     call = _per_call(lambda: torch.neg(one))
     figures: Figures = {
         "torch_call_s": (call, "torch.neg of one element, output allocated"),
-        "torch_product_call_s": (_product_call(), "torch.bmm of a 1 x 1 matrix, output allocated"),
+        "torch_scalar_call_s": (
+            _per_call(lambda: one - 0.5),
+            "a Python number subtracted from a torch tensor of one element",
+        ),
+        "torch_module_call_s": (_module_call(), "calling torch.nn.Identity"),
+        "torch_product_call_s": (_product_call(), "torch.bmm of one 8 x 8 matrix, output allocated"),
         "torch_recorded_call_s": (
             _recorded_call(),
             "torch.neg of one element that requires a gradient, forward and backward, 32 in a row",
@@ -162,10 +176,17 @@ def torch_calls() -> Figures:
     return figures
 
 
+def _module_call() -> float:
+    import torch
+
+    module, one = torch.nn.Identity(), torch.ones(1)
+    return _per_call(lambda: module(one))
+
+
 def _product_call() -> float:
     import torch
 
-    one = torch.ones(1, 1, 1)
+    one = torch.ones(1, 8, 8)  # smaller ones do not reach the library
     return _per_call(lambda: torch.bmm(one, one))
 
 
@@ -198,11 +219,18 @@ def jax_calls() -> Figures:
             _dispatched_call(jnp.negative, jax.device_put(1.0, jax.devices("cpu")[0])),
             "jax.numpy.negative of a scalar, 32 in a row and one block_until_ready, per operation",
         ),
+        "jax_array_call_s": (
+            _dispatched_call(step, jnp.ones(2048, device=jax.devices("cpu")[0])),
+            "jitted negation of 2048 float32, which XLA hands to a thread, 32 in a row, per call",
+        ),
         "jax_recorded_call_s": (
             _jax_recorded_call(),
             "jax.value_and_grad, not jitted, of 16 jax.numpy.negative of a scalar, per operation",
         ),
-        "jax_loop_step_s": (_jax_loop_step(), "lax.fori_loop of 1000 negations under jit, per step"),
+        "jax_product_call_s": (
+            _jax_product_call(),
+            "lax.fori_loop of 1000 products of 8 x 8 matrices under jit, per step",
+        ),
     }
 
 
@@ -230,11 +258,13 @@ def _jax_recorded_call(count: int = 16) -> float:
     return typical(lambda: jax.block_until_ready(recorded(one)), 15) / count
 
 
-def _jax_loop_step(count: int = 1000) -> float:
+def _jax_product_call(count: int = 1000) -> float:
+    """XLA replaces a loop of one elementwise operation by a formula or a kernel of its own; not this one."""
     import jax
+    import jax.numpy as jnp
 
-    one: Any = jax.device_put(1.0, jax.devices("cpu")[0])
-    loop = jax.jit(lambda x: jax.lax.fori_loop(0, count, lambda place, value: -value, x))
+    one = jnp.eye(8, device=jax.devices("cpu")[0])
+    loop = jax.jit(lambda x: jax.lax.fori_loop(0, count, lambda place, value: value @ x, x))
     return typical(lambda: loop(one).block_until_ready(), 30) / count
 
 

@@ -20,17 +20,6 @@ CALLS = 500
 CXX_LIMIT_S = 60.0
 
 
-def measure() -> Figures:
-    """numba, JAX, Dynamo and the C++ compiler; what is not installed is left out."""
-    figures: Figures = {}
-    for part in (_numba, _jax, _torch, _cxx):
-        try:
-            figures |= part()
-        except ImportError:
-            continue
-    return figures
-
-
 def _least(compile_one: Callable[[int], object], count: int) -> float:
     """Seconds of the fastest of a few compilations, each of a program of its own; one goes before."""
     compile_one(0)
@@ -42,7 +31,7 @@ def _least(compile_one: Callable[[int], object], count: int) -> float:
     return min(seconds)
 
 
-def _numba() -> Figures:
+def numba_compiler() -> Figures:
     import numba
     import numpy
 
@@ -51,10 +40,23 @@ def _numba() -> Figures:
     def compile_one(number: int) -> None:
         numba.njit(lambda x: x[0] - number)(values)
 
-    return {"numba_compile_s": (_least(compile_one, 3), "njit of an expression, compiled and called")}
+    made = numba.njit(lambda x: numpy.empty_like(x))
+    made(values)
+
+    def many() -> None:
+        for _ in range(CALLS):
+            made(values)
+
+    return {
+        "numba_compile_s": (_least(compile_one, 3), "njit of an expression, compiled and called"),
+        "numba_array_call_s": (
+            typical(many) / CALLS,
+            "njit function that returns a new array of three items",
+        ),
+    }
 
 
-def _jax() -> Figures:
+def jax_compiler() -> Figures:
     import jax
 
     one = jax.device_put(1.0, jax.devices("cpu")[0])
@@ -70,7 +72,7 @@ def _jax() -> Figures:
     }
 
 
-def _torch() -> Figures:
+def torch_capture() -> Figures:
     import torch
 
     one = torch.ones(1)
@@ -90,23 +92,34 @@ def _torch() -> Figures:
 
     called = typical(many, 5) / CALLS
     torch._dynamo.reset()
+    program = torch.export.export(torch.nn.Tanh(), (one,)).module()
+
+    def exported() -> None:
+        for _ in range(CALLS):
+            program(one)
+
     return {
         "torch_capture_s": (
             captured,
             "torch.compile of two operations, backend aot_eager: captured and called",
         ),
+        "torch_exported_call_s": (
+            typical(exported, 5) / CALLS,
+            "a call of an exported program of one operation: inputs checked and flattened, one eager "
+            "operation",
+        ),
         "torch_compiled_call_s": (called, "that function's call: guards, wrapper and two eager operations"),
     }
 
 
-def _cxx() -> Figures:
+def cxx_compiler() -> Figures:
     """The C++ that torch.compile writes includes this header, and most of compiling it is the header."""
     from torch.utils.cpp_extension import include_paths
 
     names = (os.environ.get("CXX"), "g++", "clang++", "c++")
     compiler = next((found for name in names if name and (found := shutil.which(name))), None)
     if compiler is None:
-        return {}
+        raise RuntimeError("there is no C++ compiler on the path, and CXX names none")
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "negative.cpp"
         source.write_text(
@@ -118,8 +131,9 @@ def _cxx() -> Figures:
         command += ["-shared", "-fPIC", "-O3", "-ffast-math", "-march=native", "-std=c++20"]
         command += [f"-I{path}" for path in include_paths()]
         begin = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, timeout=CXX_LIMIT_S, check=False)
+        try:
+            subprocess.run(command, capture_output=True, timeout=CXX_LIMIT_S, check=True)
+        except subprocess.SubprocessError as error:
+            raise RuntimeError(f"the C++ compiler failed on torch's header: {error}") from error
         seconds = time.perf_counter() - begin
-    if done.returncode:
-        return {}
     return {"cxx_compile_s": (seconds, "C++ compiler on a loop with torch's header for generated kernels")}

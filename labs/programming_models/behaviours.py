@@ -109,7 +109,7 @@ def _torch_cond(x: Any) -> Any:
 
 def _jax(program: str, way: str, recorder: Recorder) -> Callable[[Any], Any]:
     import jax
-    import jax.numpy as jnp
+    import numpy
 
     function = PROGRAMS[program]
     if way == "jax":
@@ -129,9 +129,12 @@ def _jax(program: str, way: str, recorder: Recorder) -> Callable[[Any], Any]:
     jitted = jax.jit(counted)
 
     def run(x: Any) -> Any:
-        if way == "jax_padded":  # to the next power of two: few shapes, and the rest is cut off again
+        if way == "jax_padded":
+            # To the next power of two: few shapes, and the rest is cut off again. By NumPy, since jnp.pad and
+            # the cut would themselves be compiled for each shape.
             room = 1 << (x.size - 1).bit_length()
-            output = jitted(jnp.pad(x, (0, room - x.size)))[: x.size]
+            padded = numpy.pad(numpy.asarray(x), (0, room - x.size))
+            output = numpy.asarray(jitted(padded))[: x.size]
         else:
             output = jitted(x)
         recorder.record("graphs", traces, "")

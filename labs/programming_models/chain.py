@@ -12,7 +12,8 @@ from labs.lab import Recorder, Step
 from labs.programming_models import jax_ways, torch_ways
 from labs.programming_models.config import Config
 
-NAMES = ("torch", "torch_compile", "torch_export", "fx", "jax", "jax_jit", "numpy", "numba", "cuda_graph")
+CUDA = ("torch_cuda", "cuda_graph")  # where there is a GPU
+NAMES = ("torch", "torch_compile", "torch_export", "fx", "jax", "jax_jit", "numpy", "numba", *CUDA)
 COEFFICIENTS = (0.75, -0.5, 0.25, 0.625, -0.375, 0.125, 0.5)
 OPERATIONS = 2 * (len(COEFFICIENTS) - 1)
 FLOAT = 4  # bytes
@@ -57,8 +58,9 @@ def setup(size: int, name: str, config: Config, recorder: Recorder) -> Step:
     import torch
 
     tensors = (torch.from_numpy(x),)
-    if name == "torch":
-        return torch_ways.Eager(polynomial, tensors)
+    if name in ("torch", "torch_cuda"):
+        place = "cuda" if name == "torch_cuda" else "cpu"
+        return torch_ways.Eager(polynomial, [tensor.to(place) for tensor in tensors])
     if name == "torch_compile":
         return torch_ways.Compiled(polynomial, tensors, recorder)
     make = {"torch_export": torch_ways.exported, "fx": torch_ways.traced, "cuda_graph": torch_ways.cuda_graph}

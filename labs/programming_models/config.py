@@ -17,7 +17,10 @@ class Config:
     batch: int = setting(32, unit="rows", help="training step: examples", minimum=1, maximum=2**16)
     width: int = setting(64, unit="numbers", help="training step and block: width", minimum=8, maximum=4096)
     steps: int = setting(32, unit="steps", help="RNN: length of the loop", quick=24, minimum=2, maximum=512)
-    tokens: int = setting(32, unit="tokens", help="block: length of the sequence", minimum=1, maximum=4096)
+    tokens: int = setting(
+        16, unit="tokens", help="block: length of the sequence; longer ones share products between cores",
+        minimum=1, maximum=4096,
+    )  # fmt: skip
     shapes: int = setting(10, unit="shapes", help="new shapes: different lengths", minimum=2, maximum=64)
 
     def __post_init__(self) -> None:

@@ -28,17 +28,16 @@ from labs.programming_models.ways import (
     unavailable,
 )
 
-MAPPED_BYTES = 32 << 20  # glibc maps larger blocks anew at each call
 # Calls, counted by a dispatch mode in torch, by the jaxpr in JAX and in the text for NumPy (held by tests).
 # The loss: a product and a sum a layer, a comparison and a product for ReLU, difference, square, mean.
 LOSS_CALLS = 2 * training_step.LAYERS + 2 * (training_step.LAYERS - 1) + 3
 LOSS_PRODUCTS = 3 * training_step.LAYERS - 1
 UPDATE_CALLS = 2 * training_step.LAYERS  # parameters
-NUMPY_STEP_CALLS = (
-    LOSS_CALLS + 1 + 2 * training_step.LAYERS + 3 * (training_step.LAYERS - 1) + 2 * UPDATE_CALLS
-)
+# NumPy's step by hand: products, reductions (a mean is two), and everything else.
+NUMPY_STEP = (LOSS_PRODUCTS, training_step.LAYERS + 2, 26)
+NUMPY_BLOCK = (8, 10, 62)
 BLOCK_CALLS, BLOCK_PRODUCTS, BLOCK_KERNELS = 38, 6, 6
-BLOCK_ARRAY_CALLS = {"jax": 90, "numpy": 80}  # broadcasts are calls in JAX, means several in NumPy
+BLOCK_MODULES, BLOCK_JAX_CALLS = 13, 90
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,9 @@ def _entry(machine: Machine, name: str) -> float:
     return machine[
         {
             "torch_compile": "torch_compiled_call_s",
-            "jax_jit": "jax_call_s",
-            "jax_scan": "jax_call_s",
-            "numba": "numba_call_s",
+            "jax_jit": "jax_array_call_s",
+            "jax_scan": "jax_array_call_s",
+            "numba": "numba_array_call_s",
         }[name]
     ]
 
@@ -80,37 +79,42 @@ def chain_cost(machine: Machine, size: int, name: str) -> Cost:
         entry = _entry(machine, name)
         rate = machine.bandwidth(chain.FUSED_ARRAYS * array)
         memory, flops = chain.FUSED_ARRAYS * array / rate, chain.OPERATIONS * size / machine.peak("float32")
-        pages = _fresh_pages(machine, array, 1)
         return Cost(
-            entry + max(memory, flops) + pages,
+            entry + max(memory, flops),
             f"a call {us(entry)} + max({chain.FUSED_ARRAYS} arrays at {rate / 1e9:.3g} GB/s "
             f"{us(memory)}, FMAs "
             f"{us(flops)})",
             "what entering costs beside guards: unpacking arguments, a fresh output, waiting for "
             "another thread",
         )
-    call, rate = _call(machine, name), machine.bandwidth(3 * array)
+    call, rate = _chain_call(machine, name), machine.bandwidth(3 * array)
+    entry = machine["torch_exported_call_s"] if name == "torch_export" else 0.0
+    entry_text = f"entering the module {us(entry)} + " if entry else ""
     memory = chain.EAGER_ARRAYS * array / rate
-    pages = _fresh_pages(machine, array, chain.OPERATIONS)
     return Cost(
-        chain.OPERATIONS * call + memory + pages,
-        f"{chain.OPERATIONS} calls x {us(call)} + {chain.EAGER_ARRAYS} arrays of {array:.3g} B at "
+        entry + chain.OPERATIONS * call + memory,
+        f"{entry_text}{chain.OPERATIONS} calls x {us(call)} + {chain.EAGER_ARRAYS} arrays of "
+        f"{array:.3g} B at "
         f"{rate / 1e9:.3g} GB/s {us(memory)}",
-        "operations with a Python number cost more than a negation (it is converted at each call); "
-        "temporaries may stay in a nearer cache than the working set says, or come as new pages",
+        "pages: NumPy asks for huge ones, torch and JAX do not; JAX's "
+        "eager operations are handed to another thread from a thousand FLOPs on",
     )
 
 
-def _fresh_pages(machine: Machine, block: float, blocks: int) -> float:
-    if machine.allocator != "default" or block < MAPPED_BYTES:
-        return 0.0
-    return blocks * block * (machine.get("page_fault_s_per_byte") or 0.0)
+def _chain_call(machine: Machine, name: str) -> float:
+    """An operation of the chain, on average: in torch seven of twelve have a Python number."""
+    if name in ("numpy", "jax"):
+        return _call(machine, name)
+    numbers = chain.OPERATIONS // 2 + 1
+    others = chain.OPERATIONS - numbers
+    scalar, call = machine["torch_scalar_call_s"], machine["torch_call_s"]
+    return (numbers * scalar + others * call) / chain.OPERATIONS
 
 
 def crossover_elements(machine: Machine, name: str) -> float:
     """Length at which an eager chain's calls cost as much as its bytes, in the second cache."""
     rate = machine.bandwidth(3.0 * FLOAT * 2**16)
-    return chain.OPERATIONS * _call(machine, name) * rate / (chain.EAGER_ARRAYS * FLOAT)
+    return chain.OPERATIONS * _chain_call(machine, name) * rate / (chain.EAGER_ARRAYS * FLOAT)
 
 
 # --- the networks ----------------------------------------------------------------------------------------
@@ -121,11 +125,11 @@ def training_cost(config: Config, machine: Machine, name: str) -> Cost:
     compute = flops / machine.peak("float32")
     work = f"{flops:.3g} FLOPs at the FMA peak {us(compute)}"
     if name == "jax_jit":
-        entry = machine["jax_call_s"]
-        inner = (LOSS_CALLS + LOSS_PRODUCTS) * machine["jax_loop_step_s"]
+        entry = _entry(machine, name)
+        inner = 2 * LOSS_PRODUCTS * machine["jax_product_call_s"]
         return Cost(
             entry + inner + compute,
-            f"a call {us(entry)} + {LOSS_CALLS + LOSS_PRODUCTS} thunks {us(inner)} + {work}",
+            f"a call {us(entry)} + {LOSS_PRODUCTS} products and as many fused kernels {us(inner)} + {work}",
             "small products run below the FMA peak; eight arguments are unpacked, seven outputs made",
         )
     if name == "jax":
@@ -139,12 +143,8 @@ def training_cost(config: Config, machine: Machine, name: str) -> Cost:
             "operation",
         )
     if name == "numpy":
-        calls = NUMPY_STEP_CALLS * machine["numpy_call_s"]
-        return Cost(
-            calls + compute,
-            f"{NUMPY_STEP_CALLS} calls x {us(machine['numpy_call_s'])} + {work}",
-            "sums over an axis and means are several calls each; small products run below the FMA peak",
-        )
+        calls, text = _numpy_calls(machine, *NUMPY_STEP)
+        return Cost(calls + compute, f"{text} + {work}", "small products run below the FMA peak")
     recorded, call = machine["torch_recorded_call_s"], machine["torch_call_s"]
     product = machine["torch_product_call_s"]
     products = LOSS_PRODUCTS * product
@@ -168,11 +168,21 @@ def training_cost(config: Config, machine: Machine, name: str) -> Cost:
     )
 
 
+def _numpy_calls(machine: Machine, products: int, reductions: int, others: int) -> tuple[float, str]:
+    found = [
+        (products, "products", machine["numpy_product_call_s"]),
+        (reductions, "reductions", machine["numpy_reduction_call_s"]),
+        (others, "calls", machine["numpy_call_s"]),
+    ]
+    text = " + ".join(f"{count} {what} x {us(seconds)}" for count, what, seconds in found)
+    return sum(count * seconds for count, _, seconds in found), text
+
+
 def rnn_cost(config: Config, machine: Machine, name: str) -> Cost:
     steps, compute = config.steps, rnn_flops(config) / machine.peak("float32")
     if name in ("jax_jit", "jax_scan"):
-        inner = (3 if name == "jax_scan" else 2) * machine["jax_loop_step_s"]
-        each = f"{steps} steps x {us(inner)} inside XLA"
+        inner = 2 * machine["jax_product_call_s"]
+        each = f"{steps} steps x (a product and a fused kernel {us(inner)}) inside XLA"
         entry = _entry(machine, name)
         return Cost(
             entry + steps * inner + compute,
@@ -189,11 +199,11 @@ def rnn_cost(config: Config, machine: Machine, name: str) -> Cost:
         )
     if name == "numpy":
         tanh = ROWS * HIDDEN * 2 * machine["numpy_exp_s"]
-        call = machine["numpy_call_s"]
+        calls, text = _numpy_calls(machine, 1, 0, 3)
         return Cost(
-            steps * (4 * call + tanh) + compute,
-            f"{steps} steps x (4 calls x {us(call)} + tanh {us(tanh)})",
-            "matmul's own checks, which are more than a negation's",
+            steps * (calls + tanh) + compute,
+            f"{steps} steps x ({text} + tanh {us(tanh)})",
+            "indexing, which is a small call, and tanh against exp",
         )
     if name == "jax":
         call = machine["jax_eager_call_s"]
@@ -228,19 +238,22 @@ def rnn_cost(config: Config, machine: Machine, name: str) -> Cost:
 def block_cost(config: Config, machine: Machine, name: str) -> Cost:
     compute = block_flops(config) / machine.peak("float32")
     work = f"{block_flops(config):.3g} FLOPs at the FMA peak {us(compute)}"
-    if name in ("jax", "numpy"):
-        call, calls = _call(machine, name), BLOCK_ARRAY_CALLS[name]
+    if name == "numpy":
+        calls, text = _numpy_calls(machine, *NUMPY_BLOCK)
+        return Cost(calls + compute, f"{text} + {work}", "where, and a tanh and powers of many numbers")
+    if name == "jax":
+        call = machine["jax_eager_call_s"]
         return Cost(
-            calls * call + compute,
-            f"{calls} calls x {us(call)} + {work}",
-            "means, where and reductions are several calls each; small products run below the FMA peak",
+            BLOCK_JAX_CALLS * call + compute,
+            f"{BLOCK_JAX_CALLS} calls x {us(call)} + {work}",
+            "functions of jax.numpy that are jitted themselves count as one, others as several calls",
         )
     if name == "jax_jit":
-        inner = (BLOCK_PRODUCTS + 2 + BLOCK_KERNELS) * machine["jax_loop_step_s"]
+        pieces = BLOCK_PRODUCTS + 2 + BLOCK_KERNELS
+        entry, inner = _entry(machine, name), pieces * machine["jax_product_call_s"]
         return Cost(
-            machine["jax_call_s"] + inner + compute,
-            f"a call {us(machine['jax_call_s'])} + {BLOCK_PRODUCTS + 2 + BLOCK_KERNELS} thunks "
-            f"{us(inner)} + {work}",
+            entry + inner + compute,
+            f"a call {us(entry)} + {pieces} products and kernels {us(inner)} + {work}",
             "small products run below the FMA peak, XLA's above all",
         )
     products = BLOCK_PRODUCTS * machine["torch_product_call_s"]
@@ -254,11 +267,15 @@ def block_cost(config: Config, machine: Machine, name: str) -> Cost:
             "attention, which stays a library call; small products run below the FMA peak",
         )
     calls = (BLOCK_CALLS - BLOCK_PRODUCTS) * machine["torch_call_s"]
+    if name == "torch_export":
+        around, where = machine["torch_exported_call_s"], "entering the program"
+    else:
+        around, where = BLOCK_MODULES * machine["torch_module_call_s"], f"{BLOCK_MODULES} modules"
     return Cost(
-        calls + products + compute,
-        f"{BLOCK_CALLS - BLOCK_PRODUCTS} calls x {us(machine['torch_call_s'])} + {BLOCK_PRODUCTS} products "
-        f"{us(products)} + {work}",
-        "modules: Python's calls around the operations; layer norm, GELU and attention cost more than a call",
+        around + calls + products + compute,
+        f"{where} {us(around)} + {BLOCK_CALLS - BLOCK_PRODUCTS} calls x {us(machine['torch_call_s'])} + "
+        f"{BLOCK_PRODUCTS} products {us(products)} + {work}",
+        "layer norm, GELU and attention cost more than a call; Python's code between the operations",
     )
 
 
@@ -296,7 +313,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
 
     for size in config.sizes:
         for name in chain.NAMES:
-            if name != "cuda_graph" and not unavailable(f"chain_{size}", name):
+            if name not in chain.CUDA and not unavailable(f"chain_{size}", name):
                 say(f"chain_{size}", name, chain_cost(machine, size, name))
     parts = (
         ("training_step", training_step.NAMES, training_cost),
@@ -317,8 +334,9 @@ def _once(config: Config, machine: Machine) -> list[Prediction]:
     found = []
     largest = config.elements
     for name in COMPILED:
-        if unavailable(f"chain_{largest}", name):
-            continue
+        needed = {"torch_compile": "cxx_compile_s"}.get(name, "cores")
+        if unavailable(f"chain_{largest}", name) or machine.get(needed) is None:
+            continue  # a C++ compiler that fails is named in the machine's facts, and by the way itself
         seconds, because = compile_seconds(machine, name)
         suspect = (
             "the machine's load: a compiler needs a core for itself for a second; a larger program than the "
@@ -342,7 +360,7 @@ def _once(config: Config, machine: Machine) -> list[Prediction]:
                     "",
                     f"crossover_{name}_elements",
                     crossover_elements(machine, name),
-                    f"{us(_call(machine, name))} a call x bandwidth / "
+                    f"{us(_chain_call(machine, name))} a call x bandwidth / "
                     f"{chain.EAGER_ARRAYS / chain.OPERATIONS:.2g} "
                     "arrays an operation moves",
                     "what a call costs beside a negation's; cache lines that a nearer cache still holds",

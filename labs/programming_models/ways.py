@@ -62,13 +62,9 @@ def block_flops(config: Config) -> float:
 
 
 def _variant(group: str, name: str, setup: Callable[[Any, Recorder], Step], **rest: Any) -> Variant:
-    clock = (
-        "cuda"
-        if name == "cuda_graph"
-        else "jax"
-        if name.startswith("jax") and not rest.get("max_rounds")
-        else "host"
-    )
+    clock = "cuda" if name in chain.CUDA else "host"
+    if name.startswith("jax") and not rest.get("max_rounds"):
+        clock = "jax"
     return Variant(group, name, setup, clock=clock, unavailable=unavailable(group, name), **rest)  # type: ignore[arg-type]
 
 
@@ -77,7 +73,7 @@ def unavailable(group: str, name: str) -> str:
     from labs.roofline.operations import no_gpu
     from labs.vectorization.rungs import missing, missing_compiler
 
-    if name == "cuda_graph":
+    if name in chain.CUDA:
         return no_gpu()
     if name in ("torch_compile", "torch_cell") and group not in behaviours.PROGRAMS:
         return missing_compiler()

@@ -14,6 +14,7 @@ from kernels import peaks, peaks_matrix
 from labs import (
     calibration,
     calibration_calls,
+    calibration_compilers,
     calibration_facts,
     calibration_links,
     calibration_processes,
@@ -199,6 +200,32 @@ def test_calls_cost_more_than_operations_and_each_figure_has_its_source() -> Non
     assert value["libm_exp_s"] > value["numpy_exp_s"] / 4
     assert value["thread_start_s"] > value["python_call_s"]
     assert 1e-10 < value["python_operation_s"] < 1e-6
+
+
+def test_compiling_costs_more_than_a_thousand_calls() -> None:
+    value = {}
+    for part in (calibration_compilers.numba_compiler, calibration_compilers.jax_compiler):
+        value |= {name: seconds for name, (seconds, _) in part().items()}
+    assert set(value) == {"numba_compile_s", "jax_compile_s"}
+    assert all(1e-3 < seconds < 60 for seconds in value.values())
+
+
+@pytest.mark.proof
+def test_capturing_costs_more_than_calling_and_compiling_more_than_capturing() -> None:
+    value = {}
+    for part in (calibration_compilers.torch_capture, calibration_compilers.cxx_compiler):
+        value |= {name: seconds for name, (seconds, _) in part().items()}
+    assert value["cxx_compile_s"] > value["torch_capture_s"] > 100 * value["torch_compiled_call_s"] > 0
+
+
+def test_a_compiler_that_fails_or_is_not_there_is_said(monkeypatch) -> None:
+    monkeypatch.setenv("CXX", "false")
+    with pytest.raises(RuntimeError, match="the C\\+\\+ compiler failed on torch's header"):
+        calibration_compilers.cxx_compiler()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(RuntimeError, match="there is no C\\+\\+ compiler on the path"):
+        calibration_compilers.cxx_compiler()
 
 
 def test_processes_are_measured_in_a_child_that_leaves_none_behind() -> None:

@@ -254,15 +254,17 @@ def test_calls_of_the_networks_are_those_in_the_jaxpr() -> None:
     made = jax.make_jaxpr(lambda p, x: gpt_block.written_out(jnp, p, x))(
         p, jnp.asarray(gpt_block.states(SMALL)[0].numpy())
     )
-    assert len(made.eqns) == pytest.approx(model.BLOCK_ARRAY_CALLS["jax"], rel=0.1)
+    assert len(made.eqns) == pytest.approx(model.BLOCK_JAX_CALLS, rel=0.1)
 
 
 CONSTANTS = {
-    "numpy_call_s": 0.5e-6, "numba_call_s": 0.2e-6, "torch_product_call_s": 2e-6,
-    "torch_recorded_call_s": 4e-6, "torch_compiled_call_s": 12e-6, "jax_call_s": 5e-6,
-    "jax_eager_call_s": 4e-6, "jax_recorded_call_s": 100e-6,
-    "jax_loop_step_s": 0.5e-6, "numpy_exp_s": 1e-9, "libm_exp_s": 3e-9, "jax_compile_s": 0.04,
-    "numba_compile_s": 0.1, "torch_capture_s": 0.1, "cxx_compile_s": 1.0,
+    "numpy_call_s": 0.5e-6, "numpy_product_call_s": 1e-6, "numpy_reduction_call_s": 1.5e-6, "numpy_exp_s":
+    1e-9, "numba_call_s": 0.2e-6, "numba_array_call_s": 0.5e-6, "libm_exp_s": 3e-9, "numba_compile_s": 0.1,
+    "torch_scalar_call_s": 2e-6, "torch_module_call_s": 0.5e-6, "torch_product_call_s": 2e-6,
+    "torch_recorded_call_s": 4e-6, "torch_compiled_call_s": 12e-6, "torch_exported_call_s": 40e-6,
+    "torch_capture_s": 0.1, "cxx_compile_s": 1.0, "jax_call_s": 4e-6, "jax_array_call_s": 6e-6,
+    "jax_eager_call_s": 4e-6, "jax_recorded_call_s": 100e-6, "jax_product_call_s": 0.5e-6, "jax_compile_s":
+    0.04,
 }  # fmt: skip
 LATER = configure(LAB, "quick")
 
@@ -282,17 +284,8 @@ def test_the_chain_by_hand() -> None:
     here = machine(**CONSTANTS)
     eager, fused = (model.chain_cost(here, 2**20, name).seconds for name in ("torch", "torch_compile"))
     array = 4.0 * 2**20
-    assert eager == pytest.approx(12 * 1e-6 + 29 * array / here.bandwidth(3 * array))
+    assert eager == pytest.approx(7 * 2e-6 + 5 * 1e-6 + 29 * array / here.bandwidth(3 * array))
     assert fused == pytest.approx(12e-6 + 2 * array / here.bandwidth(2 * array))
-
-
-def test_new_pages_of_large_blocks_are_paid_under_the_default_allocator_only() -> None:
-    here = machine(**CONSTANTS)
-    size = 2**23  # 32 MiB
-    plain, tuned = (
-        model.chain_cost(here.with_allocator(mode), size, "numpy").seconds for mode in ("default", "tuned")
-    )
-    assert plain - tuned == pytest.approx(chain.OPERATIONS * 4.0 * size * 0.5e-9)
 
 
 def test_a_width_that_the_heads_do_not_divide_is_refused() -> None:
@@ -326,7 +319,7 @@ def come_true(times=None, cold=None, counts=None) -> Counted:
     first = {each.variant: each.value for each in found if each.key == "compile_s"}
     first |= {"chain_256/torch_compile": 1.1, "rnn_loop/jax_jit": 0.5, "rnn_loop/jax_scan": 0.1}
     return Counted(
-        LATER, machine(**CONSTANTS), {"default": seconds}, values=values, cold=first | (cold or {})
+        LATER, machine(**CONSTANTS), {"tuned": seconds}, "tuned", values=values, cold=first | (cold or {})
     )
 
 
