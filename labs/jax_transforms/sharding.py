@@ -61,7 +61,7 @@ def _shard_map(config: Config, recorder: Recorder) -> Step:
             recorder.record(f"{layout}_payload", told["bytes"], "B")
             recorder.record(f"{layout}_one_device", told["seconds"]["1"], "s")
             recorder.record(f"{layout}_all_devices", told["seconds"][str(config.devices)], "s")
-        return tuple(np.array(told["result"]) for told in found.values())
+        return tuple(np.array(told["result"]).reshape(ROWS, COLUMNS) for told in found.values())
 
     return step
 
