@@ -13,6 +13,7 @@ from typing import Any
 from labs.jax_transforms import misuse, networks, recurrent, sharding, softmax, training
 from labs.jax_transforms.arrays import random, to_jax
 from labs.jax_transforms.config import Config
+from labs.lab import Recorder
 
 WIDTH = 150  # characters of a line that are kept: types and names come first
 
@@ -30,6 +31,15 @@ def excerpts(config: Config) -> Sequence[Excerpt]:
     """All of them, in the order of the lab."""
     found = [_batched(), _donated(config), _checkpoint(config), *_loops(config), _interpreted(config)]
     return [*found, *_sharded(config), *_messages()]
+
+
+def tell(recorder: Recorder, config: Config) -> None:
+    """Hand them to a recorder that keeps texts (``text(title, text)``); one that keeps numbers gets none."""
+    keep = getattr(recorder, "text", None)
+    if keep is None:
+        return
+    for each in excerpts(config):
+        keep(each.title, f"{each.explains}\n\n{each.text}")
 
 
 def telling(hlo: str, *words: str, most: int = 6) -> str:

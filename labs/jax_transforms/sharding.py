@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ def reference(config: Config, name: str) -> Any:
     return (x @ w,) * (len(LAYOUTS) if name == "shard_map" else 1)
 
 
+@cache
 def over_devices(devices: int, limit_s: float = LIMIT_S) -> dict[str, Any]:
-    """What ``sharded_program`` reports, from a process that has so many host devices.
+    """What ``sharded_program`` reports, from a process that has so many host devices; asked once.
 
     TimeoutError: it did not end in time, and was killed. RuntimeError: it failed; says its last line.
     """

@@ -375,6 +375,20 @@ def test_excerpts_show_what_they_explain():
     assert (int(again[2]) > 0, again[4]) == (True, "0")
 
 
+def test_a_recorder_that_keeps_texts_gets_them(monkeypatch):
+    class Reader(Notes):
+        def text(self, title, text):
+            self.values[title] = text
+
+    batched = excerpts._batched()
+    monkeypatch.setattr(excerpts, "excerpts", lambda config: [batched])
+    reader, notes = Reader(), Notes()
+    for recorder in (reader, notes):
+        excerpts.tell(recorder, SMALL)
+    assert reader.values == {batched.title: f"{batched.explains}\n\n{batched.text}"}
+    assert notes.values == {}
+
+
 @pytest.mark.proof
 def test_every_excerpt_has_a_title_an_explanation_and_lines():
     found = excerpts.excerpts(SMALL)
