@@ -40,9 +40,10 @@ IN_A_WORLD = "sharded_product/dtensor"
 ADDRESSES = [variant.address for variant in LAB.variants(SMALL)]
 HERE = [each for each in ADDRESSES if each not in (IN_A_WORLD, "sharded_product/shard_map", misuse.VARIANT)]
 CONSTANTS = dict(
-    jax_call_s=4e-6, jax_array_s=2e-6, jax_handover_s=10e-6, jax_eager_call_s=5e-6,
+    jax_call_s=4e-6, jax_array_s=2e-6, jax_handover_s=10e-6, jax_wait_s=20e-6,
+    thread_switch_s=10e-6, jax_eager_call_s=5e-6,
     jax_eager_gradient_s=200e-6,
-    jax_kernel_s=0.3e-6, jax_compile_s=50e-3, jax_compile_kernel_s=5e-3, jax_matmul_flops=60e9,
+    jax_kernel_s=0.3e-6, jax_compile_s=50e-3, jax_compile_kernel_s=5e-3, jax_matmul_flops=200e9,
     torch_gradient_call_s=4e-6, torch_func_call_s=15e-6, torch_matmul_flops=90e9, numpy_exp_s=0.3e-9,
     scalar_float32_flops=15e9,
 )  # fmt: skip
@@ -257,9 +258,11 @@ def test_every_time_is_predicted_with_its_numbers_and_a_suspect():
 def test_costs_by_hand():
     assert costs.jitted_call(MACHINE, 1, 999) == pytest.approx(4e-6)
     assert costs.jitted_call(MACHINE, 2.5) == pytest.approx(4e-6 + 1.5 * 2e-6 + 10e-6)
-    assert costs.program(MACHINE, 6e9, 1, 10) == pytest.approx(0.1 + 3e-6)
-    assert costs.program(MACHINE, 6e6, 6, 0) == pytest.approx(2 * 1e-4)  # small products: one of two cores
-    assert costs.torch_program(MACHINE, 9e9, 1, 5, "gradient") == pytest.approx(0.1 + 20e-6)
+    assert costs.program(MACHINE, 20e9, 1, 10) == pytest.approx(
+        0.1 + 3e-6 + 20e-6
+    )  # a large product is shared
+    assert costs.program(MACHINE, 6e6, 6, 0) == pytest.approx(2 * 30e-6)  # small ones have one of two cores
+    assert costs.torch_program(MACHINE, 9e9, 5, "gradient") == pytest.approx(0.1 + 20e-6)
     said = {(each.variant, each.key): each.value for each in LAB.predict(SMALL, MACHINE)}
     assert said["recurrent/unrolled", "compile_s"] == pytest.approx(50e-3 + 4 * SMALL.steps * 5e-3)
     assert said["retracing/every_length", "traces"] == SMALL.lengths
@@ -414,7 +417,9 @@ def test_constants_of_programs_are_above_nothing_and_in_their_order():
 
     figures = calibration_transforms.jax_programs() | calibration_transforms.torch_programs()
     value = {name: found for name, (found, _) in figures.items()}
-    assert set(CONSTANTS) - {"jax_call_s", "numpy_exp_s", "scalar_float32_flops"} == set(value)
+    assert set(CONSTANTS) - {"jax_call_s", "numpy_exp_s", "scalar_float32_flops", "thread_switch_s"} == set(
+        value
+    )
     assert all(found >= 0 for found in value.values())
     assert all(len(source) > 10 for _, source in figures.values())
     assert value["jax_eager_gradient_s"] > value["jax_eager_call_s"] > 1e-7
