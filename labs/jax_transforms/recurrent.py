@@ -22,8 +22,9 @@ GROUP, GRADIENT = "recurrent", "recurrent_gradient"
 BATCH, UNROLL = 16, 8
 OPERATIONS = 4  # of a step in JAX: two products, their sum, tanh
 TORCH = {"": 7, "gradient": 9, "kept": 5}
-"""In torch, of a step: forward (a product counts two, and a row is cut out), with its gradient (a product counts
-three), and tensors that are kept."""
+"""In torch, of a step: forward (a product counts two, and a row is cut out), with its gradient (a product
+counts three), and tensors that are kept.
+"""
 KERNELS = {"scan": 6, "scan_unroll_8": 5, "unrolled": 4}  # started a step
 KERNELS_OF_PROGRAM = {"scan": 6.0, "scan_unroll_8": 4.0 * UNROLL + 2}  # compiled
 GRADIENT_KERNELS = 18  # started a step of forward and backward

@@ -1,8 +1,8 @@
 """A Pallas kernel in interpret mode beside what XLA makes of the same lines.
 
 Interpret mode has no device to compile for: the grid becomes a loop in an ordinary XLA program, whose turns
-cut a block out, compute it and put it back; XLA leaves copies of the whole array in each turn. It shows that a
-kernel is right, and nothing about its speed.
+cut a block out, compute it and put it back; XLA leaves copies of the whole array in each turn. It shows that
+a kernel is right, and nothing about its speed.
 """
 
 from __future__ import annotations
