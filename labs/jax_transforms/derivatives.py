@@ -22,8 +22,8 @@ JACOBIAN, HESSIAN = "jacobian", "hessian"
 HIDDEN, ROWS = 128, 256  # hidden units of the first function; observations of the second
 OPERATIONS = {"torch_jacfwd": 16, "torch_jacrev": 16, "torch_func": 96}
 """Under torch.func. A vector's product counts five (viewed as a matrix and back, two more to differentiate),
-a tanh three; the Hessian's 7 operations forward and backward and 10 of softplus's second derivative, with their
-tangents, are under two more layers than the constant.
+a tanh three; the Hessian's 7 operations forward and backward and 10 of softplus's second derivative, with
+their tangents, are under two more layers than the constant.
 """
 PASS_OPERATIONS = 6  # of one vector through either, backward
 KERNELS = 8

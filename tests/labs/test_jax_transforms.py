@@ -80,7 +80,7 @@ def test_a_list_of_turns_is_the_structure_with_turns_as_first_axis():
 
 
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 5))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_the_gradient_by_hand_is_that_of_autograd(inputs, layers, count):
     import torch
 
@@ -142,7 +142,17 @@ def changed(output, by):
     return found
 
 
-@pytest.mark.parametrize("address", HERE)
+IN_SHORT = (
+    "dispatch/inline_7x7", "batched_products/vmap", "batched_products/torch_vmap", "sample_gradients/vmap",
+    "training_step/step", "training_step/torch", "recurrent/scan", "recurrent/torch",
+    "recurrent_gradient/checkpoint", "jacobian/forward", "jacobian/torch_loop", "hessian/forward_over_reverse",
+    "softmax/pallas_interpret", "retracing/padded",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "address", [pytest.param(each, marks=() if each in IN_SHORT else pytest.mark.proof) for each in HERE]
+)
 def test_every_way_computes_the_same_and_a_wrong_number_is_found(address):
     output, recorded = made(address)
     (found,) = LAB.check(SMALL, {address: output})
