@@ -13,7 +13,7 @@ from typing import Any
 from labs.calibration_hardware import Figures, best, typical
 
 OPERATIONS = 16  # of a chain: what the chain adds to one of them is divided by so many
-LONGER = 4  # products of the longer of two programs whose compilation is compared
+LONGER = 24  # products of the longer of two programs whose compilation is compared
 TURNS, KERNELS_OF_A_TURN = 512, 3
 SIDE = 320  # of the product whose rate is taken: in cache, and many times a call's own cost
 
@@ -43,6 +43,8 @@ def jax_programs() -> Figures:
     negate = jax.jit(lambda x: -x)
     call = _per_call(lambda: negate(one), 300, wait)
     handed = _per_call(lambda: negate(some), 100, wait)
+    waited = _per_call(lambda: negate(some).block_until_ready(), 50)
+    answered = _per_call(lambda: negate(one).block_until_ready(), 200)
     eager = _per_call(lambda: jnp.negative(one), 200, wait)
     several = jax.jit(lambda items: [-item for item in items])
     items = [one] * OPERATIONS
@@ -68,6 +70,10 @@ def jax_programs() -> Figures:
             max(handed - call, 0.0),
             "jitted negation of 4096 elements, less that of a scalar: XLA runs a program of 1000 "
             "FLOPs or more on another thread; calls in a row, one wait at the end",
+        ),
+        "jax_wait_s": (
+            max(waited - answered, 0.0),
+            "the same two with a wait after each call: handing over and being woken",
         ),
         "jax_eager_call_s": (eager, "jax.numpy.negative of a scalar, not jitted"),
         "jax_eager_gradient_s": (

@@ -88,7 +88,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     said = {
         "loop": (
             count * call + arithmetic,
-            f"{count} calls x {micro(call)} (a product of {2 * SIZE**3} FLOPs is handed to another thread)",
+            f"{count} calls x {micro(call)} (handed to another thread each)",
             "how long the two threads of a call keep one another waiting",
         ),
         "map": (
@@ -107,13 +107,13 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
             "torch.mm of a matrix does more than a negation: it asks a BLAS",
         ),
         "torch_bmm": (
-            operation + arithmetic / machine.cores + memory,
-            f"one operation, {text} / {machine.cores} cores",
+            operation + arithmetic + memory,
+            f"one operation, {text}",
             "the BLAS's batched product, which is not made for 8 x 8",
         ),
         "torch_vmap": (
-            operation + machine["torch_func_call_s"] + arithmetic / machine.cores + memory,
-            f"one operation under torch.func, {text} / {machine.cores} cores",
+            operation + machine["torch_func_call_s"] + arithmetic + memory,
+            f"one operation under torch.func, {text}",
             "the BLAS's batched product, which is not made for 8 x 8",
         ),
     }

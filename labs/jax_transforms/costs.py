@@ -20,29 +20,30 @@ def jitted_call(machine: Machine, arrays: float = 1.0, flops: float = HANDED_OVE
     return seconds + (machine["jax_handover_s"] if flops >= HANDED_OVER_FROM else 0.0)
 
 
-SHARED_FROM = 2e6  # FLOPs of a product: a smaller one runs on one thread
+SHARED_FROM = 4e6  # FLOPs of a product: a smaller one runs on one thread
 
 
-def product_seconds(machine: Machine, flops: float, products: float, rate: float) -> float:
-    """``flops`` in so many products at a rate of all cores, or of one where a product is small."""
-    return flops / rate * (machine.cores if flops / products < SHARED_FROM else 1)
+def product_seconds(machine: Machine, flops: float, products: float) -> float:
+    """``flops`` in so many products of JAX's. A large one is divided: the others are woken and waited for."""
+    if machine.cores == 1 or flops / products < SHARED_FROM:
+        return flops / machine["jax_matmul_flops"] * machine.cores
+    return flops / machine["jax_matmul_flops"] + products * 2 * machine["thread_switch_s"]
 
 
 def program(machine: Machine, flops: float, products: float, kernels: float, bytes_: float = 0.0) -> float:
     """Seconds inside a compiled program. bytes_: read and written beside what products need."""
     memory = bytes_ / machine.bandwidth(bytes_, threads=0) if bytes_ else 0.0
-    arithmetic = product_seconds(machine, flops, products, machine["jax_matmul_flops"])
+    arithmetic = product_seconds(machine, flops, products)
     return arithmetic + kernels * machine["jax_kernel_s"] + memory
 
 
 def torch_program(
-    machine: Machine, flops: float, products: float, operations: float, kind: str = "", bytes_: float = 0.0
+    machine: Machine, flops: float, operations: float, kind: str = "", bytes_: float = 0.0
 ) -> float:
     """Seconds of so many torch operations. kind: "" (forward only), "gradient" or "func"."""
     call = machine[f"torch_{kind}_call_s" if kind else "torch_call_s"]
     memory = bytes_ / machine.bandwidth(bytes_, threads=0) if bytes_ else 0.0
-    arithmetic = product_seconds(machine, flops, products, machine["torch_matmul_flops"])
-    return operations * call + arithmetic + memory
+    return operations * call + flops / machine["torch_matmul_flops"] + memory
 
 
 def small_products(machine: Machine, count: float, size: int) -> float:

@@ -20,9 +20,12 @@ from labs.machine import Machine
 
 JACOBIAN, HESSIAN = "jacobian", "hessian"
 HIDDEN, ROWS = 128, 256  # hidden units of the first function; observations of the second
-OPERATIONS = {JACOBIAN: 4, HESSIAN: 3}  # of a torch forward pass
+OPERATIONS = {"torch_jacfwd": 16, "torch_jacrev": 16, "torch_func": 96}
+"""Under torch.func. A vector's product counts five (viewed as a matrix and back, two more to differentiate),
+a tanh three; the Hessian's 7 operations forward and backward and 10 of softplus's second derivative, with
+their tangents, are under two more layers than the constant.
+"""
 PASS_OPERATIONS = 6  # of one vector through either, backward
-FUNC_NESTING = {"torch_jacfwd": 1, "torch_jacrev": 1, "torch_func": 2}  # transformations under vmap
 KERNELS = 8
 
 
@@ -168,7 +171,14 @@ def variants(config: Config) -> Sequence[Variant]:
 def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     flops, hessian = jacobian_flops(config), hessian_flops(config)
     call = costs.jitted_call(machine, 2)
-    row = call + 4 * machine["jax_kernel_s"]
+    # A pass of one vector, forward and backward: each matrix is read twice.
+    numbers = {JACOBIAN: HIDDEN * (config.inputs + config.outputs), HESSIAN: 2 * ROWS * config.parameters}
+    row = {
+        group: costs.jitted_call(machine, 2.5)
+        + costs.program(machine, 4.0 * count, 4, KERNELS)
+        + 2.0 * costs.FLOAT * count / machine.bandwidth(costs.FLOAT * count)
+        for group, count in numbers.items()
+    }
     function = machine["torch_func_call_s"]
     product = "a product of thin matrices, far from the rate of the square one"
     dispatch = "how long the two threads of a call keep one another waiting"
@@ -188,10 +198,16 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
             product,
         )
         mode = "torch_jacfwd" if name == "forward" else "torch_jacrev"
-        operations = OPERATIONS[JACOBIAN] * FUNC_NESTING[mode]
-        seconds = costs.torch_program(machine, flops[name], 2, operations, "func")
+        operations = OPERATIONS[mode]
+        seconds = costs.torch_program(machine, flops[name], operations, "func")
         say(JACOBIAN, mode, seconds, f"{text}, {operations} operations x {micro(function)}", layers)
-    say(JACOBIAN, "loop", config.outputs * row, f"{config.outputs} calls x {micro(row)}", dispatch)
+    say(
+        JACOBIAN,
+        "loop",
+        config.outputs * row[JACOBIAN],
+        f"{config.outputs} calls x {micro(row[JACOBIAN])}",
+        dispatch,
+    )
     one = PASS_OPERATIONS * machine["torch_gradient_call_s"]
     say(
         JACOBIAN,
@@ -204,9 +220,9 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     for name in ("forward_over_reverse", "reverse_over_reverse"):
         text = f"{config.parameters} passes at once: {hessian:.3g} FLOPs, one call"
         say(HESSIAN, name, seconds, text, product)
-    text = f"{config.parameters} calls x {micro(row)}"
-    say(HESSIAN, "loop", config.parameters * row, text, dispatch)
-    operations = OPERATIONS[HESSIAN] * FUNC_NESTING["torch_func"]
-    seconds = costs.torch_program(machine, hessian, 2, 2 * operations, "func")
-    say(HESSIAN, "torch_func", seconds, f"{2 * operations} operations x {micro(function)}", layers)
+    text = f"{config.parameters} calls x {micro(row[HESSIAN])}"
+    say(HESSIAN, "loop", config.parameters * row[HESSIAN], text, dispatch)
+    operations = OPERATIONS["torch_func"]
+    seconds = costs.torch_program(machine, hessian, operations, "func")
+    say(HESSIAN, "torch_func", seconds, f"{operations} operations x {micro(function)}", layers)
     return found

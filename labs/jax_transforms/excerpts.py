@@ -13,6 +13,7 @@ from typing import Any
 from labs.jax_transforms import misuse, networks, recurrent, sharding, softmax, training
 from labs.jax_transforms.arrays import random, to_jax
 from labs.jax_transforms.config import Config
+from labs.lab import Recorder
 
 WIDTH = 150  # characters of a line that are kept: types and names come first
 
@@ -30,6 +31,15 @@ def excerpts(config: Config) -> Sequence[Excerpt]:
     """All of them, in the order of the lab."""
     found = [_batched(), _donated(config), _checkpoint(config), *_loops(config), _interpreted(config)]
     return [*found, *_sharded(config), *_messages()]
+
+
+def tell(recorder: Recorder, config: Config) -> None:
+    """Hand them to a recorder that keeps texts (``text(title, text)``); one that keeps numbers gets none."""
+    keep = getattr(recorder, "text", None)
+    if keep is None:
+        return
+    for each in excerpts(config):
+        keep(each.title, f"{each.explains}\n\n{each.text}")
 
 
 def telling(hlo: str, *words: str, most: int = 6) -> str:
@@ -117,11 +127,12 @@ def _loops(config: Config) -> list[Excerpt]:
 
 def _interpreted(config: Config) -> Excerpt:
     scores = to_jax(random(51, (config.side, config.side)))[0]
-    hlo = _lowered(softmax.pallas_softmax, scores).as_text()
+    hlo = _lowered(softmax.pallas_softmax, scores).compile().as_text()
     return Excerpt(
-        "A Pallas kernel in interpret mode (StableHLO)",
-        "The grid is a while loop; each turn cuts its block out and puts its result back.",
-        telling(hlo, "stablehlo.while", "dynamic_slice", "dynamic_update_slice"),
+        "A Pallas kernel in interpret mode (HLO)",
+        "The grid is a while loop. Its turn copies all the scores twice, for the sake of one block: that is "
+        "what takes the time.",
+        telling(hlo, f"f32[{config.side},{config.side}]{{1,0}} copy(", " while(", most=8),
     )
 
 
@@ -132,7 +143,7 @@ def _sharded(config: Config) -> list[Excerpt]:
         found.append(
             Excerpt(
                 f"A product over {config.devices} devices, cut by {layout} (HLO)",
-                f"{len(told['kinds'])} collectives, {told['bytes']} B of payload",
+                f"Needs {' and '.join(told['kinds']) or 'no collective'}: {told['bytes']} B of payload.",
                 lines or "(no collective)",
             )
         )

@@ -100,6 +100,10 @@ def message(name: str) -> str:
 
 
 def _setup(config: Config, recorder: Recorder) -> Step:
+    from labs.jax_transforms import excerpts
+
+    excerpts.tell(recorder, config)
+
     def step() -> object:
         found = {name: message(name) for name in CASES}
         for name, text in found.items():

@@ -20,7 +20,11 @@ from labs.machine import Machine
 
 GROUP, GRADIENT = "recurrent", "recurrent_gradient"
 BATCH, UNROLL = 16, 8
-OPERATIONS = 4  # of a step: two products, their sum, tanh
+OPERATIONS = 4  # of a step in JAX: two products, their sum, tanh
+TORCH = {"": 7, "gradient": 9, "kept": 5}
+"""In torch, of a step: forward (a product counts two, and a row is cut out), with its gradient (a product
+counts three), and tensors that are kept.
+"""
 KERNELS = {"scan": 6, "scan_unroll_8": 5, "unrolled": 4}  # started a step
 KERNELS_OF_PROGRAM = {"scan": 6.0, "scan_unroll_8": 4.0 * UNROLL + 2}  # compiled
 GRADIENT_KERNELS = 18  # started a step of forward and backward
@@ -151,7 +155,7 @@ def _torch(name: str, gradient: bool) -> Callable[[Any, Recorder], Step]:
             state = first
             for piece in pieces:
                 if name == "torch_checkpoint":
-                    state = checkpoint(several, state, piece, use_reentrant=False)
+                    state = checkpoint(several, state, piece, use_reentrant=False, preserve_rng_state=False)
                 else:
                     state = several(state, piece)
             return torch.autograd.grad((state**2).mean(), weights)
@@ -206,28 +210,35 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     say(
         GROUP,
         "torch",
-        costs.torch_program(machine, forward, 2 * steps, steps * (OPERATIONS + 1)),
-        f"{steps} steps x {OPERATIONS + 1} operations x {micro(operation)}, {forward:.3g} FLOPs",
+        costs.torch_program(machine, forward, steps * TORCH[""]),
+        f"{steps} steps x {TORCH['']} operations x {micro(operation)}, {forward:.3g} FLOPs",
     )
-    scan = call + costs.program(machine, 3 * forward, 6 * steps, steps * GRADIENT_KERNELS)
+    # A turn backward reads, adds to and writes both gradients, and turns both weights.
+    weights = steps * 2 * 5.0 * costs.FLOAT * config.hidden**2
+    moved = weights / machine.bandwidth(weights / steps)
+    scan = call + costs.program(machine, 3 * forward, 6 * steps, steps * GRADIENT_KERNELS) + moved
     again = scan + costs.program(machine, forward, 2 * steps, steps * 2)
     kernels = f"{steps} steps x {GRADIENT_KERNELS} kernels"
-    say(GRADIENT, "scan", scan, f"3 x forward: {3 * forward:.3g} FLOPs, {kernels}")
+    say(GRADIENT, "scan", scan, f"3 x forward: {3 * forward:.3g} FLOPs, {kernels}, {weights:.3g} B")
     say(GRADIENT, "checkpoint", again, f"4 x forward: {4 * forward:.3g} FLOPs, {kernels} and two more")
-    plain = costs.torch_program(machine, 3 * forward, 6 * steps, steps * (OPERATIONS + 1), "gradient")
+    plain = costs.torch_program(machine, 3 * forward, steps * TORCH["gradient"], "gradient")
     say(
         GRADIENT,
         "torch",
         plain,
-        f"{steps} steps x {OPERATIONS + 1} operations with gradients x {micro(gradient)}, 3 x the FLOPs",
+        f"{steps} steps x {TORCH['gradient']} operations with gradients x {micro(gradient)}, 3 x the FLOPs",
     )
-    repeated = costs.torch_program(machine, forward, 2 * steps, steps * (OPERATIONS + 1))
+    repeated = costs.torch_program(machine, forward, steps * TORCH[""])
+    # Each tensor that autograd would keep is packed, packed again and unpacked by functions in Python, which
+    # cost about as much as an operation.
+    kept = steps * TORCH["kept"]
+    hooks = 3 * kept * gradient
     say(
         GRADIENT,
         "torch_checkpoint",
-        plain + repeated,
-        f"the same, and forward once more {micro(repeated)}",
-        "what torch.utils.checkpoint itself costs a piece: it keeps the random state and packs tensors",
+        plain + repeated + hooks,
+        f"the same, forward once more {micro(repeated)}, {kept} kept tensors x 3 hooks {micro(hooks)}",
+        "what torch.utils.checkpoint itself costs a piece: its contexts and its closures",
     )
     for name, compiled in {**KERNELS_OF_PROGRAM, "unrolled": 4.0 * steps}.items():
         each = machine["jax_compile_kernel_s"]

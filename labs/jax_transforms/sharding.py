@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ def reference(config: Config, name: str) -> Any:
     return (x @ w,) * (len(LAYOUTS) if name == "shard_map" else 1)
 
 
+@cache
 def over_devices(devices: int, limit_s: float = LIMIT_S) -> dict[str, Any]:
-    """What ``sharded_program`` reports, from a process that has so many host devices.
+    """What ``sharded_program`` reports, from a process that has so many host devices; asked once.
 
     TimeoutError: it did not end in time, and was killed. RuntimeError: it failed; says its last line.
     """
@@ -61,7 +63,7 @@ def _shard_map(config: Config, recorder: Recorder) -> Step:
             recorder.record(f"{layout}_payload", told["bytes"], "B")
             recorder.record(f"{layout}_one_device", told["seconds"]["1"], "s")
             recorder.record(f"{layout}_all_devices", told["seconds"][str(config.devices)], "s")
-        return tuple(np.array(told["result"]) for told in found.values())
+        return tuple(np.array(told["result"]).reshape(ROWS, COLUMNS) for told in found.values())
 
     return step
 

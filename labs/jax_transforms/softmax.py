@@ -1,7 +1,8 @@
 """A Pallas kernel in interpret mode beside what XLA makes of the same lines.
 
 Interpret mode has no device to compile for: the grid becomes a loop in an ordinary XLA program, whose turns
-cut a block out, compute it and put it back. It shows that a kernel is right, and nothing about its speed.
+cut a block out, compute it and put it back; XLA leaves copies of the whole array in each turn. It shows that
+a kernel is right, and nothing about its speed.
 """
 
 from __future__ import annotations
@@ -88,16 +89,18 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     passes = 4 * moved / 2 / machine.bandwidth(moved)
     call = costs.jitted_call(machine) + KERNELS * machine["jax_kernel_s"]
     blocks = config.side // BLOCK_ROWS
-    turns = blocks * KERNELS_OF_A_BLOCK * machine["jax_kernel_s"]
+    # Each turn copies all scores twice: the loop's update of them must not change what its slice still reads.
+    copies = blocks * 2 * moved / machine.bandwidth(moved)
+    turns = blocks * KERNELS_OF_A_BLOCK * machine["jax_kernel_s"] + copies
     text = f"{numbers} exponentials {micro(exponentials)}, 4 passes {micro(passes)}"
     threads = "over how many threads XLA spreads a row-wise kernel"
     shared = (exponentials + passes) / machine.cores + 2 * machine["torch_parallel_region_s"]
     said = {
         "jit": (call + exponentials + passes, f"{text}, one thread", threads),
         "pallas_interpret": (
-            call + exponentials + passes + turns + moved / machine.bandwidth(moved),
-            f"{text}, {blocks} turns x {KERNELS_OF_A_BLOCK} kernels {micro(turns)}, and once in and out",
-            "how many copies of a block a turn of the interpreter makes",
+            call + exponentials + passes + turns,
+            f"{text}, {blocks} turns that each copy {moved / 2:.3g} B twice {micro(turns)}",
+            "how many copies of the whole arrays XLA leaves in a turn (see the excerpt)",
         ),
         "torch": (machine["torch_call_s"] + shared, f"({text}) / {machine.cores} cores", "its exponential"),
     }

@@ -17,7 +17,8 @@ from labs.vectorization.rungs import missing_compiler
 
 GROUP, LAYERS = "training_step", 3
 PRODUCTS = {"forward": LAYERS + 1, "step": 3 * (LAYERS + 1)}
-OPERATIONS = 16  # of a forward pass: product, sum and tanh of each layer, four of the loss
+OPERATIONS = 23  # a layer's product counts three (two more backward), its sum and its tanh one, the loss four
+EAGER = 3  # eager operations that one of the loss becomes: forward, its slope, their product
 UPDATE = 2  # operations for each parameter: the product with the rate and the subtraction
 KERNELS = {"forward": 10, "step": 32}
 FORWARD = "forward"
@@ -146,12 +147,12 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
         f"{whole:.3g} FLOPs at {rate:.0f} GFLOP/s, {KERNELS['step']} kernels, {update:.3g} B of the update"
     )
     suspect = "products of other shapes than the square one that the rate comes from"
-    operations = 2 * (OPERATIONS + UPDATE * leaves)  # and their gradients
-    eager = OPERATIONS * machine["jax_eager_gradient_s"] + UPDATE * leaves * machine["jax_eager_call_s"]
+    operations = EAGER * 4 * (LAYERS + 1)  # product, sum and tanh of a layer, four of the loss
+    eager = operations * machine["jax_eager_gradient_s"] + UPDATE * leaves * machine["jax_eager_call_s"]
     gradient = machine["torch_gradient_call_s"]
     plain = UPDATE * leaves * machine["torch_call_s"]
-    torch_step = costs.torch_program(machine, whole, PRODUCTS["step"], OPERATIONS, "gradient", update) + plain
-    compiled = costs.torch_program(machine, whole, PRODUCTS["step"], leaves, "gradient", update) + plain
+    torch_step = costs.torch_program(machine, whole, OPERATIONS, "gradient", update) + plain
+    compiled = costs.torch_program(machine, whole, leaves, "gradient", update) + plain
     said = {
         "step": (step, because, suspect),
         FORWARD: (
@@ -167,8 +168,8 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
             suspect,
         ),
         "eager": (
-            eager + whole / machine["jax_matmul_flops"] + operations * machine["jax_handover_s"],
-            f"{OPERATIONS} operations with eager gradients x {micro(machine['jax_eager_gradient_s'])}, "
+            eager + costs.product_seconds(machine, whole, PRODUCTS["step"]),
+            f"{operations} operations with eager gradients x {micro(machine['jax_eager_gradient_s'])}, "
             f"{UPDATE * leaves} of the update, {whole:.3g} FLOPs",
             "Python in JAX's tracer, which runs at every call and depends on the operation",
         ),
