@@ -33,7 +33,7 @@ CONSTANTS = dict.fromkeys(
         "pickle_item_s",
     ),
     1e-8,
-) | {"libm_exp_s": 1e-8, "pipe_s_per_byte": 1e-9, "thread_switch_s": 1e-5}
+) | {"libm_exp_s": 1e-8, "pipe_s_per_byte": 1e-9, "thread_switch_s": 1e-4}
 
 
 def ended(job):
