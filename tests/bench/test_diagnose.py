@@ -81,7 +81,8 @@ def test_waiting_for_a_late_rank_is_no_fault_of_communication():
 
 
 def test_a_narrow_type_that_is_no_faster_here_is_not_advised():
-    assert decide(replace(HEALTHY, wide_products=0.9, faster=1.0)).bottleneck == NONE
+    assert decide(replace(HEALTHY, wide_products=0.95, faster=1.29)).bottleneck == NONE
+    assert decide(replace(HEALTHY, wide_products=0.95, faster=1.31)).bottleneck == "compute_precision"
 
 
 def test_without_what_our_recorder_counts_three_causes_cannot_be_seen():
@@ -162,7 +163,7 @@ def test_shares_of_a_hosts_time(tmp_path):
 
 
 def test_types_of_products_are_told_apart(tmp_path):
-    half = PRODUCT | {"Input type": ["c10::BFloat16", "c10::BFloat16"]}
+    half = PRODUCT | {"Input type": ["Scalar", "c10::BFloat16"]}
     events = [("aten::mm", "cpu_op", 0, 6, half), ("aten::mm", "cpu_op", 6, 2, PRODUCT)]
     facts = diagnose(load(report(tmp_path, events))).facts
     assert (facts.products, facts.wide_products) == pytest.approx((0.8, 0.2))
@@ -193,6 +194,21 @@ def test_what_our_recorder_counts_is_read_from_the_same_file(tmp_path):
     assert (found.facts.system, found.facts.faults_per_s) == pytest.approx((0.5, 50_000))
     assert found.facts.memory == pytest.approx(0.9)
     assert {one.cause for one in found.ranked[:2]} == {"allocator", "memory_capacity"}
+
+
+def test_of_several_ranks_the_fullest_counts_and_threads_add_up(tmp_path):
+    """Rank 1 allocates less but has less room: 300 of 400 kB against 400 of 800."""
+    for rank, (taken, limit) in enumerate(((400_000, 1_000_000), (300_000, 600_000))):
+        counted = COUNTED | {"memory_limit_B": limit}
+        folder = tmp_path / f"rank{rank}"
+        folder.mkdir()
+        path = report(folder, [("aten::mm", "cpu_op", 0, 9, PRODUCT)], perflab=counted)
+        text = json.loads(path.read_text())
+        text["traceEvents"] += [memory(1, 0, 0, 0), memory(5 * MS, taken, 0, 0)]
+        (tmp_path / f"rank{rank}.json").write_text(json.dumps(text))
+    facts = diagnose(load(tmp_path)).facts
+    assert (facts.ranks, facts.threads, facts.cores) == (2, 2, 2)
+    assert (facts.memory, facts.memory_B) == pytest.approx((0.75, 300_000))
 
 
 @pytest.mark.parametrize(
