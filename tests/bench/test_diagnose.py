@@ -32,7 +32,7 @@ SICK = {
     "transfer_synchronization": {"on_device": True, "waits": 0.4, "calling": 0.0},
     "communication": {"ranks": 2, "exposed": 0.5},
     "straggler": {"ranks": 2, "late": 0.4, "late_rank": 1, "exposed": 0.45},
-    "oversubscription": {"threads": 16, "switches_per_s": 5000.0},
+    "oversubscription": {"threads": 16, "switches_per_s": 6e4, "switch_share": 0.5},
 }
 
 
@@ -83,6 +83,11 @@ def test_waiting_for_a_late_rank_is_no_fault_of_communication():
 def test_a_narrow_type_that_is_no_faster_here_is_not_advised():
     assert decide(replace(HEALTHY, wide_products=0.95, faster=1.29)).bottleneck == NONE
     assert decide(replace(HEALTHY, wide_products=0.95, faster=1.31)).bottleneck == "compute_precision"
+
+
+def test_threads_that_seldom_take_turns_are_not_too_many():
+    assert decide(replace(HEALTHY, threads=16, switches_per_s=100.0, switch_share=0.01)).bottleneck == NONE
+    assert decide(replace(HEALTHY, threads=16, switch_share=None)).evidence.share == pytest.approx(1 - 2 / 16)
 
 
 def test_without_what_our_recorder_counts_three_causes_cannot_be_seen():
@@ -180,7 +185,7 @@ def test_a_report_of_another_profiler_says_what_cannot_be_seen(tmp_path):
 
 COUNTED = {
     "wall_s": 0.02, "user_s": 0.01, "system_s": 0.01, "minor_faults": 1000, "involuntary_switches": 3,
-    "compute_threads": 1, "cores": 2, "memory_limit_B": 1_000_000, "in_use_at_start_B": 200_000,
+    "voluntary_switches": 3,    "compute_threads": 1, "cores": 2, "memory_limit_B": 1_000_000, "in_use_at_start_B": 200_000,
     "load_average": 0.5,
 }  # fmt: skip
 
