@@ -40,7 +40,8 @@ class Facts:
         because the host had waited for it; because the host is busy launching.
     late: of a round, what the latest rank's lateness costs; late_rank: who, -1 nobody.
     system: of the CPU seconds those in the kernel. fault_share, switch_share: seconds of all page faults and
-        of all switches of threads, by this machine's constants, over the CPU seconds. faults_per_s, switches_per_s (of threads): by CPU second.
+        of all switches of threads, by this machine's constants, over the CPU seconds.
+    faults_per_s, switches_per_s (of threads): by CPU second.
     threads: among which the ranks of a host divide their operations. cores: that they may use. load: the
         machine's average.
     memory: what a step takes of what is left of the limit.

@@ -185,7 +185,8 @@ def test_a_report_of_another_profiler_says_what_cannot_be_seen(tmp_path):
 
 COUNTED = {
     "wall_s": 0.02, "user_s": 0.01, "system_s": 0.01, "minor_faults": 1000, "involuntary_switches": 3,
-    "voluntary_switches": 3,    "compute_threads": 1, "cores": 2, "memory_limit_B": 1_000_000, "in_use_at_start_B": 200_000,
+    "voluntary_switches": 3, "compute_threads": 1, "cores": 2,
+    "memory_limit_B": 1_000_000, "in_use_at_start_B": 200_000,
     "load_average": 0.5,
 }  # fmt: skip
 
