@@ -113,7 +113,7 @@ def facts_of(job: Job) -> Facts:
             "record one with perflab profile, torch.profiler or jax.profiler"
         )
     found = [timeline(trace, busy_share(trace)) for trace in traces]
-    numbers = {name: sum(one[name] for one in found) / len(found) for name in found[0]}
+    numbers: dict[str, Any] = {name: sum(one[name] for one in found) / len(found) for name in found[0]}
     processes = counted(traces)
     constants = _constants(traces[0], processes)
     return Facts(
@@ -141,7 +141,7 @@ def _lateness(job: Job) -> dict[str, Any]:
     return {"late": max(0.0, 1.0 - 1.0 / max(late[0].cost.ratio, 1.0)), "late_rank": late[0].rank}
 
 
-def _constants(trace: Trace, counts: Mapping[str, Any]) -> dict[str, float]:
+def _constants(trace: Trace, counts: Mapping[str, Any]) -> dict[str, Any]:
     """Of this machine, where the trace was recorded on it and it was calibrated."""
     from labs.machine import load_cached
 
