@@ -327,7 +327,7 @@ def test_a_program_is_run_profiled_and_diagnosed(tmp_path):
         "    for number in range(400_000):\n"
         "        total += number\n"
     )
-    status, out, err = perflab("diagnose", "--json", "--", "python", "train.py", folder=tmp_path)
+    status, out, err = perflab("diagnose", "--json", "--", sys.executable, "train.py", folder=tmp_path)
     assert status == 0, err
     found = json.loads(out[out.index("{") :])
     assert found["bottleneck"] == "python", found
