@@ -137,9 +137,10 @@ def measure_group(
         profile = {address: variants[address].profiled for address in steps if variants[address].profiled}
         if profile:
             on_phase("profiles")
-            found = profiles(steps, profile)
-            for address, said in found.items():
-                facts[address] |= said
+            said, problems = profiles(steps, profile)
+            for address, extra in said.items():
+                facts[address] |= extra
+            result.errors |= problems
     finally:
         for address, timed in steps.items():
             _close(address, timed, result)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.rounds import Timed
+from bench.traces.events import Job
 from bench.world import WorldStep
 
 
@@ -28,42 +29,58 @@ def record(
     together()
     process = ProcessRecord()
     process.start()
-    for _ in range(steps):
-        wait(step())
-    recorder = TorchRecorder(steps, counted=process.stop())
+    try:
+        for _ in range(steps):
+            wait(step())
+    finally:
+        counted = process.stop()
+    recorder = TorchRecorder(steps, counted=counted)
     together()
     recorder.start()
-    together()  # starting takes a while, on each rank another
-    for _ in range(steps + 1):  # torch's schedule drops the first
-        wait(step())
-        recorder.step()
-    if not recorder.stop(path):
-        raise RuntimeError("the profiler recorded nothing")
+    try:
+        together()  # starting takes a while, on each rank another
+        for _ in range(steps + 1):  # torch's schedule drops the first
+            wait(step())
+            recorder.step()
+    finally:
+        recorder.stop(path)
 
 
-def profiles(steps: Mapping[str, Timed], wanted: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+def profiles(
+    steps: Mapping[str, Timed], wanted: Mapping[str, int]
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """By variant ``{"diagnosis": ..., "difference": ...}``: what the program says of each one's report, and
-    how that differs from the first one's. wanted: how many steps of a variant."""
-    from bench.diagnose import diagnose
-    from bench.traces.diff import difference
+    how that differs from the first one's; and by variant what went wrong. wanted: how many steps of it."""
+    found: dict[str, dict[str, Any]] = {}
+    problems: dict[str, str] = {}
+    first: Job | None = None
+    for address, count in wanted.items():
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                job = _profile(steps[address], count, Path(folder))
+                found[address] = _said(job, first)
+                first = first or job
+            except Exception as error:
+                problems[address] = f"profile: {type(error).__name__}: {' '.join(str(error).split())}"
+    return found, problems
+
+
+def _profile(timed: Timed, count: int, folder: Path) -> Job:
     from bench.traces.load import load
 
-    found: dict[str, dict[str, Any]] = {}
-    first = None
-    with tempfile.TemporaryDirectory() as folder:
-        for number, (address, count) in enumerate(wanted.items()):
-            place = Path(folder) / str(number)
-            place.mkdir()
-            timed = steps[address]
-            if isinstance(timed.step, WorldStep):
-                timed.step.profile(count, str(place))
-            else:
-                record(timed.step, count, place / "profile.json.gz", wait=timed.clock.wait)
-            job = load(place)
-            found[address] = {"diagnosis": diagnose(job).to_json(), "difference": ""}
-            if first is None:
-                first = job
-            else:
-                with contextlib.suppress(ValueError):  # nothing in common
-                    found[address]["difference"] = difference(first, job).sentence
-    return found
+    if isinstance(timed.step, WorldStep):
+        timed.step.profile(count, str(folder))
+    else:
+        record(timed.step, count, folder / "profile.json.gz", wait=timed.clock.wait)
+    return load(folder)
+
+
+def _said(job: Job, first: Job | None) -> dict[str, Any]:
+    from bench.diagnose import diagnose
+    from bench.traces.diff import difference
+
+    sentence = ""
+    if first is not None:
+        with contextlib.suppress(ValueError):  # nothing in common
+            sentence = difference(first, job).sentence
+    return {"diagnosis": diagnose(job).to_json(), "difference": sentence}

@@ -198,10 +198,12 @@ def oversubscription(facts: Facts) -> Evidence | None:
     if facts.threads is None or facts.cores is None or facts.threads <= facts.cores:
         return None
     share = 1.0 - facts.cores / facts.threads
+    if facts.switch_share is not None:  # threads that seldom take turns do no harm
+        share = min(share, facts.switch_share)
     rate = facts.switches_per_s or 0.0
     text = (
         f"{facts.threads} threads compute on {facts.cores} cores; "
-        f"{format_quantity(rate, 'involuntary switches/s')} of CPU time"
+        f"{format_quantity(rate, 'switches of threads/s')} of CPU time"
     )
     tries = (
         "torch.set_num_threads or OMP_NUM_THREADS: the cores there are, divided by the ranks",

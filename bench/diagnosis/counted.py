@@ -38,16 +38,29 @@ def counted(traces: Sequence[Trace]) -> dict[str, Any]:
 
     try:
         cpu = max(sum_of("user_s") + sum_of("system_s"), 1e-9)
-        found = {
+        found: dict[str, Any] = {
             "system": sum_of("system_s") / cpu,
             "faults_per_s": sum_of("minor_faults") / cpu,
-            "switches_per_s": sum_of("involuntary_switches") / cpu,
-            "threads": int(sum_of("compute_threads")),
-            "cores": int(sum_of("cores") / len(traces)),
+            "switches_per_s": (sum_of("involuntary_switches") + sum_of("voluntary_switches")) / cpu,
         }
+        for key in ("compute_threads", "cores"):
+            sum_of(key)  # KeyError where one is no number
+        found |= dict(zip(("threads", "cores"), _fullest_host(traces), strict=True))
     except KeyError:
         return {}
     return found | {"load": number(traces[0].process.get("load_average"))} | _memory(traces)
+
+
+def _fullest_host(traces: Sequence[Trace]) -> tuple[int, int]:
+    """(threads, cores) of the host whose ranks together have the most threads for a core."""
+    threads: dict[str, int] = {}
+    cores: dict[str, int] = {}
+    for trace in traces:
+        host = trace.facts.get("host", "")
+        threads[host] = threads.get(host, 0) + int(trace.process["compute_threads"])
+        cores[host] = max(cores.get(host, 1), int(trace.process["cores"]))
+    fullest = max(threads, key=lambda host: threads[host] / cores[host])
+    return threads[fullest], cores[fullest]
 
 
 def _memory(traces: Sequence[Trace]) -> dict[str, Any]:

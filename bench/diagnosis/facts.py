@@ -11,12 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from bench.diagnosis.counted import busy_share, counted, places
+from bench.diagnosis.counted import busy_share, counted, number, places
 from bench.diagnosis.timeline import timeline
 from bench.traces.events import Job, Trace
 from bench.traces.operations import roof_of
-
-PAGE_B = 4096
 
 NOT_COUNTED = (
     "page faults, context switches, threads and the memory limit: the report was not recorded by perflab "
@@ -41,9 +39,11 @@ class Facts:
     exposed: only communication. copies: a device only copies. waits, launches: a device has nothing to do
         because the host had waited for it; because the host is busy launching.
     late: of a round, what the latest rank's lateness costs; late_rank: who, -1 nobody.
-    system: of the CPU seconds those in the kernel. fault_share: seconds of all page faults, by this machine's
-        constant, over the CPU seconds. faults_per_s, switches_per_s: by CPU second; switches: involuntary.
-    threads: among which all ranks divide their operations. cores: that they may use. load: its average.
+    system: of the CPU seconds those in the kernel. fault_share, switch_share: seconds of all page faults and
+        of all switches of threads, by this machine's constants, over the CPU seconds.
+    faults_per_s, switches_per_s (of threads): by CPU second.
+    threads: among which the ranks of a host divide their operations. cores: that they may use. load: the
+        machine's average.
     memory: what a step takes of what is left of the limit.
     faster: peak of a 16-bit type over float32's, on this machine.
     places: where the program's own code stood most often.
@@ -74,6 +74,7 @@ class Facts:
     faults_per_s: float | None = None
     fault_share: float | None = None
     switches_per_s: float | None = None
+    switch_share: float | None = None
     threads: int | None = None
     cores: int | None = None
     load: float | None = None
@@ -112,9 +113,9 @@ def facts_of(job: Job) -> Facts:
             "record one with perflab profile, torch.profiler or jax.profiler"
         )
     found = [timeline(trace, busy_share(trace)) for trace in traces]
-    numbers = {name: sum(one[name] for one in found) / len(found) for name in found[0]}
+    numbers: dict[str, Any] = {name: sum(one[name] for one in found) / len(found) for name in found[0]}
     processes = counted(traces)
-    constants = _constants(traces[0], processes.get("faults_per_s"))
+    constants = _constants(traces[0], processes)
     return Facts(
         ranks=len(traces),
         on_device=bool(traces[0].on_device().any()),
@@ -140,7 +141,7 @@ def _lateness(job: Job) -> dict[str, Any]:
     return {"late": max(0.0, 1.0 - 1.0 / max(late[0].cost.ratio, 1.0)), "late_rank": late[0].rank}
 
 
-def _constants(trace: Trace, faults_per_s: float | None) -> dict[str, float]:
+def _constants(trace: Trace, counts: Mapping[str, Any]) -> dict[str, Any]:
     """Of this machine, where the trace was recorded on it and it was calibrated."""
     from labs.machine import load_cached
 
@@ -150,7 +151,8 @@ def _constants(trace: Trace, faults_per_s: float | None) -> dict[str, float]:
     wide = machine.peak("float32", unit="matrix")
     narrow = max(machine.get(f"matrix_{name}_1_flops") or 0.0 for name in ("bfloat16", "float16"))
     found = {"faster": max(1.0, narrow / wide)}
-    cost = machine.get("page_fault_s_per_byte")
-    if cost and faults_per_s is not None:
-        found["fault_share"] = faults_per_s * cost * PAGE_B
+    if counts:
+        page = number(trace.process.get("page_B")) or 4096.0
+        found["fault_share"] = counts["faults_per_s"] * page * (machine.get("page_fault_s_per_byte") or 0.0)
+        found["switch_share"] = counts["switches_per_s"] * (machine.get("thread_switch_s") or 0.0)
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -98,7 +98,7 @@ def _inside(times: np.ndarray, windows: Intervals) -> np.ndarray:
     return (place >= 0) & (times < np.append(windows.end, 0)[place])
 
 
-def _host_gaps(trace: Trace, host: Activity, windows: Intervals) -> Mapping[str, float]:
+def _host_gaps(trace: Trace, host: Activity, windows: Intervals) -> dict[str, float]:
     """Of a job without a device: when no operator ran, what the main thread did instead."""
     events, whole = trace.events, max(total(*windows), 1)
     rows = _named(trace, is_input) & (events.lane == main_lane(trace)) & (events.duration > 0)
@@ -112,7 +112,7 @@ def _host_gaps(trace: Trace, host: Activity, windows: Intervals) -> Mapping[str,
     }
 
 
-def _device_gaps(trace: Trace, units: Sequence[Activity], above: np.ndarray) -> Mapping[str, float]:
+def _device_gaps(trace: Trace, units: Sequence[Activity], above: np.ndarray) -> dict[str, float]:
     """Of devices: what they waited for, over the span of all."""
     launched = launched_by(trace.events)
     span = sum(unit.window[1] - unit.window[0] for unit in units) or 1

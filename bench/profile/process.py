@@ -38,7 +38,6 @@ class ProcessRecord:
         self._ended = threading.Event()
         self._watched = threading.main_thread().ident
         self._sampler: threading.Thread | None = None
-        self._threads = 0
         self._in_use = _status("VmRSS:") - _free_in_heap()
 
     def start(self) -> None:
@@ -64,7 +63,6 @@ class ProcessRecord:
             "user_s": after.ru_utime - before.ru_utime,
             "system_s": after.ru_stime - before.ru_stime,
             "minor_faults": after.ru_minflt - before.ru_minflt,
-            "major_faults": after.ru_majflt - before.ru_majflt,
             "voluntary_switches": after.ru_nvcsw - before.ru_nvcsw,
             "involuntary_switches": after.ru_nivcsw - before.ru_nivcsw,
             "in_use_at_start_B": max(0, self._in_use),
@@ -72,10 +70,8 @@ class ProcessRecord:
             "memory_limit_B": memory_limit(),
             "page_B": resource.getpagesize(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "threads": self._threads,
             "compute_threads": _compute_threads(),
             "load_average": os.getloadavg()[0],
-            "sample_s": SAMPLE_SECONDS,
             "samples": sum(self._places.values()),
             "places": [[*place, count] for place, count in self._places.most_common(MOST_PLACES)],
         }
@@ -86,7 +82,6 @@ class ProcessRecord:
             if frame is not None:
                 self._places[_place(frame)] += 1
             del frame  # else what the program's functions hold would live on
-            self._threads = max(self._threads, threading.active_count())
 
 
 def _place(frame: Any) -> tuple[str, str]:

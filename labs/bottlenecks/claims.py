@@ -58,7 +58,10 @@ def healthy_is_healthy(results: Results) -> bool | None:
 def mended(group: str, bound: float = MENDED) -> Callable[[Results], bool | None]:
     def holds(results: Results) -> bool | None:
         fault, fixed = f"{group}/{FAULT}", f"{group}/{FIXED}"
-        return at_most(results.ratio(fixed, fault), bound) if results.has(fault, fixed) else None
+        if not results.has(fault, fixed):
+            return None
+        faster = at_most(results.ratio(fixed, fault), bound)
+        return faster if faster or undisturbed(results, fixed) else None
 
     return holds
 
@@ -87,7 +90,8 @@ def gains_are_foretold(results: Results) -> bool | None:
     for group in ("input", "python"):
         said, measured = foretold(results, group), gain(results, group)
         if said is not None and measured is not None:
-            verdicts.append(all_of(at_least(measured, said / 2), at_most(measured, said * 2)))
+            near = all_of(at_least(measured, said / 2), at_most(measured, said * 2))
+            verdicts.append(near if near or undisturbed(results, f"{group}/{FAULT}") else None)
     return all_of(*verdicts) if verdicts else None
 
 

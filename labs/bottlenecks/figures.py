@@ -35,8 +35,8 @@ def _gains(results: Results) -> Figure | None:
     predicted = [_predicted(results, group) for group in groups]
     names = []
     for group in groups:
-        found = diagnosis(results, f"{group}/{FAULT}")
-        names.append(f"{group}: {found['bottleneck']} ({found['sure']})" if found else group)
+        told = diagnosis(results, f"{group}/{FAULT}")
+        names.append(f"{group}: {told['bottleneck']} ({told['sure']})" if told else group)
     notes = [
         f"{group}: {text}" for group in groups if (text := results.info(f"{group}/{FIXED}", "difference"))
     ]

@@ -32,7 +32,7 @@ SICK = {
     "transfer_synchronization": {"on_device": True, "waits": 0.4, "calling": 0.0},
     "communication": {"ranks": 2, "exposed": 0.5},
     "straggler": {"ranks": 2, "late": 0.4, "late_rank": 1, "exposed": 0.45},
-    "oversubscription": {"threads": 16, "switches_per_s": 5000.0},
+    "oversubscription": {"threads": 16, "switches_per_s": 6e4, "switch_share": 0.5},
 }
 
 
@@ -81,7 +81,13 @@ def test_waiting_for_a_late_rank_is_no_fault_of_communication():
 
 
 def test_a_narrow_type_that_is_no_faster_here_is_not_advised():
-    assert decide(replace(HEALTHY, wide_products=0.9, faster=1.0)).bottleneck == NONE
+    assert decide(replace(HEALTHY, wide_products=0.95, faster=1.29)).bottleneck == NONE
+    assert decide(replace(HEALTHY, wide_products=0.95, faster=1.31)).bottleneck == "compute_precision"
+
+
+def test_threads_that_seldom_take_turns_are_not_too_many():
+    assert decide(replace(HEALTHY, threads=16, switches_per_s=100.0, switch_share=0.01)).bottleneck == NONE
+    assert decide(replace(HEALTHY, threads=16, switch_share=None)).evidence.share == pytest.approx(1 - 2 / 16)
 
 
 def test_without_what_our_recorder_counts_three_causes_cannot_be_seen():
@@ -162,7 +168,7 @@ def test_shares_of_a_hosts_time(tmp_path):
 
 
 def test_types_of_products_are_told_apart(tmp_path):
-    half = PRODUCT | {"Input type": ["c10::BFloat16", "c10::BFloat16"]}
+    half = PRODUCT | {"Input type": ["Scalar", "c10::BFloat16"]}
     events = [("aten::mm", "cpu_op", 0, 6, half), ("aten::mm", "cpu_op", 6, 2, PRODUCT)]
     facts = diagnose(load(report(tmp_path, events))).facts
     assert (facts.products, facts.wide_products) == pytest.approx((0.8, 0.2))
@@ -179,7 +185,8 @@ def test_a_report_of_another_profiler_says_what_cannot_be_seen(tmp_path):
 
 COUNTED = {
     "wall_s": 0.02, "user_s": 0.01, "system_s": 0.01, "minor_faults": 1000, "involuntary_switches": 3,
-    "compute_threads": 1, "cores": 2, "memory_limit_B": 1_000_000, "in_use_at_start_B": 200_000,
+    "voluntary_switches": 3, "compute_threads": 1, "cores": 2,
+    "memory_limit_B": 1_000_000, "in_use_at_start_B": 200_000,
     "load_average": 0.5,
 }  # fmt: skip
 
@@ -193,6 +200,21 @@ def test_what_our_recorder_counts_is_read_from_the_same_file(tmp_path):
     assert (found.facts.system, found.facts.faults_per_s) == pytest.approx((0.5, 50_000))
     assert found.facts.memory == pytest.approx(0.9)
     assert {one.cause for one in found.ranked[:2]} == {"allocator", "memory_capacity"}
+
+
+def test_of_several_ranks_the_fullest_counts_and_threads_add_up(tmp_path):
+    """Rank 1 allocates less but has less room: 300 of 400 kB against 400 of 800."""
+    for rank, (taken, limit) in enumerate(((400_000, 1_000_000), (300_000, 600_000))):
+        counted = COUNTED | {"memory_limit_B": limit}
+        folder = tmp_path / f"rank{rank}"
+        folder.mkdir()
+        path = report(folder, [("aten::mm", "cpu_op", 0, 9, PRODUCT)], perflab=counted)
+        text = json.loads(path.read_text())
+        text["traceEvents"] += [memory(1, 0, 0, 0), memory(5 * MS, taken, 0, 0)]
+        (tmp_path / f"rank{rank}.json").write_text(json.dumps(text))
+    facts = diagnose(load(tmp_path)).facts
+    assert (facts.ranks, facts.threads, facts.cores) == (2, 2, 2)
+    assert (facts.memory, facts.memory_B) == pytest.approx((0.75, 300_000))
 
 
 @pytest.mark.parametrize(
@@ -305,7 +327,7 @@ def test_a_program_is_run_profiled_and_diagnosed(tmp_path):
         "    for number in range(400_000):\n"
         "        total += number\n"
     )
-    status, out, err = perflab("diagnose", "--json", "--", "python", "train.py", folder=tmp_path)
+    status, out, err = perflab("diagnose", "--json", "--", sys.executable, "train.py", folder=tmp_path)
     assert status == 0, err
     found = json.loads(out[out.index("{") :])
     assert found["bottleneck"] == "python", found

@@ -1,6 +1,6 @@
 """The grid on which the diagnosis is judged: fault x seed x size, each a real job, recorded.
 
-``python tests/labs/bottleneck_grid.py FILE`` records it anew and writes the facts, a line a job:
+``python tests/labs/bottleneck_grid.py FILE [SEED ...]`` records it anew and writes the facts, a line a job:
 ``{"planted": ..., "size": ..., "seed": ..., "facts": {...}}``. A seed also draws how strong the faults are.
 The rules were tuned on ``TUNED``; the others are held out.
 """
@@ -94,12 +94,12 @@ def grid(sizes=tuple(SIZES), seeds=SEEDS):
         worlds.close()
 
 
-def main(path):
+def main(path, *seeds):
     from bench.diagnosis.facts import Facts
     from bench.diagnosis.verdict import decide
 
     with open(path, "w") as file:
-        for row in grid():
+        for row in grid(seeds=[int(seed) for seed in seeds] or SEEDS):
             empty = (0, [], {}, None)
             row["facts"] = {
                 key: value
@@ -114,4 +114,4 @@ def main(path):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from stated import Stated, machine
 
 from labs.bottlenecks import LAB, Config, faults, unfused
-from labs.bottlenecks.claims import foretold, gains_are_foretold, healthy_is_healthy, holds_less, named_right
+from labs.bottlenecks.claims import (
+    foretold,
+    gains_are_foretold,
+    healthy_is_healthy,
+    holds_less,
+    mended,
+    named_right,
+)
 from labs.bottlenecks.job import Job, Run
 from labs.bottlenecks.model import REACHED, healthy, predict, seconds
 from labs.bottlenecks.proof import check
@@ -33,7 +40,7 @@ CONSTANTS = dict.fromkeys(
         "pickle_item_s",
     ),
     1e-8,
-) | {"libm_exp_s": 1e-8, "pipe_s_per_byte": 1e-9, "thread_switch_s": 1e-5}
+) | {"libm_exp_s": 1e-8, "pipe_s_per_byte": 1e-9, "thread_switch_s": 1e-4}
 
 
 def ended(job):
@@ -219,6 +226,14 @@ def test_gains_are_held_against_what_the_profile_foretold():
     assert foretold(found, "input") == pytest.approx(2.0)
     assert gains_are_foretold(found) is True
     assert gains_are_foretold(results(**{"input/fault": 9.0, "python/fault": 2.1})) is False
+
+
+def test_a_fix_that_is_slower_fails_but_where_other_programs_had_the_cores():
+    slower = results(**{"python/fixed": 2.0})
+    assert [mended(group)(slower) for group in ("input", "python")] == [False, False]
+    assert mended("python")(results(**{"python/fault": 2.0})) is True
+    slower.said["python/fixed"] = said("none", load=9.0)
+    assert mended("python")(slower) is None
 
 
 def test_memory_is_compared_by_what_a_step_took_of_it():

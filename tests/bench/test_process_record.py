@@ -1,0 +1,75 @@
+"""What is counted of a process beside its profiler."""
+
+import json
+import resource
+import time
+
+import numpy
+
+from bench.profile.process import ProcessRecord, memory_limit
+
+
+def busy(seconds):
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+def counted(run):
+    record = ProcessRecord()
+    record.start()
+    run()
+    return record.stop()
+
+
+def test_cpu_seconds_and_where_the_main_thread_stood():
+    found = counted(lambda: busy(0.2))
+    assert 0.19 < found["user_s"] + found["system_s"] < 2.0
+    assert found["wall_s"] > 0.19
+    where, inner, count = found["places"][0]
+    assert where.startswith("busy (test_process_record.py:")
+    assert inner == "busy"
+    assert count > found["samples"] / 2
+    json.dumps(found, allow_nan=False)
+
+
+def test_what_came_before_restart_does_not_count():
+    record = ProcessRecord()
+    record.start()
+    busy(0.2)
+    record.restart()
+    assert record.stop()["user_s"] < 0.1
+
+
+def test_page_faults_are_those_of_memory_touched_for_the_first_time():
+    pages = 2000
+
+    def touch():
+        memory = numpy.empty(pages * resource.getpagesize(), numpy.uint8)  # mapped by itself: 8 MB
+        memory[:: resource.getpagesize()] = 1
+
+    nothing, touched = counted(lambda: None), counted(touch)
+    # Transparent huge pages, where they are on for everything, are touched once for 2 MB.
+    assert touched["minor_faults"] - nothing["minor_faults"] >= min(pages, 4)
+    assert touched["resident_peak_B"] > 0
+
+
+def test_the_limit_of_memory_is_the_least_of_those_there_are():
+    before = resource.getrlimit(resource.RLIMIT_RSS)
+    whole = memory_limit()
+    assert whole > 1 << 26
+    try:
+        resource.setrlimit(resource.RLIMIT_RSS, (1 << 26, before[1]))
+        assert memory_limit() == 1 << 26
+    finally:
+        resource.setrlimit(resource.RLIMIT_RSS, before)
+    assert memory_limit() == whole
+
+
+def test_memory_in_use_leaves_out_what_malloc_keeps_free():
+    blocks = [bytes(100_000) for _ in range(300)]  # below malloc's threshold for mapping: on the heap
+    full = ProcessRecord()._in_use
+    kept = blocks[-1]
+    blocks.clear()
+    assert full - ProcessRecord()._in_use > 20e6
+    assert len(kept) == 100_000  # on top of the heap, which can therefore not shrink

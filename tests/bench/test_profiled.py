@@ -1,0 +1,105 @@
+"""A variant that asks for it is profiled after its rounds; what is said of the report enters its results."""
+
+import json
+import time
+
+import pytest
+
+from bench.diagnose import CAUSES, NONE
+from bench.measure import measure_group
+from bench.profiled import record
+from bench.traces.load import load
+from bench.traces.steps import steps
+from labs.lab import Check, Lab, Variant
+
+
+def adds(seconds):
+    """A setup whose step adds tensors and then does without torch for so long."""
+
+    def setup(config, recorder):
+        import torch
+
+        tensor = torch.ones(200_000)
+
+        def step():
+            tensor.add(1.0)
+            end = time.perf_counter() + seconds
+            while time.perf_counter() < end:
+                pass
+            return 1.0
+
+        return step
+
+    return setup
+
+
+def lab(**profiled):
+    variants = [
+        Variant("group", name, adds(0.01 if name == "slow" else 0.0), profiled=steps)
+        for name, steps in profiled.items()
+    ]
+    return Lab(
+        *("mine", "?", "!", dict),
+        variants=lambda config: variants,
+        check=lambda config, outputs: [Check(name, 0.0, 0.0, "nothing") for name in outputs],
+    )
+
+
+def test_the_diagnosis_and_the_difference_to_the_first_enter_the_results():
+    result = measure_group(lab(slow=3, fast=3, plain=0), {}, "group", budget_seconds=0.2)
+    assert not result.errors
+    slow, fast, plain = (measured.extra_info for measured in result.measured)
+    assert slow["diagnosis"]["bottleneck"] == "python"
+    assert slow["diagnosis"]["facts"]["gaps"] > 0.5
+    assert slow["difference"] == ""
+    assert fast["diagnosis"]["bottleneck"] in (*CAUSES, NONE)
+    assert "the step took" in fast["difference"] or "faster" in fast["difference"]
+    assert "diagnosis" not in plain
+    json.dumps([slow, fast], allow_nan=False)
+
+
+def test_a_report_holds_its_steps_and_what_was_counted_without_the_profiler(tmp_path):
+    calls = []
+    record(lambda: calls.append(0), 4, tmp_path / "report.json.gz")
+    assert len(calls) == 4 + 1 + 4  # counted, the profiler's warm-up, recorded
+    (trace,) = load(tmp_path).traces
+    assert len(steps(trace)) == 4
+    assert trace.process["cores"] >= 1
+    assert 0 <= trace.process["user_s"] + trace.process["system_s"] < 60
+
+
+def test_a_second_recording_in_one_process_is_whole(tmp_path):
+    """The recorder takes torch's profiler over for the time of one recording only."""
+    from torch import profiler
+
+    before = profiler.profile.start
+    for number in range(2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        record(lambda: None, 3, folder / "report.json.gz")
+        assert len(steps(load(folder).traces[0])) == 3
+    assert profiler.profile.start is before
+
+
+def test_a_variant_whose_profile_fails_is_an_error_of_the_group():
+    def setup(config, recorder):
+        calls = []
+
+        def step():
+            calls.append(0)
+            if len(calls) > 400:
+                raise RuntimeError("planted")
+            return 1.0
+
+        return step
+
+    variant = Variant("group", "late", setup, profiled=1000, max_rounds=1)
+    failing = Lab(
+        *("mine", "?", "!", dict), variants=lambda config: [variant], check=lambda config, outputs: []
+    )
+    result = measure_group(failing, {}, "group", budget_seconds=0.01)
+    assert result.errors["group/late"].startswith("profile: RuntimeError: planted")
+    assert len(result.measured) == 1
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:Profiler clears events")
