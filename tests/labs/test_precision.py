@@ -15,6 +15,7 @@ from labs.lab import configure, find
 from labs.precision import LAB, claims, measured, model, sizes
 from labs.precision.figures import front
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = configure(
     LAB,
     "quick",

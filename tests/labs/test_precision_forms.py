@@ -21,6 +21,7 @@ from labs.precision.quality import bits_per_byte, held_out
 from labs.precision.speculative import speculate, tokens_per_round
 from labs.precision.training import distillation
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = GPTConfig(width=128, heads=4, layers=2, context=32, vocabulary=50)
 STORED = (
     "float32",
@@ -33,15 +34,6 @@ STORED = (
     "distilled",
     "early_exit",
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Of torch: the matrices are small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def model(config=SMALL, seed=0):
