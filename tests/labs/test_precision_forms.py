@@ -14,7 +14,7 @@ from labs.models.configuration import GPTConfig
 from labs.models.gpt import GPT
 from labs.models.trained import named_tensors
 from labs.precision import compress, forms, layers, sizes, storage
-from labs.precision.cache import Int8Cache, quantize, with_cache_of
+from labs.precision.cache import StoredCache, quantize, with_cache_of
 from labs.precision.early_exit import EarlyExit
 from labs.precision.exact import in_float64
 from labs.precision.quality import bits_per_byte, held_out
@@ -219,13 +219,19 @@ def test_a_quantised_token_is_off_by_half_a_step_at_most_and_uses_every_level(bi
         quantize(values, 3)
 
 
-def test_the_int8_cache_attends_to_what_it_stores():
+@pytest.mark.parametrize(("form", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2), ("int8", 1e-5)])
+def test_a_stored_cache_attends_to_what_it_stores(form, tolerance):
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(2, 3, 32, generator=generator)
     keys, values = (torch.randn(2, 3, 70, 32, generator=generator) for _ in range(2))
-    widened = [integers * scale for integers, scale in (quantize(each, 8) for each in (keys, values))]
-    expected = F.scaled_dot_product_attention(query[:, :, None], *widened)[:, :, 0]
-    torch.testing.assert_close(Int8Cache(keys, values).attend(query), expected, rtol=1e-4, atol=1e-5)
+    kept = [keys, values]
+    if form == "bfloat16":
+        kept = [each.bfloat16().float() for each in kept]
+    if form == "int8":
+        kept = [integers * scale for integers, scale in (quantize(each, 8) for each in (keys, values))]
+    expected = F.scaled_dot_product_attention(query[:, :, None], *kept)[:, :, 0]
+    found = StoredCache(keys, values, form).attend(query)
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_a_model_with_a_small_cache_attends_to_rounded_keys_and_values():
