@@ -43,11 +43,11 @@ def with_cache_of(model: GPT, bits: int) -> GPT:
 
 
 class StoredCache:
-    """Keys and values for a step of one token, as float32, bfloat16 or int8; a product reads those of a head.
+    """Keys and values for a step of one token, in float32, bfloat16 or int8; a product reads those of a head.
 
     Of a sequence and head the keys are a matrix (tokens, dim), whose product with the query are the scores.
-    The values lie transposed, (dim, tokens). int8 keys have a scale a row; the scale of an int8 value goes into the
-    weight of its token.
+    The values lie transposed, (dim, tokens). int8 keys have a scale a row; the scale of an int8 value goes
+    into the weight of its token.
     """
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, form: str) -> None:
