@@ -337,4 +337,8 @@ def test_a_student_that_agrees_with_its_teacher_pays_for_the_text_alone():
     logits, targets = torch.randn(2, 3, 50), tokens(3, 2)
     half = 0.5 * F.cross_entropy(logits.flatten(0, 1), targets.flatten())
     torch.testing.assert_close(distillation(logits, logits, targets), half)
-    assert distillation(logits, -logits, targets) > half
+    teacher = -logits
+    p, q = ((each.double().flatten(0, 1) / 2).softmax(-1) for each in (teacher, logits))
+    divergence = float((p * (p / q).log()).sum(-1).mean())
+    expected = half + 0.5 * 2**2 * divergence
+    torch.testing.assert_close(distillation(logits, teacher, targets), expected)
