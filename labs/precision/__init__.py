@@ -9,7 +9,7 @@ matter: arithmetic is its limit.
 
 Formulas (``model.py``, ``sizes.py``), for W weights in matrices:
   file      W times bytes of a weight + scales, masks, and what stays float32
-  a token   max(bytes read / read bandwidth, 2 W slots / vector peak) + calls
+  a token   max(bytes read / bandwidth, 2 W slots / vector peak) + calls
   a prompt  2 W tokens / peak of the format
   a round   k draft tokens + one pass of the large model, for (1 - a^(k+1)) / (1 - a) tokens
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 import kernels
 from labs.models.gpt import GPT
@@ -43,35 +42,40 @@ def with_cache_of(model: GPT, bits: int) -> GPT:
     return made
 
 
-class Int8Cache(nn.Module):
-    """Keys and values of one token's step, int8, read by the quantised products of ``kernels``.
+class StoredCache:
+    """Keys and values for a step of one token, in float32, bfloat16 or int8; a product reads those of a head.
 
-    Of a sequence and head the keys are a matrix (tokens, dim) with a scale a row: its product with the query
-    are the scores. The values lie transposed (dim, tokens): the scale of a token goes into its weight.
+    Of a sequence and head the keys are a matrix (tokens, dim), whose product with the query are the scores.
+    The values lie transposed, (dim, tokens). int8 keys have a scale a row; the scale of an int8 value goes
+    into the weight of its token.
     """
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """keys, values: (sequences, heads, tokens, dim) float32."""
-        super().__init__()
-        integers, scale = quantize(keys, 8)
-        self.keys, self.key_scale = integers.flatten(0, 1).unbind(), scale[..., 0].flatten(0, 1).unbind()
-        integers, scale = quantize(values, 8)
-        self.values = integers.transpose(-2, -1).contiguous().flatten(0, 1).unbind()
-        self.value_scale = scale[..., 0].flatten(0, 1)
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, form: str) -> None:
+        """keys, values: (sequences, heads, tokens, dim) float32. form: "float32", "bfloat16" or "int8"."""
+        self.form = form
         self.ones = torch.ones(values.shape[-1])
+        self.key_scale = self.value_scale = torch.ones(keys.shape[0] * keys.shape[1], 1)
+        if form == "int8":
+            (keys, key_scale), (values, value_scale) = quantize(keys, 8), quantize(values, 8)
+            self.key_scale, self.value_scale = (
+                scale[..., 0].flatten(0, 1) for scale in (key_scale, value_scale)
+            )
+        else:
+            keys, values = (tensor.to(getattr(torch, form)) for tensor in (keys, values))
+        self.keys = keys.flatten(0, 1).contiguous().unbind()
+        self.values = values.transpose(-2, -1).contiguous().flatten(0, 1).unbind()
 
     def attend(self, query: torch.Tensor) -> torch.Tensor:
         """query (sequences, heads, dim) -> the same shape: softmax(query keys^T / sqrt(dim)) values."""
         rows = (query * query.shape[-1] ** -0.5).flatten(0, 1)
-        scores = torch.stack(
-            [
-                kernels.linear_int8(row, keys, scale)
-                for row, keys, scale in zip(rows, self.keys, self.key_scale, strict=True)
-            ]
-        )
+        scores = self._products(rows, self.keys, self.key_scale)
         weights = scores.softmax(-1) * self.value_scale
-        out = [
-            kernels.linear_int8(row, values, self.ones)
-            for row, values in zip(weights, self.values, strict=True)
-        ]
-        return torch.stack(out).view_as(query)
+        return self._products(weights, self.values, [self.ones] * len(rows)).view_as(query)
+
+    def _products(self, rows: torch.Tensor, matrices: Any, scales: Any) -> torch.Tensor:
+        """Each row times its matrix (out, in) transposed."""
+        if self.form == "int8":
+            found = map(kernels.linear_int8, rows, matrices, scales)
+        else:
+            found = map(F.linear, rows.to(matrices[0].dtype), matrices)
+        return torch.stack(list(found)).float()

@@ -7,6 +7,7 @@ proved. ``from_linear`` makes one of a trained layer.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -136,6 +137,8 @@ class SparseLinear(nn.Module):
         parts = {"rows": rows, "columns": columns, "values": weight[kept]}
         for name, tensor in {**parts, "bias": None if bias is None else bias.detach()}.items():
             self.register_buffer(name, tensor)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
+            self.matrix()  # torch warns once that such tensors are in beta
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, sparsity: float) -> SparseLinear:

@@ -1,12 +1,12 @@
 """Bytes and seconds of each form, before it runs.
 
 Storage     the numbers of each matrix times the bytes of one, with scales, masks and columns: exact
-A token     max(bytes it reads / read bandwidth at that working set, slots / vector peak) + calls
+A token     max(bytes it reads / bandwidth at that working set, slots / vector peak) + calls
             A slot is a vector instruction on 16 weights, each worth 2 FLOPs. A weight of float32 needs 1
             (the FMA), int8 3 (load with sign extension, to float, FMA), int4 4 (a mask or shift more).
 A prompt    2 FLOPs a weight and token / peak of the format's unit
 A round     k tokens of the draft and one pass of k + 1 of the large model: it reads its weights once
-A KV cache  bytes of keys and values / read bandwidth
+A KV cache  bytes of keys and values / bandwidth
 """
 
 from __future__ import annotations
@@ -33,13 +33,18 @@ BLOCK_CALLS = 30  # of torch in a block, few tokens: linear layers, norms, atten
 QUANTIZED_CALLS = 12  # of one quantised product: checks, contiguity, dispatch, a bias, a result
 
 
+def reading(machine: Machine, moved: float) -> float:
+    """Bytes per second: the slower of a copy and a bare reading loop, as a product does more than read."""
+    return min(machine.bandwidth(moved, kind=kind, threads=0) for kind in ("read", "copy"))
+
+
 def token_seconds(
     config: Config, machine: Machine, form: str, tokens: int = 1, model: GPTConfig | None = None
 ) -> tuple[float, str]:
     """Seconds of ``tokens`` in one pass through the large model (or another) in this form, and why."""
     moved = sizes.token_bytes(model or config.large, form)
     model = sizes.config_of(model or config.large, form)
-    rate = machine.bandwidth(moved, kind="read", threads=0)
+    rate = reading(machine, moved)
     weights = model.layers * sum(matrix.numbers for matrix in sizes.matrices(model))
     peak = machine.peak("float32", threads=0)
     compute = 2 * weights * (SLOTS.get(form, 1) + tokens - 1) / peak
@@ -79,8 +84,8 @@ def cache_bytes(config: Config, form: str) -> float:
 
 def cache_seconds(config: Config, machine: Machine, form: str) -> tuple[float, str]:
     moved = cache_bytes(config, form)
-    rate = machine.bandwidth(moved, kind="read", threads=0)
-    calls = 2 * config.sequences * config.cache_heads * (QUANTIZED_CALLS if form == "int8" else 0)
+    rate = reading(machine, moved)
+    calls = 2 * config.sequences * config.cache_heads * (QUANTIZED_CALLS if form == "int8" else 1)
     over = calls * (machine.get("torch_call_s") or 0.0)
     return moved / rate + over, f"{moved / 1e6:.0f} MB at {rate / 1e9:.1f} GB/s and {calls} calls"
 
@@ -126,7 +131,7 @@ SUSPECTS = {
     "smaller": "products too small to keep all cores reading",
     "speculative": "the library's product for a few rows, which may not be the one for a single row",
     "cache": "one core reading where few heads are shared out, and a call for each head",
-    "prompt": "how near the library comes to its peak at this size",
+    "prompt": "how near the library comes to the peak: MKL has plain code for other makers' processors",
     "bfloat16": "the library's bfloat16 product: without hardware for it, it converts, and that is the limit",
     "sparse": "columns in random order: the vector is gathered from cache",
     "lora": "two thin products beside each layer",

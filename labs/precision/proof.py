@@ -133,7 +133,7 @@ def _attention(config: Config, form: str) -> tuple[Any, float, str]:
     if form == "int8":
         (keys, key_scale), (values, value_scale) = quantize(keys, 8), quantize(values, 8)
     elif form == "bfloat16":
-        query, keys, values = query.bfloat16(), keys.bfloat16(), values.bfloat16()
+        keys, values = keys.bfloat16(), values.bfloat16()
     exact = torch.empty(query.shape, dtype=torch.float64)
     for index in range(config.sequences):  # one sequence at a time: float64 is twice as large
         k, v = keys[index].double(), values[index].double()

@@ -149,23 +149,11 @@ def cached(config: Config) -> tuple[Any, Any, Any]:
 
 def _cache(form: str) -> Setup:
     def setup(config: Config, recorder: Recorder) -> Step:
-        import torch
-
-        import kernels
-        from labs.precision.cache import Int8Cache
+        from labs.precision.cache import StoredCache
 
         query, keys, values = cached(config)
-        if form == "int8":
-            small = Int8Cache(keys, values)
-            del keys, values
-            return lambda: small.attend(query)
-        # One page a sequence: (sequences, tokens, heads, dim), as the paged kernel takes it.
-        dtype = getattr(torch, form)
-        pages = [tensor.to(dtype).transpose(1, 2).contiguous() for tensor in (keys, values)]
-        table = torch.arange(config.sequences, dtype=torch.int32)[:, None]
-        lengths = torch.full((config.sequences,), config.context, dtype=torch.int32)
-        asked = query.to(dtype)
-        return lambda: kernels.decode_attention(asked, *pages, table, lengths)
+        stored = StoredCache(keys, values, form)
+        return lambda: stored.attend(query)
 
     return setup
 

@@ -15,6 +15,7 @@ from labs.lab import configure, find
 from labs.precision import LAB, claims, measured, model, sizes
 from labs.precision.figures import front
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = configure(
     LAB,
     "quick",
@@ -76,13 +77,13 @@ def test_every_variant_is_predicted_and_times_have_a_suspect():
 
 
 def test_a_token_by_hand():
-    """10^9 bytes at 20 GB/s, and the calls; int4 on a machine that computes slowly is bound by its slots."""
+    """10^9 bytes at 16 GB/s, and the calls; int4 on a machine that computes slowly is bound by its slots."""
     config = configure(LAB, "quick", {"width": 1280, "layers": 12})
     weights = 12 * 12 * 1280**2
     seconds, because = model.token_seconds(config, machine(), "float32")
     moved = sizes.token_bytes(config.large, "float32")
     assert moved == pytest.approx(4 * weights, rel=0.01)
-    assert seconds == pytest.approx(moved / 20e9 + 12 * (30 * 1e-6 + 6 * 2e-6))
+    assert seconds == pytest.approx(moved / 16e9 + 12 * (30 * 1e-6 + 6 * 2e-6))
     assert "memory is the limit" in because
     seconds, because = model.token_seconds(config, machine(vector_float32_all_flops=1e9), "int4")
     assert seconds == pytest.approx(2 * 4 * weights / 1e9, rel=0.01)
@@ -181,7 +182,7 @@ def test_all_claims_hold_when_the_predictions_come_true():
         (claims.healing_wins_back, {"bits": {"healed": 2.9}}),
         (claims.rounds_give_more, {"rounds": 128.0}),
         (claims.fewer_bits_are_faster, {"times": {"token/int8": 1.0}}),
-        (claims.prompts_are_not_faster, {"times": {"prompt/int4": 1e-9}}),
+        (claims.prompts_gain_less, {"times": {"prompt/int4": 1e-9}}),
         (claims.structure_is_faster, {"times": {"smaller/structured": 1.0}}),
         (claims.zeros_are_not_faster, {"times": {"smaller/sparse": 1e-9}}),
         (claims.exits_save, {"times": {"smaller/early_exit": 1.0}}),

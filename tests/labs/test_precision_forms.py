@@ -14,13 +14,14 @@ from labs.models.configuration import GPTConfig
 from labs.models.gpt import GPT
 from labs.models.trained import named_tensors
 from labs.precision import compress, forms, layers, sizes, storage
-from labs.precision.cache import Int8Cache, quantize, with_cache_of
+from labs.precision.cache import StoredCache, quantize, with_cache_of
 from labs.precision.early_exit import EarlyExit
 from labs.precision.exact import in_float64
 from labs.precision.quality import bits_per_byte, held_out
 from labs.precision.speculative import speculate, tokens_per_round
 from labs.precision.training import distillation
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = GPTConfig(width=128, heads=4, layers=2, context=32, vocabulary=50)
 STORED = (
     "float32",
@@ -33,15 +34,6 @@ STORED = (
     "distilled",
     "early_exit",
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Of torch: the matrices are small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def model(config=SMALL, seed=0):
@@ -227,13 +219,19 @@ def test_a_quantised_token_is_off_by_half_a_step_at_most_and_uses_every_level(bi
         quantize(values, 3)
 
 
-def test_the_int8_cache_attends_to_what_it_stores():
+@pytest.mark.parametrize(("form", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2), ("int8", 1e-5)])
+def test_a_stored_cache_attends_to_what_it_stores(form, tolerance):
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(2, 3, 32, generator=generator)
     keys, values = (torch.randn(2, 3, 70, 32, generator=generator) for _ in range(2))
-    widened = [integers * scale for integers, scale in (quantize(each, 8) for each in (keys, values))]
-    expected = F.scaled_dot_product_attention(query[:, :, None], *widened)[:, :, 0]
-    torch.testing.assert_close(Int8Cache(keys, values).attend(query), expected, rtol=1e-4, atol=1e-5)
+    kept = [keys, values]
+    if form == "bfloat16":
+        kept = [each.bfloat16().float() for each in kept]
+    if form == "int8":
+        kept = [integers * scale for integers, scale in (quantize(each, 8) for each in (keys, values))]
+    expected = F.scaled_dot_product_attention(query[:, :, None], *kept)[:, :, 0]
+    found = StoredCache(keys, values, form).attend(query)
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_a_model_with_a_small_cache_attends_to_rounded_keys_and_values():
@@ -339,4 +337,8 @@ def test_a_student_that_agrees_with_its_teacher_pays_for_the_text_alone():
     logits, targets = torch.randn(2, 3, 50), tokens(3, 2)
     half = 0.5 * F.cross_entropy(logits.flatten(0, 1), targets.flatten())
     torch.testing.assert_close(distillation(logits, logits, targets), half)
-    assert distillation(logits, -logits, targets) > half
+    teacher = -logits
+    p, q = ((each.double().flatten(0, 1) / 2).softmax(-1) for each in (teacher, logits))
+    divergence = float((p * (p / q).log()).sum(-1).mean())
+    expected = half + 0.5 * 2**2 * divergence
+    torch.testing.assert_close(distillation(logits, teacher, targets), expected)
