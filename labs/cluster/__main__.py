@@ -14,8 +14,14 @@ if TYPE_CHECKING:
     from labs.train.options import Options
 
 
-class _Clock:
-    now = staticmethod(time.perf_counter)
+class Clock:
+    """What ``labs.concurrency.cluster`` asks of a Recorder; here nothing is recorded."""
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def record(self, name: str, value: float, unit: str) -> None:
+        pass
 
 
 def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, Options]:
@@ -97,7 +103,7 @@ def main() -> int:
                 return 2
             stack.callback(ray.shutdown)
         else:
-            stack.callback(Cluster(max(given.ranks, usable_cores()), _Clock()).close)
+            stack.callback(Cluster(max(given.ranks, usable_cores()), Clock()).close)
         storage = given.storage or stack.enter_context(tempfile.TemporaryDirectory(prefix="perflab-train-"))
         try:
             fit(

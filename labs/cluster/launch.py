@@ -1,9 +1,4 @@
-"""Ray Train as the launcher of ``labs.train``: ``TorchTrainer``, whose ranks join by ``parallel.elastic``.
-
-``TorchConfig`` would initialise torch.distributed itself, over a plain backend. Here Ray only says who is
-which rank and where rank 0 is, as torchrun does, in the same variables; the ranks then find each other as
-they do under torchrun, count their bytes, and notice when one of them is lost.
-"""
+"""Ray Train as the launcher of ``labs.train``: ``TorchTrainer``, and what its ranks report."""
 
 from __future__ import annotations
 
@@ -58,6 +53,8 @@ def fit(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    from labs.cluster.backend import Launched
+
     cuda = options.backend == "nccl"
     kind = "GPU" if cuda else "CPU"
     there = int(ray.cluster_resources().get(kind, 0))
@@ -69,7 +66,7 @@ def fit(
     trainer = TorchTrainer(
         train_rank,
         train_loop_config={"options": asdict(options), "reports": reports},
-        torch_config=_launcher(),
+        torch_config=Launched(),
         scaling_config=ScalingConfig(
             num_workers=ranks, use_gpu=cuda, placement_strategy="SPREAD" if spread else "PACK"
         ),
@@ -98,48 +95,6 @@ def _check(options: Options, ranks: int, failures: int) -> None:
         raise ValueError(f"--failures is {failures}; it is not negative")
     if failures and not options.checkpoint:
         raise ValueError("--failures goes on from a checkpoint: say where with --checkpoint DIR")
-
-
-def _launcher() -> Any:
-    """A TorchConfig that sets torchrun's variables and initialises nothing."""
-    from ray.train.backend import Backend
-    from ray.train.torch import TorchConfig
-
-    class Launch(Backend):
-        def on_start(self, worker_group: Any, backend_config: Any) -> None:
-            address, port = worker_group.execute_single(0, _free_address)
-            worker_group.execute(_set_variables, address, port)
-
-    class Launched(TorchConfig):
-        @property
-        def backend_cls(self) -> Any:
-            return Launch
-
-    return Launched()
-
-
-def _free_address() -> tuple[str, int]:
-    """This node's address, and a port that is free now."""
-    import socket
-
-    import ray
-
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return ray.util.get_node_ip_address(), probe.getsockname()[1]
-
-
-def _set_variables(address: str, port: int) -> None:
-    from ray.train import get_context
-
-    context = get_context()
-    os.environ.update(
-        MASTER_ADDR=address,
-        MASTER_PORT=str(port),
-        RANK=str(context.get_world_rank()),
-        WORLD_SIZE=str(context.get_world_size()),
-        LOCAL_RANK=str(context.get_local_rank()),
-    )
 
 
 def _reports() -> Any:

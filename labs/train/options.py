@@ -95,7 +95,7 @@ def parse(arguments: list[str] | None = None) -> Options:
         parser.error(str(error))
 
 
-def add_to(parser: argparse.ArgumentParser) -> None:
+def add_to(parser: argparse._ActionsContainer) -> None:
     """The options as arguments of a command."""
     for item in fields(Options):
         assert item.default is not MISSING

@@ -26,8 +26,8 @@ class Config:
     configurations: int = setting(
         27, full=81, unit="configurations", help="drawn at random, the same for every method", minimum=2
     )
-    most_steps: int = setting(324, quick=216, full=972, unit="steps", help="of a whole training", minimum=2)
-    least_steps: int = setting(24, unit="steps", help="the first rung", minimum=1)
+    most_steps: int = setting(216, full=648, unit="steps", help="of a whole training", minimum=2)
+    least_steps: int = setting(24, full=72, unit="steps", help="the first rung", minimum=1)
     eta: int = setting(3, unit="", help="of so many trials of a rung one goes on", minimum=2)
     workers: int = setting(2, unit="workers", help="processes that train", minimum=1, maximum=256)
     population: int = setting(8, full=16, unit="members", help="of population based training", minimum=2)
@@ -102,7 +102,7 @@ class Config:
         if name == "asha":
             return kinds.AsynchronousHalving(points, least, most, eta)
         if name == "asha_extrapolated":
-            # One rung is left out, and the curves say what it would have.
+            # Every other rung is left out: the curves say what it would have.
             return kinds.AsynchronousHalving(points, least, most, eta * eta, kinds.by_extrapolation(most))
         if name == "extrapolating":
             return kinds.Extrapolating(points, self.looks(), most, self.target_nats)

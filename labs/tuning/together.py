@@ -10,7 +10,7 @@ The same mathematics as ``labs.tuning.training``, beginning with the same parame
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from labs.tuning.space import Point
@@ -90,8 +90,8 @@ def _compiled(layers: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """(step of all trials, losses of all trials): trials along the first axis, batches shared."""
     import jax
 
-    step = jax.vmap(lambda *given: _step(*given, layers), in_axes=(0, 0, None, None))
-    loss = jax.vmap(lambda *given: loss_of(*given, layers), in_axes=(0, None, None))
+    step = jax.vmap(partial(_step, layers=layers), in_axes=(0, 0, None, None))
+    loss = jax.vmap(partial(loss_of, layers=layers), in_axes=(0, None, None))
     return jax.jit(step), jax.jit(loss)
 
 
