@@ -193,7 +193,11 @@ def _short(number: str) -> str:
 
 def text_of(value: object, limit: int = 0) -> str:
     """Untrusted text made printable: control characters and line breaks become visible or a space."""
-    text = "".join(
-        " " if letter.isspace() else letter if letter.isprintable() else "\ufffd" for letter in str(value)
-    )
+    text = str(value)
+    if limit:
+        text = text[: limit + 1]  # a name may have a million letters
+    if not text.isprintable():
+        text = "".join(
+            " " if letter.isspace() else letter if letter.isprintable() else "\ufffd" for letter in text
+        )
     return text if not limit or len(text) <= limit else text[: max(1, limit - 1)] + "\u2026"

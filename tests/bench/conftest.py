@@ -1,4 +1,4 @@
-"""A real browser for the tests of pages."""
+"""A real browser for the tests of pages, and the command without a process of its own."""
 
 import chromium
 import pytest
@@ -14,3 +14,17 @@ def browser():
         running = play.chromium.launch(executable_path=chromium.PATH, args=chromium.ARGUMENTS)
         yield running
         running.close()
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """The command within this process, which is quicker: (exit status, stdout, stderr)."""
+    from bench import cli
+
+    def called(*arguments):
+        monkeypatch.setattr("sys.argv", ["perflab", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return stopped.value.code, *capsys.readouterr()
+
+    return called

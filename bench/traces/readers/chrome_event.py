@@ -46,15 +46,16 @@ class Arguments(Struct, gc=False):
 
 
 class Event(Struct, gc=False):
-    """ph: what it is ("X" a slice, "B" and "E" its ends, "M" a label). ts, dur: microseconds."""
+    """ph: what it is ("X" a slice, "B" and "E" its ends, "M" a label). ts, dur: microseconds. In the order in
+    which PyTorch writes them, in which they are found soonest."""
 
     ph: str = ""
-    name: str = ""
     cat: str | None = None
-    ts: Number = None
-    dur: Number = None
+    name: str = ""
     pid: Number = None
     tid: Number = None
+    ts: Number = None
+    dur: Number = None
     args: Arguments | None = None
 
 

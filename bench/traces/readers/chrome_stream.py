@@ -1,8 +1,8 @@
 """The events of a Chrome trace, a piece of the file at a time.
 
 The format (Chromium's "Trace Event Format") is one JSON object whose ``traceEvents`` is a list of events, or
-that list alone. It is cut between two events wherever some megabyte ends, and each part is decoded as a list
-of its own, so that the whole document is never in memory.
+that list alone. It is cut between two events wherever a piece of the file ends, and each part is decoded as a
+list of its own, so that the whole document is never in memory.
 
 Where may one cut? ``},{`` also occurs inside strings and inside nested lists. But a part that begins at an
 event and is cut in one of those is no valid JSON list once it is closed with ``]``: decoding it proves the
@@ -74,6 +74,7 @@ class ChromeStream:
                 raise self.source.broken(_TOO_DEEP, self._base) from None
             self._count += len(events)
             yield events
+            del events  # before the next ones are decoded
         self._read_footer()
 
     def _more(self, wanted: str) -> None:

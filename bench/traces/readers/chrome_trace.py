@@ -39,6 +39,7 @@ def read(source: Source) -> Trace:
     stream, table = ChromeStream(source), ChromeColumns(source.path)
     for part in stream:
         table.add(part)
+        del part  # its memory serves the next one
     document, columns = stream.document, table.columns
     written_by = _written_by(document, table)
     recognise = _RECOGNISE.get(written_by, classify)

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-PIECE = 1 << 20
+PIECE = 1 << 19
 LARGEST_RATIO = 400  # a real trace expands 10 to 60 times, gzip's limit is 1032
 UNSUSPECTED = 1 << 28  # bytes that a report may expand to whatever its ratio
 SHARE_OF_MEMORY = 0.5

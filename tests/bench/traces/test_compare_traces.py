@@ -1,4 +1,4 @@
-"""``perflab compare`` of two profiler reports: the real command."""
+"""``perflab compare`` of two profiler reports: the real command, mostly within this process."""
 
 import json
 import re
@@ -34,18 +34,18 @@ def pair(tmp_path):
     return write(tmp_path / "base.json", 10), write(tmp_path / "new.json", 12)
 
 
-def test_the_sentence_comes_first_and_the_gate_fails(pair, tmp_path):
+def test_the_sentence_comes_first_and_the_gate_fails(pair, tmp_path, run):
     status, out, err = perflab("compare", *pair, "--fail-above", "5%", folder=tmp_path)
     assert status == 1
     assert err == "the step is slower by more than 5 %\n"
     assert out.startswith("the step is 19.0 % slower (+2.00 ms of 10.5 ms): aten::mm")
     assert max(map(len, out.splitlines())) <= 80
-    assert perflab("compare", *pair, "--fail-above", "50%", folder=tmp_path)[0] == 0
-    assert perflab("compare", *reversed(pair), "--fail-above", "5%", folder=tmp_path)[0] == 0
+    assert run("compare", *pair, "--fail-above", "50%")[0] == 0
+    assert run("compare", *reversed(pair), "--fail-above", "5%")[0] == 0
 
 
-def test_json_and_markdown_say_the_same(pair, tmp_path):
-    status, out, _ = perflab("compare", *pair, "--json", folder=tmp_path)
+def test_json_and_markdown_say_the_same(pair, run):
+    status, out, _ = run("compare", *pair, "--json")
     found = json.loads(out)
     assert status == 0
     assert (found["verdict"], found["rows"][0]["name"], found["rows"][0]["verdict"]) == (
@@ -54,59 +54,59 @@ def test_json_and_markdown_say_the_same(pair, tmp_path):
         "slower",
     )
     assert sum(row["seconds"] for row in found["rows"]) == pytest.approx(found["step"]["seconds"])
-    markdown = perflab("compare", *pair, "--markdown", folder=tmp_path)[1]
+    markdown = run("compare", *pair, "--markdown")[1]
     assert markdown.startswith("**the step is 19.0 % slower")
     assert "| `aten::mm [64,32]x[32,16]` | +2.00 ms |" in markdown
 
 
-def test_folders_of_ranks(tmp_path):
+def test_folders_of_ranks(tmp_path, run):
     for side, milliseconds in (("base", (10, 10)), ("new", (10, 14))):
         for rank, ms in enumerate(milliseconds):
             write(tmp_path / side / f"rank{rank}.json", ms)
-    status, out, _ = perflab("compare", "base", "new", folder=tmp_path)
+    status, out, _ = run("compare", tmp_path / "base", tmp_path / "new")
     assert status == 0
     assert "19.0 % slower" in out
     assert "the median step of each rank" in out
 
 
-def test_a_page_is_written(pair, tmp_path):
-    status, out, _ = perflab("compare", *pair, "--output", "page.html", folder=tmp_path)
+def test_a_page_is_written(pair, tmp_path, run):
+    status, out, _ = run("compare", *pair, "--output", tmp_path / "page.html")
     assert status == 0
-    assert "page: page.html" in out
+    assert f"page: {tmp_path / 'page.html'}" in out
     assert "aten::mm" in (tmp_path / "page.html").read_text()
 
 
-def test_a_report_against_results_is_refused(pair, tmp_path):
+def test_a_report_against_results_is_refused(pair, tmp_path, run):
     results = tmp_path / "results.json"
     results.write_text('{"benchmarks": [], "machine_info": {}}')
-    status, _, err = perflab("compare", pair[0], results, folder=tmp_path)
+    status, _, err = run("compare", pair[0], results)
     assert status == 2
     assert "base.json is a profiler report and" in err
     assert err.count("\n") == 1
 
 
-def test_a_page_of_results_is_refused(tmp_path):
+def test_a_page_of_results_is_refused(tmp_path, run):
     results = tmp_path / "results.json"
     results.write_text('{"benchmarks": [], "machine_info": {}}')
-    status, _, err = perflab("compare", results, results, "--output", "page.html", folder=tmp_path)
+    status, _, err = run("compare", results, results, "--output", "page.html")
     assert (status, err.count("\n")) == (2, 1)
 
 
-def test_a_gate_needs_steps(tmp_path):
+def test_a_gate_needs_steps(tmp_path, run):
     pair = write(tmp_path / "base.json", 10, steps=2), write(tmp_path / "new.json", 12, steps=2)
-    assert perflab("compare", *pair, folder=tmp_path)[0] == 0
-    status, _, err = perflab("compare", *pair, "--fail-above", "5%", folder=tmp_path)
+    assert run("compare", *pair)[0] == 0
+    status, _, err = run("compare", *pair, "--fail-above", "5%")
     assert status == 2
     assert "5 steps or more" in err
 
 
-def test_names_of_strangers_do_nothing(tmp_path):
+def test_names_of_strangers_do_nothing(tmp_path, run):
     name = "\x1b[31mred[bold]</b><script>alert(1)</script>|`\n"
     pair = write(tmp_path / "base.json", 10, name=name), write(tmp_path / "new.json", 12, name=name)
-    out = perflab("compare", *pair, folder=tmp_path)[1]
+    out = run("compare", *pair)[1]
     assert "\x1b" not in out
     assert "red[bold]" in out.replace("\n", "")
-    markdown = perflab("compare", *pair, "--markdown", folder=tmp_path)[1]
+    markdown = run("compare", *pair, "--markdown")[1]
     assert "\x1b" not in markdown
     sentence, *lines = markdown.splitlines()
     assert "&lt;script&gt;" in sentence
@@ -127,11 +127,11 @@ def test_names_of_strangers_do_nothing(tmp_path):
         ("tracelens_h100_bert_small.json.gz", "tracelens_mi300_bert_small.json.gz", "other kernels"),
     ],
 )
-def test_real_pairs_get_a_true_sentence(base, new, said, tmp_path):
+def test_real_pairs_get_a_true_sentence(base, new, said, run):
     """Workers take the idle time of the data loader away; another vendor's kernels, the same operators."""
     if not (SHARED / base).exists():
         pytest.skip(f"there is no ../shared/traces/{base}")
-    status, out, _ = perflab("compare", SHARED / base, SHARED / new, "--json", folder=tmp_path)
+    status, out, _ = run("compare", SHARED / base, SHARED / new, "--json")
     found = json.loads(out)
     assert status == 0
     assert said in found["sentence"]

@@ -1,5 +1,6 @@
 """``perflab trace``: what it prints, writes and refuses, run as a user runs it."""
 
+import functools
 import io
 import json
 import re
@@ -12,7 +13,6 @@ from command import perflab
 from rich.console import Console
 from tables_of_events import COMPUTE_STREAM, MAIN, trace
 
-from bench import cli
 from bench.traces import analysis_text
 from bench.traces.analysis import analyse
 from bench.traces.commands import Limit
@@ -36,16 +36,8 @@ def of(made):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """The command within this process, which is quicker: (exit status, stdout, stderr)."""
-
-    def called(*arguments):
-        monkeypatch.setattr("sys.argv", ["perflab", "trace", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        return stopped.value.code, *capsys.readouterr()
-
-    return called
+def run(run):
+    return functools.partial(run, "trace")
 
 
 @pytest.fixture
