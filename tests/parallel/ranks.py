@@ -1,6 +1,6 @@
 """Ranks that live as long as the tests: ``run(world_size, function, ...)`` on a world of real processes.
 
-The processes are forked from one that has imported ``forked.py`` (multiprocessing's fork server), so that a world
+The processes are forked from one that has imported ``forked.py`` (multiprocessing's fork server): a world
 starts in milliseconds, and a test that kills a rank costs no more. Each call gets process groups of its own.
 What a rank raises, raises here, with its traceback; a rank that does not answer in time is named and ended.
 """
