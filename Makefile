@@ -9,13 +9,14 @@ BIN := .venv/bin
 # A GPU machine may bring its own torch: `make gpu BIN=$(dirname $(which python3))`. There torch, triton, numba,
 # numpy, pytest and pytest-benchmark are enough, and perflab need not be installed.
 
-.PHONY: lab model test proof gpu lint format
+.PHONY: lab model test proof gpu lint lanes format
 
-# The stamp is newer than what decides the installation, so that a second call costs nothing.
+# The stamp is newer than what decides the installation, so that a second call costs nothing. Python compiles
+# what is imported, which is less than half of what pip would compile (--no-compile).
 .venv: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[test]'
 	touch $@
 
 lab: .venv/installed
@@ -33,9 +34,13 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: lint
-	$(BIN)/python -m pytest -m 'not proof and not gpu and not alone' -n 3 --dist loadfile
+# mypy takes one core for half a minute: beside the tests, but not beside those that time something.
+test: .venv/installed
+	$(MAKE) -j2 lint lanes
 	$(BIN)/python -m pytest -m 'alone and not proof and not gpu'
+
+lanes: .venv/installed
+	$(BIN)/python -m pytest -m 'not proof and not gpu and not alone' -n 3 --dist loadfile --no-loadscope-reorder
 
 proof: .venv/installed
 	$(BIN)/python -m pytest -m proof -s

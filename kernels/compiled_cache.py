@@ -4,7 +4,8 @@ numba's own cache knows a function by the file it stands in. Kernels here call f
 are in part generated, so a file is kept for each combination of: the text of everything in ``kernels``, the
 versions of numba and llvmlite, the CPU that is compiled for, the code of the function and of all that it
 reaches through closures and globals, its signature and its options. What cannot be described so is compiled
-each time. A file that is damaged or was written by another version is compiled anew and replaced.
+each time. A file that is damaged or was written by another version is compiled anew and replaced. Processes
+that want the same code at the same time (the ranks of a job do) compile it once: the others wait for it.
 
 Files lie in ``$PERFLAB_HOME/kernels`` or ``~/.cache/perflab/kernels``, in a folder for each text of the
 package; folders that nobody has used for a month are removed. Deleting them costs a compilation.
@@ -13,13 +14,14 @@ package; folders that nobody has used for a month are removed. Deleting them cos
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import pickle
 import shutil
 import time
 import types as python
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,12 +31,16 @@ import llvmlite.binding as llvm
 import numba
 import numpy as np
 from llvmlite import ir
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
+from numba.core.runtime import rtsys
 from numba.extending import _Intrinsic
 
 _ENTRIES: dict[str, Callable[[], int]] = {}
 """Symbols that kept machine code may call -> what compiles or loads the function and returns its address."""
 UNUSED_SECONDS = 30 * 24 * 3600.0
+PATIENCE_SECONDS = 60.0
+"""So long a process waits for another to compile; one that is stopped shall stop no other."""
 _called: list[set[str]] = []
 """Symbols met by the compilations under way, innermost last."""
 
@@ -62,8 +68,19 @@ def require(symbol: str) -> None:
 def address_of(signature: Any, function: Callable[..., Any], options: dict[str, Any]) -> tuple[int, Any]:
     """(address of the C function that ``numba.cfunc(signature, **options)`` makes, what keeps it alive)."""
     path = _path(signature, function, options)
-    if path is not None and (found := _load(path)) is not None:
+    if path is None:
+        return _compiled(signature, function, options, None)
+    if (found := _load(path)) is not None:
         return found
+    # numba's own lock first: a thread that compiles, and meets a function that another one waits to compile,
+    # would wait for it in turn.
+    with global_compiler_lock, _nobody_else(path):
+        return _load(path) or _compiled(signature, function, options, path)
+
+
+def _compiled(
+    signature: Any, function: Callable[..., Any], options: dict[str, Any], path: Path | None
+) -> tuple[int, Any]:
     _called.append(set())
     try:
         compiled = numba.cfunc(signature, **options)(function)
@@ -165,15 +182,40 @@ def _path(signature: Any, function: Callable[..., Any], options: dict[str, Any])
 # --- files ---------------------------------------------------------------------------------------
 
 
-def _save(path: Path, compiled: Any, called: set[str]) -> None:
-    """Written beside and renamed, so that no other process reads half of it. A full disk costs nothing."""
-    state = compiled._library.serialize_using_object_code()
-    data = pickle.dumps((state, compiled._wrapper_name, sorted(called)))
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+@contextlib.contextmanager
+def _nobody_else(path: Path) -> Iterator[None]:
+    """No other process compiles what is kept in this file, for PATIENCE_SECONDS at most."""
+    name, lock = path.with_name(f"{path.name}.lock"), None
     with contextlib.suppress(OSError):
         if not path.parent.exists():
             path.parent.mkdir(parents=True)
             _remove_unused(path.parent)
+        lock = name.open("w")
+    if lock is None:  # nothing can be written there
+        yield
+        return
+    with lock:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                time.sleep(0.01)
+        try:
+            yield
+        finally:
+            name.unlink(missing_ok=True)
+
+
+def _save(path: Path, compiled: Any, called: set[str]) -> None:
+    """Written beside and renamed, so that no other process reads half of it. A full disk costs nothing."""
+    state = compiled._library.serialize_using_object_code()
+    declared = {each.name for each in compiled._library._final_module.functions if each.is_declaration}
+    external = sorted(name for name in declared if not name.startswith("llvm."))
+    data = pickle.dumps((state, compiled._wrapper_name, sorted(called), external))
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with contextlib.suppress(OSError):
         temporary.write_bytes(hashlib.sha256(data).digest() + data)
         temporary.replace(path)
 
@@ -195,12 +237,16 @@ def _load(path: Path) -> tuple[int, Any] | None:
     check, data = content[:32], content[32:]
     if hashlib.sha256(data).digest() != check:
         return None
-    state, name, called = pickle.loads(data)
+    state, name, called, external = pickle.loads(data)
     if any(symbol not in _ENTRIES for symbol in called):
         return None
     for symbol in called:
         require(symbol)
     context = cpu_target.target_context
-    context.refresh()
+    # What the code calls: most calls only numba's runtime. All that numba may compile (``refresh``, which
+    # also imports scipy) takes 0.3 s to set up.
+    for provide_more in (lambda: rtsys.initialize(context), context.refresh):
+        if any(llvm.address_of_symbol(symbol) is None for symbol in external):
+            provide_more()
     library = context.codegen().unserialize_library(state)
     return library.get_pointer_to_function(name), library

@@ -37,8 +37,8 @@ FRESH_S = 600.0  # what moved that far in less time moves to and fro: measuring 
 Progress = Callable[[str], None] | None
 
 
-def calibrate(progress: Progress = None) -> Machine:
-    """Measure everything. ``progress`` gets a line before each part.
+def calibrate(progress: Progress = None, sweeps: int = SWEEPS) -> Machine:
+    """Measure everything, up to ``sweeps`` times. ``progress`` gets a line before each part.
 
     Parts whose library is missing are left out and named in ``facts["left_out"]``.
     """
@@ -54,11 +54,11 @@ def calibrate(progress: Progress = None) -> Machine:
     found: dict[str, list[float]] = {}
     curves: dict[str, Curve] = {}
     left_out: dict[str, str] = {}
-    for sweep in range(SWEEPS):
+    for sweep in range(sweeps):
         once = [("links", calibration_links.measure)] if sweep == 0 else []  # mostly importing torch
         late = _compilers() if sweep == 0 else ()  # mostly importing them
         for name, part in (*once, *_parts(cores), *late):
-            say(f"{name}, {sweep + 1} of {SWEEPS} ({time.perf_counter() - begin:.0f} s)")
+            say(f"{name}, {sweep + 1} of {sweeps} ({time.perf_counter() - begin:.0f} s)")
             try:
                 figures = part()
             except (ImportError, OSError, RuntimeError) as error:
@@ -67,7 +67,7 @@ def calibrate(progress: Progress = None) -> Machine:
             for key, (value, source) in figures.items():
                 found.setdefault(key, []).append(value)
                 sources[key] = source
-        say(f"bandwidth over working sets, {sweep + 1} of {SWEEPS} ({time.perf_counter() - begin:.0f} s)")
+        say(f"bandwidth over working sets, {sweep + 1} of {sweeps} ({time.perf_counter() - begin:.0f} s)")
         curves = _faster(curves, calibration_hardware.curves(cores, largest))
         if time.perf_counter() - begin > BUDGET_S * (sweep + 1) / (sweep + 2):
             break  # another sweep would not fit

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,18 +25,54 @@ else:
     hypothesis.settings.load_profile("perflab")
 
 IN_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+CALIBRATED = """
+from labs import calibration, machine
+if machine.load_cached() is None:
+    machine.save(calibration.calibrate(sweeps=1))
+"""
+LONG = (
+    *("kernels/test_ahead_of_time.py", "test_readme.py", "kernels/test_operations.py", "labs/test_train.py"),
+    *("parallel/test_fsdp.py", "bench/test_profile_program.py", "kernels/test_interpreter.py"),
+    *("bench/test_profile_labs.py", "bench/test_run.py", "kernels/test_compiled_cache.py"),
+    *("parallel/test_shm.py", "parallel/test_checkpoint.py", "kernels/test_loss.py"),
+)
+"""Files that take long, the longest first: a lane that came to one last would run alone at the end."""
+
+
+def pytest_ignore_collect(collection_path, config):
+    """For the lane of tests that are run alone: files that have none are not imported, to save seconds."""
+    if collection_path.suffix == ".py" and config.option.markexpr.startswith("alone"):
+        return True if "mark.alone" not in collection_path.read_text() else None
+    return None
+
+
+def pytest_collection_modifyitems(items):
+    """The order in which pytest-xdist hands out files under --no-loadscope-reorder."""
+    here = Path(__file__).parent
+    place = {here / name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path, len(LONG)))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def home(pytestconfig, tmp_path_factory):
-    """Calibration and history of the tests: kept between test runs, away from the user's own."""
+    """Calibration, history and compiled code: kept between test runs, away from the user's own."""
     cache = getattr(pytestconfig, "cache", None)  # None under -p no:cacheprovider
-    folder = cache.mkdir("perflab") if cache else tmp_path_factory.mktemp("home")
+    make = cache.mkdir if cache else tmp_path_factory.mktemp
+    folder, compiled = make("perflab"), make("triton")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERFLAB_HOME", str(folder))
+        patch.setenv("TRITON_CACHE_DIR", str(compiled))
         for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
             patch.delenv(name, raising=False)  # in a test's own pytest it would switch benchmarks off
         yield folder
+
+
+@pytest.fixture
+def compiling_alone(home):
+    """No other worker compiles what operations ship for GPUs: what one has compiled, the next one finds."""
+    with open(home / "compiling.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +88,8 @@ def finished_run(tmp_path_factory):
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "out.txt").exists():
             bring_labs(folder, "tiny_lab")
+            # The first run on a machine measures its constants, here once and not as often as 15 s allow.
+            subprocess.run([sys.executable, "-c", CALIBRATED], check=True, timeout=100)
             status, out, err = perflab("run", "tiny_lab", "--quick", folder=folder)
             assert status == 0, err
             (folder / "out.txt").write_text(out)

@@ -51,16 +51,9 @@ def test_wrong_input_is_one_line_and_status_2(arguments, message, tmp_path):
 
 
 @pytest.fixture
-def kept(monkeypatch, pytestconfig, tmp_path):
-    """What Triton compiles stays in pytest's cache folder."""
-    pytest.importorskip("triton")
-    cache = getattr(pytestconfig, "cache", None)
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(cache.mkdir("triton") if cache else tmp_path))
-
-
-@pytest.fixture
-def ship(kept, monkeypatch):
+def ship(monkeypatch):
     """ship(*compilations) makes them what every operation ships."""
+    pytest.importorskip("triton")
 
     def put(*compilations):
         monkeypatch.setattr("kernels.ahead_of_time.shipped", lambda operation, target: list(compilations))
@@ -106,7 +99,8 @@ def test_nothing_shipped_is_said(ship):
 
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not PROMISED, reason="attention has no Triton kernels yet")
-def test_attention_on_hopper_spills_nothing_and_uses_matrix_instructions(kept, capsys):
+def test_attention_on_hopper_spills_nothing_and_uses_matrix_instructions(compiling_alone, capsys):
+    pytest.importorskip("triton")
     assert inspect("scaled_dot_product_attention", "sm_90", "", True) == 0
     codes = json.loads(capsys.readouterr().out)["kernels"]
     assert {code["direction"] for code in codes} == {"forward", "backward"}

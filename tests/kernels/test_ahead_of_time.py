@@ -1,7 +1,7 @@
 """Every shipped configuration, compiled without a GPU: no spills, the promised instructions, 16-byte loads.
 
 Hopper always; the other targets, and Triton 3.6 (the oldest known) and 3.9 (the newest) under ``make proof``.
-What was compiled stays in pytest's cache folder.
+What was compiled stays in pytest's cache folder (``home`` in conftest.py).
 """
 
 import json
@@ -30,16 +30,6 @@ from kernels.machine_code import facts_of
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def kept(pytestconfig, tmp_path_factory):
-    """The folder where Triton keeps what it compiled."""
-    cache = getattr(pytestconfig, "cache", None)
-    folder = cache.mkdir("triton") if cache else tmp_path_factory.mktemp("triton")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_CACHE_DIR", str(folder))
-        yield folder
-
-
 # --- the shipped configurations ------------------------------------------------------------------
 
 
@@ -61,7 +51,7 @@ def broken(family, target):
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_shipped_configurations_keep_their_promises_on_hopper(family):
+def test_shipped_configurations_keep_their_promises_on_hopper(family, compiling_alone):
     assert not (found := broken(family, "sm_90")), "\n".join(found)
 
 

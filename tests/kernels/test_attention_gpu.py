@@ -295,12 +295,10 @@ def test_tensors_that_the_copy_engine_cannot_fetch_go_by_pointers():
 
 @in_a_compiling_process
 @pytest.mark.timeout(300)
-def test_on_hopper_no_spills_matrix_instructions_and_the_copy_engine(pytestconfig, monkeypatch, tmp_path):
+def test_on_hopper_no_spills_matrix_instructions_and_the_copy_engine(compiling_alone):
     from kernels.ahead_of_time import compile_for
     from kernels.attention.gpu_shipped import compilation
 
-    cache = getattr(pytestconfig, "cache", None)
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(cache.mkdir("triton") if cache else tmp_path))
     roles = [tile for tile in gpu_tiles.candidates(128, "forward", "sm_90") if tile.specialized]
     used = [
         (kernel, gpu_tiles.configuration(128, torch.bfloat16, kernel, "sm_90"))

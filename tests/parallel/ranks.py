@@ -1,13 +1,12 @@
 """Ranks that live as long as the tests: ``run(world_size, function, ...)`` on a world of real processes.
 
-The processes are forked from one that has torch imported (multiprocessing's fork server), so that a world
+The processes are forked from one that has imported ``forked.py`` (multiprocessing's fork server): a world
 starts in milliseconds, and a test that kills a rank costs no more. Each call gets process groups of its own.
 What a rank raises, raises here, with its traceback; a rank that does not answer in time is named and ended.
 """
 
 import contextlib
 import faulthandler
-import gc
 import importlib
 import multiprocessing
 import os
@@ -17,22 +16,28 @@ import tempfile
 import time
 import traceback
 from datetime import timedelta
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 60.0
 OURS = {"link": "parallel.link", "shm": "parallel.shm"}
-LARGE = (  # what takes longest to import is imported once, and every rank is forked with it
-    *("torch", "torch.distributed", "numba", "numpy", "hypothesis"),
-    *("torch._dynamo", "torch.distributed.optim", "torch.distributed.pipelining"),
-    "torch.distributed.checkpoint",
-)
 
 
 def backend_of(world_size):
     """Where both are to be tried: gloo, which most people run, for 2 ranks, and shm, which is quicker."""
     return "gloo" if world_size == 2 else "shm"
+
+
+def start_server():
+    """Start the fork server, if none runs; it imports ``forked.py``, which it finds by PYTHONPATH alone."""
+    multiprocessing.set_forkserver_preload(["forked"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        forkserver.ensure_running()
 
 
 class RankFailed(AssertionError):
@@ -45,7 +50,7 @@ class Ranks:
     def __init__(self, most=4):
         self.most, self._number = most, 0
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(list(LARGE))
+        start_server()
         self._ranks = {}
         self._folder = tempfile.TemporaryDirectory(prefix="perflab-ranks-")
 
@@ -145,7 +150,6 @@ def serve(pipe, path, folder):
     report = stacks(folder, os.getpid()).open("w")
     faulthandler.register(signal.SIGUSR1, report)
     pipe.send("here")
-    gc.freeze()  # else each collection goes through a million objects of modules: 0.2 s
     sys.path[:] = [str(ROOT), *path]
     torch.set_num_threads(1)
     with contextlib.suppress(EOFError, ConnectionError):
