@@ -1,0 +1,1 @@
+"""What is disaggregated serving? When might we want to avoid it?"""
