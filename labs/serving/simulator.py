@@ -103,7 +103,7 @@ class _Simulation:
                 free += self.wires.pack + self.wires.pack_byte * event.size_bytes
                 self.at(free + self.wires.deliver, self._sender(event))
         self.at(free, lambda then: self._ended(worker, then))
-        self.at(end + self.wires.deliver, lambda then: self._delivered(step, then))
+        self.at(free + self.wires.deliver, lambda then: self._delivered(step, then))
 
     def _ended(self, worker: _Worker, now: float) -> None:
         worker.busy = False
