@@ -60,11 +60,11 @@ class Config:
                 f"serving: prefill={self.prefill} of workers={self.workers} leave nobody to write; take at "
                 f"most {self.workers - 1}"
             )
-        longest = (3 * self.prompt) // 2 + (3 * self.output) // 2 + 1
-        if longest > min(self.context, self.blocks * 16):
+        prompt, output = 3 * self.prompt // 2, 3 * self.output // 2  # the longest
+        if prompt + output + 1 > min(self.context, self.blocks * 16):
             raise ValueError(
-                f"serving: a prompt of {3 * self.prompt // 2} and {3 * self.output // 2} more tokens do not fit "
-                f"the context of {self.context} and the {self.blocks * 16} tokens of the cache"
+                f"serving: a prompt of {prompt} and {output} more tokens do not fit the "
+                f"context of {self.context} and the {self.blocks * 16} tokens of the cache"
             )
 
     def layout(self, policy: str, chunk: int = 0) -> Layout:

@@ -126,8 +126,9 @@ class Worker:
                 raise each
         return [each for each in found if isinstance(each, Report)]
 
-    def alive(self) -> bool:
-        return self._thread.is_alive()
+    def held(self) -> int:
+        """Blocks in use; for whoever knows that no request is being served."""
+        return self._engine.pool.held if self._engine is not None else 0
 
     # --- the engine's thread ---------------------------------------------------------------------
 
