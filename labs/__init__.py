@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from labs.lab import Lab
 
-NAMES = ("roofline", "concurrency", "vectorization", "attention", "data_parallel", "collectives", "pipeline")
+NAMES = (
+    "roofline",
+    "concurrency",
+    "vectorization",
+    "attention",
+    "data_parallel",
+    "collectives",
+    "pipeline",
+    "serving",
+)
 
 
 def load(name: str) -> Lab:

@@ -45,6 +45,9 @@ class WorkerActor:
 
         return os.getpid()
 
+    def held(self) -> int:
+        return self.worker.held()
+
 
 class Actor:
     """A worker as the service holds it. LostWorker from every call, once its process is gone."""
@@ -60,6 +63,10 @@ class Actor:
 
     async def process(self) -> int:
         return await self._answer(self.handle.process.remote(), START_S)
+
+    async def held(self) -> int:
+        """Blocks in use."""
+        return await self._answer(self.handle.held.remote())
 
     async def end(self) -> None:
         """Ends the process; it has nothing to say any more."""

@@ -1,8 +1,8 @@
 """Costs of steps and messages, measured on the workers that will be predicted, all of them at work at once.
 
-Requests of many lengths are served alone and in batches, whole and in chunks, at once on every worker, so that what
-workers take from each other is part of the costs. None of this is the load that is predicted. A host that is busy
-with other things gives other costs at each moment: it is refused.
+Requests of many lengths are served alone and in batches, whole and in chunks, at once on every worker, so
+that what workers take from each other is part of the costs. None of this is the load that is predicted. A
+host that is busy with other things gives other costs at each moment: it is refused.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def calibrate(fleet: Fleet, config: Config, repeats: int = 1) -> tuple[Fitted, l
     """What was found, and the blocks it was found from; refused where the host is busy."""
     share = busy()
     if share > BUSY_SHARE:
-        return Fitted(refused=f"other programs use {share:.0%} of the cores; at most {BUSY_SHARE:.0%} may"), []
+        return Fitted(
+            refused=f"other programs use {share:.0%} of the cores; at most {BUSY_SHARE:.0%} may"
+        ), []
     blocks = run_blocks(fleet, config, repeats)
     share = busy()
     if share > BUSY_SHARE:
@@ -100,7 +102,8 @@ def _line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
 
 
 def _scripts(config: Config, repeat: int) -> Iterator[list[Arrival]]:
-    """Blocks that each begin when the one before is done; what is in one comes at once, the same on all workers."""
+    """Blocks that each begin when the one before is done; what is in one comes at once, the same on all
+    workers."""
     drawn = random.Random(repeat)
     numbers = iter(range(10**9))
     longest = min(config.context, config.blocks * 16) - 16
@@ -129,11 +132,9 @@ def _request(
     return Arrival(at, Request(next(numbers), prompt, output))
 
 
-def best_chunk(
-    config: Config, costs: Costs, wires: Wires, chunks: Sequence[int] = (32, 64, 128, 256)
-) -> int:
-    """The chunk size under which most requests of the config's load meet their limits, the shortest gaps deciding
-    between equals: in the simulator, on requests that are not measured."""
+def best_chunk(config: Config, costs: Costs, wires: Wires, chunks: Sequence[int] = (32, 64, 128, 256)) -> int:
+    """The chunk size under which most requests of the config's load meet their limits, the shortest gaps
+    deciding between equals: in the simulator, on requests that are not measured."""
     from labs.serving.measures import Limits, measure
     from labs.serving.simulator import simulate
     from labs.serving.trace import Load, arrivals

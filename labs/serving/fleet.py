@@ -1,8 +1,8 @@
 """The lab's workers: Ray actors that stay for all variants of a process, and the load that is put on them.
 
-The service runs on an event loop in a thread, so that a variant's step is an ordinary function. Load is open-loop:
-when a request comes was decided before, whether the service is ready for it or not; how late the generator was is
-part of the result.
+The service runs on an event loop in a thread, so that a variant's step is an ordinary function. Load is
+open-loop: when a request comes was decided before, whether the service is ready for it or not; how late the
+generator was is part of the result.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ class Fleet:
         except TimeoutError:
             future.cancel()
             left = len(self.service.dispatcher.requests)
-            raise TimeoutError(f"waited {wait_s:g} s for the workers; {left} requests are not served") from None
+            raise TimeoutError(
+                f"waited {wait_s:g} s for the workers; {left} requests are not served"
+            ) from None
 
     def serve(self, layout: Layout, trace: Sequence[Arrival], only: int | None = None) -> Block:
         """The whole trace, each request when it is due. only: the one worker that gets requests."""

@@ -31,6 +31,7 @@ class Held(Protocol):
     async def put(self, messages: Sequence[Message]) -> None: ...
     async def poll(self) -> list[Report]: ...
     async def process(self) -> int: ...
+    async def held(self) -> int: ...
     async def end(self) -> None: ...
 
 
@@ -157,6 +158,12 @@ class Service:
             if self.now() > end:
                 raise LostWorker(f"workers {sorted(self._unset)} have not built their model in {START_S:g} s")
             await asyncio.sleep(0.005)
+
+    async def held(self) -> int:
+        """Blocks in use on all workers, once their last messages have arrived: 0 where nobody is served."""
+        while any(self._mail) or any(self._sending):
+            await asyncio.sleep(0.001)
+        return sum(await asyncio.gather(*(worker.held() for worker in self.workers)))
 
     def submit(self, request: Request) -> Stream:
         """Accepts the request. Overloaded, Closing or ValueError (it cannot fit): it was not accepted."""

@@ -39,6 +39,9 @@ class ThreadWorker:
     async def process(self):
         return 0
 
+    async def held(self):
+        return await self._call(self.worker.held)
+
     async def end(self):
         self.kill()
 

@@ -22,6 +22,19 @@ from labs.serving.service import Closing
 PROMPTS = [tuple((7 * n + k) % 256 for k in range(10 + 9 * n)) for n in range(6)]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def loaded_kernel():
+    """Threads of one process must not load a compiled kernel all at once; a worker's process has one
+    engine."""
+    import torch
+
+    import kernels
+
+    cache = torch.zeros(1, 4, 1, 64)
+    row = torch.zeros(1, 1, dtype=torch.int32)
+    kernels.decode_attention(cache[:, 0], cache, cache, row, row[0] + 1)
+
+
 @pytest.fixture(scope="module")
 def expected():
     """What the model writes for each prompt, 30 tokens, one prompt at a time."""
@@ -58,6 +71,7 @@ def test_every_layout_writes_the_same(expected):
                 await service.change(layout(policy, workers=3, prefill=prefill))
                 found.append(await served(service))
                 assert service.counters.finished == len(PROMPTS)
+                assert await service.held() == 0
                 assert service.counters.hand_overs == (len(PROMPTS) if policy == "disaggregated" else 0)
             return found
 
@@ -70,9 +84,12 @@ def test_a_lost_workers_requests_are_finished_elsewhere_with_the_same_tokens(pol
         async with service_of(layout(policy)) as service:
 
             async def kill():
-                # One that only reads is soon done with these prompts: it is lost at once, the others on the way.
+                # One that only reads is soon done with these prompts: it is lost at once, the others on the
+                # way.
                 reads = policy == "disaggregated" and victim == 0
-                while service.counters.accepted < len(PROMPTS) or (not reads and service.counters.tokens < 20):
+                while service.counters.accepted < len(PROMPTS) or (
+                    not reads and service.counters.tokens < 20
+                ):
                     await asyncio.sleep(0)
                 service.workers[victim].kill()
 
