@@ -10,7 +10,8 @@ share ``a``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
+from typing import Any
 
 from labs.serving.engine import Shape
 
@@ -63,7 +64,7 @@ LEAST_STEPS = 20
 
 
 def fit(steps: Sequence[tuple[Shape, float]]) -> Costs:
-    """Non-negative least squares of the relative error, of median times of equal shapes.
+    """Non-negative least squares of the relative error; steps that were disturbed are left out.
 
     A term whose cost comes out negative is left out and the others are fitted again. ValueError: fewer steps
     than tell the terms apart.
@@ -87,22 +88,17 @@ def fit(steps: Sequence[tuple[Shape, float]]) -> Costs:
         kept.pop(int(np.argmin(found * rows[:, kept].mean(0))))
 
 
-def _without_outliers(rows: object, seconds: object, weights: object) -> object:
+def _without_outliers(rows: Any, seconds: Any, weights: Any) -> Any:
     """Weight 0 for steps that took more than three times what steps of their size take: other work on the
     core."""
     import numpy as np
 
-    found = np.linalg.lstsq(rows * weights[:, None], seconds * weights, rcond=None)[0]  # type: ignore[index,operator]
-    expected = np.maximum(rows @ found, 1e-9)  # type: ignore[operator]
-    return np.where(seconds > 3 * expected, 0.0, weights)  # type: ignore[operator]
+    found = np.linalg.lstsq(rows * weights[:, None], seconds * weights, rcond=None)[0]
+    expected = np.maximum(rows @ found, 1e-9)
+    return np.where(seconds > 3 * expected, 0.0, weights)
 
 
 def residual(costs: Costs, steps: Sequence[tuple[Shape, float]]) -> float:
     """Median of |predicted / measured - 1|."""
     errors = sorted(abs(costs.seconds(shape) / seconds - 1) for shape, seconds in steps)
     return errors[len(errors) // 2]
-
-
-def scaled(costs: Costs, factor: float) -> Costs:
-    """Every cost times ``factor``."""
-    return Costs(**{name: value * factor for name, value in asdict(costs).items()})

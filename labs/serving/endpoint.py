@@ -51,9 +51,10 @@ class Endpoint:
 
     async def health(self, request: HttpRequest) -> Response:
         alive, all_of_them = sum(self.service.dispatcher.alive), len(self.service.workers)
-        status = "ok" if alive == all_of_them else "degraded" if alive else "no worker is left"
+        failure = self.service.failure
+        status = str(failure) if failure else "ok" if alive == all_of_them else "degraded"
         content = {"status": status, "workers": all_of_them, "alive": alive}
-        return JSONResponse(content, 200 if alive else 503)
+        return JSONResponse(content, 503 if failure else 200)
 
     async def metrics(self, request: HttpRequest) -> Response:
         return PlainTextResponse(
@@ -119,8 +120,8 @@ class Endpoint:
     async def _whole(
         self, request: HttpRequest, asked: Completion, streams: Sequence[Stream], head: dict[str, Any]
     ) -> Response:
-        gathering = asyncio.gather(*(_text(stream, asked) for stream in streams))
-        hung_up = asyncio.ensure_future(_disconnected(request))
+        gathering: asyncio.Future[Any] = asyncio.gather(*(_text(stream, asked) for stream in streams))
+        hung_up: asyncio.Future[Any] = asyncio.ensure_future(_disconnected(request))
         try:
             await asyncio.wait([gathering, hung_up], return_when=asyncio.FIRST_COMPLETED)
             if not gathering.done():

@@ -76,7 +76,8 @@ class PagedGPT:
         """See ``Executor.run``."""
         order = sorted(range(len(works)), key=lambda index: works[index].count > 1)  # single tokens first
         sorted_works = [works[index] for index in order]
-        row, positions = [], []
+        row: list[int] = []
+        positions: list[int] = []
         for work in sorted_works:
             end = work.start + work.count
             row += work.running.tokens[work.start : end]

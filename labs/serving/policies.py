@@ -59,7 +59,8 @@ Policy = Callable[[Sequence[Running], Sequence[Running], int], list[Work]]
 def prefill_first(reading: Sequence[Running], writing: Sequence[Running], budget: int) -> list[Work]:
     """Whole prompts while they fit ``budget`` tokens, the first one always; a decode of all if there are
     none."""
-    works, left = [], budget
+    works: list[Work] = []
+    left = budget
     for running in reading:
         if works and running.missing > left:
             break

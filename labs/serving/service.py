@@ -117,7 +117,7 @@ class Service:
         self._unset: set[int] = set()  # workers that have not built their engine yet
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
-        self._failure: Exception | None = None
+        self.failure: Exception | None = None  # why no request can be served any more
         self._mail: list[list[Message]] = [[] for _ in layout.roles]
         self._sending = [False] * len(layout.roles)
 
@@ -153,8 +153,8 @@ class Service:
             self._post(index, Reset(self.layout, role, self._generation))
         end = self.now() + START_S
         while self._unset:
-            if self._failure is not None:
-                raise self._failure
+            if self.failure is not None:
+                raise self.failure
             if self.now() > end:
                 raise LostWorker(f"workers {sorted(self._unset)} have not built their model in {START_S:g} s")
             await asyncio.sleep(0.005)
@@ -169,8 +169,8 @@ class Service:
         """Accepts the request. Overloaded, Closing or ValueError (it cannot fit): it was not accepted."""
         if self._closing:
             raise Closing("the service is shutting down")
-        if self._failure is not None:
-            raise Closing(str(self._failure))
+        if self.failure is not None:
+            raise Closing(str(self.failure))
         check_fits(request, self.longest)
         if request.number in self._streams:
             raise ValueError(f"request {request.number} is being served already")
@@ -194,7 +194,7 @@ class Service:
         with Closing. The workers' processes end."""
         self._closing = True
         end = self.now() + wait_s
-        while self._streams and self._failure is None and self.now() < end:
+        while self._streams and self.failure is None and self.now() < end:
             await asyncio.sleep(0.02)
         left = len(self._streams)
         for stream in list(self._streams.values()):
@@ -250,7 +250,7 @@ class Service:
                 await self._replace(index, error)
                 return
             except Exception as error:  # the engine itself failed: the service cannot go on
-                self._fail(error)
+                self._fail(Closing(f"worker {index} failed: {type(error).__name__}: {error}"))
                 return
             for report in reports:
                 if report.generation == self._generation:
@@ -359,7 +359,7 @@ class Service:
             self._post(index, Add(request))
 
     def _fail(self, error: Exception) -> None:
-        self._failure = error
+        self.failure = error
         for stream in self._streams.values():
             stream.tokens.put_nowait(error)
 
