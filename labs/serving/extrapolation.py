@@ -34,13 +34,16 @@ COLOCATED, DISAGGREGATED = "colocated", "disaggregated"
 
 @dataclass(frozen=True)
 class Case:
-    """What is served by what. requests: for each worker."""
+    """What is served by what. prefill: workers that read in a disaggregated layout, 0 for the best of "
+    "several.
+    requests: for each worker."""
 
     prompt: int
     output: int
     limits: str = "loose"
     workers: int = 2
     common: float = 0.0
+    prefill: int = 0
     requests: int = 60
     seed: int = 0
 
@@ -65,7 +68,8 @@ def layouts(case: Case, config: Config) -> dict[str, list[Layout]]:
     """Of both kinds, the same workers and memory."""
     base = replace(config.layout("prefill_first"), workers=case.workers, prefill=1)
     colocated = [base] + [replace(base, policy="chunked", budget=chunk) for chunk in CHUNKS]
-    shares = {max(1, min(case.workers - 1, round(case.workers * share))) for share in (0.25, 0.5, 0.75)}
+    tried = [case.prefill] if case.prefill else [round(case.workers * share) for share in (0.25, 0.5, 0.75)]
+    shares = {max(1, min(case.workers - 1, prefill)) for prefill in tried}
     apart = [
         replace(base, policy=DISAGGREGATED, prefill=prefill, budget=WHOLE_PROMPTS)
         for prefill in sorted(shares)
@@ -143,6 +147,7 @@ def sweep_cases(config: Config) -> list[tuple[str, float, Case, float]]:
         return []
     base = Case(config.prompt, config.output, requests=20)
     found = [("workers", float(n), replace(base, workers=n), 1.0) for n in (8, 16, 32, 64)]
+    found += [("prefill", float(n), replace(base, workers=8, prefill=n), 1.0) for n in range(1, 8)]
     found += [("common", share, replace(base, workers=8, common=share), 1.0) for share in (0.0, 0.25, 0.45)]
     found += [("link", factor, replace(base, workers=8), factor) for factor in (0.01, 0.1, 1.0, 10.0)]
     return found

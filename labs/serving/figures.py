@@ -14,6 +14,7 @@ NAN = float("nan")
 SWEEPS = f"{SIMULATED}/sweeps"
 AXES = {
     "workers": ("Goodput over the number of workers", "workers"),
+    "prefill": ("Goodput over the workers that read, of 8", "prefill workers"),
     "common": ("Goodput over the share of prompts that begin alike, 8 workers", "mean common share"),
     "link": ("Goodput over the bandwidth of the link, 8 workers", "bandwidth over the measured one (x)"),
 }
@@ -25,7 +26,7 @@ def figure(results: Results) -> Sequence[Figure]:
         _times(results, "ttft", "Time to the first token"),
         _times(results, "itl", "Gaps between tokens"),
     ]
-    found += [_told(results), _goodput(results), _neighbours(results), _map(results)]
+    found += [_told(results), _goodput(results), _memory(results), _neighbours(results), _map(results)]
     found += [_sweep(results, name) for name in AXES]
     return [each for each in found if each is not None]
 
@@ -50,6 +51,9 @@ def _times(results: Results, key: str, title: str) -> Figure | None:
         f"average, "
         f"{config.workers} workers; the same requests under each policy"
     )
+    refused = results.recorded(derived.CALIBRATION, "refused") if results.has(derived.CALIBRATION) else ()
+    if refused and refused[-1]:
+        note += ". Not simulated: calibration was refused, other programs were busy"
     if void:
         note += f". Void, the load generator was late: {', '.join(void)}"
     return Bars(f"{title} under each policy", "time (s)", policies, series, log=True, note=note)
@@ -94,6 +98,27 @@ def _goodput(results: Results) -> Figure | None:
         note=f"offered {config.rate:g}/s; first token within {config.ttft_ms:g} ms, 99 % of a request's "
         f"gaps within "
         f"{config.itl_ms:g} ms; median of blocks",
+    )
+
+
+def _memory(results: Results) -> Figure | None:
+    """KV occupancy, and what a hand-over takes."""
+    policies = _policies(results)
+    held = {p: results.recorded(derived.live_address(p), "occupancy_fraction") for p in policies}
+    if not policies or not all(held.values()):
+        return None
+    note = f"of {results.config.blocks} blocks on each worker, mean over steps"
+    sent = results.recorded(derived.live_address("disaggregated"), "handed_B")
+    takes = results.recorded(derived.live_address("disaggregated"), "hand_over_p50_s")
+    if sent and takes:
+        note += (
+            f"; disaggregated: {sent[-1] / 2**20:.1f} MiB handed over, {1e3 * takes[-1]:.1f} ms each "
+            f"(median, "
+            "without packing)"
+        )
+    shares = [row[-1] for row in held.values()]
+    return Bars(
+        "Keys and values held", "share of the cache (fraction)", policies, {"held": shares}, note=note
     )
 
 
@@ -144,6 +169,6 @@ def _sweep(results: Results, name: str) -> Figure | None:
         label,
         "goodput (requests/s)",
         series,
-        x_log=name != "common",
+        x_log=name in ("workers", "link"),
         note="simulated with fitted costs; each kind with its best chunk size or ratio of workers",
     )

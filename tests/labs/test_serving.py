@@ -52,6 +52,7 @@ def results(config=QUICK, refused=False, slower=1.0, **changes):
             values[address, f"{key}_s"] = [slower * getattr(rows[0], key)]
         values[address, "block_goodput_requests_per_s"] = [row.goodput for row in rows]
         values[address, "late_fraction"] = [0.01]
+        values[address, "occupancy_fraction"] = [0.25]
         values[address, "little_off_fraction"] = [0.001]
         values[address, "budget_tokens"] = [config.layout(policy).budget]
     for case in extrapolation.map_cases(config):
@@ -160,7 +161,7 @@ def test_figures_hold_their_numbers():
         "x", "colocated_requests_per_s", "disaggregated_requests_per_s")}  # fmt: skip
     config = configure(LAB, "normal", {"requests": 40})
     found = LAB.figure(results(config, **sweep))
-    assert len(found) == 6 + len(drawn.AXES)
+    assert len(found) == 7 + len(drawn.AXES)
     titles = [each.title for each in found]
     assert len(set(titles)) == len(titles)
     for each in found:
@@ -168,6 +169,8 @@ def test_figures_hold_their_numbers():
         assert json.dumps(again) == json.dumps(figures.to_json(each))
     told = next(each for each in found if each.title.startswith("Medians"))
     assert told.series["measured"] == pytest.approx(told.series["simulated"], rel=0.2)
+    refused = LAB.figure(results(refused=True, calibration__refused=[1.0]))
+    assert "Not simulated: calibration was refused" in refused[0].note
     late = LAB.figure(results(chunked__late_fraction=[0.06]))
     assert "Void, the load generator was late: chunked" in late[0].note
 

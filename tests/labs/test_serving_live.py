@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from dataclasses import replace
 
 import psutil
 import pytest
@@ -155,9 +154,3 @@ def test_the_command_serves_and_leaves_nothing_behind_after_ctrl_c(workers):
                 each.kill()
         process.stdout.close()
         process.wait(10)
-
-
-def test_another_model_ends_the_workers_of_the_first(workers):
-    other = replace(TINY, seed=1)
-    assert fleet.fleet(TINY, Kept()) is workers
-    assert fleet.fleet(other, Kept()) is not workers
