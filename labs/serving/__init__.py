@@ -40,8 +40,7 @@ LAB = Lab(
         "a prompt never stalls who writes. Chunked prefill on colocated workers removes most of that stall "
         "too: avoid "
         "disaggregation with short prompts, outputs as long as prompts, few workers, a slow link or prompts "
-        "that "
-        "begin alike, where one kind of worker idles or the transfer costs more than it saves."
+        "that begin alike, where one kind of worker idles or the transfer costs more than it saves."
     ),
     config=Config,
     predict=predict,

@@ -73,8 +73,7 @@ CLAIMS = (
         "Chunked prefill stalls writers less than whole prompts: 99 % of gaps stay below a smaller bound.",
         shorter_stall("chunked"),
         "A decode waits for a chunk, not for the longest prompt. Undecidable when prompts are about as "
-        "short as "
-        "chunks, or where workers share cores.",
+        "short as chunks, or where workers share cores.",
     ),
     Claim(
         "Disaggregation stalls writers less than whole prompts: 99 % of gaps stay below a smaller bound.",
@@ -89,12 +88,10 @@ CLAIMS = (
     ),
     Claim(
         "With one worker to read and one to write, disaggregation is to be avoided where outputs are as "
-        "long as "
-        "prompts: colocated workers have the larger goodput (simulated).",
+        "long as prompts: colocated workers have the larger goodput (simulated).",
         loses_where_writing_dominates,
         "The worker that reads idles, and half of the memory and cores write. More workers in another ratio "
-        "help: "
-        "see the sweep over workers of a normal run.",
+        "help: see the sweep over workers of a normal run.",
     ),
     Claim(
         "Long prompts with short outputs are where disaggregation stands best (simulated).",

@@ -48,8 +48,7 @@ def _times(results: Results, key: str, title: str) -> Figure | None:
     void = [policy for policy in policies if derived.void(results, policy)]
     note = (
         f"{config.rate:g} requests/s, prompts of {config.prompt} and outputs of {config.output} tokens on "
-        f"average, "
-        f"{config.workers} workers; the same requests under each policy"
+        f"average, {config.workers} workers; the same requests under each policy"
     )
     refused = results.recorded(derived.CALIBRATION, "refused") if results.has(derived.CALIBRATION) else ()
     if refused and refused[-1]:
@@ -96,8 +95,7 @@ def _goodput(results: Results) -> Figure | None:
         policies,
         {"goodput": [sorted(row)[len(row) // 2] for row in rows.values()]},
         note=f"offered {config.rate:g}/s; first token within {config.ttft_ms:g} ms, 99 % of a request's "
-        f"gaps within "
-        f"{config.itl_ms:g} ms; median of blocks",
+        f"gaps within {config.itl_ms:g} ms; median of blocks",
     )
 
 
@@ -113,8 +111,7 @@ def _memory(results: Results) -> Figure | None:
     if sent and takes:
         note += (
             f"; disaggregated: {sent[-1] / 2**20:.1f} MiB handed over, {1e3 * takes[-1]:.1f} ms each "
-            f"(median, "
-            "without packing)"
+            "(median, without packing)"
         )
     shares = [row[-1] for row in held.values()]
     return Bars(
@@ -151,7 +148,7 @@ def _map(results: Results) -> Figure | None:
         note="simulated, 2 workers; above 1 disaggregation wins. Colocated: the better of whole prompts and "
         "chunks of "
         f"{', '.join(map(str, extrapolation.CHUNKS))}. Changes: another seed; costs of reading or writing "
-        f"25 % higher",
+        "25 % higher",
     )
 
 
