@@ -430,6 +430,25 @@ def test_options_that_cannot_be_are_refused(policy, counts, settings, more, mess
         options_of(policy, COUNTS | counts, settings, **rest)
 
 
+def test_the_command_says_what_is_wrong_in_one_line_and_exits_with_2(tmp_path):
+    from command import perflab
+
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = str(other.getsockname()[1])
+        for options, message in (
+            (
+                ["--policy", "disaggregated", "--prefill", "0"],
+                "--prefill 0 --decode 1: each must be at least 1",
+            ),
+            (["--port", taken], f"cannot listen on 127.0.0.1 port {taken}: it is taken"),
+        ):
+            status, out, err = perflab("serve", *options, folder=tmp_path)
+            assert (status, out) == (2, "")
+            assert err.startswith("perflab: ")
+            assert message in err
+            assert err.count("\n") == 1
+
+
 def test_a_port_that_is_taken_is_said_at_once():
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
