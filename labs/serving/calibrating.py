@@ -74,6 +74,9 @@ def steps_of(blocks: Sequence[Block]) -> list[tuple[Shape, float]]:
 
 
 def wires_of(blocks: Sequence[Block]) -> Wires:
+    """Of the blocks with hand-overs: their requests come one by one, so that no message waits for a step."""
+    blocks = [block for block in blocks if block.seen.packs]
+
     def middle(values: list[float]) -> float:
         return quantile(values, 0.5) if values else 0.0
 
