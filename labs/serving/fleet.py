@@ -55,7 +55,7 @@ class Fleet:
 
     def __init__(self, config: Config, recorder: Recorder) -> None:
         from labs.concurrency import cluster
-        from labs.serving.actors import start_actor
+        from labs.serving.actors import Actor
 
         self.now, self.fitted = recorder.now, Fitted()
         began = self.now()
@@ -64,7 +64,7 @@ class Fleet:
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True, name="service")
         self.thread.start()
-        start: Callable[[], Any] = lambda: start_actor(self.model, recorder.now)  # noqa: E731
+        start: Callable[[], Any] = lambda: Actor(self.model, recorder.now)  # noqa: E731
 
         async def make() -> Service:
             service = Service(start, config.layout("chunked"), recorder.now, 10**6, config.context)

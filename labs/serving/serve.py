@@ -111,7 +111,7 @@ async def _serve(
 ) -> int:
     import uvicorn
 
-    from labs.serving.actors import start_actor
+    from labs.serving.actors import Actor
     from labs.serving.endpoint import Endpoint
     from labs.serving.service import Service
 
@@ -119,7 +119,7 @@ async def _serve(
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again at its end: they stop here
         signal.signal(number, lambda caught, frame: stopping.append(caught))
     service = Service(
-        lambda: start_actor(options.model, now), options.layout, now, options.limit, options.model.context
+        lambda: Actor(options.model, now), options.layout, now, options.limit, options.model.context
     )
     try:
         await service.ready()

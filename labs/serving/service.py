@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from labs.serving.actors import START_S, LostHandOver, LostWorker
@@ -32,6 +32,7 @@ class Held(Protocol):
     async def poll(self) -> list[Report]: ...
     async def process(self) -> int: ...
     async def held(self) -> int: ...
+    def pick(self, kept: Any) -> Any: ...
     async def end(self) -> None: ...
 
 
@@ -273,7 +274,7 @@ class Service:
         self.hits[index] = (report.hits, report.looked_up)
         for event in report.events:
             if isinstance(event, HandOver):
-                self._hand_over(event, report)
+                self._hand_over(index, event, report)
             elif self.dispatcher.token(event):
                 self.counters.tokens += 1
                 self._streams[event.number].tokens.put_nowait((event, now))
@@ -281,8 +282,9 @@ class Service:
                     self.counters.finished += 1
                     del self._streams[event.number]
 
-    def _hand_over(self, event: HandOver, report: Report) -> None:
+    def _hand_over(self, source: int, event: HandOver, report: Report) -> None:
         number = event.request.number
+        event = replace(event, payload=self.workers[source].pick(event.payload))
         if number not in self._streams:
             return
         index = self.dispatcher.hand_over(event)

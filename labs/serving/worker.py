@@ -17,8 +17,6 @@ from labs.serving.layout import Layout, Role
 from labs.serving.policies import Running, Work
 from labs.serving.request import Event, HandOver, Request
 
-POLL_S = 5.0  # an empty answer after this shows that the worker is alive
-
 
 @dataclass(frozen=True)
 class Model:
@@ -88,12 +86,12 @@ class Worker:
         self,
         model: Model,
         now: Callable[[], float],
+        send: Callable[[Report | BaseException], None],
         share: Callable[[Any], Any] = lambda payload: payload,
         fetch: Callable[[Any], Any] = lambda sent: sent,
     ) -> None:
-        self.model, self.now, self.share, self.fetch = model, now, share, fetch
+        self.model, self.now, self.send, self.share, self.fetch = model, now, send, share, fetch
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self._outbox: queue.SimpleQueue[Report | BaseException] = queue.SimpleQueue()
         self._engine: Engine | None = None
         self._generation = -1
         self._arrived: list[tuple[int, float]] = []
@@ -113,19 +111,6 @@ class Worker:
         for message in taken:
             self._inbox.put(message)
 
-    def poll(self, wait_s: float = POLL_S) -> list[Report]:
-        """All reports since the last call, waiting for the first. Raises what the engine's thread raised."""
-        try:
-            found = [self._outbox.get(timeout=wait_s)]
-        except queue.Empty:
-            return []
-        while not self._outbox.empty():
-            found.append(self._outbox.get())
-        for each in found:
-            if isinstance(each, BaseException):
-                raise each
-        return [each for each in found if isinstance(each, Report)]
-
     def held(self) -> int:
         """Blocks in use; for whoever knows that no request is being served."""
         return self._engine.pool.held if self._engine is not None else 0
@@ -141,7 +126,7 @@ class Worker:
                 if self._engine is not None:
                     self._step(self._engine)
         except BaseException as error:
-            self._outbox.put(error)
+            self.send(error)
 
     def _take(self) -> bool:
         """Takes what has arrived, waiting while there is nothing to do. False: stop."""
@@ -161,7 +146,7 @@ class Worker:
             executor = self._executor(message.layout)
             self._engine = message.layout.engine(message.role, executor)
             self._generation, self._arrived = message.generation, []
-            self._outbox.put(Report(self._generation, (), Shape(), now, now, now, 0, (), (), 0, 0))
+            self.send(Report(self._generation, (), Shape(), now, now, now, 0, (), (), 0, 0))
         elif self._engine is None:
             raise RuntimeError("a worker is given its layout before it is given requests")
         elif isinstance(message, Add):
@@ -203,7 +188,7 @@ class Worker:
             for event in step.events
         ]
         arrived, self._arrived = self._arrived, []
-        self._outbox.put(
+        self.send(
             Report(
                 self._generation,
                 events,

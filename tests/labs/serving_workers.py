@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import queue
 import threading
 import time
 
@@ -20,7 +21,8 @@ class ThreadWorker:
     """A worker whose engine is a thread of this process; ``kill`` ends it as the end of a process would."""
 
     def __init__(self) -> None:
-        self.worker, self.dead = Worker(MODEL, time.perf_counter), False
+        self.reports, self.dead = queue.SimpleQueue(), False
+        self.worker = Worker(MODEL, time.perf_counter, self.reports.put)
 
     async def _call(self, function, *arguments):
         if self.dead:
@@ -34,7 +36,22 @@ class ThreadWorker:
         await self._call(self.worker.put, messages)
 
     async def poll(self):
-        return await self._call(self.worker.poll, 0.05)
+        return await self._call(self._reports)
+
+    def _reports(self):
+        try:
+            found = [self.reports.get(timeout=0.05)]
+        except queue.Empty:
+            return []
+        while not self.reports.empty():
+            found.append(self.reports.get())
+        for each in found:
+            if isinstance(each, BaseException):
+                raise each
+        return found
+
+    def pick(self, kept):
+        return kept
 
     async def process(self):
         return 0
