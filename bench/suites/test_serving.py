@@ -10,6 +10,7 @@ favour it: nothing is padded and nobody waits for the longest. A quick run leave
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -36,6 +37,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("load", ["mixed"] if quick else list(serving_peer.LOADS))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def two_cores() -> Iterator[None]:
+    """As many threads for the peer as ours has workers; these end with the module."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(serving_peer.WORKERS)
+    yield
+    torch.set_num_threads(threads)
+    serving_peer.close()
+
+
 def test_generate(load: str, paired: Paired, lines: list[Line]) -> None:
     pytest.importorskip("transformers", reason="pip install 'perflab[transformers]'")
     functions: dict[str, Any] = {"ours": serving_peer.ours(load)}
@@ -44,7 +57,7 @@ def test_generate(load: str, paired: Paired, lines: list[Line]) -> None:
     written = {name: function() for name, function in functions.items()}
     for name in serving_peer.CONFIGURATIONS:
         assert agreeing(written["ours"], written[name]) >= 0.9, f"{name} writes other tokens"
-    found = paired(**functions)
+    found: Any = paired(**functions)
     fastest = min(serving_peer.CONFIGURATIONS, key=lambda name: paired.medians[name])
     rate = serving_peer.tokens_of(load) / paired.medians["ours"]
     for name, ratio in found.items():
