@@ -87,6 +87,8 @@ class Actor:
         remote = ray.remote(num_cpus=0, max_concurrency=THREADS, max_restarts=0)(WorkerActor)
         self.handle = remote.remote(model, now, self._listening.getsockname(), self._secret)
         self._server: asyncio.Server | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._ended = asyncio.Event()  # nothing more is read
         self._reports: asyncio.Queue[Report | BaseException] = asyncio.Queue()
 
     async def process(self) -> int:
@@ -121,6 +123,9 @@ class Actor:
         import ray
 
         ray.kill(self.handle, no_restart=True)
+        if self._writer is not None:
+            self._writer.close()
+            await asyncio.wait_for(self._ended.wait(), CALL_S)
         if self._server is not None:
             self._server.close()
         self._listening.close()
@@ -128,10 +133,11 @@ class Actor:
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Reads reports until the process ends. Whoever does not know the secret is not heard."""
         try:
-            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, TimeoutError):
                 said = await asyncio.wait_for(reader.readexactly(SECRET_BYTES), CALL_S)
                 if not hmac.compare_digest(said, self._secret):
                     return
+                self._writer = writer
                 try:
                     while True:
                         (size,) = _SIZE.unpack(await reader.readexactly(_SIZE.size))
@@ -140,6 +146,8 @@ class Actor:
                     self._reports.put_nowait(LostWorker("its process has ended"))
         finally:
             writer.close()
+            if self._writer is writer:
+                self._ended.set()
 
     async def _answer(self, reference: Any, wait_s: float = CALL_S) -> Any:
         import ray

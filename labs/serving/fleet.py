@@ -94,6 +94,8 @@ class Fleet:
         self.run(self.service.close(0.0), 60.0)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(10)
+        if not self.thread.is_alive():
+            self.loop.close()
 
     async def _serve(self, layout: Layout, trace: Sequence[Arrival], only: int | None) -> Block:
         service = self.service
