@@ -28,6 +28,7 @@ CHUNKS = (64, 128, 256)
 LIMITS = {"tight": (3.0, 2.5), "loose": (10.0, 6.0)}
 """How often what a lone request takes: to its first token, and between tokens."""
 STEPS = 6  # of the search: each halves the logarithm of what is left
+LASTS = 5  # of a trace at the highest rate, in limits to the first token
 WIDEST = 64  # rates from capacity / WIDEST to capacity are searched
 COLOCATED, DISAGGREGATED = "colocated", "disaggregated"
 
@@ -84,7 +85,9 @@ def goodput(case: Case, layout: Layout, config: Config, costs: Costs, wires: Wir
     reading, writing = lone(case, costs)
     capacity = 2 * case.workers / (reading + case.output * writing / 4)
     load = Load(capacity, case.prompt, case.output, case.common, case.seed)
-    trace = arrivals(load, case.requests * case.workers)
+    # Long enough for a queue to outgrow the limit where the rate is too high.
+    count = max(case.requests * case.workers, int(LASTS * limits.ttft * capacity))
+    trace = arrivals(load, count)
 
     def attains(rate: float) -> bool:
         done = simulate(at_rate(trace, capacity, rate), layout, costs, wires, size).served
