@@ -285,6 +285,36 @@ def inspect(
     raise typer.Exit(inspect_name(name, target, signature, as_json))
 
 
+@app.command()
+def serve(
+    policy: Annotated[str, typer.Option(help="prefill_first, chunked or disaggregated")] = "chunked",
+    workers: Annotated[int, typer.Option(help="of a policy that does not tell them apart")] = 2,
+    prefill: Annotated[int, typer.Option(help="workers that read prompts, if disaggregated")] = 1,
+    decode: Annotated[int, typer.Option(help="workers that write, if disaggregated")] = 1,
+    port: Annotated[int, typer.Option(help="0: any that is free")] = 8000,
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    api_key: Annotated[
+        str, typer.Option(help="ask clients for it (better in the environment)", envvar="PERFLAB_API_KEY")
+    ] = "",
+    limit: Annotated[int, typer.Option(help="requests at once; more are answered with 429")] = 256,
+    budget: Annotated[int, typer.Option(help="tokens of a step: the size of a chunk")] = 0,
+    blocks: Annotated[int, typer.Option(help="of 16 tokens in the cache of each worker")] = 512,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="width, layers or context of the model"),
+    ] = None,
+) -> None:
+    """Serve the lab's model behind an OpenAI-compatible endpoint, until Ctrl-C."""
+    import time
+
+    from labs.serving.serve import options_of
+    from labs.serving.serve import serve as serve_until_stopped
+
+    counts = dict(workers=workers, prefill=prefill, decode=decode, budget=budget, blocks=blocks)
+    options = options_of(policy, counts, _overrides(settings or []), host, port, api_key, limit)
+    raise typer.Exit(serve_until_stopped(options, time.perf_counter, time.time))
+
+
 def main() -> None:
     """Entry point: a wrong input is one line and exit status 2."""
     atexit.register(gc.freeze)  # what is left then goes with the process: looking for cycles takes 10 ms

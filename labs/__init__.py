@@ -19,6 +19,7 @@ NAMES = (
     "data_parallel",
     "collectives",
     "pipeline",
+    "serving",
     "tuning",
 )
 

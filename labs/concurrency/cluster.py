@@ -11,6 +11,7 @@ import importlib.util
 import multiprocessing
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -47,6 +48,9 @@ def _guard(processes: list[tuple[int, float]], folder: str) -> None:
     """
     import psutil
 
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole group; what is left is ended below
     owner = multiprocessing.parent_process()
     if owner is not None:
         owner.join()

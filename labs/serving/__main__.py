@@ -1,0 +1,4 @@
+from labs.lab import main
+
+if __name__ == "__main__":
+    main("serving")

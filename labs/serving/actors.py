@@ -1,0 +1,169 @@
+"""Workers as Ray actors; keys and values travel through Ray's object store.
+
+Requests come in as actor calls. Tokens go out over a socket of their own, a report a step: an actor call
+takes about a millisecond of two processes, and a step that writes takes but a few. What is handed over stays
+with its worker until the next one asks for it: Ray brings it from store to store, and no engine waits for
+that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import itertools
+import os
+import pickle
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from labs.serving.worker import Message, Model, Report, Worker
+
+START_S, CALL_S = 120.0, 60.0
+THREADS = 4  # of an actor, beside its engine's
+SECRET_BYTES = 32
+_SIZE = struct.Struct("!I")
+
+
+class LostWorker(Exception):
+    """The worker's process is gone, or does not answer."""
+
+
+class LostHandOver(Exception):
+    """Keys and values were lost with the worker that had sent them."""
+
+
+class WorkerActor:
+    """What runs in the actor's process. address, secret: where its reports go, and what is said there
+    first."""
+
+    def __init__(
+        self, model: Model, now: Callable[[], float], address: tuple[str, int], secret: bytes
+    ) -> None:
+        import ray
+
+        self._kept: dict[int, Any] = {}
+        self._keys = itertools.count()
+        self._socket = socket.create_connection(address, START_S)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket.sendall(secret)
+        self.worker = Worker(
+            model, now, self._send, self._keep, fetch=lambda sent: ray.get(sent[0], timeout=CALL_S)
+        )
+
+    def put(self, messages: Sequence[Message]) -> None:
+        self.worker.put(messages)
+
+    def payload(self, key: int) -> Any:
+        """What was kept, once: Ray puts it into its store for whoever has the reference."""
+        return self._kept.pop(key)
+
+    def process(self) -> int:
+        return os.getpid()
+
+    def held(self) -> int:
+        return self.worker.held()
+
+    def _keep(self, payload: Any) -> int:
+        key = next(self._keys)
+        self._kept[key] = payload
+        return key
+
+    def _send(self, report: Report | BaseException) -> None:
+        content = pickle.dumps(report, pickle.HIGHEST_PROTOCOL)
+        self._socket.sendall(_SIZE.pack(len(content)) + content)
+
+
+class Actor:
+    """A worker as the service holds it, on the service's event loop. LostWorker once its process is gone."""
+
+    def __init__(self, model: Model, now: Callable[[], float]) -> None:
+        import ray
+
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._secret = os.urandom(SECRET_BYTES)
+        remote = ray.remote(num_cpus=0, max_concurrency=THREADS, max_restarts=0)(WorkerActor)
+        self.handle = remote.remote(model, now, self._listening.getsockname(), self._secret)
+        self._server: asyncio.Server | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._ended = asyncio.Event()  # nothing more is read
+        self._reports: asyncio.Queue[Report | BaseException] = asyncio.Queue()
+
+    async def process(self) -> int:
+        """The number of its process, once it is there and its reports can come."""
+        if self._server is None:
+            self._server = await asyncio.start_server(self._connected, sock=self._listening)
+        return await self._answer(self.handle.process.remote(), START_S)
+
+    async def put(self, messages: Sequence[Message]) -> None:
+        await self._answer(self.handle.put.remote(list(messages)))
+
+    async def poll(self) -> list[Report]:
+        """All reports that have come, waiting for the first. Raises what the engine raised."""
+        found = [await self._reports.get()]
+        while not self._reports.empty():
+            found.append(self._reports.get_nowait())
+        for each in found:
+            if isinstance(each, BaseException):
+                raise each
+        return [each for each in found if isinstance(each, Report)]
+
+    def pick(self, kept: Any) -> Any:
+        """A reference to what was kept; in a list it travels as one, and the data never comes here."""
+        return [self.handle.payload.remote(kept)]
+
+    async def held(self) -> int:
+        """Blocks in use."""
+        return await self._answer(self.handle.held.remote())
+
+    async def end(self) -> None:
+        """Ends the process; it has nothing to say any more."""
+        import ray
+
+        ray.kill(self.handle, no_restart=True)
+        if self._writer is not None:
+            self._writer.close()
+            await asyncio.wait_for(self._ended.wait(), CALL_S)
+        if self._server is not None:
+            self._server.close()
+        self._listening.close()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Reads reports until the process ends. Whoever does not know the secret is not heard."""
+        try:
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, TimeoutError):
+                said = await asyncio.wait_for(reader.readexactly(SECRET_BYTES), CALL_S)
+                if not hmac.compare_digest(said, self._secret):
+                    return
+                self._writer = writer
+                try:
+                    while True:
+                        (size,) = _SIZE.unpack(await reader.readexactly(_SIZE.size))
+                        self._reports.put_nowait(pickle.loads(await reader.readexactly(size)))
+                except (asyncio.IncompleteReadError, ConnectionError):
+                    self._reports.put_nowait(LostWorker("its process has ended"))
+        finally:
+            writer.close()
+            if self._writer is writer:
+                self._ended.set()
+
+    async def _answer(self, reference: Any, wait_s: float = CALL_S) -> Any:
+        import ray
+
+        try:
+            return await asyncio.wait_for(_awaited(reference), wait_s)
+        except ray.exceptions.RayActorError as error:
+            raise LostWorker(f"its process has ended ({type(error).__name__})") from None
+        except ray.exceptions.RayTaskError as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, ray.exceptions.RayError):  # its sender is gone, and with it what it kept
+                raise LostHandOver(str(type(cause).__name__)) from None
+            raise
+        except TimeoutError:
+            raise LostWorker(f"it has not answered for {wait_s:g} s") from None
+
+
+async def _awaited(reference: Any) -> Any:
+    return await reference

@@ -1,0 +1,127 @@
+"""The formulas: costs of a step from the machine's constants, and what the simulator makes of them.
+
+    step     = reading all weights + calls of operators
+    new      = 2 x numbers in matrices / peak                      a token of a prompt
+    pairs    = 4 x width x layers / peak                           a query meets a key
+    earlier  = 2 x keys and values of a token / copy bandwidth     keys of earlier pieces, gathered
+    decodes  = as a token of a prompt
+    context  = keys and values of a token / read bandwidth         a key read by a decode
+    TTFT, ITL, time of a block = simulator(arrivals, layout, these)
+
+Messages are two copies of their bytes and an actor's call. What is measured on the workers later
+(``calibrating``) replaces all of this; the simulator stays the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from labs.lab import Prediction
+from labs.machine import Machine
+from labs.serving.config import Config
+from labs.serving.costs import Costs, Wires
+from labs.serving.layout import POLICIES
+from labs.serving.measures import Limits, Measures, measure
+from labs.serving.simulator import simulate
+from labs.serving.trace import Load, arrivals
+from labs.serving.weights import VOCABULARY, kv_bytes_per_token
+
+LIVE = "live"
+CALLS_OF_BLOCK, CALLS_OF_PIECE, CALLS_OF_STEP = 40, 8, 25  # operators that one step calls
+ACTOR_CALL_S = 1e-3  # Ray's documentation promises no figure; its own benchmarks say about 1 ms
+FORMULA_BLOCKS = 3  # of load that a prediction looks at
+
+
+def numbers_in_matrices(config: Config) -> int:
+    """Of all blocks and the head: attention has 4 matrices, SwiGLU 3 of 8/3 the width."""
+    hidden = -(-8 * config.width // 24) * 8
+    block = 4 * config.width**2 + 3 * config.width * hidden
+    return config.layers * block + VOCABULARY * config.width
+
+
+def costs_of(config: Config, machine: Machine) -> Costs:
+    """Seconds of each term, a thread a worker."""
+    crowded = max(1.0, config.workers / machine.cores)
+    numbers, kept = numbers_in_matrices(config), kv_bytes_per_token(config.width, config.layers)
+    peak, call = machine.peak("float32", unit="matrix"), machine["torch_call_s"]
+    weights = 4.0 * numbers
+    token = 2 * numbers / peak
+    cache = float(config.blocks * 16 * kept)
+    return Costs(
+        step=crowded
+        * (
+            weights / machine.bandwidth(weights, kind="read")
+            + (config.layers * CALLS_OF_BLOCK + CALLS_OF_STEP) * call
+        ),
+        prompts=crowded * config.layers * CALLS_OF_PIECE * call,
+        new=crowded * token,
+        pairs=crowded * 4 * config.width * config.layers / peak,
+        earlier=crowded * 2 * kept / machine.bandwidth(cache),
+        decodes=crowded * token,
+        context=crowded * kept / machine.bandwidth(cache, kind="read"),
+    )
+
+
+def wires_of(machine: Machine) -> Wires:
+    """Ray's object store holds a copy; each side makes another."""
+    copy = 2 / machine.bandwidth(64e6)
+    return Wires(ACTOR_CALL_S, ACTOR_CALL_S, ACTOR_CALL_S, copy, 2 * ACTOR_CALL_S, copy)
+
+
+def load_of(config: Config) -> Load:
+    return Load(config.rate, config.prompt, config.output, seed=config.seed)
+
+
+def limits_of(config: Config) -> Limits:
+    return Limits(config.ttft_ms / 1e3, config.itl_ms / 1e3)
+
+
+def simulated(
+    config: Config, policy: str, block: int, costs: Costs, wires: Wires, chunk: int = 0
+) -> Measures:
+    """A block of the lab's load in the simulator."""
+    trace = arrivals(load_of(config), config.requests, block * config.requests)
+    size = kv_bytes_per_token(config.width, config.layers)
+    found = simulate(trace, config.layout(policy, chunk), costs, wires, size)
+    return measure(found.served, limits_of(config))
+
+
+def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
+    """Times of every policy, and that fitted costs tell them within the interval."""
+    return list(_predictions(config, machine))
+
+
+def _predictions(config: Config, machine: Machine) -> Iterator[Prediction]:
+    costs, wires = costs_of(config, machine), wires_of(machine)
+    size = kv_bytes_per_token(config.width, config.layers)
+    for policy in POLICIES:
+        spans, first, gaps = [], [], []
+        for block in range(1, FORMULA_BLOCKS + 1):
+            trace = arrivals(load_of(config), config.requests, block * config.requests)
+            done = simulate(trace, config.layout(policy), costs, wires, size).served
+            found = measure(done, limits_of(config))
+            spans.append(max(each.at[-1] for each in done))
+            first.append(found.ttft_p50)
+            gaps.append(found.itl_p50)
+        because = (
+            f"simulated: a step {1e3 * costs.step:.2f} ms, a token read {1e6 * costs.new:.0f} us, "
+            f"{config.requests} requests at {config.rate:g}/s"
+        )
+        address = f"{LIVE}/{policy}"
+        for key, row in (("time_s", spans), ("ttft_p50_s", first), ("itl_p50_s", gaps)):
+            suspect = "matrices of few rows, which come nowhere near the peak"
+            yield Prediction(address, key, sorted(row)[len(row) // 2], because, suspect)
+        for key in ("ttft_p50", "itl_p50"):
+            yield Prediction(
+                "",
+                f"{policy}_{key}_ratio",
+                1.0,
+                "measured / simulated with costs fitted to other load",
+                "work of other programs during the run",
+            )
+
+
+def memory_bytes(config: Config) -> float:
+    """Each worker's process, weights and cache; the object store."""
+    cache = config.blocks * 16 * kv_bytes_per_token(config.width, config.layers)
+    return config.workers * (5e8 + 4.0 * numbers_in_matrices(config) + cache) + 3e8

@@ -1,0 +1,209 @@
+"""The project's GPT over paged keys and values: batches of single tokens and pieces of prompts in one
+forward.
+
+All tokens of a step stand behind each other in one row, so that every linear layer sees one matrix. Only
+attention knows sequences: it is replaced (``Attention.attend``) by one that stores keys and values by slot,
+lets the single tokens read theirs by block table (``kernels.decode_attention``), and gives each piece of a
+prompt its own.
+
+The cache is one tensor (blocks, layers, 2, block_size, kv_heads, head_dim): what leaves for another worker is
+a row of it for each block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import kernels
+from labs.models.gpt import GPT
+from labs.serving.policies import Work
+
+
+@dataclass
+class Piece:
+    """Tokens ``first`` to ``last`` of the row: a piece of a prompt that begins at ``start`` of its
+    sequence."""
+
+    first: int
+    last: int
+    start: int
+    places: torch.Tensor | None  # slots of the keys it attends to; None: its own tokens alone
+    mask: torch.Tensor | None
+
+
+@dataclass
+class Batch:
+    """What attention has to know of a step. slots: (tokens,) where each token's key goes."""
+
+    slots: torch.Tensor
+    singles: int
+    table: torch.Tensor
+    lengths: torch.Tensor
+    pieces: list[Piece]
+
+
+class PagedGPT:
+    """The executor that computes. It changes the model's attention, so that the model serves here alone.
+
+    blocks, block_size: of the cache, in the dtype of the model's weights. ValueError: a model with dropout.
+    """
+
+    def __init__(self, model: GPT, blocks: int, block_size: int) -> None:
+        config = model.config
+        if config.dropout:
+            raise ValueError(f"dropout={config.dropout}: a model that serves has none")
+        self.model, self.block_size = model.eval(), block_size
+        weight = model.head.weight
+        self.cache = weight.new_zeros(
+            blocks, config.layers, 2, block_size, config.key_heads, config.size_of_head
+        ).requires_grad_(False)
+        # decode_attention wants each layer's keys as (blocks, block_size, ...), contiguous: seen as blocks of
+        # which a sequence has one in 2 x layers, nothing needs to be copied.
+        self.flat = self.cache.view(-1, block_size, config.key_heads, config.size_of_head)
+        self.slots = self.cache.view(-1, config.key_heads, config.size_of_head)
+        self.batch: Batch | None = None
+        for layer, block in enumerate(model.blocks):
+            block.attention.attend = self._attention_of(layer)
+
+    @torch.inference_mode()
+    def run(self, works: Sequence[Work]) -> list[int]:
+        """See ``Executor.run``."""
+        order = sorted(range(len(works)), key=lambda index: works[index].count > 1)  # single tokens first
+        sorted_works = [works[index] for index in order]
+        row: list[int] = []
+        positions: list[int] = []
+        for work in sorted_works:
+            end = work.start + work.count
+            row += work.running.tokens[work.start : end]
+            positions += range(work.start, end)
+        self.batch = self._batch(sorted_works)
+        where = torch.tensor(positions)
+        x = self.model.embedding(torch.tensor([row]), where)
+        rotation = self.model.rotation(where, x.dtype)
+        for block in self.model.blocks:
+            x = block(x, rotation=rotation)
+        self.batch = None
+        ends, writers, place = [], [], 0
+        for index, work in zip(order, sorted_works, strict=True):
+            place += work.count
+            if work.writes:
+                ends.append(place - 1)
+                writers.append(index)
+        if not ends:
+            return []
+        logits = self.model.head(self.model.norm(x[0, ends]))
+        chosen = dict(zip(writers, _choose(logits, [works[index] for index in writers]), strict=True))
+        return [chosen[index] for index in sorted(chosen)]
+
+    def take_out(self, blocks: Sequence[int], tokens: int) -> tuple[Any, int]:
+        """NumPy (blocks, layers, 2, block_size, kv_heads, head_dim), a copy, and its bytes."""
+        count = -(-tokens // self.block_size)
+        payload = self.cache[list(blocks[:count])].numpy()
+        return payload, payload.nbytes
+
+    def put_in(self, blocks: Sequence[int], payload: Any, skipped: int) -> None:
+        """ValueError: a payload of other shape or dtype (another model's)."""
+        if len(blocks) == 0:
+            return
+        wanted = (len(blocks) + skipped, *self.cache.shape[1:])
+        kind = np.dtype(str(self.cache.dtype).removeprefix("torch."))
+        if payload.shape != wanted or payload.dtype != kind:
+            raise ValueError(
+                f"keys and values of shape {payload.shape} ({payload.dtype}) arrive; this model has {wanted} "
+                f"({kind})"
+            )
+        with torch.inference_mode():
+            part = np.array(payload[skipped:])  # what comes out of the object store is read-only
+            self.cache[list(blocks)] = torch.from_numpy(part)
+
+    def _batch(self, works: Sequence[Work]) -> Batch:
+        """Slots are those of layer 0's keys; layers and values follow at fixed distances."""
+        size, stride = self.block_size, self.cache.shape[1] * 2
+        slots = np.empty(sum(work.count for work in works), np.int64)
+        singles = [work for work in works if work.count == 1]
+        widest = max((-(-(work.start + 1) // size) for work in singles), default=1)
+        table = np.zeros((len(singles), widest), np.int32)
+        pieces, place = [], 0
+        for index, work in enumerate(works):
+            end = work.start + work.count
+            blocks = np.asarray(work.running.blocks[: -(-end // size)], np.int64) * stride
+            if work.count == 1:
+                table[index, : len(blocks)] = blocks
+                slots[place] = blocks[-1] * size + work.start % size
+            else:
+                every = (blocks[:, None] * size + np.arange(size)).ravel()[:end]
+                slots[place : place + work.count] = every[work.start :]
+                places = mask = None
+                if work.start:
+                    places = torch.from_numpy(every)
+                    mask = torch.ones(work.count, end, dtype=torch.bool).tril_(work.start)
+                pieces.append(Piece(place, place + work.count, work.start, places, mask))
+            place += work.count
+        lengths = torch.tensor([work.start + 1 for work in singles], dtype=torch.int32)
+        return Batch(torch.from_numpy(slots), len(singles), torch.from_numpy(table), lengths, pieces)
+
+    def _attention_of(self, layer: int) -> Any:
+        size = self.block_size
+        keys_at, values_at = 2 * layer, 2 * layer + 1  # in blocks of ``flat``, behind a block's first
+        common = len(self.flat) - values_at
+
+        def attend(
+            query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any
+        ) -> torch.Tensor:
+            """All (1, heads, tokens, head_dim); options are those of an attention without a cache."""
+            batch = self.batch
+            if batch is None:
+                raise RuntimeError("a model that serves is called by its executor alone")
+            slots = self.slots
+            slots[batch.slots + keys_at * size] = key[0].transpose(0, 1)
+            slots[batch.slots + values_at * size] = value[0].transpose(0, 1)
+            parts = []
+            if batch.singles:
+                # The same table for each layer, in a cache that begins so many blocks later.
+                attended = kernels.decode_attention(
+                    query[0, :, : batch.singles].transpose(0, 1),
+                    self.flat[keys_at : keys_at + common],
+                    self.flat[values_at : values_at + common],
+                    batch.table,
+                    batch.lengths,
+                )
+                parts.append(attended.transpose(0, 1)[None])
+            grouped = query.shape[1] != key.shape[1]
+            for piece in batch.pieces:
+                mine = slice(piece.first, piece.last)
+                if piece.places is None:
+                    k, v = key[:, :, mine], value[:, :, mine]
+                else:
+                    k, v = (
+                        slots[piece.places + at * size].transpose(0, 1)[None] for at in (keys_at, values_at)
+                    )
+                parts.append(
+                    F.scaled_dot_product_attention(
+                        query[:, :, mine],
+                        k,
+                        v,
+                        attn_mask=piece.mask,
+                        is_causal=piece.mask is None,
+                        enable_gqa=grouped,
+                    )
+                )
+            return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+        return attend
+
+
+def _choose(logits: torch.Tensor, works: Sequence[Work]) -> list[int]:
+    """The likeliest token of each row, or of the row with noise: the largest of logits / temperature + Gumbel
+    noise is a draw from softmax(logits / temperature) (Gumbel 1954). The noise is that of seed and place."""
+    for row, work in enumerate(works):
+        request = work.running.request
+        if request.temperature > 0:
+            noise = np.random.default_rng((request.seed, work.running.written)).gumbel(size=logits.shape[1])
+            logits[row] = logits[row] / request.temperature + torch.from_numpy(noise).to(logits.dtype)
+    return logits.argmax(-1).tolist()

@@ -1,0 +1,158 @@
+"""``perflab serve``: workers, service and endpoint in one place, until Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from labs.lab import nearest
+from labs.serving.config import WHOLE_PROMPTS, Config
+from labs.serving.layout import Layout
+from labs.serving.weights import HEAD
+from labs.serving.worker import Model
+
+API_KEY = "PERFLAB_API_KEY"
+NAME = "perflab-gpt"
+GRACE_S = 10.0  # for requests in the house, when it shuts down
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``perflab serve`` was asked for. limit: requests in the house at once."""
+
+    layout: Layout
+    model: Model
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str = ""
+    limit: int = 256
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ValueError(
+                f"port={self.port} is no port; take one from 1 to 65535, or 0 for any that is free"
+            )
+        if self.limit < 1:
+            raise ValueError(f"limit={self.limit} requests: at least 1 must be served at a time")
+
+
+def options_of(
+    policy: str,
+    counts: Mapping[str, int],
+    settings: Mapping[str, str],
+    host: str,
+    port: int,
+    api_key: str,
+    limit: int,
+) -> Options:
+    """What the command line says. counts: workers, prefill, decode, budget (0: the policy's own) and blocks.
+    settings: width, layers, context of the model. ValueError: what cannot be."""
+    model = dict(width=Config.width, layers=Config.layers, context=Config.context)
+    for key, text in settings.items():
+        if key not in model:
+            raise ValueError(f"--set {key}: the model has no setting {key!r}{nearest(key, list(model))}")
+        if not text.isdecimal() or not 1 <= int(text) <= 10**6:
+            raise ValueError(f"--set {key}={text} must be a whole number of at least 1")
+        model[key] = int(text)
+    if model["width"] % HEAD:
+        raise ValueError(f"--set width={model['width']} is no multiple of {HEAD}, the size of a head")
+    apart = policy == "disaggregated"
+    if apart and min(counts["prefill"], counts["decode"]) < 1:
+        raise ValueError(
+            f"--prefill {counts['prefill']} --decode {counts['decode']}: each must be at least 1 worker"
+        )
+    layout = Layout(
+        policy,
+        workers=counts["prefill"] + counts["decode"] if apart else counts["workers"],
+        prefill=counts["prefill"],
+        budget=counts["budget"] or (Config.chunk if policy == "chunked" else WHOLE_PROMPTS),
+        blocks=counts["blocks"],
+    )
+    return Options(layout, Model(**model), host, port, api_key, limit)
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that listens. ValueError: the address is taken or is not this machine's."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        taken = error.errno == errno.EADDRINUSE
+        reason = "it is taken; choose another --port" if taken else error.strerror
+        raise ValueError(f"cannot listen on {host} port {port}: {reason}") from None
+    return listening
+
+
+def serve(options: Options, now: Callable[[], float], wall: Callable[[], float]) -> int:
+    """Serves until SIGINT or SIGTERM; then finishes what was accepted. Exit status 0, or 1 where a request
+    could not be finished. now: the clock; wall: seconds since 1970."""
+    from labs.concurrency import cluster
+    from labs.serving.clock import Clock
+
+    listening = bound(options.host, options.port)  # before Ray takes its seconds
+    try:
+        cluster.cluster(options.layout.workers, Clock(now))
+        return asyncio.run(_serve(options, listening, now, wall))
+    finally:
+        listening.close()
+        cluster.shut_down()
+
+
+async def _serve(
+    options: Options, listening: socket.socket, now: Callable[[], float], wall: Callable[[], float]
+) -> int:
+    import uvicorn
+
+    from labs.serving.actors import Actor
+    from labs.serving.endpoint import Endpoint
+    from labs.serving.service import Service
+
+    stopping: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again at its end: they stop here
+        signal.signal(number, lambda caught, frame: stopping.append(caught))
+    service = Service(
+        lambda: Actor(options.model, now), options.layout, now, options.limit, options.model.context
+    )
+    try:
+        await service.ready()
+        application = Endpoint(service, NAME, wall, options.api_key).application()
+        config = uvicorn.Config(
+            application,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            backlog=2048,
+            timeout_graceful_shutdown=int(GRACE_S),
+        )
+        if not stopping:
+            host, port = listening.getsockname()[:2]
+            print(_welcome(options, host, port), flush=True)
+            await uvicorn.Server(config).serve(sockets=[listening])
+    finally:
+        left = await service.close(GRACE_S if not stopping else 1.0)
+    return 1 if left else 0
+
+
+def _welcome(options: Options, host: str, port: int) -> str:
+    layout = options.layout
+    shown = f"[{host}]" if ":" in host else host
+    roles = (
+        f"{layout.prefill} prefill and {layout.workers - layout.prefill} decode workers"
+        if layout.disaggregated
+        else f"{layout.workers} workers"
+    )
+    lines = [
+        f"perflab serve: http://{shown}:{port}/v1/completions (model {NAME!r}, {layout.policy}, {roles}, "
+        f"process {os.getpid()}); Ctrl-C ends it"
+    ]
+    if host not in ("127.0.0.1", "::1") and not options.api_key:
+        lines.append(f"perflab serve: anyone who reaches {host} can use it; set {API_KEY} to ask for a key")
+    return "\n".join(lines)

@@ -1,0 +1,379 @@
+"""The service: takes requests, streams their tokens, and loses none that it accepted. It knows neither HTTP
+nor Ray.
+
+A task for each worker waits for its reports. What a lost worker had is read again elsewhere, with what was
+written so far behind the prompt; tokens that were on their way twice are dropped by their place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from labs.serving.actors import START_S, LostHandOver, LostWorker
+from labs.serving.dispatch import Dispatcher, Overloaded
+from labs.serving.engine import check_fits
+from labs.serving.layout import Layout
+from labs.serving.request import HandOver, Request, Token
+from labs.serving.worker import Abort, Add, Message, Receive, Report, Reset
+
+STARTS = 5
+"""Replacements for one worker after which it is given up: something kills it each time."""
+
+
+class Held(Protocol):
+    """A worker as the service holds it (``labs.serving.actors.Actor``)."""
+
+    async def put(self, messages: Sequence[Message]) -> None: ...
+    async def poll(self) -> list[Report]: ...
+    async def process(self) -> int: ...
+    async def held(self) -> int: ...
+    def pick(self, kept: Any) -> Any: ...
+    async def end(self) -> None: ...
+
+
+class Closing(Exception):
+    """The service takes no more requests: it is shutting down, or no worker is left."""
+
+
+@dataclass
+class Counters:
+    """Since the start. in_house: integral over time of the requests in the house (requests x s)."""
+
+    accepted: int = 0
+    finished: int = 0
+    refused: int = 0
+    aborted: int = 0
+    retried: int = 0
+    lost_workers: int = 0
+    tokens: int = 0
+    hand_overs: int = 0
+    handed_bytes: int = 0
+    in_house: float = 0.0
+    changed: float = 0.0
+
+
+@dataclass
+class Seen:
+    """What was observed of hand-overs and messages, seconds, for the cost model."""
+
+    packs: list[tuple[int, float]] = field(default_factory=list)  # (bytes, seconds of the sender's own time)
+    travels: list[tuple[int, float]] = field(default_factory=list)  # (bytes, seconds until it is there)
+    submits: list[float] = field(default_factory=list)
+    delivers: list[float] = field(default_factory=list)
+    reports: list[tuple[int, Report]] = field(default_factory=list)  # (worker, step)
+
+
+class Stream:
+    """The tokens of one request, as they come. ``async for token in stream``; ``cancel`` gives it up."""
+
+    def __init__(self, service: Service, number: int) -> None:
+        self._service, self.number = service, number
+        self.tokens: asyncio.Queue[tuple[Token, float] | Exception] = asyncio.Queue()
+
+    async def __aiter__(self) -> AsyncIterator[tuple[Token, float]]:
+        """(token, when it came, on the service's clock)."""
+        while True:
+            item = await self.tokens.get()
+            if isinstance(item, Exception):
+                raise item
+            yield item
+            if item[0].finished:
+                return
+
+    def cancel(self) -> None:
+        """Nobody reads it any more: its blocks are freed. Nothing happens when it is done."""
+        self._service._cancel(self.number)
+
+
+class Service:
+    """start: makes a worker. now: the clock. limit: requests in the house at once, more are refused. context:
+    the longest sequence that the model takes."""
+
+    def __init__(
+        self,
+        start: Callable[[], Held],
+        layout: Layout,
+        now: Callable[[], float],
+        limit: int = 256,
+        context: int = 10**9,
+    ) -> None:
+        self._start, self.layout, self.now, self.context = start, layout, now, context
+        self.limit = limit
+        self.dispatcher = Dispatcher(layout.roles, limit)
+        self.workers: list[Held] = [start() for _ in layout.roles]
+        self.counters, self.seen = Counters(changed=now()), Seen()
+        self.occupancy = [0.0] * len(layout.roles)
+        self.hits = [(0, 0)] * len(layout.roles)  # (found, looked up) prompt tokens
+        self.watched = False  # whether ``seen`` is written
+        self._streams: dict[int, Stream] = {}
+        self._sent: dict[int, tuple[int, float]] = {}  # request -> (bytes or 0, when it was posted)
+        self._stranded: deque[int | HandOver] = deque()
+        self._starts = [0] * len(layout.roles)
+        self._generation = 0
+        self._unset: set[int] = set()  # workers that have not built their engine yet
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closing = False
+        self.failure: Exception | None = None  # why no request can be served any more
+        self._mail: list[list[Message]] = [[] for _ in layout.roles]
+        self._sending = [False] * len(layout.roles)
+
+    @property
+    def longest(self) -> int:
+        """Tokens, read and written, of the longest request that can be served."""
+        return min(self.layout.capacity, self.context)
+
+    async def ready(self) -> None:
+        """All workers are there and know their role."""
+        await asyncio.gather(*(worker.process() for worker in self.workers))
+        for index in range(len(self.workers)):
+            self._background(self._listen(index))
+        await self._reset()
+
+    async def change(self, layout: Layout) -> None:
+        """Another policy on the same workers, with empty caches. ValueError while requests are served, or
+        where the number of workers would change."""
+        if self.dispatcher.requests or layout.workers != len(self.workers):
+            raise ValueError(
+                f"{len(self.dispatcher.requests)} requests are being served by {len(self.workers)} workers; "
+                "a layout changes between requests, for as many workers"
+            )
+        self.layout, self._generation = layout, self._generation + 1
+        self.dispatcher = Dispatcher(layout.roles, self.limit)
+        self.counters, self.seen = Counters(changed=self.now()), Seen()
+        await self._reset()
+
+    async def _reset(self) -> None:
+        """Empty engines of this layout on all workers; LostWorker where one does not come up."""
+        self._unset = set(range(len(self.workers)))
+        for index, role in enumerate(self.layout.roles):
+            self._post(index, Reset(self.layout, role, self._generation))
+        end = self.now() + START_S
+        while self._unset:
+            if self.failure is not None:
+                raise self.failure
+            if self.now() > end:
+                raise LostWorker(f"workers {sorted(self._unset)} have not built their model in {START_S:g} s")
+            await asyncio.sleep(0.005)
+
+    async def held(self) -> int:
+        """Blocks in use on all workers, once their last messages have arrived: 0 where nobody is served."""
+        while any(self._mail) or any(self._sending):
+            await asyncio.sleep(0.001)
+        return sum(await asyncio.gather(*(worker.held() for worker in self.workers)))
+
+    def submit(self, request: Request) -> Stream:
+        """Accepts the request. Overloaded, Closing or ValueError (it cannot fit): it was not accepted."""
+        if self._closing:
+            raise Closing("the service is shutting down")
+        if self.failure is not None:
+            raise Closing(str(self.failure))
+        check_fits(request, self.longest)
+        if request.number in self._streams:
+            raise ValueError(f"request {request.number} is being served already")
+        self._count()
+        try:
+            index = self.dispatcher.submit(request)
+        except Overloaded:
+            self.counters.refused += 1
+            raise
+        self.counters.accepted += 1
+        stream = self._streams[request.number] = Stream(self, request.number)
+        if index is None:
+            self._stranded.append(request.number)
+        else:
+            self._sent[request.number] = (0, self.now())
+            self._post(index, Add(request))
+        return stream
+
+    async def close(self, wait_s: float) -> int:
+        """No new requests; those in the house have ``wait_s`` to finish. How many did not: their streams end
+        with Closing. The workers' processes end."""
+        self._closing = True
+        end = self.now() + wait_s
+        while self._streams and self.failure is None and self.now() < end:
+            await asyncio.sleep(0.02)
+        left = len(self._streams)
+        for stream in list(self._streams.values()):
+            stream.tokens.put_nowait(Closing("the service has shut down before this request was finished"))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for worker in self.workers:
+            with contextlib.suppress(LostWorker):
+                await worker.end()
+        return left
+
+    # --- messages ---------------------------------------------------------------------------------
+
+    def _post(self, index: int, message: Message) -> None:
+        """Messages to one worker go in order, those that wait together in one call."""
+        self._mail[index].append(message)
+        if not self._sending[index]:
+            self._sending[index] = True
+            self._background(self._deliver(index))
+
+    async def _deliver(self, index: int) -> None:
+        worker = self.workers[index]
+        try:
+            while self._mail[index] and self.workers[index] is worker:
+                messages, self._mail[index] = self._mail[index], []
+                try:
+                    await worker.put(messages)
+                except LostHandOver:
+                    await self._one_by_one(worker, messages)
+        except LostWorker:
+            pass  # ``_listen`` sees it too, and what was posted is stranded with the rest
+        finally:
+            if self.workers[index] is worker:
+                self._sending[index] = False
+
+    async def _one_by_one(self, worker: Held, messages: Sequence[Message]) -> None:
+        """A hand-over among these cannot be fetched: its request is read again. None has been taken so
+        far."""
+        for message in messages:
+            try:
+                await worker.put([message])
+            except LostHandOver:
+                assert isinstance(message, Receive)
+                self._again(message.hand_over.request.number)
+
+    async def _listen(self, index: int) -> None:
+        worker = self.workers[index]
+        while True:
+            try:
+                reports = await worker.poll()
+            except LostWorker as error:
+                await self._replace(index, error)
+                return
+            except Exception as error:  # the engine itself failed: the service cannot go on
+                self._fail(Closing(f"worker {index} failed: {type(error).__name__}: {error}"))
+                return
+            for report in reports:
+                if report.generation == self._generation:
+                    self._take(index, report)
+
+    def _take(self, index: int, report: Report) -> None:
+        now = self.now()
+        self._unset.discard(index)
+        self._count()
+        if self.watched:
+            self.seen.reports.append((index, report))
+            self.seen.delivers.append(now - report.free)
+        for number, arrived in report.arrived:
+            size, sent = self._sent.pop(number, (0, arrived))
+            if self.watched and size:
+                self.seen.travels.append((size, arrived - sent))
+            elif self.watched:
+                self.seen.submits.append(arrived - sent)
+        self.occupancy[index] = report.held / self.layout.blocks
+        self.hits[index] = (report.hits, report.looked_up)
+        for event in report.events:
+            if isinstance(event, HandOver):
+                self._hand_over(index, event, report)
+            elif self.dispatcher.token(event):
+                self.counters.tokens += 1
+                self._streams[event.number].tokens.put_nowait((event, now))
+                if event.finished:
+                    self.counters.finished += 1
+                    del self._streams[event.number]
+
+    def _hand_over(self, source: int, event: HandOver, report: Report) -> None:
+        number = event.request.number
+        event = replace(event, payload=self.workers[source].pick(event.payload))
+        if number not in self._streams:
+            return
+        index = self.dispatcher.hand_over(event)
+        if index is None:
+            self._stranded.append(event)
+            return
+        self.counters.hand_overs += 1
+        self.counters.handed_bytes += event.size_bytes
+        if self.watched:
+            count = sum(isinstance(each, HandOver) for each in report.events)
+            self.seen.packs.append((event.size_bytes, (report.free - report.ended) / count))
+        self._sent[number] = (event.size_bytes, self.now())
+        self._post(index, Receive(event))
+
+    def _cancel(self, number: int) -> None:
+        if number not in self._streams:
+            return
+        self._count()
+        index = self.dispatcher.forget(number)
+        del self._streams[number]
+        self.counters.aborted += 1
+        if index is not None:
+            self._post(index, Abort(number))
+
+    # --- lost workers -----------------------------------------------------------------------------
+
+    async def _replace(self, index: int, error: Exception) -> None:
+        """Another worker in the place of a lost one; what it had goes on elsewhere meanwhile."""
+        self.counters.lost_workers += 1
+        self._mail[index], self._sending[index] = [], True  # until its successor is there
+        lost = self.dispatcher.lost(index)
+        old = self.workers[index]
+        for number in lost:
+            self._again(number)
+        with contextlib.suppress(Exception):
+            await old.end()
+        while self._starts[index] < STARTS:
+            self._starts[index] += 1
+            worker = self._start()
+            try:
+                await worker.process()
+                await worker.put([Reset(self.layout, self.layout.roles[index], self._generation)])
+            except (LostWorker, OSError):
+                continue
+            self.workers[index], self._sending[index] = worker, False
+            self.dispatcher.restored(index)
+            self._background(self._listen(index))
+            stranded, self._stranded = self._stranded, deque()
+            for item in stranded:
+                if isinstance(item, HandOver):
+                    self._resume(item)
+                else:
+                    self._again(item)
+            return
+        if not any(self.dispatcher.alive):
+            self._fail(Closing(f"worker {index} was started {STARTS} times and lost each time: {error}"))
+
+    def _resume(self, event: HandOver) -> None:
+        if event.request.number in self._streams:
+            index = self.dispatcher.hand_over(event)
+            if index is None:
+                self._stranded.append(event)
+            else:
+                self._post(index, Receive(event))
+
+    def _again(self, number: int) -> None:
+        if number not in self._streams:
+            return
+        index, request = self.dispatcher.retry(number)
+        self.counters.retried += 1
+        if index is None:
+            self._stranded.append(number)
+        else:
+            self._post(index, Add(request))
+
+    def _fail(self, error: Exception) -> None:
+        self.failure = error
+        for stream in self._streams.values():
+            stream.tokens.put_nowait(error)
+
+    # --- counting ---------------------------------------------------------------------------------
+
+    def _count(self) -> None:
+        """Adds the time since the last change of the number in the house."""
+        now = self.now()
+        self.counters.in_house += len(self.dispatcher.requests) * (now - self.counters.changed)
+        self.counters.changed = now
+
+    def _background(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,205 @@
+"""A worker: one engine with its model, in a process of its own (a Ray actor, or any thread of a test).
+
+The engine runs in a thread that waits for nobody while there is work. Requests come in and tokens go out
+through queues beside it: ``put`` and ``poll`` may be called from other threads at any time.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from labs.serving.engine import Engine, Shape
+from labs.serving.layout import Layout, Role
+from labs.serving.policies import Running, Work
+from labs.serving.request import Event, HandOver, Request
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model that every worker builds for itself. threads: that torch uses in a worker."""
+
+    width: int
+    layers: int
+    context: int
+    seed: int = 0
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a step did, with times on the host's clock. began: of the step; ended: when its events were true;
+    free: when the worker could begin the next, after packing what it hands over."""
+
+    generation: int
+    events: Sequence[Event]
+    shape: Shape
+    began: float
+    ended: float
+    free: float
+    held: int
+    waited: Sequence[float]
+    arrived: Sequence[tuple[int, float]]  # (request, when the engine had it) of requests new in this step
+    hits: int
+    looked_up: int
+
+
+@dataclass(frozen=True)
+class Add:
+    request: Request
+
+
+@dataclass(frozen=True)
+class Receive:
+    hand_over: HandOver
+
+
+@dataclass(frozen=True)
+class Abort:
+    number: int
+
+
+@dataclass(frozen=True)
+class Reset:
+    """A new, empty engine. Reports from then on carry the generation."""
+
+    layout: Layout
+    role: Role
+    generation: int
+
+
+class Stop:
+    """The last message of all."""
+
+
+Message = Add | Receive | Abort | Reset | Stop
+
+
+class Worker:
+    """now: the clock, seconds. share, fetch: how a payload leaves (returns what is sent instead) and is
+    got."""
+
+    def __init__(
+        self,
+        model: Model,
+        now: Callable[[], float],
+        send: Callable[[Report | BaseException], None],
+        share: Callable[[Any], Any] = lambda payload: payload,
+        fetch: Callable[[Any], Any] = lambda sent: sent,
+    ) -> None:
+        self.model, self.now, self.send, self.share, self.fetch = model, now, send, share, fetch
+        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._engine: Engine | None = None
+        self._generation = -1
+        self._arrived: list[tuple[int, float]] = []
+        self._caches: dict[tuple[int, int], Any] = {}
+        self._thread = threading.Thread(target=self._run, daemon=True, name="engine")
+        self._thread.start()
+
+    def put(self, messages: Sequence[Message]) -> None:
+        """For the engine; what was handed over is fetched here, beside it. All of them, or an error and
+        none."""
+        taken: list[Message] = []
+        for message in messages:
+            if isinstance(message, Receive):
+                payload = self.fetch(message.hand_over.payload)
+                message = Receive(replace(message.hand_over, payload=payload))
+            taken.append(message)
+        for message in taken:
+            self._inbox.put(message)
+
+    def held(self) -> int:
+        """Blocks in use; for whoever knows that no request is being served."""
+        return self._engine.pool.held if self._engine is not None else 0
+
+    # --- the engine's thread ---------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            import torch
+
+            torch.set_num_threads(self.model.threads)
+            while self._take():
+                if self._engine is not None:
+                    self._step(self._engine)
+        except BaseException as error:
+            self.send(error)
+
+    def _take(self) -> bool:
+        """Takes what has arrived, waiting while there is nothing to do. False: stop."""
+        while True:
+            idle = self._engine is None or self._engine.idle
+            try:
+                message = self._inbox.get(block=idle)
+            except queue.Empty:
+                return True
+            if isinstance(message, Stop):
+                return False
+            self._handle(message)
+
+    def _handle(self, message: Message) -> None:
+        now = self.now()
+        if isinstance(message, Reset):
+            executor = self._executor(message.layout)
+            self._engine = message.layout.engine(message.role, executor)
+            self._generation, self._arrived = message.generation, []
+            self.send(Report(self._generation, (), Shape(), now, now, now, 0, (), (), 0, 0))
+        elif self._engine is None:
+            raise RuntimeError("a worker is given its layout before it is given requests")
+        elif isinstance(message, Add):
+            self._engine.add(message.request, now)
+            self._arrived.append((message.request.number, now))
+        elif isinstance(message, Receive):
+            self._engine.receive(message.hand_over, now)
+            self._arrived.append((message.hand_over.request.number, now))
+        elif isinstance(message, Abort):
+            self._engine.abort(message.number)
+
+    def _executor(self, layout: Layout) -> Any:
+        """The model with a cache of this size; kept, since a cache has no content that an empty pool would
+        name."""
+        from labs.serving.paged import PagedGPT
+        from labs.serving.weights import serving_model
+
+        key = (layout.blocks, layout.block_size)
+        if key not in self._caches:
+            model = serving_model(self.model.width, self.model.layers, self.model.context, self.model.seed)
+            self._caches = {key: PagedGPT(model, *key)}
+            self._warm(self._caches[key], min(4, layout.capacity - 1))
+        return self._caches[key]
+
+    def _warm(self, executor: Any, tokens: int) -> None:
+        """A prompt and a decode, so that no request pays for loading what they need."""
+        running = Running(Request(0, (0,) * tokens, 1), 0.0, [0] * (tokens + 1), blocks=[0, 1, 2, 3])
+        for start, count in ((0, tokens), (tokens, 1)):
+            executor.run([Work(running, start, count)])
+
+    def _step(self, engine: Engine) -> None:
+        began = self.now()
+        step = engine.step(began)
+        if step is None:
+            return
+        ended = self.now()
+        events = [
+            replace(event, payload=self.share(event.payload)) if isinstance(event, HandOver) else event
+            for event in step.events
+        ]
+        arrived, self._arrived = self._arrived, []
+        self.send(
+            Report(
+                self._generation,
+                events,
+                step.shape,
+                began,
+                ended,
+                self.now(),
+                step.held,
+                step.waited,
+                arrived,
+                engine.hits,
+                engine.looked_up,
+            )
+        )

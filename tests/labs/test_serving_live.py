@@ -1,0 +1,156 @@
+"""The serving lab on real Ray actors: same tokens, a killed process, load, and the command with Ctrl-C."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+
+import psutil
+import pytest
+
+from labs.concurrency import cluster
+from labs.lab import find
+from labs.serving import LAB, calibrating, fleet
+from labs.serving.config import Config
+from labs.serving.layout import POLICIES
+from labs.serving.request import Request
+
+pytestmark = pytest.mark.ray
+TINY = Config(width=64, layers=2, context=256, blocks=64, rate=40.0, prompt=48, output=8, requests=8)
+
+
+class Kept:
+    """A recorder that keeps what is recorded."""
+
+    now = staticmethod(time.perf_counter)
+
+    def __init__(self):
+        self.values = {}
+
+    def record(self, name, value, unit):
+        self.values.setdefault(f"{name}_{unit}" if unit else name, []).append(value)
+
+
+@pytest.fixture(scope="module")
+def workers():
+    yield fleet.fleet(TINY, Kept())
+    fleet.shut_down()
+    cluster.shut_down()
+
+
+def run_twice(address, config=TINY):
+    recorder = Kept()
+    step = find(LAB, config, address).setup(config, recorder)
+    return step(), step(), recorder.values
+
+
+def test_every_policy_serves_the_same_load_with_the_same_tokens(workers):
+    outputs, again = {}, {}
+    for policy in POLICIES:
+        address = f"live/{policy}"
+        outputs[address], again[address], values = run_twice(address)
+        assert len(values["ttft_s"]) == TINY.requests  # the first call is in no figure
+        assert values["little_off_fraction"][-1] < 0.05
+        assert (values["handed_B"][-1] > 0) == (policy == "disaggregated")
+        assert values["itl_max_s"][-1] >= values["itl_p99_s"][-1] >= values["itl_p50_s"][-1] > 0
+    checks = LAB.check(TINY, outputs)
+    assert len(checks) == 2 * len(POLICIES)
+    assert [check for check in checks if not check.passed] == []
+    for found in (outputs, again):
+        tokens = [each["tokens"] for each in found.values()]
+        assert tokens[0] == tokens[1] == tokens[2]
+    assert outputs["live/chunked"]["tokens"] != again["live/chunked"]["tokens"]  # another block of load
+
+
+def test_the_proof_sees_a_wrong_token_a_missing_request_and_a_leak(workers):
+    right = run_twice("neighbours/together")[0]
+    assert all(check.passed for check in LAB.check(TINY, {"neighbours/together": right}))
+    number, tokens = next(iter(right["tokens"].items()))
+    for wrong in (
+        {**right, "tokens": {**right["tokens"], number: [*tokens[:-1], (tokens[-1] + 1) % 256]}},
+        {**right, "tokens": {**right["tokens"], number: tokens[:-1]}},
+        {**right, "tokens": {key: row for key, row in right["tokens"].items() if key != number}},
+        {**right, "leaked": 1},
+    ):
+        assert not all(check.passed for check in LAB.check(TINY, {"neighbours/together": wrong}))
+
+
+def test_a_killed_process_is_replaced_and_its_requests_finish_with_the_same_tokens(workers):
+    service = workers.service
+    requests = [Request(number, tuple(range(number, number + 40)), 60) for number in range(6)]
+
+    async def tokens_of(victim):
+        async def one(request):
+            return [token.token async for token, _ in service.submit(request)]
+
+        found = [asyncio.ensure_future(one(request)) for request in requests]
+        if victim is not None:
+            process = await service.workers[victim].process()
+            while service.counters.tokens < 12:
+                await asyncio.sleep(0.001)
+            os.kill(process, signal.SIGKILL)
+        return await asyncio.gather(*found)
+
+    workers.run(service.change(TINY.layout("disaggregated")))
+    expected = workers.run(tokens_of(None), 60)
+    workers.run(service.change(TINY.layout("disaggregated")))
+    assert workers.run(tokens_of(1), 60) == expected
+    assert service.counters.lost_workers == 1
+    assert service.counters.retried > 0
+    end = time.monotonic() + 30
+    while not all(service.dispatcher.alive):
+        assert time.monotonic() < end, "waited 30 s for the worker's successor"
+        time.sleep(0.05)
+    assert workers.run(service.held(), 30) == 0
+
+
+def test_calibration_finds_costs_and_is_refused_on_a_busy_host(workers, monkeypatch):
+    """Costs are seconds, none negative; what is predicted with them is of the right size."""
+    found = calibrating.fitted(calibrating.run_blocks(workers, TINY))
+    assert found.costs.step > 0
+    assert found.costs.new > 0
+    assert found.wires.submit > 0
+    assert found.wires.travel > 0
+    assert calibrating.best_chunk(TINY, found.costs, found.wires) in (32, 64, 128, 256)
+    spinning = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        refused, blocks = calibrating.calibrate(workers, TINY)
+    finally:
+        spinning.kill()
+        spinning.wait()
+    assert refused.costs is None
+    assert "of the cores" in refused.refused
+    assert not blocks
+
+
+def test_the_command_serves_and_leaves_nothing_behind_after_ctrl_c(workers):
+    command = [sys.executable, "-m", "bench.cli", "serve", "--policy", "disaggregated", "--port", "0"]
+    command += ["--blocks", "64", "--set", "width=64", "--set", "layers=2"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    family = []
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("perflab serve: http://127.0.0.1:"), line + process.stdout.read()
+        url = line.split()[2]
+        body = json.dumps({"prompt": "hello", "max_tokens": 6, "temperature": 0}).encode()
+        with urllib.request.urlopen(urllib.request.Request(url, body), timeout=30) as answer:
+            assert json.loads(answer.read())["usage"]["completion_tokens"] == 6
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert family
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        assert process.wait(30) == 0
+        assert process.stdout.read() == ""
+        _, left = psutil.wait_procs(family, timeout=10)
+        assert [each.name() for each in left if each.is_running()] == []
+    finally:
+        for each in [psutil.Process(process.pid), *family] if process.poll() is None else family:
+            if each.is_running():
+                each.kill()
+        process.stdout.close()
+        process.wait(10)

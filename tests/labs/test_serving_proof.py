@@ -1,0 +1,106 @@
+"""The simulator against the real workers, on rates that no cost was fitted to: ``make proof``.
+
+1 000 requests for each policy and rate, the policies interleaved in blocks; about half an hour on two cores
+that have nothing else to do. Calibration is refused on a busy host, and then so is the proof.
+"""
+
+import itertools
+import os
+import time
+
+import pytest
+
+from labs.concurrency import cluster
+from labs.serving import calibrating, fleet, live
+from labs.serving.config import Config
+from labs.serving.layout import POLICIES
+from labs.serving.measures import measure, quantile
+from labs.serving.model import limits_of
+from labs.serving.simulator import simulate
+from labs.serving.trace import Load, arrivals
+from labs.serving.weights import kv_bytes_per_token
+
+pytestmark = [pytest.mark.proof, pytest.mark.ray, pytest.mark.timeout(5400)]
+CONFIG = Config()
+RATES = (4.0, 8.0)
+REQUESTS = int(os.environ.get("PERFLAB_PROOF_REQUESTS", "1000"))
+BLOCK = 50
+DIFFERENT = 0.15
+
+
+class Clock:
+    now = staticmethod(time.perf_counter)
+
+    def record(self, name, value, unit):
+        pass
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """(policy, rate) -> (measured, simulated)."""
+    there = fleet.fleet(CONFIG, Clock())
+    try:
+        found, _ = calibrating.calibrate(there, CONFIG, repeats=3)
+        if found.costs is None:
+            pytest.skip(f"calibration is refused: {found.refused}")
+        chunk = calibrating.best_chunk(CONFIG, found.costs, found.wires)
+        size = kv_bytes_per_token(CONFIG.width, CONFIG.layers)
+        layouts = {policy: CONFIG.layout(policy, chunk) for policy in POLICIES}
+        measured = {cell: [] for cell in itertools.product(POLICIES, RATES)}
+        said = {cell: [] for cell in measured}
+        for first in range(0, REQUESTS, BLOCK):
+            for rate in RATES:
+                trace = arrivals(Load(rate, CONFIG.prompt, CONFIG.output), BLOCK, first)
+                for policy, layout in layouts.items():
+                    block = there.serve(layout, trace)
+                    assert block.leaked == 0
+                    measured[policy, rate].append(block.served)
+                    said[policy, rate].append(simulate(trace, layout, found.costs, found.wires, size).served)
+        late = quantile([s.submitted - s.due for rows in measured.values() for r in rows for s in r], 0.5)
+        first_tokens = [each.ttft for rows in measured.values() for row in rows for each in row]
+        assert late < live.LATE * quantile(first_tokens, 0.5), "the load generator was late: the run is void"
+        yield {cell: (together(measured[cell]), together(said[cell])) for cell in measured}
+    finally:
+        fleet.shut_down()
+        cluster.shut_down()
+
+
+def together(blocks):
+    """Measures of all requests; goodput as the mean of the blocks'."""
+    limits = limits_of(CONFIG)
+    parts = [measure(row, limits) for row in blocks]
+    whole = measure([each for row in blocks for each in row], limits)
+    return whole, sum(part.goodput for part in parts) / len(parts)
+
+
+def rows(cells):
+    for (policy, rate), ((mine, good), (other, said)) in cells.items():
+        for key in ("ttft_p50", "itl_p50", "ttft_p99", "itl_p99"):
+            yield policy, rate, key, getattr(mine, key) / getattr(other, key)
+        yield policy, rate, "goodput", good / said
+
+
+def test_medians_tails_and_goodput_are_told(cells):
+    bounds = dict(ttft_p50=0.10, itl_p50=0.10, ttft_p99=0.25, itl_p99=0.25, goodput=0.15)
+    wrong = []
+    for policy, rate, key, ratio in rows(cells):
+        print(f"{policy:14} {rate:4g}/s {key:9} measured / simulated {ratio:.3f} (within {bounds[key]:.0%})")
+        if not 1 - bounds[key] <= ratio <= 1 + bounds[key]:
+            wrong.append((policy, rate, key, ratio))
+    assert wrong == []
+
+
+def test_the_right_policy_wins_where_they_differ(cells):
+    right = total = 0
+    for rate in RATES:
+        for key in ("ttft_p50", "itl_p50", "ttft_p99", "itl_p99"):
+            for one, other in itertools.combinations(POLICIES, 2):
+                mine, said = (
+                    [getattr(cells[p, rate][side][0], key) for p in (one, other)] for side in (0, 1)
+                )
+                if abs(mine[0] / mine[1] - 1) > DIFFERENT:
+                    total += 1
+                    right += (mine[0] < mine[1]) == (said[0] < said[1])
+    print(f"{right} of {total} pairs that differ by more than {DIFFERENT:.0%}")
+    assert total
+    assert right >= 0.9 * total
