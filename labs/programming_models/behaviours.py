@@ -96,6 +96,12 @@ def _torch(program: str, way: str, recorder: Recorder, example: Any) -> Callable
         with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
             output = compiled(x)
         recorder.record("graphs", graphs.count, "")
+        if program == "side_effect" and graphs.count > 1:
+            recorder.text(
+                "compiled again",
+                f"{way}: {graphs.count} programs for {len(EFFECTS)} calls. What was captured is guarded by the "
+                "length of the list, which each call changes. Instead: return what should be kept.",
+            )
         return output
 
     return counted

@@ -171,6 +171,12 @@ def test_a_graph_break_is_shown_with_its_reason_and_place() -> None:
     assert said.count("def forward") == 2
 
 
+def test_a_guard_on_what_the_function_changes_compiles_again_at_each_call() -> None:
+    _, kept = ran("side_effect/torch_compile")
+    assert kept.values["graphs"] == 3
+    assert kept.texts["compiled again"].startswith("torch_compile: 3 programs for 3 calls.")
+
+
 def test_recompilations_of_one_way_do_not_count_for_another() -> None:
     for _ in range(2):  # a second time in the same process
         assert ran("new_shapes/torch_static")[1].values["graphs"] == behaviours.RECOMPILE_LIMIT
