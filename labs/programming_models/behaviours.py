@@ -99,7 +99,8 @@ def _torch(program: str, way: str, recorder: Recorder, example: Any) -> Callable
         if program == "side_effect" and graphs.count > 1:
             recorder.text(
                 "compiled again",
-                f"{way}: {graphs.count} programs for {len(EFFECTS)} calls. What was captured is guarded by the "
+                f"{way}: {graphs.count} programs for {len(EFFECTS)} calls. What was captured is "
+                "guarded by the "
                 "length of the list, which each call changes. Instead: return what should be kept.",
             )
         return output
