@@ -57,7 +57,7 @@ def networks() -> list[Any]:
         if each.unavailable or each.max_rounds == 1 or each.group in ("chain_16384", "chain_65536"):
             continue
         slow = each.name in SLOW or each.address in SLOW_ADDRESSES
-        marks = [pytest.mark.proof] if slow else []
+        marks = [pytest.mark.proof] if slow else [pytest.mark.gpu] if each.name in chain.CUDA else []
         found.append(pytest.param(each.address, marks=marks))
     return found
 
