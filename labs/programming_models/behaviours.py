@@ -118,14 +118,9 @@ def _jax(program: str, way: str, recorder: Recorder) -> Callable[[Any], Any]:
     import jax
     import numpy
 
-    function = PROGRAMS[program]
+    function = _jax_cond if way == "jax_cond" else PROGRAMS[program]
     if way == "jax":
         return function
-    if way == "jax_cond":
-
-        def function(x: Any) -> Any:
-            return jax.lax.cond(x.sum() > 0, lambda x: x * 2, lambda x: x - 1, x)
-
     traces = 0
 
     def counted(x: Any) -> Any:
@@ -148,6 +143,12 @@ def _jax(program: str, way: str, recorder: Recorder) -> Callable[[Any], Any]:
         return output
 
     return run
+
+
+def _jax_cond(x: Any) -> Any:
+    import jax
+
+    return jax.lax.cond(x.sum() > 0, lambda x: x * 2, lambda x: x - 1, x)
 
 
 def _numba(program: str, recorder: Recorder) -> Callable[[Any], Any]:
