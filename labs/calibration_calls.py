@@ -210,6 +210,7 @@ def jax_calls() -> Figures:
 
     step = jax.jit(lambda x: -x)
     one: Any = jax.device_put(1.0, jax.devices("cpu")[0])
+    several = jnp.ones(2048, device=jax.devices("cpu")[0])
     return {
         "jax_call_s": (
             _per_call(lambda: step(one).block_until_ready(), 500),
@@ -219,8 +220,13 @@ def jax_calls() -> Figures:
             _dispatched_call(jnp.negative, jax.device_put(1.0, jax.devices("cpu")[0])),
             "jax.numpy.negative of a scalar, 32 in a row and one block_until_ready, per operation",
         ),
+        "jax_eager_array_call_s": (
+            _dispatched_call(jnp.negative, several),
+            "jax.numpy.negative of 2048 float32, which XLA hands to a thread, 32 in a row, per operation",
+        ),
+        "jax_index_call_s": (_per_call(lambda: several[3], 200), "item 3 of a JAX array of 2048"),
         "jax_array_call_s": (
-            _dispatched_call(step, jnp.ones(2048, device=jax.devices("cpu")[0])),
+            _dispatched_call(step, several),
             "jitted negation of 2048 float32, which XLA hands to a thread, 32 in a row, per call",
         ),
         "jax_recorded_call_s": (

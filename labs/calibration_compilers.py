@@ -38,7 +38,14 @@ def numba_compiler() -> Figures:
     values = numpy.ones(3, numpy.float32)
 
     def compile_one(number: int) -> None:
-        numba.njit(lambda x: x[0] - number)(values)
+        @numba.njit
+        def loop(x: numpy.ndarray) -> numpy.ndarray:
+            out = numpy.empty_like(x)
+            for place in range(x.size):
+                out[place] = x[place] - number
+            return out
+
+        loop(values)
 
     made = numba.njit(lambda x: numpy.empty_like(x))
     made(values)
@@ -48,7 +55,7 @@ def numba_compiler() -> Figures:
             made(values)
 
     return {
-        "numba_compile_s": (_least(compile_one, 3), "njit of an expression, compiled and called"),
+        "numba_compile_s": (_least(compile_one, 3), "njit of a loop over an array, compiled and called"),
         "numba_array_call_s": (
             typical(many) / CALLS,
             "njit function that returns a new array of three items",
@@ -91,6 +98,15 @@ def torch_capture() -> Figures:
             compiled(one)
 
     called = typical(many, 5) / CALLS
+    recorded = torch.ones(1, requires_grad=True)
+    with_gradient = compile_one(10)
+
+    def there_and_back() -> None:
+        for _ in range(CALLS // 5):
+            torch.autograd.grad(with_gradient(recorded), recorded)
+
+    there_and_back()
+    gradient = typical(there_and_back, 5) / (CALLS // 5)
     torch._dynamo.reset()
     program = torch.export.export(torch.nn.Tanh(), (one,)).module()
 
@@ -107,6 +123,10 @@ def torch_capture() -> Figures:
             typical(exported, 5) / CALLS,
             "a call of an exported program of one operation: inputs checked and flattened, one eager "
             "operation",
+        ),
+        "torch_compiled_gradient_s": (
+            gradient,
+            "the compiled function of torch_compiled_call_s, recorded, and its gradient",
         ),
         "torch_compiled_call_s": (called, "that function's call: guards, wrapper and two eager operations"),
     }

@@ -96,6 +96,13 @@ def _torch(program: str, way: str, recorder: Recorder, example: Any) -> Callable
         with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
             output = compiled(x)
         recorder.record("graphs", graphs.count, "")
+        if program == "side_effect" and graphs.count > 1:
+            recorder.text(
+                "compiled again",
+                f"{way}: {graphs.count} programs for {len(EFFECTS)} calls. What was captured is "
+                "guarded by the "
+                "length of the list, which each call changes. Instead: return what should be kept.",
+            )
         return output
 
     return counted
@@ -111,14 +118,9 @@ def _jax(program: str, way: str, recorder: Recorder) -> Callable[[Any], Any]:
     import jax
     import numpy
 
-    function = PROGRAMS[program]
+    function = _jax_cond if way == "jax_cond" else PROGRAMS[program]
     if way == "jax":
         return function
-    if way == "jax_cond":
-
-        def function(x: Any) -> Any:
-            return jax.lax.cond(x.sum() > 0, lambda x: x * 2, lambda x: x - 1, x)
-
     traces = 0
 
     def counted(x: Any) -> Any:
@@ -141,6 +143,12 @@ def _jax(program: str, way: str, recorder: Recorder) -> Callable[[Any], Any]:
         return output
 
     return run
+
+
+def _jax_cond(x: Any) -> Any:
+    import jax
+
+    return jax.lax.cond(x.sum() > 0, lambda x: x * 2, lambda x: x - 1, x)
 
 
 def _numba(program: str, recorder: Recorder) -> Callable[[Any], Any]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from labs.lab import Interval, Measurement, Results
-from labs.programming_models.model import COMPILED, EAGER
+from labs.programming_models.model import COMPILED, EAGER, FEW, MANY, crossing
 
 BASE = {"torch_compile": "torch", "jax_jit": "jax", "numba": "numpy"}
 
@@ -24,18 +24,11 @@ def derive(results: Results) -> Sequence[Measurement]:
 
 
 def crossover(results: Results, name: str) -> Interval | None:
-    """Length at which overhead is half of an eager chain's time: overhead / time of one more number, from the
-    chains of 2^8 and 2^16 numbers. None where the longer one is not slower."""
-    few, many = 2**8, 2**16
-    addresses = [f"chain_{size}/{name}" for size in (few, many)]
+    """``crossing`` of measured times; None where the longer chain is not slower for certain."""
+    addresses = [f"chain_{size}/{name}" for size in (FEW, MANY)]
     if not results.has(*addresses):
         return None
     short, long = (results.seconds(address) for address in addresses)
-
-    def crossing(short: float, long: float) -> float:
-        slope = (long - short) / (many - few)
-        return short / slope - few if slope > 0 else math.inf
-
     ends = (crossing(short.low, long.high), crossing(short.high, long.low))
     value = crossing(short.value, long.value)
     return Interval(value, *ends) if math.isfinite(value) and math.isfinite(ends[1]) else None

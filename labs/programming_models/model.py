@@ -13,6 +13,7 @@ calls cost as much as its bytes; a compiled function has paid for itself after c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,9 +29,12 @@ from labs.programming_models.ways import (
     unavailable,
 )
 
+FEW, MANY = 2**8, 2**16  # numbers in the chains that the crossover is taken from
+XLA_INLINE_FLOPS = 1000  # the CPU client runs cheaper programs on the thread that calls
 # Calls, counted by a dispatch mode in torch, by the jaxpr in JAX and in the text for NumPy (held by tests).
 # The loss: a product and a sum a layer, a comparison and a product for ReLU, difference, square, mean.
 LOSS_CALLS = 2 * training_step.LAYERS + 2 * (training_step.LAYERS - 1) + 3
+BACKWARD_CALLS = 11  # transposes, views and second products, beside one operation for each of the forward's
 LOSS_PRODUCTS = 3 * training_step.LAYERS - 1
 UPDATE_CALLS = 2 * training_step.LAYERS  # parameters
 # NumPy's step by hand: products, reductions (a mean is two), and everything else.
@@ -87,7 +91,7 @@ def chain_cost(machine: Machine, size: int, name: str) -> Cost:
             "what entering costs beside guards: unpacking arguments, a fresh output, waiting for "
             "another thread",
         )
-    call, rate = _chain_call(machine, name), machine.bandwidth(3 * array)
+    call, rate = _chain_call(machine, size, name), machine.bandwidth(3 * array)
     entry = machine["torch_exported_call_s"] if name == "torch_export" else 0.0
     entry_text = f"entering the module {us(entry)} + " if entry else ""
     memory = chain.EAGER_ARRAYS * array / rate
@@ -101,8 +105,11 @@ def chain_cost(machine: Machine, size: int, name: str) -> Cost:
     )
 
 
-def _chain_call(machine: Machine, name: str) -> float:
-    """An operation of the chain, on average: in torch seven of twelve have a Python number."""
+def _chain_call(machine: Machine, size: int, name: str) -> float:
+    """An operation of the chain, on average: in torch seven of twelve have a Python number; XLA hands what
+    has more than a thousand FLOPs to a thread."""
+    if name == "jax" and size > XLA_INLINE_FLOPS:
+        return machine["jax_eager_array_call_s"]
     if name in ("numpy", "jax"):
         return _call(machine, name)
     numbers = chain.OPERATIONS // 2 + 1
@@ -111,10 +118,15 @@ def _chain_call(machine: Machine, name: str) -> float:
     return (numbers * scalar + others * call) / chain.OPERATIONS
 
 
+def crossing(short: float, long: float) -> float:
+    """Length at which overhead is half of an eager chain's time, from the times of its chains of 2^8 and 2^16
+    numbers: overhead / time of one more number. Infinite where the longer one is not slower."""
+    slope = (long - short) / (MANY - FEW)
+    return short / slope - FEW if slope > 0 else math.inf
+
+
 def crossover_elements(machine: Machine, name: str) -> float:
-    """Length at which an eager chain's calls cost as much as its bytes, in the second cache."""
-    rate = machine.bandwidth(3.0 * FLOAT * 2**16)
-    return chain.OPERATIONS * _chain_call(machine, name) * rate / (chain.EAGER_ARRAYS * FLOAT)
+    return crossing(*(chain_cost(machine, size, name).seconds for size in (FEW, MANY)))
 
 
 # --- the networks ----------------------------------------------------------------------------------------
@@ -130,7 +142,8 @@ def training_cost(config: Config, machine: Machine, name: str) -> Cost:
         return Cost(
             entry + inner + compute,
             f"a call {us(entry)} + {LOSS_PRODUCTS} products and as many fused kernels {us(inner)} + {work}",
-            "small products run below the FMA peak; eight arguments are unpacked, seven outputs made",
+            "small products run below the FMA peak; eight arguments are unpacked, seven outputs made; "
+            "XLA spreads independent products over threads, which must be free",
         )
     if name == "jax":
         recorded, call = machine["jax_recorded_call_s"], machine["jax_eager_call_s"]
@@ -150,18 +163,20 @@ def training_cost(config: Config, machine: Machine, name: str) -> Cost:
     products = LOSS_PRODUCTS * product
     update = UPDATE_CALLS * call
     if name == "torch_compile":
-        entry = 2 * machine["torch_compiled_call_s"]
+        entry = machine["torch_compiled_gradient_s"]
         return Cost(
-            entry + recorded + products + update + compute,
-            f"2 compiled calls {us(entry)} + a node of the tape {us(recorded)} + {LOSS_PRODUCTS} products "
+            entry + products + update + compute,
+            f"a compiled call and its gradient {us(entry)} + {LOSS_PRODUCTS} products "
             f"{us(products)} + {UPDATE_CALLS} updates {us(update)} + {work}",
             "guards on eight arguments and the autograd function around the graph; small products "
             "below the peak",
         )
-    calls = LOSS_CALLS * recorded
+    calls = LOSS_CALLS * recorded + BACKWARD_CALLS * call
     return Cost(
         calls + products + update + compute,
-        f"{LOSS_CALLS} calls with their gradient x {us(recorded)} + {LOSS_PRODUCTS} products x "
+        f"{LOSS_CALLS} calls with their gradient x {us(recorded)} + {BACKWARD_CALLS} more backward x "
+        f"{us(call)} + "
+        f"{LOSS_PRODUCTS} products x "
         f"{us(product)} + "
         f"{UPDATE_CALLS} updates {us(update)} + {work}",
         "the backward of a product or a sum is several operations (transposes, sums over rows)",
@@ -206,11 +221,12 @@ def rnn_cost(config: Config, machine: Machine, name: str) -> Cost:
             "indexing, which is a small call, and tanh against exp",
         )
     if name == "jax":
-        call = machine["jax_eager_call_s"]
+        call, index = machine["jax_eager_call_s"], machine["jax_index_call_s"]
+        product = machine["jax_eager_array_call_s"]
         return Cost(
-            steps * 5 * call + compute,
-            f"{steps} steps x (index, product, sum, tanh: 5 calls x {us(call)})",
-            "indexing: without jit JAX builds the index and gathers, several times a call's cost",
+            steps * (index + product + 2 * call) + compute,
+            f"{steps} steps x (index {us(index)} + product {us(product)} + sum, tanh 2 x {us(call)})",
+            "operations that wait for another thread's result, and that thread",
         )
     call, product = machine["torch_call_s"], machine["torch_product_call_s"]
     if name == "torch_cell":
@@ -242,7 +258,7 @@ def block_cost(config: Config, machine: Machine, name: str) -> Cost:
         calls, text = _numpy_calls(machine, *NUMPY_BLOCK)
         return Cost(calls + compute, f"{text} + {work}", "where, and a tanh and powers of many numbers")
     if name == "jax":
-        call = machine["jax_eager_call_s"]
+        call = machine["jax_eager_array_call_s"]
         return Cost(
             BLOCK_JAX_CALLS * call + compute,
             f"{BLOCK_JAX_CALLS} calls x {us(call)} + {work}",
@@ -254,7 +270,8 @@ def block_cost(config: Config, machine: Machine, name: str) -> Cost:
         return Cost(
             entry + inner + compute,
             f"a call {us(entry)} + {pieces} products and kernels {us(inner)} + {work}",
-            "small products run below the FMA peak, XLA's above all",
+            "small products run below the FMA peak; XLA spreads independent ones over threads, which "
+            "must be free",
         )
     products = BLOCK_PRODUCTS * machine["torch_product_call_s"]
     if name == "torch_compile":
@@ -360,9 +377,9 @@ def _once(config: Config, machine: Machine) -> list[Prediction]:
                     "",
                     f"crossover_{name}_elements",
                     crossover_elements(machine, name),
-                    f"{us(_chain_call(machine, name))} a call x bandwidth / "
-                    f"{chain.EAGER_ARRAYS / chain.OPERATIONS:.2g} "
-                    "arrays an operation moves",
+                    f"overhead {us(chain_cost(machine, FEW, name).seconds)} over the time of one more "
+                    "number, from the "
+                    f"predicted times of {FEW} and {MANY}",
                     "what a call costs beside a negation's; cache lines that a nearer cache still holds",
                 )
             )

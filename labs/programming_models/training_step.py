@@ -50,7 +50,8 @@ def loss(values: Any, x: Any, y: Any) -> Any:
 
 def by_hand(values: Any, x: Any, y: Any) -> list[Any]:
     """The step in NumPy, its backward pass written out; float64 makes it the reference."""
-    kept, gradients = [], []
+    kept: list[Any] = []
+    gradients: list[Any] = []
     for layer in range(LAYERS):
         kept.append(x)
         x = x @ values[2 * layer] + values[2 * layer + 1]

@@ -57,7 +57,7 @@ def networks() -> list[Any]:
         if each.unavailable or each.max_rounds == 1 or each.group in ("chain_16384", "chain_65536"):
             continue
         slow = each.name in SLOW or each.address in SLOW_ADDRESSES
-        marks = [pytest.mark.proof] if slow else []
+        marks = [pytest.mark.proof] if slow else [pytest.mark.gpu] if each.name in chain.CUDA else []
         found.append(pytest.param(each.address, marks=marks))
     return found
 
@@ -171,6 +171,12 @@ def test_a_graph_break_is_shown_with_its_reason_and_place() -> None:
     assert said.count("def forward") == 2
 
 
+def test_a_guard_on_what_the_function_changes_compiles_again_at_each_call() -> None:
+    _, kept = ran("side_effect/torch_compile")
+    assert kept.values["graphs"] == 3
+    assert kept.texts["compiled again"].startswith("torch_compile: 3 programs for 3 calls.")
+
+
 def test_recompilations_of_one_way_do_not_count_for_another() -> None:
     for _ in range(2):  # a second time in the same process
         assert ran("new_shapes/torch_static")[1].values["graphs"] == behaviours.RECOMPILE_LIMIT
@@ -240,6 +246,8 @@ def test_calls_of_the_networks_are_those_that_torch_makes() -> None:
     assert len(counts["gpt_block"]) == model.BLOCK_CALLS
     products = [name for name in counts["training_step"] if name.startswith("mm")]
     assert len(products) == model.LOSS_PRODUCTS
+    once = 2 * model.LOSS_CALLS + 2  # each there and back; detach, and the update of all parameters
+    assert len(counts["training_step"]) == once + model.BACKWARD_CALLS
 
 
 def test_calls_of_the_networks_are_those_in_the_jaxpr() -> None:
@@ -263,8 +271,9 @@ CONSTANTS = {
     "torch_scalar_call_s": 2e-6, "torch_module_call_s": 0.5e-6, "torch_product_call_s": 2e-6,
     "torch_recorded_call_s": 4e-6, "torch_compiled_call_s": 12e-6, "torch_exported_call_s": 40e-6,
     "torch_capture_s": 0.1, "cxx_compile_s": 1.0, "jax_call_s": 4e-6, "jax_array_call_s": 6e-6,
-    "jax_eager_call_s": 4e-6, "jax_recorded_call_s": 100e-6, "jax_product_call_s": 0.5e-6, "jax_compile_s":
-    0.04,
+    "jax_eager_call_s": 4e-6, "jax_recorded_call_s": 100e-6, "jax_product_call_s": 0.5e-6,
+    "jax_eager_array_call_s": 8e-6, "jax_index_call_s": 40e-6, "torch_compiled_gradient_s": 60e-6,
+    "jax_compile_s": 0.04,
 }  # fmt: skip
 LATER = configure(LAB, "quick")
 
