@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-FORMAT = 4  # of the cached file; another number is measured anew
+FORMAT = 5  # of the cached file; another number is measured anew
 
 
 @dataclass(frozen=True)

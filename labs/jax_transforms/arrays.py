@@ -19,8 +19,10 @@ def random(seed: int, *shapes: Sequence[int], scale: float = 1.0) -> list[Any]:
 
 
 def to_jax(arrays: Any) -> Any:
-    """Copies on the CPU, also where JAX has a GPU, which no constant here is about. Of NumPy's memory JAX might
-    only make a view, which cannot be donated."""
+    """Copies on the CPU, also where JAX has a GPU, which no constant here is about.
+
+    Of NumPy's memory JAX might only make a view, which cannot be donated.
+    """
     import jax
 
     device = jax.devices("cpu")[0]
