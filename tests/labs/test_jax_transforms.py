@@ -296,6 +296,15 @@ def test_sizes_that_cannot_be_are_refused(wrong, why):
         configure(LAB, "quick", {**SIZES, **wrong})
 
 
+class Strict(Stated):
+    """Says what was not recorded as the runner's results do."""
+
+    def recorded(self, variant, name):
+        if (variant, name) not in self.values:
+            raise KeyError(f"{variant} recorded no {name!r}")
+        return super().recorded(variant, name)
+
+
 def predicted_results(times=None, values=None):
     """Everything comes out as predicted, and what is counted as claimed."""
     config = configure(LAB, "quick")
@@ -313,7 +322,7 @@ def predicted_results(times=None, values=None):
         ("recurrent/scan", "kernels"): 6.0,
         ("recurrent/unrolled", "kernels"): 256.0,
     }
-    return Stated(config, MACHINE, {"default": columns | (times or {})}, values=counted | (values or {}))
+    return Strict(config, MACHINE, {"default": columns | (times or {})}, values=counted | (values or {}))
 
 
 def test_all_claims_hold_when_the_predictions_come_true():
