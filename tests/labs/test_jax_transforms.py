@@ -365,7 +365,7 @@ def test_nothing_measured_decides_nothing():
 
 def test_figures_carry_their_numbers_and_survive_json():
     drawn = LAB.figure(predicted_results())
-    assert len(drawn) == 10
+    assert len(drawn) == 11
     for each in drawn:
         assert figures.to_json(figures.from_json(figures.to_json(each))) == figures.to_json(each)
 
