@@ -19,10 +19,14 @@ def random(seed: int, *shapes: Sequence[int], scale: float = 1.0) -> list[Any]:
 
 
 def to_jax(arrays: Any) -> Any:
-    """Copies, since JAX would otherwise look into NumPy's memory, which cannot be donated."""
+    """Copies on the CPU, also where JAX has a GPU, which no constant here is about.
+
+    Of NumPy's memory JAX might only make a view, which cannot be donated.
+    """
     import jax
 
-    return jax.tree.map(jax.numpy.array, arrays)
+    device = jax.devices("cpu")[0]
+    return jax.tree.map(lambda array: jax.device_put(jax.numpy.array(array), device), arrays)
 
 
 def to_torch(arrays: Any) -> Any:

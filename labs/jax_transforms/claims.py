@@ -45,9 +45,11 @@ def within(new: str, base: str, low: float, high: float) -> Verdict:
 
 
 def counted(results: Results, address: str, name: str) -> float | None:
-    """The last recorded value, or None."""
-    values = results.recorded(address, name) if results.has(address) else ()
-    return values[-1] if values else None
+    """The last recorded value, or None where there is none."""
+    try:
+        return results.recorded(address, name)[-1] if results.has(address) else None
+    except LookupError:
+        return None
 
 
 def recorded_ratio(new: str, base: str, name: str, bound: float, least: bool = False) -> Verdict:
@@ -101,8 +103,8 @@ CLAIMS = (
         "product of all of them.",
     ),
     Claim(
-        "vmap of grad gives every sample's gradient at least twice as fast as a loop over samples.",
-        slower(f"{sample_gradients.GROUP}/loop", f"{sample_gradients.GROUP}/vmap", 2.0),
+        "vmap of grad gives every sample's gradient at least 1.5 times as fast as a loop over samples.",
+        slower(f"{sample_gradients.GROUP}/loop", f"{sample_gradients.GROUP}/vmap", 1.5),
         "One call instead of one a sample. Where gradients are large, writing them takes the same time "
         "either way, and the two come closer.",
     ),

@@ -101,7 +101,8 @@ def _checkpoint(config: Config) -> Excerpt:
     return Excerpt(
         "jax.checkpoint of an MLP's layers, before and after XLA",
         "Lowered (first two columns), the layers' products are there again behind barriers; compiled for a "
-        "CPU (last two), the barriers are gone and each product is computed once. Nothing is saved or spent.",
+        "CPU (last two), the barriers are gone and each product is computed once. No memory is saved: see "
+        "the picture.",
         "\n".join((head, *rows)),
     )
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from labs.figure import Bars, Figure
-from labs.jax_transforms import batched, derivatives, recurrent, sample_gradients, softmax, training
+from labs.jax_transforms import batched, derivatives, dispatch, recurrent, sample_gradients, softmax, training
 from labs.jax_transforms.claims import counted
 from labs.lab import Results
 
 NAN = float("nan")
 TITLES = {
+    dispatch.GROUP: "A product of 686 FLOPs, and one of 1024",
     batched.GROUP: "Many 8 x 8 products",
     sample_gradients.GROUP: "The gradient of every sample",
     training.GROUP: "A training step of an MLP",
@@ -79,7 +80,7 @@ def _memory(results: Results) -> Figure | None:
     if not addresses:
         return None
     return Bars(
-        "What jax.checkpoint saves",
+        "Temporary memory without and with jax.checkpoint",
         "memory (KiB)",
         addresses,
         {"temporary": [(counted(results, address, "temporary_B") or 0.0) / 1024 for address in addresses]},

@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any
 
-from labs.jax_transforms.arrays import random, to_jax
+from labs.jax_transforms.arrays import random
 
 ROWS, INNER, COLUMNS = 64, 128, 128
 LAYOUTS = ("batch", "columns", "rows")
@@ -67,7 +67,7 @@ def report(devices: int) -> dict[str, Any]:
 
     if len(jax.devices()) < devices:
         raise RuntimeError(f"JAX has {len(jax.devices())} devices, not {devices}: XLA_FLAGS came too late")
-    x, w = to_jax(inputs())
+    x, w = map(jax.numpy.array, inputs())
     found: dict[str, Any] = {}
     for layout in LAYOUTS:
         seconds = {}
