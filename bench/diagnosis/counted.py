@@ -20,8 +20,8 @@ def number(value: Any) -> float | None:
 
 def cpu_ns(trace: Trace, whole: int, steps: int) -> float:
     """CPU nanoseconds of so many steps that took ``whole`` nanoseconds: on a busy machine a job has only a
-    part of a core. By the steps that were counted without a profiler, else by the recording's CPU seconds over its
-    seconds (at most 1), else all of it."""
+    part of a core. By the steps that were counted without a profiler, else by the recording's CPU seconds
+    over its seconds (at most 1), else all of it."""
     wall, user, system, counted_steps = (
         number(trace.process.get(key)) for key in ("wall_s", "user_s", "system_s", "steps")
     )
