@@ -33,7 +33,7 @@ def record(
         for _ in range(steps):
             wait(step())
     finally:
-        counted = process.stop()
+        counted = process.stop() | {"steps": steps}
     recorder = TorchRecorder(steps, counted=counted)
     together()
     recorder.start()

@@ -18,7 +18,7 @@ FULL = 0.75
 """Of the room: a step that takes more leaves none for a larger batch."""
 FASTER = 1.3
 """A type whose peak is not higher by so much is not worth its rounding."""
-COLD = 1.4
+COLD = 1.7
 """A page fault costs the kernel's time, and as measured some more in the program that touches the page."""
 TYPICAL_PASSES = 5.0
 """Operations that one fused operation replaces, so that of their time a fifth remains: GELU five, a norm
@@ -168,10 +168,11 @@ def transfer_synchronization(facts: Facts) -> Evidence | None:
 def communication(facts: Facts) -> Evidence | None:
     if facts.ranks < 2 and not facts.exposed:
         return None
-    share = max(0.0, facts.exposed - facts.late)
+    # Exposed is a mean over ranks: of two, what one waits for the other counts half in it.
+    share = max(0.0, facts.exposed - facts.late * (1.0 - 1.0 / facts.ranks))
     text = (
-        f"{percent(facts.exposed)} of the time ranks only communicate, {percent(facts.late)} of it for a "
-        "late one"
+        f"{percent(facts.exposed)} of the time ranks only communicate, without what they wait for a late one "
+        f"{percent(share)}"
     )
     tries = (
         "exchange in buckets while backward runs (DistributedDataParallel), once a step (no_sync)",
@@ -184,8 +185,8 @@ def straggler(facts: Facts) -> Evidence | None:
     if facts.late_rank < 0:
         return None
     text = (
-        f"rank {facts.late_rank} is late in every step: the others wait {percent(facts.late)} of the time "
-        "for it"
+        f"rank {facts.late_rank} is late: others wait {percent(facts.late)} of the time for it beyond what "
+        "all communicate"
     )
     tries = (
         "equal shares: batches of equal tokens, layers of equal cost",

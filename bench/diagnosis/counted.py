@@ -18,12 +18,18 @@ def number(value: Any) -> float | None:
     return float(value) if good else None
 
 
-def busy_share(trace: Trace) -> float:
-    """CPU seconds over seconds of the recording, at most 1; 1 where they were not counted."""
-    wall, user, system = (number(trace.process.get(key)) for key in ("wall_s", "user_s", "system_s"))
+def cpu_ns(trace: Trace, whole: int, steps: int) -> float:
+    """CPU nanoseconds of so many steps that took ``whole`` nanoseconds: on a busy machine a job has only a
+    part of a core. By the steps that were counted without a profiler, else by the recording's CPU seconds
+    over its seconds (at most 1), else all of it."""
+    wall, user, system, counted_steps = (
+        number(trace.process.get(key)) for key in ("wall_s", "user_s", "system_s", "steps")
+    )
     if not wall or user is None or system is None:
-        return 1.0
-    return min(1.0, max(0.01, (user + system) / wall))
+        return float(whole)
+    if counted_steps and steps and user + system > 0:
+        return (user + system) / counted_steps * steps * 1e9
+    return whole * min(1.0, max(0.01, (user + system) / wall))
 
 
 def counted(traces: Sequence[Trace]) -> dict[str, Any]:

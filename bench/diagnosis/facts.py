@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from bench.diagnosis.counted import busy_share, counted, number, places
+from bench.diagnosis.counted import counted, number, places
 from bench.diagnosis.timeline import timeline
 from bench.traces.events import Job, Trace
 from bench.traces.operations import roof_of
@@ -33,12 +33,12 @@ class Facts:
     step_s: a typical step.
     input, gaps, calls: no operator runs and the main thread waits for input; does something else for long;
         goes from one operator to the next.
-    calling: ``timeline.CALL_NS`` for each operator, over the CPU seconds where they were counted.
+    calling: ``timeline.CALL_NS`` for each operator, over the CPU time of the steps.
     small, pointwise, products: own time of operators that are small; pass over memory; multiply matrices.
     wide_products: of these in float32 or float64. flops_per_s: of products, by their time.
     exposed: only communication. copies: a device only copies. waits, launches: a device has nothing to do
         because the host had waited for it; because the host is busy launching.
-    late: of a round, what the latest rank's lateness costs; late_rank: who, -1 nobody.
+    late: what the latest rank's lateness costs; late_rank: who, -1 nobody.
     system: of the CPU seconds those in the kernel. fault_share, switch_share: seconds of all page faults and
         of all switches of threads, by this machine's constants, over the CPU seconds.
     faults_per_s, switches_per_s (of threads): by CPU second.
@@ -112,7 +112,7 @@ def facts_of(job: Job) -> Facts:
             f"{job.source} says how long functions took but not when: a bottleneck shows in a timeline; "
             "record one with perflab profile, torch.profiler or jax.profiler"
         )
-    found = [timeline(trace, busy_share(trace)) for trace in traces]
+    found = [timeline(trace) for trace in traces]
     numbers: dict[str, Any] = {name: sum(one[name] for one in found) / len(found) for name in found[0]}
     processes = counted(traces)
     constants = _constants(traces[0], processes)
@@ -121,7 +121,7 @@ def facts_of(job: Job) -> Facts:
         on_device=bool(traces[0].on_device().any()),
         steps=int(numbers.pop("steps")),
         **numbers,
-        **_lateness(job),
+        **_lateness(job, [one["exposed"] for one in found]),
         **processes,
         **constants,
         places=places(traces[0].process),
@@ -129,16 +129,24 @@ def facts_of(job: Job) -> Facts:
     )
 
 
-def _lateness(job: Job) -> dict[str, Any]:
-    """What the latest rank costs the others."""
-    if len(job.traces) < 2:
+def _lateness(job: Job, exposed: Sequence[float]) -> dict[str, Any]:
+    """What the latest rank costs the others. exposed: of each trace.
+
+    All take part in the same exchanges, so that what one rank communicates less than another is what the
+    other waits for it; and where ranks can be matched collective by collective, what that says for certain.
+    """
+    if len(exposed) < 2 or len(exposed) < len(job.traces):
         return {}
     from bench.traces.ranks import compare_ranks
 
+    least = min(range(len(exposed)), key=lambda place: exposed[place])
+    found = {"late": max(exposed) - exposed[least], "late_rank": job.traces[least].rank}
     late = compare_ranks(job).late
-    if not late or late[0].cost is None:
-        return {}
-    return {"late": max(0.0, 1.0 - 1.0 / max(late[0].cost.ratio, 1.0)), "late_rank": late[0].rank}
+    if late and late[0].cost is not None:
+        cost = 1.0 - 1.0 / max(late[0].cost.ratio, 1.0)
+        if cost > found["late"]:
+            found = {"late": cost, "late_rank": late[0].rank}
+    return found
 
 
 def _constants(trace: Trace, counts: Mapping[str, Any]) -> dict[str, Any]:

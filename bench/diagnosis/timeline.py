@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from bench.diagnosis.counted import cpu_ns
 from bench.traces.breakdown import Activity, activities, breakdown, is_communication_call, together
 from bench.traces.causes import Cause, is_input
 from bench.traces.events import Kind, Trace
@@ -16,8 +17,9 @@ from bench.traces.tree import launched_by, parents, self_time
 
 SMALL_NS = 20_000
 """An operator whose own time is less does little but be called: torch's profiler adds some microseconds."""
-CALL_NS = 3_000
-"""What calling an operator costs before it computes: measured 3 to 5 us recorded, with autograd's part."""
+CALL_NS = 1_300
+"""What calling an operator costs before it computes, without a profiler and with autograd's part: a training
+step on tensors of next to no size takes 1.5 us for each operator that is recorded of it."""
 GAP_NS = 150_000
 """Between two operators. A shorter gap is the price of a call; in a longer one the program does something
 else."""
@@ -45,9 +47,8 @@ _OF_CAUSE = {
 """The fact that a reason for an idle device belongs to."""
 
 
-def timeline(trace: Trace, busy: float) -> dict[str, float]:
-    """The figures of ``Facts`` that one trace gives, by name. busy: CPU seconds over seconds, at most 1: on a
-    busy machine a job has only a part of a core, and what is counted is compared with that part."""
+def timeline(trace: Trace) -> dict[str, float]:
+    """The figures of ``Facts`` that one trace gives, by name."""
     events, marked = trace.events, steps(trace)
     windows = union(marked.start[marked.complete], marked.end[marked.complete])
     whole = max(total(*windows), 1)
@@ -64,7 +65,7 @@ def timeline(trace: Trace, busy: float) -> dict[str, float]:
     found = {
         "steps": float(marked.complete.sum()),
         "step_s": float(np.median(lengths)) / 1e9 if len(lengths) else whole / 1e9,
-        "calling": min(1.0, float(operators.sum()) * CALL_NS / (whole * busy)),
+        "calling": min(1.0, float(operators.sum()) * CALL_NS / cpu_ns(trace, whole, len(lengths))),
         "small": float(own[small].sum()) / whole,
         "operators_per_s": float(operators.sum()) / whole * 1e9,
         "pointwise": float(own[pointwise].sum()) / whole,

@@ -75,7 +75,7 @@ def _recorder(kind: str, steps: int, step: Callable[[], object], waits: Clock) -
     process.start()
     for _ in range(steps):
         waits.wait(step())
-    return TorchRecorder(steps, counted=process.stop())
+    return TorchRecorder(steps, counted=process.stop() | {"steps": steps})
 
 
 def _run(step: Callable[[], object], waits: Clock, recorder: Recorder, steps: int, ranks: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import samples
-from bottleneck_grid import SEEDS, SIZES, TUNED
+from bottleneck_grid import SEEDS, SIZES
 from command import perflab
 from samples import label, memory, slice_
 
@@ -31,7 +31,7 @@ SICK = {
     "compute_precision": {"wide_products": 0.7},
     "transfer_synchronization": {"on_device": True, "waits": 0.4, "calling": 0.0},
     "communication": {"ranks": 2, "exposed": 0.5},
-    "straggler": {"ranks": 2, "late": 0.4, "late_rank": 1, "exposed": 0.45},
+    "straggler": {"ranks": 2, "late": 0.4, "late_rank": 1, "exposed": 0.25},
     "oversubscription": {"threads": 16, "switches_per_s": 6e4, "switch_share": 0.5},
 }
 
@@ -77,7 +77,7 @@ def test_two_causes_alike_are_called_close_and_the_second_is_kept():
 def test_waiting_for_a_late_rank_is_no_fault_of_communication():
     found = decide(replace(HEALTHY, **SICK["straggler"]))
     share = {one.cause: one.share for one in found.ranked}
-    assert share["communication"] == pytest.approx(0.05)
+    assert share["communication"] == pytest.approx(0.25 - 0.4 / 2)
 
 
 def test_a_narrow_type_that_is_no_faster_here_is_not_advised():
@@ -105,10 +105,13 @@ def recorded():
 
 def test_recorded_jobs_that_were_not_tuned_on_are_named_right():
     """Real jobs, fault x seed x size (``bottleneck_grid.py``): nine in ten, and none when healthy."""
-    rows = [row for row in recorded() if (row["size"], row["seed"]) not in TUNED]
+    if not RECORDED.exists():
+        pytest.skip("the grid has not been recorded: python tests/labs/bottleneck_grid.py " + RECORDED.name)
+    rows = recorded()
     said = [(row["planted"], decide(Facts.from_json(row["facts"])).bottleneck) for row in rows]
     wrong = Counter(pair for pair in said if pair[0] != pair[1])
     assert {planted for planted, _ in said} >= set(CAUSES) - {"transfer_synchronization"} | {NONE}
+    assert {row["seed"] for row in rows} <= set(SEEDS)
     assert len({(row["size"], row["seed"]) for row in rows}) >= 3
     assert sum(wrong.values()) <= 0.1 * len(said), wrong
     assert not [pair for pair in wrong if pair[0] == NONE]
@@ -215,6 +218,24 @@ def test_of_several_ranks_the_fullest_counts_and_threads_add_up(tmp_path):
     facts = diagnose(load(tmp_path)).facts
     assert (facts.ranks, facts.threads, facts.cores) == (2, 2, 2)
     assert (facts.memory, facts.memory_B) == pytest.approx((0.75, 300_000))
+
+
+def test_what_one_rank_waits_more_than_another_is_the_others_lateness(tmp_path):
+    """Both exchange for 1 ms; rank 0 has computed for 3 ms and waits 5 more, rank 1 computes for 8."""
+    for rank, busy in enumerate((3, 8)):
+        folder = tmp_path / f"rank{rank}"
+        folder.mkdir()
+        waits = ("c10d::allreduce_", "cpu_op", busy, 9 - busy, {})
+        text = json.loads(report(folder, [("aten::mm", "cpu_op", 0, busy, PRODUCT), waits]).read_text())
+        text["traceEvents"] += [
+            slice_("gloo:all_reduce", "user_annotation", 1, 2, (10 * step + busy) * MS, (9 - busy) * MS)
+            for step in range(2)
+        ]
+        (tmp_path / f"rank{rank}.json").write_text(json.dumps(text))
+    found = diagnose(load(tmp_path))
+    assert (found.facts.late, found.facts.late_rank) == (pytest.approx(0.5), 1)
+    assert found.facts.exposed == pytest.approx((0.6 + 0.1) / 2)
+    assert found.bottleneck == "straggler"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 ``python tests/labs/bottleneck_grid.py FILE [SEED ...]`` records it anew and writes the facts, a line a job:
 ``{"planted": ..., "size": ..., "seed": ..., "facts": {...}}``. A seed also draws how strong the faults are.
-The rules were tuned on ``TUNED``; the others are held out.
 """
 
 import json
@@ -12,9 +11,8 @@ import tempfile
 from pathlib import Path
 
 SIZES = {"small": (192, 2, 8, 96), "middle": (256, 2, 8, 128), "large": (384, 3, 8, 128)}
-SEEDS = (0, 1, 2)
-TUNED = {("middle", 0)}
-"""Sizes and seeds that the author looked at while choosing thresholds."""
+SEEDS = (3, 4, 5)
+"""Held out: thresholds were chosen on jobs of seeds 0 to 2."""
 
 
 def settings(size, seed):
