@@ -120,6 +120,7 @@ def test_a_quick_run_fits_in_four_gigabytes(monkeypatch):
     [
         ({"width": 200}, "width=200 is no multiple of 128"),
         ({"layers": 3}, "layers=3 is odd"),
+        ({"tokens": 64, "model": "tiny"}, "at most 63 can be decoded"),
         ({"model": "fulll"}, "did you mean 'full'"),
     ],
 )
