@@ -50,7 +50,7 @@ class Config:
     sequences: int = setting(8, unit="sequences", help="sequences that share a step of the cache", minimum=1)
     context: int = setting(8192, unit="tokens", help="tokens in the cache of each", minimum=64)
     limit: float = setting(
-        25.0, full=60.0, unit="s", help="for training, where make model has not run", minimum=1.0
+        25.0, quick=20.0, full=60.0, unit="s", help="for training, where make model has not run", minimum=1.0
     )
 
     def __post_init__(self) -> None:
