@@ -146,9 +146,9 @@ def fit(
     """AdamW on ``loss(step)`` for ``steps``, or until the limit; the steps that were done.
 
     The rate follows the steps, or the time where that runs out first, so that a training that is cut short
-    has come down too. One thread: the sums have one order on every machine, and the matrices are so small that
-    the threads of forward and backward, two pools that spin, take 20 times the CPU time where something else
-    runs (measured: 1.1 s a step of the short recipe, against 45 ms).
+    has come down too. One thread: the sums have one order on every machine, and the matrices are so small
+    that the threads of forward and backward, two pools that spin, take 20 times the CPU time where something
+    else runs (measured: 1.1 s a step of the short recipe, against 45 ms).
     """
     import torch
 
