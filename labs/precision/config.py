@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from labs.lab import setting
 from labs.models.configuration import GPTConfig
-from labs.models.trained import RECIPES
+from labs.models.trained import RECIPES, chosen
 from labs.precision.sizes import matrices
 
 LEAST_BYTES = 1.0e9  # of the large model in float32
@@ -24,7 +24,13 @@ class Config:
         choices=("kept", *RECIPES),
     )
     windows: int = setting(
-        256, quick=48, full=1024, unit="windows", help="held-out text: so many times the context", minimum=2
+        256,
+        quick=48,
+        full=1024,
+        unit="windows",
+        help="held-out text, each as long as the context",
+        minimum=2,
+        maximum=4096,
     )
     tokens: int = setting(
         48, quick=32, unit="tokens", help="decoded for each prompt, speculatively", minimum=1
@@ -44,13 +50,19 @@ class Config:
     sequences: int = setting(8, unit="sequences", help="sequences that share a step of the cache", minimum=1)
     context: int = setting(8192, unit="tokens", help="tokens in the cache of each", minimum=64)
     limit: float = setting(
-        25.0, full=60.0, unit="s", help="for training, where make model has not run", minimum=1.0
+        25.0, quick=20.0, full=60.0, unit="s", help="for training, where make model has not run", minimum=1.0
     )
 
     def __post_init__(self) -> None:
         if self.width % 128:
             raise ValueError(
                 f"precision: width={self.width} is no multiple of 128 (heads of 64, and half of them)"
+            )
+        context = chosen(self.model).model.context
+        if self.tokens >= context:
+            raise ValueError(
+                f"precision: tokens={self.tokens} leaves no room for a prompt in the {context} tokens of the "
+                f"{self.model} model; at most {context - 1} can be decoded"
             )
         if self.layers % 2:
             raise ValueError(

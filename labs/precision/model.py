@@ -1,7 +1,7 @@
 """Bytes and seconds of each form, before it runs.
 
 Storage     the numbers of each matrix times the bytes of one, with scales, masks and columns: exact
-A token     max(bytes it reads / bandwidth at that working set, slots / vector peak) + calls
+A token     max(bytes it reads / bandwidth of memory, slots / vector peak) + calls
             A slot is a vector instruction on 16 weights, each worth 2 FLOPs. A weight of float32 needs 1
             (the FMA), int8 3 (load with sign extension, to float, FMA), int4 4 (a mask or shift more).
 A prompt    2 FLOPs a weight and token / peak of the format's unit
@@ -34,8 +34,17 @@ QUANTIZED_CALLS = 12  # of one quantised product: checks, contiguity, dispatch, 
 
 
 def reading(machine: Machine, moved: float) -> float:
-    """Bytes per second: the slower of a copy and a bare reading loop, as a product does more than read."""
-    return min(machine.bandwidth(moved, kind=kind, threads=0) for kind in ("read", "copy"))
+    """Bytes per second of weights that all come from memory.
+
+    The slower of a copy and a bare reading loop, as a product does more than read. Both were measured by
+    going over a working set again and again, which finds up to a cache's share of it still there: the curves
+    end at a few times the last-level cache. Here much else is read in between.
+    """
+    curves = [machine.curves[f"{kind}_all"] for kind in ("read", "copy")]
+    largest = min(moved, *(curve.working_set_bytes[-1] for curve in curves))
+    cache = machine.get("l3_bytes") or 0.0
+    missed = 1 - cache / largest if largest >= 2 * cache else 1.0
+    return missed * min(curve.at(largest) for curve in curves)
 
 
 def token_seconds(

@@ -78,8 +78,6 @@ def prompts(config: Config) -> Any:
 
     context = forms.trained(config).base.recipe.model.context
     length = min(context // 2, context - config.tokens)
-    if length < 1:
-        raise ValueError(f"precision: tokens={config.tokens} leaves no room for a prompt in {context} tokens")
     return held_out(config.prompts, context)[0][:, :length]
 
 

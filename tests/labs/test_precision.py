@@ -77,13 +77,16 @@ def test_every_variant_is_predicted_and_times_have_a_suspect():
 
 
 def test_a_token_by_hand():
-    """10^9 bytes at 16 GB/s, and the calls; int4 on a machine that computes slowly is bound by its slots."""
+    """10^9 bytes at 8 GB/s, and the calls; int4 on a machine that computes slowly is bound by its slots.
+
+    The machine copies 16 GB/s over twice its cache: up to half of that was still there.
+    """
     config = configure(LAB, "quick", {"width": 1280, "layers": 12})
     weights = 12 * 12 * 1280**2
     seconds, because = model.token_seconds(config, machine(), "float32")
     moved = sizes.token_bytes(config.large, "float32")
     assert moved == pytest.approx(4 * weights, rel=0.01)
-    assert seconds == pytest.approx(moved / 16e9 + 12 * (30 * 1e-6 + 6 * 2e-6))
+    assert seconds == pytest.approx(moved / 8e9 + 12 * (30 * 1e-6 + 6 * 2e-6))
     assert "memory is the limit" in because
     seconds, because = model.token_seconds(config, machine(vector_float32_all_flops=1e9), "int4")
     assert seconds == pytest.approx(2 * 4 * weights / 1e9, rel=0.01)
@@ -120,6 +123,7 @@ def test_a_quick_run_fits_in_four_gigabytes(monkeypatch):
     [
         ({"width": 200}, "width=200 is no multiple of 128"),
         ({"layers": 3}, "layers=3 is odd"),
+        ({"tokens": 64, "model": "tiny"}, "at most 63 can be decoded"),
         ({"model": "fulll"}, "did you mean 'full'"),
     ],
 )

@@ -95,9 +95,11 @@ def test_windows_are_as_long_as_the_context():
 def test_the_rate_rises_and_falls_and_what_needs_no_gradient_stays():
     moved, frozen = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
     frozen.requires_grad_(False)
+    torch.set_num_threads(2)
     seen = []
 
     def loss(step):
+        assert torch.get_num_threads() == 1
         seen.append(moved.item())
         return (moved * (-1) ** step).sum()
 
@@ -107,4 +109,5 @@ def test_the_rate_rises_and_falls_and_what_needs_no_gradient_stays():
     changes = [abs(b - a) for a, b in pairwise(seen)]
     assert max(changes[:5]) > 2 * max(changes[-5:])
     assert len(lines) == 20
+    assert torch.get_num_threads() == 2
     assert "bits" in lines[0]
