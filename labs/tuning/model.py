@@ -3,7 +3,7 @@
 step       = compute of the GPT (labs/data_parallel/model.py: FLOPs, bytes, page faults, calls)
 loss       = a third of a step of the validation batch: forward only
 search     = the scheduler itself on a simulated clock: job + steps x step + milestones x loss
-Ray Tune   = rounds x (process and imports + whole training), a round being one trial a worker
+Ray Tune   = its own start + rounds x (process and imports + whole training), a trial a worker in each
 together   = K turns of a step in torch; in JAX the same FLOPs and bytes, with a step's thunks once
 """
 
@@ -30,8 +30,10 @@ RAY_HANDS = 60
 two core workers, the scheduler's socket and an event loop at each end."""
 BUILD_STEPS = 3
 """A job makes a model and an optimizer and packs its state: as many operators as so many steps."""
-TORCH_SPAWNS = 25
-"""A trial's process imports Ray and torch: as long as so many starts of a bare interpreter."""
+TORCH_SPAWNS = 60
+"""A trial's process imports Ray, Tune and torch: as long as so many starts of a bare interpreter."""
+TUNE_SPAWNS = 50
+"""Ray Tune's own start in the driver, imports and the folders of an experiment, in the same unit."""
 THUNKS_OF_BLOCK, OTHER_THUNKS = 60, 90
 """Compiled pieces of a step that XLA runs one after another; each costs about a call of torch."""
 
@@ -106,15 +108,16 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
 def _start(config: Config, machine: Machine) -> list[Prediction]:
     task, trials = config.task(), config.peer_trials
     whole = training_s(task, machine, 0, config.most_steps) + job_s(task, machine)
-    process = TORCH_SPAWNS * machine["spawn_s"]
+    process, own = (spawns * machine["spawn_s"] for spawns in (TORCH_SPAWNS, TUNE_SPAWNS))
     rounds = -(-trials // config.workers)
     found = []
     for name, processes in (("ray_tune", rounds), ("ray_tune_reused", 1), ("warm_workers", 0)):
         because = (
             f"{rounds} rounds of {whole:.3g} s and {processes} starts of {process:.3g} s, one after another"
         )
+        because += f", after Tune's own of {own:.3g} s" if processes else ""
         suspect = "importing torch and Ray, which no constant of the machine measures" if processes else ""
-        seconds = rounds * whole + processes * process
+        seconds = rounds * whole + processes * process + (own if processes else 0.0)
         found.append(Prediction(f"{START}/{name}", "time_s", seconds, because, suspect))
     return found
 
