@@ -318,8 +318,10 @@ def slower(results, **times):
 def test_each_claim_can_fail(hoped):
     steps = hoped.values["search/random", "steps"][0]
     assert claims.steps_are_predicted(changed(hoped, ("search/random", "steps"), [steps + 1])) is False
-    late = {"search/asha_extrapolated": 0.5 * hoped.times["search/random"]}
-    assert claims.extrapolation_arrives(slower(hoped, **late)) is False
+    half = 0.5 * hoped.times["search/random"]
+    late = [at + half for at in hoped.values["search/asha_extrapolated", "loss_at_s"]]
+    late = changed(hoped, ("search/asha_extrapolated", "loss_at_s"), late)
+    assert claims.extrapolation_arrives(late) is False
     far = [loss + 0.03 for loss in hoped.values["search/asha_extrapolated", "loss_nats"]]
     assert (
         claims.extrapolation_arrives(changed(hoped, ("search/asha_extrapolated", "loss_nats"), far)) is False
