@@ -62,7 +62,7 @@ def fit(
         raise ValueError(f"--ranks {ranks} needs as many {kind}s; this cluster has {there}")
     if options.checkpoint:
         options = replace(options, checkpoint=str(Path(options.checkpoint).absolute()), resume=True)
-    reports = _reports()
+    reports = reports_actor()
     trainer = TorchTrainer(
         train_rank,
         train_loop_config={"options": asdict(options), "reports": reports},
@@ -97,8 +97,8 @@ def _check(options: Options, ranks: int, failures: int) -> None:
         raise ValueError("--failures goes on from a checkpoint: say where with --checkpoint DIR")
 
 
-def _reports() -> Any:
-    """The actor, on the driver's own node: it outlives every other."""
+def reports_actor() -> Any:
+    """For all that ranks report, on the driver's own node: it outlives every other."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
