@@ -49,17 +49,17 @@ def fit(
     import ray
 
     _check(options, ranks, failures)
+    cuda = options.backend == "nccl"
+    kind = "GPU" if cuda else "CPU"
+    there = int(ray.cluster_resources().get(kind, 0))
+    if there < ranks:
+        raise ValueError(f"--ranks {ranks} needs as many {kind}s; this cluster has {there}")
     os.environ.update(ENVIRONMENT)  # read by Ray Train when it is imported
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from labs.cluster.backend import Launched
 
-    cuda = options.backend == "nccl"
-    kind = "GPU" if cuda else "CPU"
-    there = int(ray.cluster_resources().get(kind, 0))
-    if there < ranks:
-        raise ValueError(f"--ranks {ranks} needs as many {kind}s; this cluster has {there}")
     if options.checkpoint:
         options = replace(options, checkpoint=str(Path(options.checkpoint).absolute()), resume=True)
     reports = reports_actor()
