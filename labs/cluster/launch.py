@@ -70,9 +70,7 @@ def fit(
         scaling_config=ScalingConfig(
             num_workers=ranks, use_gpu=cuda, placement_strategy="SPREAD" if spread else "PACK"
         ),
-        run_config=RunConfig(
-            name="labs.train", storage_path=storage, failure_config=FailureConfig(max_failures=failures)
-        ),
+        run_config=RunConfig(storage_path=storage, failure_config=FailureConfig(max_failures=failures)),
     )
     ended = threading.Event()
     found: list[Joined | StepReport] = []
