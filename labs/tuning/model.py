@@ -1,6 +1,6 @@
 """The formulas: steps that each search trains, exactly, and seconds, before anything is measured.
 
-step       = compute of the GPT (labs/data_parallel/model.py: FLOPs, bytes, page faults, calls)
+step       = compute of the GPT (labs/data_parallel/model.py: FLOPs, bytes, calls)
 loss       = a third of a step of the validation batch: forward only
 search     = the scheduler itself on a simulated clock: job + steps x step + milestones x loss
 Ray Tune   = its own start + rounds x (process and imports + whole training), a trial a worker in each
@@ -34,18 +34,31 @@ TORCH_SPAWNS = 60
 """A trial's process imports Ray, Tune and torch: as long as so many starts of a bare interpreter."""
 TUNE_SPAWNS = 50
 """Ray Tune's own start in the driver, imports and the folders of an experiment, in the same unit."""
+SMALL = 4
+"""By so much XLA's loops and batched products on arrays as small as these miss peak and bandwidth."""
 THUNKS_OF_BLOCK, OTHER_THUNKS = 60, 90
 """Compiled pieces of a step that XLA runs one after another; each costs about a call of torch."""
 
 
 def step_s(task: Task, machine: Machine) -> float:
     """Seconds of a training step on one thread."""
-    return compute(task.gpt(), machine, task.sequences, task.length)
+    return _compute(task, machine, task.sequences) + _calls(task, machine)
+
+
+def _compute(task: Task, machine: Machine, sequences: int) -> float:
+    """Without page faults: the allocator keeps blocks as small as these for the next step."""
+    return compute(task.gpt(), machine.with_allocator("tuned"), sequences, task.length)
+
+
+def _calls(task: Task, machine: Machine) -> float:
+    """What autograd adds to a step's operators: each is recorded, and its node run, for about the price of
+    the operator itself, which is nearly all that it costs on tensors as small as these."""
+    return (BLOCK_CALLS * task.layers + OTHER_CALLS) * machine["torch_call_s"]
 
 
 def loss_s(task: Task, machine: Machine) -> float:
     """Seconds of a validation loss."""
-    return compute(task.gpt(), machine, VALIDATION_SEQUENCES, task.length, updated=0.0) / 3
+    return (_compute(task, machine, VALIDATION_SEQUENCES) + _calls(task, machine)) / 3
 
 
 def training_s(task: Task, machine: Machine, start: int, stop: int) -> float:
@@ -125,7 +138,7 @@ def _start(config: Config, machine: Machine) -> list[Prediction]:
 def _together(config: Config, machine: Machine) -> list[Prediction]:
     """Steps and a loss; on all cores."""
     task, count = replace(config.task(), milestones=()), config.together
-    torch_s = count * ((TOGETHER_STEPS + BUILD_STEPS) * step_s(task, machine) + loss_s(task, machine))
+    torch_s = count * ((TOGETHER_STEPS + 1) * step_s(task, machine) + loss_s(task, machine))
     call = machine["torch_call_s"]
     thunks = THUNKS_OF_BLOCK * task.layers + OTHER_THUNKS
     calls = thunks * call + machine["jax_call_s"]
@@ -138,7 +151,7 @@ def _together(config: Config, machine: Machine) -> list[Prediction]:
             "operators on small tensors",
         )
     ]
-    work = step_s(task, machine) - _calls(task, machine)
+    work = SMALL * (_compute(task, machine, task.sequences) - _calls(task, machine))
     for name, turns in (("jax_in_turn", count), ("jax_vmap", 1)):
         seconds = (TOGETHER_STEPS + 1) * (turns * calls + count * work)
         because = (
@@ -148,11 +161,6 @@ def _together(config: Config, machine: Machine) -> list[Prediction]:
         suspect = "XLA's loops for small batched products and for the embedding's gradient"
         found.append(Prediction(f"{TOGETHER}/{name}", "time_s", seconds, because, suspect))
     return found
-
-
-def _calls(task: Task, machine: Machine) -> float:
-    """What a step's operators cost before they compute anything, in torch."""
-    return (BLOCK_CALLS * task.layers + OTHER_CALLS) * machine["torch_call_s"]
 
 
 def memory_bytes(config: Config) -> float:
