@@ -49,20 +49,20 @@ def fit(
     import ray
 
     _check(options, ranks, failures)
+    cuda = options.backend == "nccl"
+    kind = "GPU" if cuda else "CPU"
+    there = int(ray.cluster_resources().get(kind, 0))
+    if there < ranks:
+        raise ValueError(f"--ranks {ranks} needs as many {kind}s; this cluster has {there}")
     os.environ.update(ENVIRONMENT)  # read by Ray Train when it is imported
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from labs.cluster.backend import Launched
 
-    cuda = options.backend == "nccl"
-    kind = "GPU" if cuda else "CPU"
-    there = int(ray.cluster_resources().get(kind, 0))
-    if there < ranks:
-        raise ValueError(f"--ranks {ranks} needs as many {kind}s; this cluster has {there}")
     if options.checkpoint:
         options = replace(options, checkpoint=str(Path(options.checkpoint).absolute()), resume=True)
-    reports = _reports()
+    reports = reports_actor()
     trainer = TorchTrainer(
         train_rank,
         train_loop_config={"options": asdict(options), "reports": reports},
@@ -70,9 +70,7 @@ def fit(
         scaling_config=ScalingConfig(
             num_workers=ranks, use_gpu=cuda, placement_strategy="SPREAD" if spread else "PACK"
         ),
-        run_config=RunConfig(
-            name="labs.train", storage_path=storage, failure_config=FailureConfig(max_failures=failures)
-        ),
+        run_config=RunConfig(storage_path=storage, failure_config=FailureConfig(max_failures=failures)),
     )
     ended = threading.Event()
     found: list[Joined | StepReport] = []
@@ -97,8 +95,8 @@ def _check(options: Options, ranks: int, failures: int) -> None:
         raise ValueError("--failures goes on from a checkpoint: say where with --checkpoint DIR")
 
 
-def _reports() -> Any:
-    """The actor, on the driver's own node: it outlives every other."""
+def reports_actor() -> Any:
+    """For all that ranks report, on the driver's own node: it outlives every other."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

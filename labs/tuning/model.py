@@ -1,9 +1,9 @@
 """The formulas: steps that each search trains, exactly, and seconds, before anything is measured.
 
-step       = compute of the GPT (labs/data_parallel/model.py: FLOPs, bytes, page faults, calls)
+step       = compute of the GPT (labs/data_parallel/model.py: FLOPs, bytes, calls)
 loss       = a third of a step of the validation batch: forward only
 search     = the scheduler itself on a simulated clock: job + steps x step + milestones x loss
-Ray Tune   = rounds x (process and imports + whole training), a round being one trial a worker
+Ray Tune   = its own start + rounds x (process and imports + whole training), a trial a worker in each
 together   = K turns of a step in torch; in JAX the same FLOPs and bytes, with a step's thunks once
 """
 
@@ -30,20 +30,35 @@ RAY_HANDS = 60
 two core workers, the scheduler's socket and an event loop at each end."""
 BUILD_STEPS = 3
 """A job makes a model and an optimizer and packs its state: as many operators as so many steps."""
-TORCH_SPAWNS = 25
-"""A trial's process imports Ray and torch: as long as so many starts of a bare interpreter."""
+TORCH_SPAWNS = 60
+"""A trial's process imports Ray, Tune and torch: as long as so many starts of a bare interpreter."""
+TUNE_SPAWNS = 50
+"""Ray Tune's own start in the driver, imports and the folders of an experiment, in the same unit."""
+SMALL = 4
+"""By so much XLA's loops and batched products on arrays as small as these miss peak and bandwidth."""
 THUNKS_OF_BLOCK, OTHER_THUNKS = 60, 90
 """Compiled pieces of a step that XLA runs one after another; each costs about a call of torch."""
 
 
 def step_s(task: Task, machine: Machine) -> float:
     """Seconds of a training step on one thread."""
-    return compute(task.gpt(), machine, task.sequences, task.length)
+    return _compute(task, machine, task.sequences) + _calls(task, machine)
+
+
+def _compute(task: Task, machine: Machine, sequences: int) -> float:
+    """Without page faults: the allocator keeps blocks as small as these for the next step."""
+    return compute(task.gpt(), machine.with_allocator("tuned"), sequences, task.length)
+
+
+def _calls(task: Task, machine: Machine) -> float:
+    """What autograd adds to a step's operators: each is recorded, and its node run, for about the price of
+    the operator itself, which is nearly all that it costs on tensors as small as these."""
+    return (BLOCK_CALLS * task.layers + OTHER_CALLS) * machine["torch_call_s"]
 
 
 def loss_s(task: Task, machine: Machine) -> float:
     """Seconds of a validation loss."""
-    return compute(task.gpt(), machine, VALIDATION_SEQUENCES, task.length, updated=0.0) / 3
+    return (_compute(task, machine, VALIDATION_SEQUENCES) + _calls(task, machine)) / 3
 
 
 def training_s(task: Task, machine: Machine, start: int, stop: int) -> float:
@@ -106,15 +121,16 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
 def _start(config: Config, machine: Machine) -> list[Prediction]:
     task, trials = config.task(), config.peer_trials
     whole = training_s(task, machine, 0, config.most_steps) + job_s(task, machine)
-    process = TORCH_SPAWNS * machine["spawn_s"]
+    process, own = (spawns * machine["spawn_s"] for spawns in (TORCH_SPAWNS, TUNE_SPAWNS))
     rounds = -(-trials // config.workers)
     found = []
     for name, processes in (("ray_tune", rounds), ("ray_tune_reused", 1), ("warm_workers", 0)):
         because = (
             f"{rounds} rounds of {whole:.3g} s and {processes} starts of {process:.3g} s, one after another"
         )
+        because += f", after Tune's own of {own:.3g} s" if processes else ""
         suspect = "importing torch and Ray, which no constant of the machine measures" if processes else ""
-        seconds = rounds * whole + processes * process
+        seconds = rounds * whole + processes * process + (own if processes else 0.0)
         found.append(Prediction(f"{START}/{name}", "time_s", seconds, because, suspect))
     return found
 
@@ -122,7 +138,7 @@ def _start(config: Config, machine: Machine) -> list[Prediction]:
 def _together(config: Config, machine: Machine) -> list[Prediction]:
     """Steps and a loss; on all cores."""
     task, count = replace(config.task(), milestones=()), config.together
-    torch_s = count * ((TOGETHER_STEPS + BUILD_STEPS) * step_s(task, machine) + loss_s(task, machine))
+    torch_s = count * ((TOGETHER_STEPS + 1) * step_s(task, machine) + loss_s(task, machine))
     call = machine["torch_call_s"]
     thunks = THUNKS_OF_BLOCK * task.layers + OTHER_THUNKS
     calls = thunks * call + machine["jax_call_s"]
@@ -135,7 +151,7 @@ def _together(config: Config, machine: Machine) -> list[Prediction]:
             "operators on small tensors",
         )
     ]
-    work = step_s(task, machine) - _calls(task, machine)
+    work = SMALL * (_compute(task, machine, task.sequences) - _calls(task, machine))
     for name, turns in (("jax_in_turn", count), ("jax_vmap", 1)):
         seconds = (TOGETHER_STEPS + 1) * (turns * calls + count * work)
         because = (
@@ -145,11 +161,6 @@ def _together(config: Config, machine: Machine) -> list[Prediction]:
         suspect = "XLA's loops for small batched products and for the embedding's gradient"
         found.append(Prediction(f"{TOGETHER}/{name}", "time_s", seconds, because, suspect))
     return found
-
-
-def _calls(task: Task, machine: Machine) -> float:
-    """What a step's operators cost before they compute anything, in torch."""
-    return (BLOCK_CALLS * task.layers + OTHER_CALLS) * machine["torch_call_s"]
 
 
 def memory_bytes(config: Config) -> float:

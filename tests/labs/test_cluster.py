@@ -40,7 +40,7 @@ def runs(pid):
 
 
 class TwoNodes:
-    """A head with two processors and a second node with one, on this machine."""
+    """A head with two processors and, in a test, a second node with one, on this machine."""
 
     def __init__(self, folder):
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -50,9 +50,13 @@ class TwoNodes:
         self.before = children()
         head = dict(num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20, temp_dir=str(folder))
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
-        self.second = self.cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
         ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
         self.head_id = ray.get_runtime_context().get_node_id()
+
+    def bring_a_second(self):
+        """Its id."""
+        self.second = self.cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+        return self.second.node_id
 
     def lose_the_second(self):
         self.cluster.remove_node(self.second, allow_graceful=False)
@@ -89,12 +93,37 @@ def by_torchrun(ranks, options, folder):
     return [line.split()[3] for line in done.stdout.splitlines() if line.startswith("step")]
 
 
+@pytest.mark.ray
+@NO_RAY
+def test_what_ranks_reported_outlives_their_node(two_nodes):
+    """The short form: a task on the second node in place of a rank, and no training."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    second = two_nodes.bring_a_second()
+    there = NodeAffinitySchedulingStrategy(second, soft=False)
+    reports = launch.reports_actor()
+
+    @ray.remote(num_cpus=1, scheduling_strategy=there)
+    def report(rank):
+        node = ray.get_runtime_context().get_node_id()
+        ray.get(reports.add.remote(Joined(rank, node, 0)))
+
+    ray.get(report.remote(1), timeout=PATIENCE_S)
+    with pytest.raises(ValueError, match="--ranks 4 needs as many CPUs; this cluster has 3"):
+        launch.fit(Options(**SMALL), 4, storage="nowhere")
+    two_nodes.lose_the_second()
+    assert ray.get(reports.since.remote(0), timeout=PATIENCE_S) == [Joined(1, second, 0)]
+    assert second != two_nodes.head_id
+
+
 @pytest.mark.proof
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 @NO_RAY
 def test_ray_trains_over_two_nodes_what_torchrun_trains_and_goes_on_after_a_loss(two_nodes, tmp_path):
     """One node is killed behind the second step; both ranks then fit on the other, from the checkpoint."""
+    two_nodes.bring_a_second()
     steps = 6
     options = Options(**SMALL, steps=steps, checkpoint=str(tmp_path / "kept"), save_every=1, join_timeout=30)
     lost = []

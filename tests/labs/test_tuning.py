@@ -101,7 +101,7 @@ def test_trials_of_one_vmapped_step_are_those_of_torch_in_float64():
 
 def constants():
     stated = machine()
-    more = {"process_switch_s": 2e-5, "spawn_s": 0.1, "jax_call_s": 4e-6}
+    more = {"process_switch_s": 2e-5, "spawn_s": 0.1, "jax_call_s": 4e-6, "vector_float32_1_flops": 250e9}
     return replace(stated, constants={**stated.constants, **more})
 
 
@@ -195,7 +195,7 @@ def test_other_groups_are_held_against_trainings_of_their_own():
     for name in ("ray_tune", "ray_tune_reused", "warm_workers"):
         assert LAB.check(config, {f"start/{name}": whole})[0].passed
     assert not LAB.check(config, {"start/ray_tune": whole[::-1]})[0].passed
-    for name in ("torch_in_turn", "jax_in_turn", "jax_vmap"):
+    for name in ("torch_in_turn", "jax_vmap"):  # jax_in_turn is the same with another count, compiled anew
         (variant,) = [each for each in LAB.variants(config) if each.name == name]
         found = variant.setup(config, Kept())()
         assert LAB.check(config, {variant.address: found})[0].passed, name
@@ -318,8 +318,10 @@ def slower(results, **times):
 def test_each_claim_can_fail(hoped):
     steps = hoped.values["search/random", "steps"][0]
     assert claims.steps_are_predicted(changed(hoped, ("search/random", "steps"), [steps + 1])) is False
-    late = {"search/asha_extrapolated": 0.5 * hoped.times["search/random"]}
-    assert claims.extrapolation_arrives(slower(hoped, **late)) is False
+    half = 0.5 * hoped.times["search/random"]
+    late = [at + half for at in hoped.values["search/asha_extrapolated", "loss_at_s"]]
+    late = changed(hoped, ("search/asha_extrapolated", "loss_at_s"), late)
+    assert claims.extrapolation_arrives(late) is False
     far = [loss + 0.03 for loss in hoped.values["search/asha_extrapolated", "loss_nats"]]
     assert (
         claims.extrapolation_arrives(changed(hoped, ("search/asha_extrapolated", "loss_nats"), far)) is False

@@ -42,7 +42,9 @@ class Notes:
 
 
 def children():
-    return {each.pid for each in psutil.Process().children(recursive=True)}
+    """Without what multiprocessing keeps for as long as this process lives."""
+    below = psutil.Process().children(recursive=True)
+    return {each.pid for each in below if "resource_tracker" not in " ".join(each.cmdline())}
 
 
 def gone(pids, seconds=20.0):
@@ -62,10 +64,14 @@ def runs(pid):
 
 @pytest.fixture(scope="module")
 def ray_is_there():
-    """One cluster for the tests of this file; every process of it is gone afterwards."""
-    before = children()
-    yield
+    """One cluster and its warm workers for the tests of this file; every process is gone afterwards."""
+    from labs.tuning import workers as warm
+
+    before, owner = children(), object()
+    workers = warm.borrow(2, TINY.task(), draw(1, 0)[0], Notes(), owner)
+    yield workers
     started = children() - before
+    warm.give_back(owner)
     cluster.shut_down()
     assert gone(started) == []
 
@@ -109,36 +115,31 @@ def constants():
 @NO_RAY
 def test_a_loss_that_is_no_number_is_never_the_best(ray_is_there):
     """A learning rate of a million: its trial ends, is ranked last, and is not promoted."""
-    from labs.tuning import workers as warm
     from labs.tuning.running import search
+    from labs.tuning.workers import WarmWorkers
 
     points = draw(3, 0)
     broken = replace(points[0], learning_rate=1e30)
     assert math.isnan(Training(TINY.task(), broken).advance(9)[9])
-    owner = object()
-    workers = warm.borrow(2, TINY.task(), points[1], Notes(), owner)
-    try:
-        workers.forget(TINY.task())
-        scheduler = AsynchronousHalving([broken, *points[1:]], 3, 9, 3)
-        search(scheduler, workers)
-        assert scheduler.best()[0] in (1, 2)
-        assert math.isnan(scheduler.losses[0][3])
-        assert 9 not in scheduler.losses[0]
-        alone = RandomSearch([broken], 9)
-        workers.forget()
-        search(alone, workers)
-        assert alone.best() is None
-    finally:
-        warm.give_back(owner)
+    ray_is_there.forget(TINY.task())
+    scheduler = AsynchronousHalving([broken, *points[1:]], 3, 9, 3)
+    search(scheduler, ray_is_there)
+    assert scheduler.best()[0] in (1, 2)
+    assert math.isnan(scheduler.losses[0][3])
+    assert 9 not in scheduler.losses[0]
+    alone = RandomSearch([broken], 9)
+    ray_is_there.forget()
+    search(alone, ray_is_there)
+    assert alone.best() is None
     with pytest.raises(ValueError, match="count=0 workers"):
-        warm.WarmWorkers(0, TINY.task(), points[0], Notes())
+        WarmWorkers(0, TINY.task(), points[0], Notes())
 
 
 @pytest.mark.ray
 @NO_RAY
 def test_ray_tune_trains_the_same_trials(ray_is_there):
-    """The short form: two trials of nine steps, by class."""
-    outputs, _ = measured(TINY, ["start/ray_tune_reused", "start/warm_workers"])
+    """The short form: two trials of nine steps, in one process that is used again."""
+    outputs, _ = measured(replace(TINY, workers=1), ["start/ray_tune_reused", "start/warm_workers"])
     assert all(check.passed for check in LAB.check(TINY, outputs)), LAB.check(TINY, outputs)
 
 
