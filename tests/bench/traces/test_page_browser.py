@@ -242,8 +242,10 @@ def test_200_000_slices_are_drawn_at_once_and_zoomed_without_a_stall(browser, tm
         worst.append(times[-4])  # the 95th percentile of 80
         assert wrong == []
         tab.close()
+        # The machine may be busy and paints in software: the best of three tries counts.
+        if min(paints) < 2000 and min(medians) < 50 and min(worst) < 150:
+            break
     print(f"first paint {min(paints)} ms, frame {min(medians):.0f} ms, 95 % below {min(worst):.0f} ms")
-    # The machine may be busy and paints in software: the best of three tries counts.
     assert min(paints) < 2000
     assert min(medians) < 50
     assert min(worst) < 150
