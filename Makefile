@@ -9,14 +9,18 @@ BIN := .venv/bin
 # A GPU machine may bring its own torch: `make gpu BIN=$(dirname $(which python3))`. There torch, triton, numba,
 # numpy, pytest and pytest-benchmark are enough, and perflab need not be installed.
 
+# Each of the hundreds of processes that the tests start would compile our own text anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: lab model test proof gpu lint lanes format
 
-# The stamp is newer than what decides the installation, so that a second call costs nothing. Python compiles
-# what is imported, which is less than half of what pip would compile (--no-compile).
+# The stamp is newer than what decides the installation, so that a second call costs nothing. pip would compile
+# 14,000 files one after the other; some are of a newer Python than this one, which is no failure.
 .venv: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[test]'
+	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	touch $@
 
 lab: .venv/installed
@@ -34,7 +38,7 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# mypy takes one core for half a minute: beside the tests, but not beside those that time something.
+# Lint is beside the tests, but not beside those that time something.
 test: .venv/installed
 	$(MAKE) -j2 lint lanes
 	$(BIN)/python -m pytest -m 'alone and not proof and not gpu'

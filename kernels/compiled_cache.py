@@ -188,7 +188,7 @@ def _nobody_else(path: Path) -> Iterator[None]:
     name, lock = path.with_name(f"{path.name}.lock"), None
     with contextlib.suppress(OSError):
         if not path.parent.exists():
-            path.parent.mkdir(parents=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             _remove_unused(path.parent)
         lock = name.open("w")
     if lock is None:  # nothing can be written there

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,17 @@ from bench.suites.kernel_table import Row, render
 from kernels.op import without_crossover
 from kernels.spec import Benchmark, Step, benchmarks
 
-LINES = {line.name: line for line in benchmarks()}
 SECONDS_PER_WAY = {"quick": 0.2, "full": 3.0}
 HOPELESS = 4.0
 """A peer so many times slower than the fastest in its best call is not timed."""
 CALLS, CALLS_SECONDS = 5, 0.1
 ROWS = pytest.StashKey[list[Row]]()
+
+
+@cache
+def lines() -> dict[str, Benchmark]:
+    """Name -> line. Their bytes are counted on real arguments, which take 3 s to make."""
+    return {line.name: line for line in benchmarks()}
 
 
 @pytest.fixture
@@ -96,7 +102,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A quick run times the lines that have a target."""
     if "name" in metafunc.fixturenames:
         quick = metafunc.config.getoption("perflab_scale") == "quick"
-        names = [name for name, line in LINES.items() if line.target is not None or not quick]
+        names = [name for name, line in lines().items() if line.target is not None or not quick]
         metafunc.parametrize("name", names)
 
 
@@ -109,7 +115,7 @@ def every_size() -> Iterator[None]:
 
 @pytest.mark.usefixtures("every_size")
 def test_kernel(name: str, paired: Paired, device: str, rows: list[Row], pytestconfig: pytest.Config) -> None:
-    line = LINES[name]
+    line = lines()[name]
     peers = dict(line.ways(device))
     ours = peers.pop("kernels")
     ways, left_out = _contenders(peers) if device == "cpu" else (peers, {})

@@ -10,7 +10,7 @@ from parallel.schedules import Durations, Link
 seconds = st.floats(0.1, 5.0)
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(
     st.integers(1, 5),
     st.integers(1, 12),
