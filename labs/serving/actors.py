@@ -43,6 +43,9 @@ class WorkerActor:
         self, model: Model, now: Callable[[], float], address: tuple[str, int], secret: bytes
     ) -> None:
         import ray
+        import torch  # noqa: F401 (before any thread: two that import NumPy at a time find half of it)
+
+        import kernels  # noqa: F401
 
         self._kept: dict[int, Any] = {}
         self._keys = itertools.count()

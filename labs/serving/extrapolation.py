@@ -16,9 +16,10 @@ from labs.lab import Recorder
 from labs.serving.config import WHOLE_PROMPTS, Config
 from labs.serving.costs import Costs, Wires
 from labs.serving.engine import Shape
-from labs.serving.fleet import fleet
+from labs.serving.fleet import Fleet, fleet
 from labs.serving.layout import Layout
 from labs.serving.measures import Limits
+from labs.serving.model import costs_of, wires_of
 from labs.serving.simulator import simulate
 from labs.serving.trace import Load, arrivals, at_rate
 from labs.serving.weights import kv_bytes_per_token
@@ -161,9 +162,7 @@ def winner_map(config: Config, recorder: Recorder) -> Callable[[], object]:
     there = fleet(config, recorder)
 
     def step() -> dict[str, object]:
-        costs, wires = there.fitted.costs, there.fitted.wires
-        if costs is None or wires is None:
-            return {"tokens": {}, "leaked": 0}
+        costs, wires = _costs(config, there, recorder)
         for _, changed, over, seed in sensitivity(config, costs, wires):
             for case in map_cases(config):
                 found = best(replace(case, seed=seed), config, changed, over)
@@ -178,9 +177,7 @@ def sweeps(config: Config, recorder: Recorder) -> Callable[[], object]:
     there = fleet(config, recorder)
 
     def step() -> dict[str, object]:
-        costs, wires = there.fitted.costs, there.fitted.wires
-        if costs is None or wires is None:
-            return {"tokens": {}, "leaked": 0}
+        costs, wires = _costs(config, there, recorder)
         for sweep, x, case, factor in sweep_cases(config):
             slower = replace(
                 wires, pack_byte=wires.pack_byte / factor, travel_byte=wires.travel_byte / factor
@@ -192,6 +189,19 @@ def sweeps(config: Config, recorder: Recorder) -> Callable[[], object]:
         return {"tokens": {}, "leaked": 0}
 
     return step
+
+
+def _costs(config: Config, there: Fleet, recorder: Recorder) -> tuple[Costs, Wires]:
+    """Those that calibration fitted, or else those of the machine's constants."""
+    from labs.calibration import current
+    from labs.machine import load_cached
+
+    costs, wires = there.fitted.costs, there.fitted.wires
+    recorder.record("fitted", float(costs is not None), "")
+    if costs is None or wires is None:
+        machine = load_cached() or current()[0]
+        return costs_of(config, machine), wires_of(machine)
+    return costs, wires
 
 
 def _ratio(found: dict[str, float]) -> float:

@@ -145,11 +145,18 @@ def _map(results: Results) -> Figure | None:
             "lowest under changes": [ratio.low for ratio in rows.values()],
             "highest under changes": [ratio.high for ratio in rows.values()],
         },
-        note="simulated, 2 workers; above 1 disaggregation wins. Colocated: the better of whole prompts and "
+        note=f"simulated with {_origin(results, claims.MAP)}, 2 workers; above 1 disaggregation wins. "
+        f"Colocated: the better of whole prompts and "
         "chunks of "
         f"{', '.join(map(str, extrapolation.CHUNKS))}. Changes: another seed; costs of reading or writing "
         "25 % higher",
     )
+
+
+def _origin(results: Results, variant: str) -> str:
+    """Of the costs that a simulation was run with."""
+    fitted = results.recorded(variant, "fitted")
+    return "fitted costs" if fitted and fitted[-1] else "costs from the machine's constants"
 
 
 def _sweep(results: Results, name: str) -> Figure | None:
@@ -167,5 +174,6 @@ def _sweep(results: Results, name: str) -> Figure | None:
         "goodput (requests/s)",
         series,
         x_log=name in ("workers", "link"),
-        note="simulated with fitted costs; each kind with its best chunk size or ratio of workers",
+        note=f"simulated with {_origin(results, SWEEPS)}; each kind with its best chunk size or ratio of "
+        f"workers",
     )

@@ -17,10 +17,11 @@ from typing import Any, TypeVar
 from labs.lab import Recorder
 from labs.serving.config import Config
 from labs.serving.costs import Costs, Wires
+from labs.serving.counted import Counters, Seen
 from labs.serving.layout import Layout
 from labs.serving.measures import Served
 from labs.serving.request import Request
-from labs.serving.service import Counters, Seen, Service
+from labs.serving.service import Service
 from labs.serving.trace import Arrival
 from labs.serving.worker import Model
 

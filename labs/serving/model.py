@@ -1,10 +1,11 @@
 """The formulas: costs of a step from the machine's constants, and what the simulator makes of them.
 
     step     = reading all weights + calls of operators
-    new      = 2 x numbers in matrices / peak                      a token of a prompt
+    new      = 2 x numbers in matrices / peak
+               + 2 x activations / copy bandwidth + activations x page fault      a token of a prompt
     pairs    = 4 x width x layers / peak                           a query meets a key
     earlier  = 2 x keys and values of a token / copy bandwidth     keys of earlier pieces, gathered
-    decodes  = as a token of a prompt
+    decodes  = as a token of a prompt, without page faults: few tokens stay in memory that is there
     context  = keys and values of a token / read bandwidth         a key read by a decode
     TTFT, ITL, time of a block = simulator(arrivals, layout, these)
 
@@ -27,7 +28,8 @@ from labs.serving.trace import Load, arrivals
 from labs.serving.weights import VOCABULARY, kv_bytes_per_token
 
 LIVE = "live"
-CALLS_OF_BLOCK, CALLS_OF_PIECE, CALLS_OF_STEP = 40, 8, 25  # operators that one step calls
+CALLS_OF_BLOCK, CALLS_OF_PIECE, CALLS_OF_STEP = 115, 12, 60  # operators (torch.profiler), views among them
+WIDTHS, HIDDENS = 14, 4  # activations of a token in a block: so often its width, and the feed-forward's
 ACTOR_CALL_S = 1e-3  # Ray's documentation promises no figure; its own benchmarks say about 1 ms
 FORMULA_BLOCKS = 3  # of load that a prediction looks at
 
@@ -45,7 +47,12 @@ def costs_of(config: Config, machine: Machine) -> Costs:
     numbers, kept = numbers_in_matrices(config), kv_bytes_per_token(config.width, config.layers)
     peak, call = machine.peak("float32", unit="matrix"), machine["torch_call_s"]
     weights = 4.0 * numbers
-    token = 2 * numbers / peak
+    hidden = -(-8 * config.width // 24) * 8
+    activations = 4.0 * config.layers * (WIDTHS * config.width + HIDDENS * hidden)
+    fault = (machine.get("page_fault_s_per_byte") or 0.0) if machine.allocator == "default" else 0.0
+    token = 2 * numbers / peak + 2 * activations / machine.bandwidth(
+        config.prompt * activations / config.layers
+    )
     cache = float(config.blocks * 16 * kept)
     return Costs(
         step=crowded
@@ -54,7 +61,7 @@ def costs_of(config: Config, machine: Machine) -> Costs:
             + (config.layers * CALLS_OF_BLOCK + CALLS_OF_STEP) * call
         ),
         prompts=crowded * config.layers * CALLS_OF_PIECE * call,
-        new=crowded * token,
+        new=crowded * (token + activations * fault),
         pairs=crowded * 4 * config.width * config.layers / peak,
         earlier=crowded * 2 * kept / machine.bandwidth(cache),
         decodes=crowded * token,

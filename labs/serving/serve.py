@@ -18,6 +18,7 @@ from labs.serving.worker import Model
 
 API_KEY = "PERFLAB_API_KEY"
 NAME = "perflab-gpt"
+BACKLOG = 2048  # connections that wait to be taken
 GRACE_S = 10.0  # for requests in the house, when it shuts down
 
 
@@ -129,10 +130,11 @@ async def _serve(
             log_level="warning",
             access_log=False,
             lifespan="off",
-            backlog=2048,
+            backlog=BACKLOG,
             timeout_graceful_shutdown=int(GRACE_S),
         )
         if not stopping:
+            listening.listen(BACKLOG)  # who reads the line below can connect at once
             host, port = listening.getsockname()[:2]
             print(_welcome(options, host, port), flush=True)
             await uvicorn.Server(config).serve(sockets=[listening])

@@ -10,62 +10,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any
 
-from labs.serving.actors import START_S, LostHandOver, LostWorker
+from labs.serving.actors import START_S, LostWorker
+from labs.serving.counted import Counters, Seen
 from labs.serving.dispatch import Dispatcher, Overloaded
 from labs.serving.engine import check_fits
 from labs.serving.layout import Layout
+from labs.serving.mailbox import Held, Mailbox
 from labs.serving.request import HandOver, Request, Token
-from labs.serving.worker import Abort, Add, Message, Receive, Report, Reset
+from labs.serving.worker import Abort, Add, Receive, Report, Reset
 
 STARTS = 5
 """Replacements for one worker after which it is given up: something kills it each time."""
 
 
-class Held(Protocol):
-    """A worker as the service holds it (``labs.serving.actors.Actor``)."""
-
-    async def put(self, messages: Sequence[Message]) -> None: ...
-    async def poll(self) -> list[Report]: ...
-    async def process(self) -> int: ...
-    async def held(self) -> int: ...
-    def pick(self, kept: Any) -> Any: ...
-    async def end(self) -> None: ...
-
-
 class Closing(Exception):
     """The service takes no more requests: it is shutting down, or no worker is left."""
-
-
-@dataclass
-class Counters:
-    """Since the start. in_house: integral over time of the requests in the house (requests x s)."""
-
-    accepted: int = 0
-    finished: int = 0
-    refused: int = 0
-    aborted: int = 0
-    retried: int = 0
-    lost_workers: int = 0
-    tokens: int = 0
-    hand_overs: int = 0
-    handed_bytes: int = 0
-    in_house: float = 0.0
-    changed: float = 0.0
-
-
-@dataclass
-class Seen:
-    """What was observed of hand-overs and messages, seconds, for the cost model."""
-
-    packs: list[tuple[int, float]] = field(default_factory=list)  # (bytes, seconds of the sender's own time)
-    travels: list[tuple[int, float]] = field(default_factory=list)  # (bytes, seconds until it is there)
-    submits: list[float] = field(default_factory=list)
-    delivers: list[float] = field(default_factory=list)
-    reports: list[tuple[int, Report]] = field(default_factory=list)  # (worker, step)
 
 
 class Stream:
@@ -105,7 +68,7 @@ class Service:
         self._start, self.layout, self.now, self.context = start, layout, now, context
         self.limit = limit
         self.dispatcher = Dispatcher(layout.roles, limit)
-        self.workers: list[Held] = [start() for _ in layout.roles]
+        self._mail = [Mailbox(start(), self._again) for _ in layout.roles]
         self.counters, self.seen = Counters(changed=now()), Seen()
         self.occupancy = [0.0] * len(layout.roles)
         self.hits = [(0, 0)] * len(layout.roles)  # (found, looked up) prompt tokens
@@ -119,8 +82,10 @@ class Service:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
         self.failure: Exception | None = None  # why no request can be served any more
-        self._mail: list[list[Message]] = [[] for _ in layout.roles]
-        self._sending = [False] * len(layout.roles)
+
+    @property
+    def workers(self) -> list[Held]:
+        return [box.worker for box in self._mail]
 
     @property
     def longest(self) -> int:
@@ -137,10 +102,10 @@ class Service:
     async def change(self, layout: Layout) -> None:
         """Another policy on the same workers, with empty caches. ValueError while requests are served, or
         where the number of workers would change."""
-        if self.dispatcher.requests or layout.workers != len(self.workers):
+        if self.dispatcher.requests or layout.workers != sum(self.dispatcher.alive):
             raise ValueError(
-                f"{len(self.dispatcher.requests)} requests are being served by {len(self.workers)} workers; "
-                "a layout changes between requests, for as many workers"
+                f"{len(self.dispatcher.requests)} requests are being served by {sum(self.dispatcher.alive)} "
+                "workers; a layout changes between requests, for as many workers"
             )
         self.layout, self._generation = layout, self._generation + 1
         self.dispatcher = Dispatcher(layout.roles, self.limit)
@@ -151,7 +116,7 @@ class Service:
         """Empty engines of this layout on all workers; LostWorker where one does not come up."""
         self._unset = set(range(len(self.workers)))
         for index, role in enumerate(self.layout.roles):
-            self._post(index, Reset(self.layout, role, self._generation))
+            self._mail[index].post(Reset(self.layout, role, self._generation))
         end = self.now() + START_S
         while self._unset:
             if self.failure is not None:
@@ -162,7 +127,7 @@ class Service:
 
     async def held(self) -> int:
         """Blocks in use on all workers, once their last messages have arrived: 0 where nobody is served."""
-        while any(self._mail) or any(self._sending):
+        while not all(box.empty for box in self._mail):
             await asyncio.sleep(0.001)
         return sum(await asyncio.gather(*(worker.held() for worker in self.workers)))
 
@@ -187,7 +152,7 @@ class Service:
             self._stranded.append(request.number)
         else:
             self._sent[request.number] = (0, self.now())
-            self._post(index, Add(request))
+            self._mail[index].post(Add(request))
         return stream
 
     async def close(self, wait_s: float) -> int:
@@ -202,7 +167,7 @@ class Service:
             stream.tokens.put_nowait(Closing("the service has shut down before this request was finished"))
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, *(box.close() for box in self._mail), return_exceptions=True)
         for worker in self.workers:
             with contextlib.suppress(LostWorker):
                 await worker.end()
@@ -210,40 +175,8 @@ class Service:
 
     # --- messages ---------------------------------------------------------------------------------
 
-    def _post(self, index: int, message: Message) -> None:
-        """Messages to one worker go in order, those that wait together in one call."""
-        self._mail[index].append(message)
-        if not self._sending[index]:
-            self._sending[index] = True
-            self._background(self._deliver(index))
-
-    async def _deliver(self, index: int) -> None:
-        worker = self.workers[index]
-        try:
-            while self._mail[index] and self.workers[index] is worker:
-                messages, self._mail[index] = self._mail[index], []
-                try:
-                    await worker.put(messages)
-                except LostHandOver:
-                    await self._one_by_one(worker, messages)
-        except LostWorker:
-            pass  # ``_listen`` sees it too, and what was posted is stranded with the rest
-        finally:
-            if self.workers[index] is worker:
-                self._sending[index] = False
-
-    async def _one_by_one(self, worker: Held, messages: Sequence[Message]) -> None:
-        """A hand-over among these cannot be fetched: its request is read again. None has been taken so
-        far."""
-        for message in messages:
-            try:
-                await worker.put([message])
-            except LostHandOver:
-                assert isinstance(message, Receive)
-                self._again(message.hand_over.request.number)
-
     async def _listen(self, index: int) -> None:
-        worker = self.workers[index]
+        worker = self._mail[index].worker
         while True:
             try:
                 reports = await worker.poll()
@@ -284,7 +217,7 @@ class Service:
 
     def _hand_over(self, source: int, event: HandOver, report: Report) -> None:
         number = event.request.number
-        event = replace(event, payload=self.workers[source].pick(event.payload))
+        event = replace(event, payload=self._mail[source].worker.pick(event.payload))
         if number not in self._streams:
             return
         index = self.dispatcher.hand_over(event)
@@ -297,7 +230,7 @@ class Service:
             count = sum(isinstance(each, HandOver) for each in report.events)
             self.seen.packs.append((event.size_bytes, (report.free - report.ended) / count))
         self._sent[number] = (event.size_bytes, self.now())
-        self._post(index, Receive(event))
+        self._mail[index].post(Receive(event))
 
     def _cancel(self, number: int) -> None:
         if number not in self._streams:
@@ -307,20 +240,18 @@ class Service:
         del self._streams[number]
         self.counters.aborted += 1
         if index is not None:
-            self._post(index, Abort(number))
+            self._mail[index].post(Abort(number))
 
     # --- lost workers -----------------------------------------------------------------------------
 
     async def _replace(self, index: int, error: Exception) -> None:
         """Another worker in the place of a lost one; what it had goes on elsewhere meanwhile."""
         self.counters.lost_workers += 1
-        self._mail[index], self._sending[index] = [], True  # until its successor is there
-        lost = self.dispatcher.lost(index)
-        old = self.workers[index]
-        for number in lost:
+        for number in self.dispatcher.lost(index):
             self._again(number)
+        await self._mail[index].close()
         with contextlib.suppress(Exception):
-            await old.end()
+            await self._mail[index].worker.end()
         while self._starts[index] < STARTS:
             self._starts[index] += 1
             worker = self._start()
@@ -329,7 +260,7 @@ class Service:
                 await worker.put([Reset(self.layout, self.layout.roles[index], self._generation)])
             except (LostWorker, OSError):
                 continue
-            self.workers[index], self._sending[index] = worker, False
+            self._mail[index] = Mailbox(worker, self._again)
             self.dispatcher.restored(index)
             self._background(self._listen(index))
             stranded, self._stranded = self._stranded, deque()
@@ -348,7 +279,7 @@ class Service:
             if index is None:
                 self._stranded.append(event)
             else:
-                self._post(index, Receive(event))
+                self._mail[index].post(Receive(event))
 
     def _again(self, number: int) -> None:
         if number not in self._streams:
@@ -358,7 +289,7 @@ class Service:
         if index is None:
             self._stranded.append(number)
         else:
-            self._post(index, Add(request))
+            self._mail[index].post(Add(request))
 
     def _fail(self, error: Exception) -> None:
         self.failure = error

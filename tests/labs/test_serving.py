@@ -92,7 +92,10 @@ def test_the_formulas_count_the_models_matrices():
     )
     assert numbers_in_matrices(config) == matrices
     costs = costs_of(config, HOST)
-    assert costs.new == pytest.approx(2 * matrices / 50e9)
+    activations = 4 * 3 * (14 * 128 + 4 * 344)
+    token = 2 * matrices / 50e9 + 2 * activations / HOST.bandwidth(config.prompt * activations / 3)
+    assert costs.decodes == pytest.approx(token)
+    assert costs.new == pytest.approx(token + activations * HOST["page_fault_s_per_byte"])
     assert costs_of(replace(config, workers=4), HOST).new == pytest.approx(2 * costs.new)  # two to a core
 
 

@@ -1,0 +1,36 @@
+"""What the service counts and, while it is watched, what it sees of every step and message."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from labs.serving.worker import Report
+
+
+@dataclass
+class Counters:
+    """Since the start. in_house: integral over time of the requests in the house (requests x s)."""
+
+    accepted: int = 0
+    finished: int = 0
+    refused: int = 0
+    aborted: int = 0
+    retried: int = 0
+    lost_workers: int = 0
+    tokens: int = 0
+    hand_overs: int = 0
+    handed_bytes: int = 0
+    in_house: float = 0.0
+    changed: float = 0.0
+
+
+@dataclass
+class Seen:
+    """Seconds, for the cost model. packs: (bytes, the sender's own time); travels: (bytes, until it is
+    there); submits and delivers: of requests and of reports; reports: (worker, step)."""
+
+    packs: list[tuple[int, float]] = field(default_factory=list)
+    travels: list[tuple[int, float]] = field(default_factory=list)
+    submits: list[float] = field(default_factory=list)
+    delivers: list[float] = field(default_factory=list)
+    reports: list[tuple[int, Report]] = field(default_factory=list)
