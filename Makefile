@@ -1,4 +1,5 @@
-# make lab    install into .venv, run the labs, write results.json and results.html
+# make lab    install into .venv, run three labs, write results.json and results.html; LABS="NAME ...": others,
+#             LABS=: all of them, in some fifteen minutes
 # make model  train the small GPT whose quality the labs judge, once, in minutes; kept with the calibration
 # make test   what CI runs: lint, types, tests
 # make proof  slow proofs: A/A statistics, fresh clone, kill loops
@@ -6,6 +7,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+LABS ?= roofline concurrency vectorization
 # A GPU machine may bring its own torch: `make gpu BIN=$(dirname $(which python3))`. There torch, triton, numba,
 # numpy, pytest and pytest-benchmark are enough, and perflab need not be installed.
 
@@ -24,7 +26,7 @@ export PYTHONDONTWRITEBYTECODE :=
 	touch $@
 
 lab: .venv/installed
-	$(BIN)/perflab run --quick --output results.json
+	$(BIN)/perflab run $(LABS) --quick --output results.json
 
 model: .venv/installed
 	$(BIN)/python -m labs.precision.training
