@@ -1,13 +1,12 @@
 """One torch program, run by each of torch's programming models: eager, compiled, exported, traced by FX.
 
 All run on one thread, as NumPy and numba do: the question is what a call costs, not how many cores share it.
-Compiled code goes to a cache of this process that is empty at first, so that the first call is a compilation
-and not a look-up; what a machine needs once (which instructions the compiler may use) is settled before.
+Compiled code goes to a cache that is empty at first, so that the first call is a compilation and not a
+look-up; what a machine needs once (which instructions the compiler may use) is settled before.
 """
 
 from __future__ import annotations
 
-import os
 import tempfile
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -88,11 +87,10 @@ class Compiled(Eager):
             return self._function(*self._arguments)
         begin = self._recorder.now()
         with own_cache() as folder:
-            before = set(folder.rglob("*.main.cpp"))
             output = self._function(*self._arguments)
-            made = sorted(set(folder.rglob("*.main.cpp")) - before, key=lambda path: path.stat().st_mtime)
-        self._compile_s = self._recorder.now() - begin
-        self._generated = "\n".join(kernel(path.read_text()) for path in made)
+            self._compile_s = self._recorder.now() - begin
+            made = sorted(folder.rglob("*.main.cpp"), key=lambda path: path.stat().st_mtime)
+            self._generated = "\n\n".join(kernel(path.read_text()) for path in made)
         return output
 
     def close(self) -> None:
@@ -162,24 +160,14 @@ def toolchain() -> None:
         torch.compile(lambda x: x + 1)(torch.ones(3))
 
 
-@cache
-def _cache_folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="perflab-inductor-")
-
-
 @contextmanager
 def own_cache() -> Iterator[Path]:
-    """Inductor compiles into an own folder, which goes when this process ends."""
-    name, folder = "TORCHINDUCTOR_CACHE_DIR", _cache_folder().name
-    before = os.environ.get(name)
-    os.environ[name] = folder
-    try:
+    """Inductor compiles into a folder of its own, empty at first and gone at the end; what is compiled stays
+    loaded. Its caches in memory are emptied too: the same program is compiled again, not looked up."""
+    from torch._inductor.utils import fresh_cache
+
+    with tempfile.TemporaryDirectory(prefix="perflab-inductor-") as folder, fresh_cache(dir=folder):
         yield Path(folder)
-    finally:
-        if before is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = before
 
 
 def module_of(function: Function) -> Any:
