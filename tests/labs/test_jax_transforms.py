@@ -268,6 +268,10 @@ def test_every_time_is_predicted_with_its_numbers_and_a_suspect():
 def test_costs_by_hand():
     assert costs.jitted_call(MACHINE, 1, 999) == pytest.approx(4e-6)
     assert costs.jitted_call(MACHINE, 2.5) == pytest.approx(4e-6 + 1.5 * 2e-6 + 10e-6)
+    assert costs.streamed_call(MACHINE, 1, 1e-6) == pytest.approx(
+        11e-6
+    )  # handing over takes longer than a call
+    assert costs.streamed_call(MACHINE, 11, 1e-6) == pytest.approx(24e-6)
     assert costs.program(MACHINE, 20e9, 1, 10) == pytest.approx(
         0.1 + 3e-6 + 20e-6
     )  # a large product is shared
