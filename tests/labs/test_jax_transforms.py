@@ -157,6 +157,7 @@ def test_every_way_computes_the_same_and_a_wrong_number_is_found(address):
     output, recorded = made(address)
     (found,) = LAB.check(SMALL, {address: output})
     assert found.passed, found
+    assert found.tolerance < 1e-4
     largest = np.abs(arrays.leaves(output)[-1]).max()
     wrong = changed(output, 3 * found.tolerance * max(largest, 1e-3))
     assert not LAB.check(SMALL, {address: wrong})[0].passed
