@@ -78,8 +78,8 @@ def variants(config: Config) -> Sequence[Variant]:
 
 def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     count = config.products
-    call = costs.jitted_call(machine, 1.5)
     arithmetic = costs.small_products(machine, count, SIZE)
+    call = costs.streamed_call(machine, 1.5, arithmetic / count)
     moved = 3.0 * costs.FLOAT * count * SIZE**2
     memory = moved / machine.bandwidth(moved, threads=0)
     text = f"{count} x 2 x {SIZE}^3 FLOPs at the rate of scalar code {micro(arithmetic)}"
@@ -87,8 +87,8 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     operation = machine["torch_call_s"]
     said = {
         "loop": (
-            count * call + arithmetic,
-            f"{count} calls x {micro(call)} (handed to another thread each)",
+            count * call,
+            f"{count} calls in a row x {micro(call)}",
             "how long the two threads of a call keep one another waiting",
         ),
         "map": (

@@ -1,7 +1,9 @@
 """What predictions are made of: dispatch, products, kernels, new pages.
 
 jitted call  = call + arrays x cost of an array + handing over to XLA's thread (from 1000 FLOPs on)
-program      = FLOPs / rate of the library's product + kernels x start of a kernel + bytes / bandwidth
+calls in a row = the slower of dispatching one and of handing over and computing the one before
+program      = FLOPs / rate of the library's product + kernels x start of a kernel + bytes / bandwidth; a
+               small product has one core's share of the rate, a large one two hand-overs between threads
 torch        = operations x cost of an operation (plain, under autograd, under torch.func) + FLOPs / rate
 """
 
@@ -18,6 +20,12 @@ def jitted_call(machine: Machine, arrays: float = 1.0, flops: float = HANDED_OVE
     comes out; half a pair for one of the two."""
     seconds = machine["jax_call_s"] + max(arrays - 1, 0.0) * machine["jax_array_s"]
     return seconds + (machine["jax_handover_s"] if flops >= HANDED_OVER_FROM else 0.0)
+
+
+def streamed_call(machine: Machine, arrays: float, inside: float) -> float:
+    """Seconds of one of many calls in a row, nobody waiting between them: while XLA's thread computes one for
+    ``inside`` seconds, the caller already dispatches the next, and the slower of the two decides."""
+    return max(jitted_call(machine, arrays, flops=0), machine["jax_handover_s"] + inside)
 
 
 SHARED_FROM = 4e6  # FLOPs of a product: a smaller one runs on one thread

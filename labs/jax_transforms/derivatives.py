@@ -174,9 +174,12 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     # A pass of one vector, forward and backward: each matrix is read twice.
     numbers = {JACOBIAN: HIDDEN * (config.inputs + config.outputs), HESSIAN: 2 * ROWS * config.parameters}
     row = {
-        group: costs.jitted_call(machine, 2.5)
-        + costs.program(machine, 4.0 * count, 4, KERNELS)
-        + 2.0 * costs.FLOAT * count / machine.bandwidth(costs.FLOAT * count)
+        group: costs.streamed_call(
+            machine,
+            2.5,
+            costs.program(machine, 4.0 * count, 4, KERNELS)
+            + 2.0 * costs.FLOAT * count / machine.bandwidth(costs.FLOAT * count),
+        )
         for group, count in numbers.items()
     }
     function = machine["torch_func_call_s"]

@@ -94,6 +94,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     call = costs.jitted_call(machine, 2 * (LAYERS + 1) + 1)
     # One sample's products are a matrix times a vector and an outer product: bytes, not FLOPs.
     alone = 3 * weights / machine.bandwidth(2 * weights) + KERNELS * machine["jax_kernel_s"]
+    each = costs.streamed_call(machine, 2 * (LAYERS + 1) + 1, alone)
     written = samples * weights
     # Batched outer products and products of vectors: XLA has no kernel but the plain loop.
     plain = flops / machine["scalar_float32_flops"]
@@ -101,8 +102,9 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     gradient, function = machine["torch_gradient_call_s"], machine["torch_func_call_s"]
     said = {
         "loop": (
-            samples * (call + alone),
-            f"{samples} calls x ({micro(call)} + {KERNELS} kernels and {3 * weights:.3g} B {micro(alone)})",
+            samples * each,
+            f"{samples} calls in a row x {micro(each)}; inside, {KERNELS} kernels and {3 * weights:.3g} B "
+            f"{micro(alone)}",
             "dispatch of a program with so many arrays in and out",
         ),
         "vmap": (

@@ -157,6 +157,7 @@ def test_every_way_computes_the_same_and_a_wrong_number_is_found(address):
     output, recorded = made(address)
     (found,) = LAB.check(SMALL, {address: output})
     assert found.passed, found
+    assert found.tolerance < 1e-4
     largest = np.abs(arrays.leaves(output)[-1]).max()
     wrong = changed(output, 3 * found.tolerance * max(largest, 1e-3))
     assert not LAB.check(SMALL, {address: wrong})[0].passed
@@ -268,6 +269,10 @@ def test_every_time_is_predicted_with_its_numbers_and_a_suspect():
 def test_costs_by_hand():
     assert costs.jitted_call(MACHINE, 1, 999) == pytest.approx(4e-6)
     assert costs.jitted_call(MACHINE, 2.5) == pytest.approx(4e-6 + 1.5 * 2e-6 + 10e-6)
+    assert costs.streamed_call(MACHINE, 1, 1e-6) == pytest.approx(
+        11e-6
+    )  # handing over takes longer than a call
+    assert costs.streamed_call(MACHINE, 11, 1e-6) == pytest.approx(24e-6)
     assert costs.program(MACHINE, 20e9, 1, 10) == pytest.approx(
         0.1 + 3e-6 + 20e-6
     )  # a large product is shared
