@@ -50,7 +50,7 @@ LAB = Lab(
     claims=CLAIMS,
     figure=figure,
     memory_bytes=memory_bytes,
-    seconds=14.0,
+    seconds=20.0,
     sources=(
         "Dettmers et al.: LLM.int8(), 2022; Frantar et al.: GPTQ, 2022; Sheng et al.: FlexGen, 2023",
         "Han et al.: Learning both Weights and Connections, 2015; Michel et al.: Are Sixteen Heads, 2019",

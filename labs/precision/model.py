@@ -140,7 +140,7 @@ SUSPECTS = {
     "smaller": "products too small to keep all cores reading",
     "speculative": "the library's product for a few rows, which may not be the one for a single row",
     "cache": "one core reading where few heads are shared out, and a call for each head",
-    "prompt": "how near the library comes to the peak: MKL has plain code for other makers' processors",
+    "prompt": "the distance to the peak: MKL has plain code for other makers' CPUs, ours widens and packs",
     "bfloat16": "the library's bfloat16 product: without hardware for it, it converts, and that is the limit",
     "sparse": "columns in random order: the vector is gathered from cache",
     "lora": "two thin products beside each layer",
