@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import psutil
@@ -42,13 +43,12 @@ def runs(pid):
 class TwoNodes:
     """A head with two processors and, in a test, a second node with one, on this machine."""
 
-    def __init__(self, folder):
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    def __init__(self):
         import ray
         from ray.cluster_utils import Cluster
 
         self.before = children()
-        head = dict(num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20, temp_dir=str(folder))
+        head = dict(num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20)
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
         self.head_id = ray.get_runtime_context().get_node_id()
@@ -69,12 +69,16 @@ class TwoNodes:
 
 
 @pytest.fixture(scope="module")
-def two_nodes(tmp_path_factory):
+def two_nodes():
+    """All that Ray writes lies in a folder of its own, also the address that a bare ray.init() would find."""
     # A socket's path has to be shorter than 108 bytes, and pytest's folders are long.
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        nodes = TwoNodes(folder)
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("RAY_TMPDIR", folder)
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        nodes = TwoNodes()
         yield nodes
         pids = children() - nodes.before
         nodes.close()
