@@ -138,7 +138,8 @@ def _start(config: Config, machine: Machine) -> list[Prediction]:
             f"{rounds} rounds of {whole:.3g} s and {processes} starts of {process:.3g} s, one after another"
         )
         because += f", after Tune's own of {own:.3g} s" if processes else ""
-        suspect = "importing torch and Ray, which no constant of the machine measures" if processes else ""
+        imports = "importing torch and Ray, which no constant of the machine measures"
+        suspect = imports if processes else "operators on small tensors"
         seconds = rounds * whole + processes * process + (own if processes else 0.0)
         found.append(Prediction(f"{START}/{name}", "time_s", seconds, because, suspect))
     return found
