@@ -126,14 +126,15 @@ def test_what_ranks_reported_outlives_their_node(two_nodes):
 @pytest.mark.timeout(300)
 @NO_RAY
 def test_ray_trains_over_two_nodes_what_torchrun_trains_and_goes_on_after_a_loss(two_nodes, tmp_path):
-    """One node is killed behind the second step; both ranks then fit on the other, from the checkpoint."""
+    """One node is killed early on; both ranks then fit on the other, and go on from the checkpoint. There are
+    so many steps that the training cannot be over before the node is gone."""
     two_nodes.bring_a_second()
-    steps = 6
-    options = Options(**SMALL, steps=steps, checkpoint=str(tmp_path / "kept"), save_every=1, join_timeout=30)
+    steps = 400
+    options = Options(**SMALL, steps=steps, checkpoint=str(tmp_path / "kept"), save_every=5, join_timeout=30)
     lost = []
 
     def say(report):
-        if not isinstance(report, Joined) and report.step == 2 and not lost:
+        if not isinstance(report, Joined) and report.step >= 10 and not lost:
             lost.append(report.step)
             two_nodes.lose_the_second()
 
@@ -144,7 +145,7 @@ def test_ray_trains_over_two_nodes_what_torchrun_trains_and_goes_on_after_a_loss
     assert len({each.node for each in first}) == 2, "a rank on each node"
     assert all(each.done == 0 for each in first)
     assert {each.node for each in last} == {two_nodes.head_id}, "the other node is lost"
-    assert all(each.done >= 2 for each in last), "from the checkpoint"
+    assert all(0 < each.done < steps for each in last), "from the checkpoint"
     losses = {each.step: each.loss for each in found if not isinstance(each, Joined)}
     assert sorted(losses) == list(range(1, steps + 1))
     printed = [f"{losses[step]:.4f}" for step in range(1, steps + 1)]
