@@ -53,7 +53,7 @@ LAB = Lab(
     claims=CLAIMS,
     figure=figure,
     memory_bytes=memory_bytes,
-    seconds=6.0,
+    seconds=4.0,
     sources=(
         "Jamieson, Talwalkar: Non-stochastic Best Arm Identification, AISTATS 2016",
         "Li et al.: Hyperband, JMLR 2018; A System for Massively Parallel Hyperparameter Tuning, MLSys 2020",

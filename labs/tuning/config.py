@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from labs.lab import setting
+from labs.tuning.training import HEAD
 
 if TYPE_CHECKING:
     from labs.tuning.schedulers import Scheduler
     from labs.tuning.space import Point
     from labs.tuning.training import Task
 
-HEAD = 16  # numbers of an attention head
 EARLY = 6
 """Losses that are taken up to the first rung: what a curve is drawn on from."""
 LOOKS = (1, 2, 3, 4, 6, 9)

@@ -28,12 +28,16 @@ EXACT = ("random", "successive_halving", "hyperband", "population")
 RAY_HANDS = 60
 """Hand-overs between processes in a call of a Ray actor that is waited for, as ``process_switch_s``: through
 two core workers, the scheduler's socket and an event loop at each end."""
-BUILD_STEPS = 3
-"""A job makes a model and an optimizer and packs its state: as many operators as so many steps."""
-TORCH_SPAWNS = 60
+BUILD_STEPS = 8
+"""A job makes a model and an optimizer, unpacks and packs some fifty tensors: as long as so many steps."""
+MAKE_STEPS = 2
+"""Parameters made and stacked for JAX, in the same unit."""
+TORCH_SPAWNS = 100
 """A trial's process imports Ray, Tune and torch: as long as so many starts of a bare interpreter."""
-TUNE_SPAWNS = 50
+TUNE_SPAWNS = 30
 """Ray Tune's own start in the driver, imports and the folders of an experiment, in the same unit."""
+NOISE_NATS = 0.05
+"""Between the losses of one trial a few steps apart."""
 SMALL = 4
 """By so much XLA's loops and batched products on arrays as small as these miss peak and bandwidth."""
 THUNKS_OF_BLOCK, OTHER_THUNKS = 60, 90
@@ -73,13 +77,18 @@ def job_s(task: Task, machine: Machine) -> float:
 
 
 def curves(config: Config) -> list[dict[int, float]]:
-    """Losses that a search might meet, where nothing is known: ends and powers at random, no crossings
-    wanted or avoided. Only searches whose length depends on losses care."""
+    """Losses that a search might meet, where nothing is known: ends and powers at random, and batches that
+    differ. Only searches whose length depends on losses care."""
     generator = random.Random(config.seed)
     found = []
     for _ in range(config.configurations):
         end, power = generator.uniform(2.4, 3.4), generator.uniform(0.3, 0.8)
-        found.append({step: end + 3.0 * step**-power for step in config.milestones()})
+        found.append(
+            {
+                step: end + 3.0 * step**-power + generator.gauss(0.0, NOISE_NATS)
+                for step in config.milestones()
+            }
+        )
     return found
 
 
@@ -129,7 +138,8 @@ def _start(config: Config, machine: Machine) -> list[Prediction]:
             f"{rounds} rounds of {whole:.3g} s and {processes} starts of {process:.3g} s, one after another"
         )
         because += f", after Tune's own of {own:.3g} s" if processes else ""
-        suspect = "importing torch and Ray, which no constant of the machine measures" if processes else ""
+        imports = "importing torch and Ray, which no constant of the machine measures"
+        suspect = imports if processes else "operators on small tensors"
         seconds = rounds * whole + processes * process + (own if processes else 0.0)
         found.append(Prediction(f"{START}/{name}", "time_s", seconds, because, suspect))
     return found
@@ -153,10 +163,11 @@ def _together(config: Config, machine: Machine) -> list[Prediction]:
     ]
     work = SMALL * (_compute(task, machine, task.sequences) - _calls(task, machine))
     for name, turns in (("jax_in_turn", count), ("jax_vmap", 1)):
-        seconds = (TOGETHER_STEPS + 1) * (turns * calls + count * work)
+        making = turns * MAKE_STEPS * step_s(task, machine)
+        seconds = (TOGETHER_STEPS + 1) * (turns * calls + count * work) + making
         because = (
             f"{TOGETHER_STEPS} steps and a loss of {turns} x {1e3 * calls:.3g} ms of thunks and {count} x "
-            f"{1e3 * work:.3g} ms of arithmetic and memory"
+            f"{1e3 * work:.3g} ms of arithmetic and memory, and {1e3 * making:.3g} ms to make them"
         )
         suspect = "XLA's loops for small batched products and for the embedding's gradient"
         found.append(Prediction(f"{TOGETHER}/{name}", "time_s", seconds, because, suspect))

@@ -17,7 +17,7 @@ from labs import load
 from labs.lab import configure
 from labs.tuning import claims, curves, model, stragglers, ways
 from labs.tuning.config import METHODS
-from labs.tuning.running import search
+from labs.tuning.running import Ended, Trace, search
 from labs.tuning.schedulers.job import Job
 from labs.tuning.space import draw
 from labs.tuning.together import Together
@@ -204,23 +204,10 @@ def test_other_groups_are_held_against_trainings_of_their_own():
         LAB.check(config, {"start/warm_workers": whole[:1]})
 
 
-def test_a_lineage_follows_a_copied_trial_to_where_it_came_from(searched):
+def test_a_lineage_follows_a_copied_trial_to_where_it_came_from():
     jobs = [Job(0, POINT, 0, 2), Job(1, OTHER, 0, 2), Job(1, POINT, 2, 4, source=0)]
-    ended = [ways_ended(job, 5.0 - place) for place, job in enumerate(jobs)]
-    trace = replace_trace(ended)
-    assert ways.lineage(trace, 1, 4) == ways.Trained([jobs[0], jobs[2]], [5.0, 3.0])
-
-
-def ways_ended(job, loss):
-    from labs.tuning.running import Ended
-
-    return Ended(job, 0, 0.0, 1.0, {job.stop: loss})
-
-
-def replace_trace(ended):
-    from labs.tuning.running import Trace
-
-    return Trace(ended, 1, 1.0)
+    ended = [Ended(job, 0, 0.0, 1.0, {job.stop: 5.0 - place}) for place, job in enumerate(jobs)]
+    assert ways.lineage(Trace(ended, 1, 1.0), 1, 4) == ways.Trained([jobs[0], jobs[2]], [5.0, 3.0])
 
 
 # --- what curves say -------------------------------------------------------------------------------
@@ -329,7 +316,7 @@ def test_each_claim_can_fail(hoped):
     far = [loss + 0.2 for loss in hoped.values["search/extrapolating", "loss_nats"]]
     assert claims.giving_up_is_safe(changed(hoped, ("search/extrapolating", "loss_nats"), far)) is False
     assert claims.warm_is_faster(slower(hoped, **{"start/warm_workers": 6.0})) is False
-    assert claims.together_is_faster(slower(hoped, **{"together/jax_vmap": 0.09})) is False
+    assert claims.together_is_faster(slower(hoped, **{"together/jax_vmap": 0.12})) is False
     first, last = QUICK.rungs()[0], QUICK.rungs()[-2]
     swapped = [
         {first: last, last: first}.get(step, step) for step in hoped.values["search/random", "loss_step"]
