@@ -22,7 +22,7 @@ from labs.serving.weights import kv_bytes_per_token
 
 pytestmark = [pytest.mark.proof, pytest.mark.ray, pytest.mark.timeout(5400)]
 CONFIG = Config()
-RATES = (4.0, 8.0)
+RATES = (6.0, 12.0)
 REQUESTS = int(os.environ.get("PERFLAB_PROOF_REQUESTS", "1000"))
 BLOCK = 50
 DIFFERENT = 0.15
