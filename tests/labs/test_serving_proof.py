@@ -1,7 +1,7 @@
 """The simulator against the real workers, on rates that no cost was fitted to: ``make proof``.
 
-1 000 requests for each policy and rate, the policies interleaved in blocks; about a quarter of an hour on two cores
-that have nothing else to do. Calibration is refused on a busy host, and then so is the proof.
+1 000 requests for each policy and rate, the policies interleaved in blocks; about a quarter of an hour on two
+cores that have nothing else to do. Calibration is refused on a busy host, and then so is the proof.
 """
 
 import itertools
