@@ -130,7 +130,7 @@ def test_calibration_finds_costs_and_is_refused_on_a_busy_host(workers):
 
 
 def test_the_command_serves_and_leaves_nothing_behind_after_ctrl_c():
-    command = [sys.executable, "-m", "bench.cli", "serve", "--policy", "disaggregated", "--port", "0"]
+    command = [sys.executable, "-m", "bench.cli", "serve", "--workers", "1", "--port", "0"]
     command += ["--blocks", "64", "--set", "width=64", "--set", "layers=2"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
