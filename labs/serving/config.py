@@ -28,14 +28,14 @@ class Config:
         512, unit="blocks", help="of 16 tokens, in the cache of each worker", minimum=1, maximum=10**6
     )
     rate: float = setting(
-        6.0, unit="requests/s", help="Poisson arrivals, to all workers together", minimum=0.01, maximum=1e5
+        12.0, unit="requests/s", help="Poisson arrivals, to all workers together", minimum=0.01, maximum=1e5
     )
     prompt: int = setting(256, unit="tokens", help="mean prompt; from half to 1.5 times it", minimum=1)
     output: int = setting(24, unit="tokens", help="mean tokens written, likewise", minimum=1)
     requests: int = setting(
-        60,
-        quick=16,
-        full=400,
+        120,
+        quick=24,
+        full=600,
         unit="requests",
         help="of a block of load, served once in each round",
         minimum=4,
@@ -48,7 +48,7 @@ class Config:
         maximum=1e7,
     )
     itl_ms: float = setting(
-        50.0, unit="ms", help="limit that 99 % of a request's gaps must meet", minimum=1e-3, maximum=1e7
+        25.0, unit="ms", help="limit that 99 % of a request's gaps must meet", minimum=1e-3, maximum=1e7
     )
     seed: int = setting(0, unit="", help="of the weights and the load", minimum=0)
 

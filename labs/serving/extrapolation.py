@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from labs.lab import Recorder
 from labs.serving.config import WHOLE_PROMPTS, Config
@@ -79,6 +80,7 @@ def layouts(case: Case, config: Config) -> dict[str, list[Layout]]:
     return {COLOCATED: colocated, DISAGGREGATED: apart}
 
 
+@lru_cache(maxsize=4096)
 def goodput(case: Case, layout: Layout, config: Config, costs: Costs, wires: Wires) -> float:
     """Requests/s; 0 where not even the lowest rate attains it."""
     size = kv_bytes_per_token(config.width, config.layers)
@@ -104,9 +106,14 @@ def goodput(case: Case, layout: Layout, config: Config, costs: Costs, wires: Wir
 
 
 def best(case: Case, config: Config, costs: Costs, wires: Wires) -> dict[str, float]:
-    """The best goodput of each kind of layout, requests/s."""
+    """The best goodput of each kind of layout, requests/s. What is equal in several cases is searched once:
+    colocated layouts send nothing."""
+    same = replace(case, prefill=0)
+    local = replace(wires, pack=0.0, pack_byte=0.0, travel=0.0, travel_byte=0.0)
     return {
-        kind: max(goodput(case, layout, config, costs, wires) for layout in row)
+        kind: max(
+            goodput(same, layout, config, costs, wires if layout.disaggregated else local) for layout in row
+        )
         for kind, row in layouts(case, config).items()
     }
 
@@ -117,9 +124,9 @@ def best(case: Case, config: Config, costs: Costs, wires: Wires) -> dict[str, fl
 def map_cases(config: Config) -> list[Case]:
     """Prompt x output x limits; fewer of each, and shorter traces, where a block of load is short."""
     small = config.requests < 32
-    prompts, outputs = ((64, 384), (8, 96)) if small else ((32, 128, 512), (8, 32, 128))
+    prompts, outputs = ((64, 384), (8, 96)) if small else ((32, 128, 512), (8, 64))
     limits = ("loose",) if small else tuple(LIMITS)
-    count = 30 if small else 60
+    count = 30 if small else 40
     longest = min(config.context, config.blocks * 16)
     return [
         Case(prompt, output, limit, requests=count)
@@ -149,8 +156,8 @@ def sweep_cases(config: Config) -> list[tuple[str, float, Case, float]]:
     load."""
     if config.requests < 32:
         return []
-    base = Case(config.prompt, config.output, requests=20)
-    found = [("workers", float(n), replace(base, workers=n), 1.0) for n in (8, 16, 32, 64)]
+    base = Case(config.prompt, config.output, requests=15)
+    found = [("workers", float(n), replace(base, workers=n), 1.0) for n in (8, 16, 64)]
     found += [("prefill", float(n), replace(base, workers=8, prefill=n), 1.0) for n in range(1, 8)]
     found += [("common", share, replace(base, workers=8, common=share), 1.0) for share in (0.0, 0.25, 0.45)]
     found += [("link", factor, replace(base, workers=8), factor) for factor in (0.01, 0.1, 1.0, 10.0)]

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from labs.lab import Variant
@@ -33,10 +34,4 @@ def variants(config: Config) -> Sequence[Variant]:
     found.append(Variant(SIMULATED, "winner_map", extrapolation.winner_map, max_rounds=1))
     if extrapolation.sweep_cases(config):
         found.append(Variant(SIMULATED, "sweeps", extrapolation.sweeps, max_rounds=1))
-    return [_without(each, no_ray) for each in found] if no_ray else found
-
-
-def _without(variant: Variant, reason: str) -> Variant:
-    from dataclasses import replace
-
-    return replace(variant, unavailable=reason)
+    return [replace(each, unavailable=no_ray) for each in found] if no_ray else found

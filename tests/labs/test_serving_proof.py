@@ -1,7 +1,7 @@
 """The simulator against the real workers, on rates that no cost was fitted to: ``make proof``.
 
-1 000 requests for each policy and rate, the policies interleaved in blocks; about half an hour on two cores
-that have nothing else to do. Calibration is refused on a busy host, and then so is the proof.
+1 000 requests for each policy and rate, the policies interleaved in blocks; about a quarter of an hour on two
+cores that have nothing else to do. Calibration is refused on a busy host, and then so is the proof.
 """
 
 import itertools
@@ -22,7 +22,7 @@ from labs.serving.weights import kv_bytes_per_token
 
 pytestmark = [pytest.mark.proof, pytest.mark.ray, pytest.mark.timeout(5400)]
 CONFIG = Config()
-RATES = (4.0, 8.0)
+RATES = (6.0, 12.0)
 REQUESTS = int(os.environ.get("PERFLAB_PROOF_REQUESTS", "1000"))
 BLOCK = 50
 DIFFERENT = 0.15

@@ -13,6 +13,7 @@ import urllib.request
 import pytest
 from serving_workers import MODEL, Served, ThreadWorker, layout, service_of
 
+from labs.serving.actors import LostHandOver
 from labs.serving.completion_text import Text
 from labs.serving.dispatch import Dispatcher, Overloaded
 from labs.serving.request import HandOver, Request, Token
@@ -102,6 +103,31 @@ def test_a_lost_workers_requests_are_finished_elsewhere_with_the_same_tokens(pol
             return found
 
     assert run(with_a_loss()) == expected
+
+
+def test_keys_that_are_lost_on_their_way_are_computed_again(expected):
+    class Losing(ThreadWorker):
+        losses = 2
+
+        def __init__(self):
+            super().__init__()
+            self.worker.fetch = self.fetched
+
+        def fetched(self, sent):
+            if Losing.losses:
+                Losing.losses -= 1
+                raise LostHandOver("its sender is gone")
+            return sent
+
+    async def with_losses():
+        async with service_of(layout("disaggregated"), start=Losing) as service:
+            found = await served(service)
+            assert service.counters.retried > 0
+            assert service.counters.hand_overs > len(PROMPTS)
+            assert await service.held() == 0
+            return found
+
+    assert run(with_losses()) == expected
 
 
 def test_a_worker_that_cannot_be_started_ends_every_stream_with_a_reason():
