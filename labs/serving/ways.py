@@ -19,7 +19,7 @@ from labs.serving.layout import POLICIES
 from labs.serving.model import LIVE
 
 COSTS, NEIGHBOURS, SIMULATED = "costs", "neighbours", "simulated"
-ROUNDS = 2  # of a block of load under each policy, beside the warm-up's
+ROUNDS = 3  # of a block of load under each policy, beside the warm-up's
 
 
 def variants(config: Config) -> Sequence[Variant]:
