@@ -48,9 +48,7 @@ def _guard(processes: list[tuple[int, float]], folder: str) -> None:
     """
     import psutil
 
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole group; what is left is ended below
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; this one goes last
     owner = multiprocessing.parent_process()
     if owner is not None:
         owner.join()

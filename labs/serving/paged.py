@@ -6,8 +6,8 @@ attention knows sequences: it is replaced (``Attention.attend``) by one that sto
 lets the single tokens read theirs by block table (``kernels.decode_attention``), and gives each piece of a
 prompt its own.
 
-The cache is one tensor (blocks, layers, 2, block_size, kv_heads, head_dim): what leaves for another worker is
-a row of it for each block.
+The cache is one tensor (blocks, layers, 2, kv_heads, block_size, head_dim): what leaves for another worker is
+a row of it for each block, and what one head reads of a block lies in one piece.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Piece:
 
 @dataclass
 class Batch:
-    """What attention has to know of a step. slots: (tokens,) where each token's key goes."""
+    """What attention has to know of a step. slots: (tokens, kv_heads) where each token's keys go."""
 
     slots: torch.Tensor
     singles: int
@@ -61,12 +61,13 @@ class PagedGPT:
         self.model, self.block_size = model.eval(), block_size
         weight = model.head.weight
         self.cache = weight.new_zeros(
-            blocks, config.layers, 2, block_size, config.key_heads, config.size_of_head
+            blocks, config.layers, 2, config.key_heads, block_size, config.size_of_head
         ).requires_grad_(False)
-        # decode_attention wants each layer's keys as (blocks, block_size, ...), contiguous: seen as blocks of
-        # which a sequence has one in 2 x layers, nothing needs to be copied.
-        self.flat = self.cache.view(-1, block_size, config.key_heads, config.size_of_head)
-        self.slots = self.cache.view(-1, config.key_heads, config.size_of_head)
+        self.heads = config.key_heads
+        # For decode_attention each head of a sequence is a sequence of its own, with blocks of its own: of
+        # the cache seen as blocks of one head, it has one in layers x 2 x kv_heads.
+        self.flat = self.cache.view(-1, block_size, 1, config.size_of_head)
+        self.slots = self.cache.view(-1, config.size_of_head)
         self.batch: Batch | None = None
         for layer, block in enumerate(model.blocks):
             block.attention.attend = self._attention_of(layer)
@@ -102,7 +103,7 @@ class PagedGPT:
         return [chosen[index] for index in sorted(chosen)]
 
     def take_out(self, blocks: Sequence[int], tokens: int) -> tuple[Any, int]:
-        """NumPy (blocks, layers, 2, block_size, kv_heads, head_dim), a copy, and its bytes."""
+        """NumPy (blocks, layers, 2, kv_heads, block_size, head_dim), a copy, and its bytes."""
         count = -(-tokens // self.block_size)
         payload = self.cache[list(blocks[:count])].numpy()
         return payload, payload.nbytes
@@ -124,20 +125,21 @@ class PagedGPT:
 
     def _batch(self, works: Sequence[Work]) -> Batch:
         """Slots are those of layer 0's keys; layers and values follow at fixed distances."""
-        size, stride = self.block_size, self.cache.shape[1] * 2
-        slots = np.empty(sum(work.count for work in works), np.int64)
+        size, heads, stride = self.block_size, self.heads, self.cache.shape[1] * 2 * self.heads
+        head = np.arange(heads)
+        slots = np.empty((sum(work.count for work in works), heads), np.int64)
         singles = [work for work in works if work.count == 1]
         widest = max((-(-(work.start + 1) // size) for work in singles), default=1)
-        table = np.zeros((len(singles), widest), np.int32)
+        table = np.zeros((len(singles), heads, widest), np.int32)
         pieces, place = [], 0
         for index, work in enumerate(works):
             end = work.start + work.count
             blocks = np.asarray(work.running.blocks[: -(-end // size)], np.int64) * stride
             if work.count == 1:
-                table[index, : len(blocks)] = blocks
-                slots[place] = blocks[-1] * size + work.start % size
+                table[index, :, : len(blocks)] = blocks + head[:, None]
+                slots[place] = (blocks[-1] + head) * size + work.start % size
             else:
-                every = (blocks[:, None] * size + np.arange(size)).ravel()[:end]
+                every = (blocks[:, None] * size + np.arange(size)).ravel()[:end, None] + head * size
                 slots[place : place + work.count] = every[work.start :]
                 places = mask = None
                 if work.start:
@@ -146,11 +148,20 @@ class PagedGPT:
                 pieces.append(Piece(place, place + work.count, work.start, places, mask))
             place += work.count
         lengths = torch.tensor([work.start + 1 for work in singles], dtype=torch.int32)
-        return Batch(torch.from_numpy(slots), len(singles), torch.from_numpy(table), lengths, pieces)
+        return Batch(
+            torch.from_numpy(slots),
+            len(singles),
+            torch.from_numpy(table).flatten(0, 1),
+            lengths.repeat_interleave(heads),
+            pieces,
+        )
 
     def _attention_of(self, layer: int) -> Any:
-        size = self.block_size
-        keys_at, values_at = 2 * layer, 2 * layer + 1  # in blocks of ``flat``, behind a block's first
+        size, heads = self.block_size, self.heads
+        keys_at, values_at = (
+            2 * layer * heads,
+            (2 * layer + 1) * heads,
+        )  # in blocks of ``flat``, behind a block's first
         common = len(self.flat) - values_at
 
         def attend(
@@ -166,26 +177,27 @@ class PagedGPT:
             parts = []
             if batch.singles:
                 # The same table for each layer, in a cache that begins so many blocks later.
+                mine = query[0, :, : batch.singles].transpose(0, 1)
                 attended = kernels.decode_attention(
-                    query[0, :, : batch.singles].transpose(0, 1),
+                    mine.reshape(batch.singles * heads, -1, mine.shape[-1]),
                     self.flat[keys_at : keys_at + common],
                     self.flat[values_at : values_at + common],
                     batch.table,
                     batch.lengths,
                 )
-                parts.append(attended.transpose(0, 1)[None])
+                parts.append(attended.view(mine.shape).transpose(0, 1)[None])
             grouped = query.shape[1] != key.shape[1]
             for piece in batch.pieces:
-                mine = slice(piece.first, piece.last)
+                here = slice(piece.first, piece.last)
                 if piece.places is None:
-                    k, v = key[:, :, mine], value[:, :, mine]
+                    k, v = key[:, :, here], value[:, :, here]
                 else:
                     k, v = (
                         slots[piece.places + at * size].transpose(0, 1)[None] for at in (keys_at, values_at)
                     )
                 parts.append(
                     F.scaled_dot_product_attention(
-                        query[:, :, mine],
+                        query[:, :, here],
                         k,
                         v,
                         attn_mask=piece.mask,
