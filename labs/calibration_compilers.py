@@ -72,7 +72,7 @@ def jax_compiler() -> Figures:
         jax.jit(lambda x: -x - number)(one).block_until_ready()
 
     return {
-        "jax_compile_s": (
+        "jax_first_call_s": (
             _least(compile_one, 5),
             "jit of two operations on a scalar, traced, compiled and called",
         )

@@ -1,4 +1,4 @@
-"""What a transformed program costs beside its arithmetic: dispatch, kernels, compiling, autograd, torch.func.
+"""What a transformed program costs beside its arithmetic: dispatch, kernels, compiling, torch.func.
 
 Used by ``labs.calibration``. Programs are chains of negations and of products that no lab runs, so that no
 constant comes from the operation it predicts.
@@ -32,7 +32,7 @@ def _per_call(
 
 
 def jax_programs() -> Figures:
-    """Dispatch of jitted and of eager JAX, kernels inside a program, and compiling them."""
+    """Dispatch of jitted programs, kernels inside one, and compiling them."""
     import jax
     import jax.numpy as jnp
 
@@ -45,12 +45,9 @@ def jax_programs() -> Figures:
     handed = _per_call(lambda: negate(some), 100, wait)
     waited = _per_call(lambda: negate(some).block_until_ready(), 50)
     answered = _per_call(lambda: negate(one).block_until_ready(), 200)
-    eager = _per_call(lambda: jnp.negative(one), 200, wait)
     several = jax.jit(lambda items: [-item for item in items])
     items = [one] * OPERATIONS
     arrays = _per_call(lambda: several(items), 50, wait)
-    gradient = jax.value_and_grad(_negations)
-    gradient_call = typical(lambda: wait(gradient(one)), 5) / OPERATIONS
     vector = jnp.linspace(0.0, 1.0, 64)[None]
     short, long = _compile_seconds(1), _compile_seconds(LONGER)
     each = max(long - short, 0.0) / (LONGER - 1)
@@ -73,11 +70,6 @@ def jax_programs() -> Figures:
         "jax_wait_s": (
             max(waited - answered, 0.0),
             "the same two with a wait after each call: handing over and being woken",
-        ),
-        "jax_eager_call_s": (eager, "jax.numpy.negative of a scalar, not jitted"),
-        "jax_eager_gradient_s": (
-            gradient_call,
-            f"value_and_grad, not jitted, of {OPERATIONS} negations of a scalar, per negation",
         ),
         "jax_kernel_s": (
             turn / KERNELS_OF_A_TURN,
@@ -121,22 +113,16 @@ def _compile_seconds(length: int) -> float:
 
 
 def torch_programs() -> Figures:
-    """An operation under autograd and under ``torch.func``; the rate of a product."""
+    """An operation under ``torch.func``; the rate of a product."""
     import torch
 
-    leaf = torch.ones(1, requires_grad=True)
     plain = torch.ones(4, 1)
     transformed = torch.func.vmap(torch.func.grad(lambda x: _negations(x).sum()))
     square = torch.linspace(-1.0, 1.0, SIDE * SIDE).reshape(SIDE, SIDE)
     out = torch.empty_like(square)
-    gradient = _per_call(lambda: torch.autograd.grad(_negations(leaf), leaf), 20) / OPERATIONS
     function = _per_call(lambda: transformed(plain), 3) / OPERATIONS
     seconds = best(lambda: torch.mm(square, square, out=out), 9)
     return {
-        "torch_gradient_call_s": (
-            gradient,
-            f"forward and autograd.grad of {OPERATIONS} torch negations of one element, per negation",
-        ),
         "torch_func_call_s": (
             function,
             f"torch.func.vmap(grad(...)) of {OPERATIONS} negations, per negation",

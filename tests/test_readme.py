@@ -16,7 +16,15 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-LONG = ("perflab run", "perflab calibrate", "perflab profile", "pytest", "torchrun")
+LONG = (
+    "perflab run",
+    "perflab calibrate",
+    "perflab profile",
+    "perflab diagnose",
+    "pytest",
+    "torchrun",
+    "python -m",
+)
 
 
 def blocks(kind):

@@ -211,7 +211,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
         f"{config.outputs} calls x {micro(row[JACOBIAN])}",
         dispatch,
     )
-    one = PASS_OPERATIONS * machine["torch_gradient_call_s"]
+    one = PASS_OPERATIONS * machine["torch_recorded_call_s"]
     say(
         JACOBIAN,
         "torch_loop",

@@ -189,7 +189,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     call = costs.jitted_call(machine, 2.5)
     turn = costs.streamed_call(machine, 1.5, costs.program(machine, forward / steps, 2, 2))
     kernel, eager = machine["jax_kernel_s"], machine["jax_eager_call_s"] + machine["jax_handover_s"]
-    operation, gradient = machine["torch_call_s"], machine["torch_gradient_call_s"]
+    operation, gradient = machine["torch_call_s"], machine["torch_recorded_call_s"]
     products = "rows of 16 are few for a product: its rate is not the square one's"
     found = []
 

@@ -99,7 +99,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     # Batched outer products and products of vectors: XLA has no kernel but the plain loop.
     plain = flops / machine["scalar_float32_flops"]
     together = plain + 3 * written / machine.bandwidth(2 * written) + KERNELS * machine["jax_kernel_s"]
-    gradient, function = machine["torch_gradient_call_s"], machine["torch_func_call_s"]
+    gradient, function = machine["torch_recorded_call_s"], machine["torch_func_call_s"]
     said = {
         "loop": (
             samples * each,

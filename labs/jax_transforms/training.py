@@ -148,8 +148,8 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     )
     suspect = "products of other shapes than the square one that the rate comes from"
     operations = EAGER * 4 * (LAYERS + 1)  # product, sum and tanh of a layer, four of the loss
-    eager = operations * machine["jax_eager_gradient_s"] + UPDATE * leaves * machine["jax_eager_call_s"]
-    gradient = machine["torch_gradient_call_s"]
+    eager = operations * machine["jax_recorded_call_s"] + UPDATE * leaves * machine["jax_eager_call_s"]
+    gradient = machine["torch_recorded_call_s"]
     plain = UPDATE * leaves * machine["torch_call_s"]
     torch_step = costs.torch_program(machine, whole, OPERATIONS, "gradient", update) + plain
     compiled = costs.torch_program(machine, whole, leaves, "gradient", update) + plain
@@ -169,7 +169,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
         ),
         "eager": (
             eager + costs.product_seconds(machine, whole, PRODUCTS["step"]),
-            f"{operations} operations with eager gradients x {micro(machine['jax_eager_gradient_s'])}, "
+            f"{operations} operations with eager gradients x {micro(machine['jax_recorded_call_s'])}, "
             f"{UPDATE * leaves} of the update, {whole:.3g} FLOPs",
             "Python in JAX's tracer, which runs at every call and depends on the operation",
         ),

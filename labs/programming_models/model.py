@@ -302,7 +302,7 @@ def block_cost(config: Config, machine: Machine, name: str) -> Cost:
 def compile_seconds(machine: Machine, name: str) -> tuple[float, str]:
     """Of a program of a dozen operations: what a program of two costs."""
     if name == "jax_jit":
-        return machine["jax_compile_s"], "trace and compile, as for two operations"
+        return machine["jax_first_call_s"], "trace and compile, as for two operations"
     if name == "numba":
         return machine["numba_compile_s"], "type and compile, as for one expression"
     capture, generated = machine["torch_capture_s"], machine["cxx_compile_s"]
