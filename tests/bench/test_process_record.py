@@ -1,10 +1,9 @@
 """What is counted of a process beside its profiler."""
 
 import json
+import mmap
 import resource
 import time
-
-import numpy
 
 from bench.profile.process import ProcessRecord, memory_limit
 
@@ -45,12 +44,13 @@ def test_page_faults_are_those_of_memory_touched_for_the_first_time():
     pages = 2000
 
     def touch():
-        memory = numpy.empty(pages * resource.getpagesize(), numpy.uint8)  # mapped by itself: 8 MB
-        memory[:: resource.getpagesize()] = 1
+        with mmap.mmap(-1, pages * mmap.PAGESIZE) as memory:
+            memory.madvise(mmap.MADV_NOHUGEPAGE)  # else one fault would bring many pages
+            for page in range(pages):
+                memory[page * mmap.PAGESIZE] = 1
 
     nothing, touched = counted(lambda: None), counted(touch)
-    # Transparent huge pages, where they are on for everything, are touched once for 2 MB.
-    assert touched["minor_faults"] - nothing["minor_faults"] >= min(pages, 4)
+    assert touched["minor_faults"] - nothing["minor_faults"] >= 0.9 * pages
     assert touched["resident_peak_B"] > 0
 
 
