@@ -51,10 +51,10 @@ def ours(load: str) -> Callable[[], dict[int, list[int]]]:
     """Serves all requests on workers that stay, with empty caches."""
     from dataclasses import replace
 
-    from labs.serving.clock import Clock
     from labs.serving.fleet import fleet
+    from labs.unrecorded import Unrecorded
 
-    there = fleet(CONFIG, Clock(perf_counter))
+    there = fleet(CONFIG, Unrecorded(perf_counter))
     layout = replace(CONFIG.layout("prefill_first"), most=CONCURRENT // WORKERS)
     asked = requests(load)
 

@@ -14,16 +14,6 @@ if TYPE_CHECKING:
     from labs.train.options import Options
 
 
-class Clock:
-    """What ``labs.concurrency.cluster`` asks of a Recorder; here nothing is recorded."""
-
-    def now(self) -> float:
-        return time.perf_counter()
-
-    def record(self, name: str, value: float, unit: str) -> None:
-        pass
-
-
 def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, Options]:
     """(the launcher's options, the training's); a wrong one ends the process with status 2 and a line."""
     from labs.train.options import Options, add_to
@@ -92,6 +82,7 @@ def main() -> int:
 
     from labs.cluster.launch import fit
     from labs.machine import usable_cores
+    from labs.unrecorded import Unrecorded
 
     with ExitStack() as stack:
         if given.address or os.environ.get("RAY_ADDRESS"):
@@ -103,7 +94,7 @@ def main() -> int:
                 return 2
             stack.callback(ray.shutdown)
         else:
-            stack.callback(Cluster(max(given.ranks, usable_cores()), Clock()).close)
+            stack.callback(Cluster(max(given.ranks, usable_cores()), Unrecorded(time.perf_counter)).close)
         storage = given.storage or stack.enter_context(tempfile.TemporaryDirectory(prefix="perflab-train-"))
         try:
             fit(

@@ -96,11 +96,11 @@ def serve(options: Options, now: Callable[[], float], wall: Callable[[], float])
     """Serves until SIGINT or SIGTERM; then finishes what was accepted. Exit status 0, or 1 where a request
     could not be finished. now: the clock; wall: seconds since 1970."""
     from labs.concurrency import cluster
-    from labs.serving.clock import Clock
+    from labs.unrecorded import Unrecorded
 
     listening = bound(options.host, options.port)  # before Ray takes its seconds
     try:
-        cluster.cluster(options.layout.workers, Clock(now))
+        cluster.cluster(options.layout.workers, Unrecorded(now))
         return asyncio.run(_serve(options, listening, now, wall))
     finally:
         listening.close()

@@ -19,6 +19,7 @@ from labs.serving.model import limits_of
 from labs.serving.simulator import simulate
 from labs.serving.trace import Load, arrivals
 from labs.serving.weights import kv_bytes_per_token
+from labs.unrecorded import Unrecorded
 
 pytestmark = [pytest.mark.proof, pytest.mark.ray, pytest.mark.timeout(5400)]
 CONFIG = Config()
@@ -28,17 +29,10 @@ BLOCK = 50
 DIFFERENT = 0.15
 
 
-class Clock:
-    now = staticmethod(time.perf_counter)
-
-    def record(self, name, value, unit):
-        pass
-
-
 @pytest.fixture(scope="module")
 def cells():
     """(policy, rate) -> (measured, simulated)."""
-    there = fleet.fleet(CONFIG, Clock())
+    there = fleet.fleet(CONFIG, Unrecorded(time.perf_counter))
     try:
         found, _ = calibrating.calibrate(there, CONFIG, repeats=3)
         if found.costs is None:

@@ -1,4 +1,4 @@
-"""A recorder that keeps nothing: for what is served, not measured."""
+"""A recorder that keeps nothing: for what runs as a program and is not measured."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Clock:
+class Unrecorded:
     """now: seconds, the same for all processes of the host."""
 
     now: Callable[[], float]
 
     def record(self, name: str, value: float, unit: str) -> None:
+        """Nobody reads it."""
+
+    def text(self, title: str, text: str) -> None:
         """Nobody reads it."""
