@@ -11,15 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.attention.gpu_scores import power
-from kernels.attention.gpu_tiles import (
-    MULTIPROCESSORS,
-    configuration,
-    natural,
-    padded,
-    score_scale,
-    target_of,
-)
+from kernels.attention.gpu_scores import LOG2_E
+from kernels.attention.gpu_tiles import MULTIPROCESSORS, configuration, padded, target_of
 
 LARGEST_SPLIT = 64
 """Parts of a context at most: the combining kernel holds that many sums at a time."""
@@ -31,13 +24,12 @@ def split_kernel(
     blocks, block_size, max_blocks, heads, key_heads, split_length, splits,
     stride_block, stride_slot, stride_key_head,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, COLUMNS: tl.constexpr,
-    PRECISION: tl.constexpr, NATURAL: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The queries of one key head against one part of the context.
 
-    Writes softmax-weighted values (float32) to partial (sequences, heads, splits, HEAD), and the
-    logarithm of the weights' sum, in the scores' base, to exponents (sequences, heads, splits), -inf for a
-    part without keys.
+    Writes softmax-weighted values (float32) to partial (sequences, heads, splits, HEAD), and the base-2
+    logarithm of the weights' sum to exponents (sequences, heads, splits), -inf for a part without keys.
     GROUP: the queries that share a key head, padded to the 16 rows that matrix instructions take.
     """
     split = tl.program_id(0)
@@ -71,8 +63,8 @@ def split_kernel(
         scores = tl.where(there[None, :], scores, float("-inf"))
         highest = tl.maximum(largest, tl.max(scores, 1))
         shift = tl.where(highest == float("-inf"), 0.0, highest)
-        weights = power(NATURAL, scores - shift[:, None])
-        correction = power(NATURAL, largest - shift)
+        weights = tl.exp2(scores - shift[:, None])
+        correction = tl.exp2(largest - shift)
         total = total * correction + tl.sum(weights, 1)
         largest = highest
         accumulator = accumulator * correction[:, None]
@@ -82,14 +74,14 @@ def split_kernel(
     sums = tl.where(some, total, 1.0)
     row = (sequence * heads + head) * splits + split
     tl.store(partial + row[:, None] * HEAD + column[None, :], accumulator / sums[:, None], mask=inside)
-    exponent = tl.where(some, largest + (tl.log(sums) if NATURAL else tl.log2(sums)), float("-inf"))
+    exponent = tl.where(some, largest + tl.log2(sums), float("-inf"))
     tl.store(exponents + row, exponent, mask=member < group)
 
 
 @triton.jit
 def combine_kernel(
     partial, exponents, output, splits,
-    HEAD: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr, NATURAL: tl.constexpr,
+    HEAD: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """output (sequences * heads, HEAD) = the parts weighted by their share; zeros without any key."""
     row = tl.program_id(0).to(tl.int64)
@@ -97,7 +89,7 @@ def combine_kernel(
     column = tl.arange(0, WIDTH)
     exponent = tl.load(exponents + row * splits + split, mask=split < splits, other=float("-inf"))
     highest = tl.max(exponent, 0)
-    weights = power(NATURAL, exponent - tl.where(highest == float("-inf"), 0.0, highest))
+    weights = tl.exp2(exponent - tl.where(highest == float("-inf"), 0.0, highest))
     total = tl.sum(weights, 0)
     inside = (split < splits)[:, None] & (column < HEAD)[None, :]
     places = (row * splits + split)[:, None] * HEAD + column[None, :]
@@ -141,15 +133,13 @@ def decode_attention(
     partial = query.new_empty((sequences, heads, parts, dim), dtype=torch.float32)
     exponents = query.new_empty((sequences, heads, parts), dtype=torch.float32)
     split_kernel[(parts, key_heads, sequences)](
-        query, key_cache, value_cache, block_table, context_lengths, partial, exponents,
-        score_scale(scale, query), blocks, block_size, max_blocks, heads, key_heads, length, parts,
-        *key_cache.stride()[:3],
+        query, key_cache, value_cache, block_table, context_lengths, partial, exponents, scale * LOG2_E.value,
+        blocks, block_size, max_blocks, heads, key_heads, length, parts, *key_cache.stride()[:3],
         HEAD=dim, WIDTH=padded(dim), GROUP=padded(heads // key_heads), COLUMNS=tile.columns,
-        PRECISION=tile.precision, NATURAL=natural(query), num_warps=tile.warps, num_stages=tile.stages,
+        PRECISION=tile.precision, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     combine_kernel[(sequences * heads,)](
         partial, exponents, output, parts,
-        HEAD=dim, WIDTH=padded(dim), SPLITS=triton.next_power_of_2(parts), NATURAL=natural(query),
-        num_warps=4,
+        HEAD=dim, WIDTH=padded(dim), SPLITS=triton.next_power_of_2(parts), num_warps=4,
     )  # fmt: skip
     return output

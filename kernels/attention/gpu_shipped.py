@@ -144,14 +144,13 @@ def _decode() -> Iterator[Compilation]:
                     "GROUP": 16,
                     "COLUMNS": tile.columns,
                     "PRECISION": tile.precision,
-                    "NATURAL": False,
                 },
                 True,
             ),
             (
                 f"paged decode's combination, bf16, heads of {head_dim}",
                 combine_kernel,
-                {"HEAD": head_dim, "WIDTH": width, "SPLITS": 16, "NATURAL": False},
+                {"HEAD": head_dim, "WIDTH": width, "SPLITS": 16},
                 False,
             ),
         ):
