@@ -1,4 +1,4 @@
-"""Triton's interpreter (``TRITON_INTERPRET=1``), where kernels run on the CPU, made right for bfloat16.
+"""Triton's interpreter (``TRITON_INTERPRET=1``), where kernels run on the CPU, made right for products.
 
 Triton 3.6 to 3.9 keep bfloat16 as 16-bit integers and forget so in three places:
 
@@ -8,7 +8,15 @@ Triton 3.6 to 3.9 keep bfloat16 as 16-bit integers and forget so in three places
 
 ``repair`` replaces the three methods behind them: operands are widened to float32, which is exact, and
 results rounded as a GPU rounds them. float16 operands of a dot are widened too, for NumPy has no fast product
-of them. Not repaired: fp8, scaled dots, and functions of one bfloat16 argument, most of which Triton refuses.
+of them.
+
+Products of floats are also summed in one order. NumPy's product rounds differently for other shapes: a third
+of the scores q k^T differ from those of k q^T in the last bit. Attention's backward kernels compute the
+scores again, transposed, against the sums of the forward one, and on a GPU find the same bits, because there
+an element's sum depends on its row and its column alone. Here too: ``DEPTH`` products are added to the
+accumulator exactly and rounded once to float32, as a matrix instruction does.
+
+Not repaired: fp8, scaled dots, and functions of one bfloat16 argument, most of which Triton refuses.
 
 ``TRITON_INTERPRET`` is read where ``@triton.jit`` decorates: a process either interprets or compiles.
 """
@@ -19,6 +27,9 @@ import os
 from functools import cache
 from typing import Any
 
+DEPTH = 8
+"""Products that one matrix instruction adds to the accumulator: those of float32's 19-bit format take 8."""
+
 
 def interpreting() -> bool:
     """Does this process interpret its Triton kernels?"""
@@ -27,7 +38,7 @@ def interpreting() -> bool:
 
 @cache
 def repair() -> None:
-    """Make bfloat16 right in this process's interpreter; a second call does nothing.
+    """Make bfloat16 and products right in this process's interpreter; a second call does nothing.
 
     RuntimeError when this Triton has not the private functions that are replaced.
     """
@@ -64,8 +75,14 @@ def repair() -> None:
         nearest = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
         return np.where((bits & 0x7FFFFFFF) > 0x7F800000, np.uint16(0x7FC0), nearest).reshape(values.shape)
 
-    def dot(self: Any, left: Any, right: Any, *rest: Any, **options: Any) -> Any:
-        return create_dot(self, widened(left), widened(right), *rest, **options)
+    def dot(self: Any, left: Any, right: Any, total: Any, *rest: Any, **options: Any) -> Any:
+        left, right = widened(left), widened(right)
+        if {left.data.dtype, right.data.dtype, total.data.dtype} != {np.dtype(np.float32)}:
+            return create_dot(self, left, right, total, *rest, **options)
+        a, b, values = left.data.astype(np.float64), right.data.astype(np.float64), total.data
+        for k in range(0, a.shape[-1], DEPTH):
+            values = (values + a[..., k : k + DEPTH] @ b[..., k : k + DEPTH, :]).astype(np.float32)
+        return handle(values, total.dtype.scalar)
 
     def binary(self: Any, left: Any, right: Any, operation: Any) -> Any:
         if left.dtype.scalar != tl.bfloat16:

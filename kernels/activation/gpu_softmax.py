@@ -8,11 +8,14 @@ Source: Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
+
+from kernels.warps import LANES, targets_by_lanes, warps_of
 
 if TYPE_CHECKING:
     from kernels.ahead_of_time import Compilation
@@ -90,13 +93,18 @@ def _backward_long(grad, out, grad_input, columns, BLOCK: tl.constexpr):
         )
 
 
-def configuration(columns: int) -> tuple[dict[str, int], dict[str, int]]:
-    """A row, or 2048 elements of short ones, to a program; 16 to 32 elements to a thread."""
+def configuration(columns: int, lanes: int = LANES) -> tuple[dict[str, int], dict[str, int]]:
+    """A row, or 2048 elements of short ones, to a program; 16 to 32 elements to a thread.
+
+    Of a longer row 8: the two running numbers of each element make 16 spill on sm_100. lanes: threads a
+    warp.
+    """
     if columns > LONGEST:
-        return {"BLOCK": 4096}, {"num_warps": 8}
+        return {"BLOCK": 4096}, {"num_warps": warps_of(512, lanes)}
     block = triton.next_power_of_2(max(columns, 1))
     rows = max(1, min(64, 2048 // block))
-    return {"ROWS": rows, "BLOCK": block}, {"num_warps": min(16, max(4, block // 512))}
+    threads = min(512, max(128, block // 16))
+    return {"ROWS": rows, "BLOCK": block}, {"num_warps": warps_of(threads, lanes)}
 
 
 def softmax(input: torch.Tensor) -> torch.Tensor:
@@ -134,8 +142,9 @@ def compilations() -> list[Compilation]:
     from kernels.ahead_of_time import Compilation
 
     found = []
-    for columns in (128, 1024, 4096, LONGEST, 131072):
-        constants, options = configuration(columns)
+    sizes_and_lanes = itertools.product((128, 1024, 4096, LONGEST, 131072), targets_by_lanes().items())
+    for columns, (lanes, targets) in sizes_and_lanes:
+        constants, options = configuration(columns, lanes)
         long = columns > LONGEST
         sizes = {"columns": "i32!"} if long else {"rows": "i32!", "columns": "i32!"}
         for direction, kernel, tensors in (
@@ -143,6 +152,8 @@ def compilations() -> list[Compilation]:
             ("backward", _backward_long if long else _backward, ("grad", "out", "grad_input")),
         ):
             types = dict.fromkeys(tensors, "*bf16!") | sizes
-            label = f"softmax {direction} {columns} bf16"
-            found.append(Compilation(label, kernel, types, constants, options, "softmax", direction))
+            label = f"softmax {direction} {columns} bf16, {lanes} lanes"
+            found.append(
+                Compilation(label, kernel, types, constants, options, "softmax", direction, targets=targets)
+            )
     return found

@@ -108,8 +108,9 @@ def _attention() -> Iterator[Compilation]:
                 if head_dim == 128:
                     yield compilation(kernel, head_dim, tile, targets, causal=False)
                     yield compilation(kernel, head_dim, tile, targets, window=True)
-                    if kernel == "backward keys":
-                        yield compilation(kernel, head_dim, tile, targets, grouped=True)
+            if kernel == "backward keys":
+                for tile, targets in _by_tile(head_dim, kernel, light=False, grouped=True):
+                    yield compilation(kernel, head_dim, tile, targets, grouped=True)
         for tile, targets in _by_tile(128, kernel, light=True):
             yield compilation(kernel, 128, tile, targets, light=True)
     for tile in candidates(128, "forward", "sm_90"):
@@ -118,11 +119,13 @@ def _attention() -> Iterator[Compilation]:
             yield compilation("forward", 128, tile, ("sm_90",), causal=False)
 
 
-def _by_tile(head_dim: int, kernel: str, light: bool) -> list[tuple[Tile, tuple[str, ...]]]:
+def _by_tile(
+    head_dim: int, kernel: str, light: bool, grouped: bool = False
+) -> list[tuple[Tile, tuple[str, ...]]]:
     """The tiles in use and the targets that use each."""
     found: dict[Tile, tuple[str, ...]] = {}
     for target in TARGETS:
-        tile = configuration(head_dim, torch.bfloat16, kernel, target, light)
+        tile = configuration(head_dim, torch.bfloat16, kernel, target, light, grouped)
         found[tile] = (*found.get(tile, ()), target)
     return list(found.items())
 

@@ -1,6 +1,7 @@
 """Which tile each attention kernel uses on which GPU, and how tensors are handed to the kernels.
 
-The tiles were chosen without a GPU, from what the compiler makes of them (Triton 3.7.1)."""
+The tiles were chosen without a GPU, from what the compiler makes of them (Triton 3.7.1; on sm_90 also 3.6.0
+and 3.9.0)."""
 
 from __future__ import annotations
 
@@ -51,7 +52,7 @@ TILES: dict[tuple[str, str], dict[int, tuple[Tile, ...]]] = {
     ("sm_90", "backward keys"): {
         64: (Tile(64, 128, 8, 2, HOST), Tile(64, 64, 4, 2, HOST)),
         128: (Tile(64, 128, 8, 3, HOST), Tile(64, 128, 8, 2, HOST), Tile(64, 64, 4, 2, HOST)),
-        256: (Tile(32, 64, 8, 3, HOST), Tile(16, 64, 8, 2, HOST)),
+        256: (Tile(16, 64, 8, 3, HOST), Tile(32, 64, 8, 3, HOST)),
     },
     ("sm_90", "backward queries"): {
         64: (Tile(128, 128, 8, 2, HOST), Tile(128, 64, 8, 2, HOST), Tile(64, 64, 4, 2, HOST)),
@@ -123,7 +124,7 @@ _HOPPER_LIGHT = {
     },
     "backward queries": {
         64: Tile(128, 64, 8, 2, HOST),
-        128: Tile(64, 64, 4, 2, HOST),
+        128: Tile(64, 32, 4, 2, HOST),
         256: Tile(64, 32, 8, 2, HOST),
     },
 }
@@ -141,6 +142,27 @@ LIGHT: dict[tuple[str, str], dict[int, Tile]] = {
     },
 }
 """The same where there is a mask or dropout, whose addresses and random bits take registers of their own."""
+
+SHARED_HEADS: dict[tuple[str, str], dict[int, Tile]] = {
+    ("sm_90", "backward keys"): {
+        64: Tile(64, 128, 8, 3, HOST),
+        128: Tile(32, 128, 8, 3, HOST),
+        256: Tile(16, 64, 8, 2, HOST),
+    },
+    ("sm_100", "backward keys"): {
+        64: Tile(64, 128, 8, 2, HOST),
+        128: Tile(64, 64, 8, 2, HOST),
+        256: Tile(16, 64, 8, 1, HOST),
+    },
+    ("sm_80", "backward keys"): {
+        64: Tile(32, 64, 8, 2),
+        128: Tile(32, 64, 8, 2),
+        256: Tile(16, 32, 8, 1),
+    },
+}
+"""The same where query heads share a key head and the loop over them, which takes registers of its own, makes
+the usual tile spill: on sm_90 with Triton 3.6.0 (heads of 64 and 128) or 3.9.0 (256), on sm_100 at 256, on
+sm_80 at 64."""
 
 EXACT: dict[str, dict[int, Tile]] = {
     "forward": {64: Tile(32, 32, 4, 1), 128: Tile(64, 32, 8, 1), 256: Tile(32, 32, 8, 1)},
@@ -167,18 +189,27 @@ def candidates(head_dim: int, direction: str, target: str) -> tuple[Tile, ...]:
 
 
 def configuration(
-    head_dim: int, dtype: torch.dtype, direction: str, target: str, light: bool = False
+    head_dim: int,
+    dtype: torch.dtype,
+    direction: str,
+    target: str,
+    light: bool = False,
+    grouped: bool = False,
 ) -> Tile:
     """The tile of a kernel ("forward", "backward keys", "backward queries", "decode"), from sizes alone.
 
-    light: there is a mask or dropout.
+    light: there is a mask or dropout. grouped: query heads share a key head.
     """
     precision = "ieee" if target == "gfx942" or dtype != torch.float32 else "tf32x3"
     if direction == "decode":
         return _up_to(DECODE, head_dim)._replace(precision=precision)
     if dtype == torch.float32:
         return _up_to(EXACT[direction], head_dim)._replace(precision=precision)
-    return _up_to(LIGHT[target, direction], head_dim) if light else candidates(head_dim, direction, target)[0]
+    if light:
+        return _up_to(LIGHT[target, direction], head_dim)
+    if grouped and (target, direction) in SHARED_HEADS:
+        return _up_to(SHARED_HEADS[target, direction], head_dim)
+    return candidates(head_dim, direction, target)[0]
 
 
 def _up_to(rows: dict[int, Any], head_dim: int) -> Any:
@@ -230,9 +261,10 @@ def tile_for(direction: str, light: bool, *tensors: torch.Tensor) -> Tile:
     """``configuration`` for these tensors, the query first; pointers where no descriptor can be had of
     them."""
     dim, dtype, target = tensors[0].shape[-1], tensors[0].dtype, target_of(tensors[0])
-    tile = configuration(dim, dtype, direction, target, light)
+    grouped = len({tensor.shape[-3] for tensor in tensors}) > 1
+    tile = configuration(dim, dtype, direction, target, light, grouped)
     if tile.descriptors and not describable(*tensors):
-        tile = configuration(dim, dtype, direction, "sm_80", light)
+        tile = configuration(dim, dtype, direction, "sm_80", light, grouped)
     return tile
 
 

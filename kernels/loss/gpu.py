@@ -15,13 +15,13 @@ import triton
 import triton.language as tl
 
 from kernels.loss.passes import Passes
+from kernels.warps import LANES, targets_by_lanes, warps_of
 
 if TYPE_CHECKING:
     from kernels.ahead_of_time import Compilation
 
 _WHOLE_ROW = 16384  # elements of a row that 1024 threads hold in registers
 _SCALE_BLOCK = 4096
-_LANES = 64 if torch.version.hip else 32
 
 
 @triton.jit
@@ -116,14 +116,14 @@ def _scale(kept, factor, elements, BLOCK: tl.constexpr):
         tl.store(kept + at, (x.to(tl.float32) * by).to(kept.dtype.element_ty), mask=at < elements)
 
 
-def configuration(columns: int, lanes: int = _LANES) -> tuple[dict[str, Any], dict[str, Any]]:
+def configuration(columns: int, lanes: int = LANES) -> tuple[dict[str, Any], dict[str, Any]]:
     """(constants, options) of ``_rows`` for this many classes: 16 elements a thread, 128 to 1024 threads.
 
     lanes: threads a warp.
     """
     whole = columns <= _WHOLE_ROW
     block = min(_WHOLE_ROW, max(128, triton.next_power_of_2(columns)))
-    warps = min(1024, max(128, block // 16)) // lanes
+    warps = warps_of(min(1024, max(128, block // 16)), lanes)
     return {"BLOCK": block, "WHOLE": whole}, {"num_warps": warps, "num_stages": 1}
 
 
@@ -183,7 +183,7 @@ linear_cross_entropy = _passes.linear_cross_entropy
 
 def compilations() -> list[Compilation]:
     """What is shipped: rows in registers and rows in a loop, in 16 bits and float32, and the scaling."""
-    from kernels.ahead_of_time import TARGETS, Compilation
+    from kernels.ahead_of_time import Compilation
 
     def rows(operation: str, direction: str, columns: int, element: str, lanes: int = 32) -> Compilation:
         constants, options = configuration(columns, lanes)
@@ -198,7 +198,7 @@ def compilations() -> list[Compilation]:
             "smoothing": "fp32",
         }
         flags = {"SMOOTHING": False, "GRADIENT": direction == "backward", "SCALE_PER_ROW": False}
-        targets = [name for name in TARGETS if name.startswith("gfx") == (lanes == 64)]
+        targets = targets_by_lanes()[lanes]
         label = f"{operation} {direction} {columns} {element} {lanes} lanes"
         constants.update(flags)
         return Compilation(label, _rows, types, constants, options, operation, direction, targets=targets)

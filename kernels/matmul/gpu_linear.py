@@ -9,11 +9,14 @@ would be.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+
+from kernels.warps import LANES, targets_by_lanes, warps_of
 
 
 @triton.jit
@@ -132,30 +135,34 @@ def _int4_backward(
 
 
 def configuration(
-    rows: int, dtype: torch.dtype, bits: int, group: int = 0, backward: bool = False
+    rows: int, dtype: torch.dtype, bits: int, group: int = 0, backward: bool = False, lanes: int = LANES
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """(constants, options): small blocks of rows for decoding, which streams weights; square ones for many
     rows.
 
     float32 goes without matrix units (ieee), so its blocks are small. int4: BLOCK_K counts bytes and divides
-    half a group.
+    half a group, and two sums are held forward, the group's and the row's, so that many rows take half the
+    tile: a whole one spills on sm_80 and asks more shared memory than gfx942 has. lanes: threads a warp.
     """
     few_bytes = dtype is torch.float32  # a row of int4 bytes that is a float32 block wide would be long
     if dtype is torch.float32 and rows <= 16 and (backward or bits == 4):
-        m, n, k, warps, stages = (16, 32, 128, 4, 4) if backward else (16, 32, 32, 4, 3)
+        m, n, k, threads, stages = (16, 32, 128, 128, 4) if backward else (16, 32, 32, 128, 3)
         few_bytes = False  # below 64 bytes a row no load is 16 bytes wide
     elif dtype is torch.float32:
-        m, n, k, warps, stages = (16, 32, 32, 4, 3) if rows <= 16 else (32, 32, 32, 4, 2)
+        m, n, k, threads, stages = (16, 32, 32, 128, 3) if rows <= 16 else (32, 32, 32, 128, 2)
     elif rows <= 16:
-        m, n, k, warps, stages = (16, 64, 64, 4, 3) if backward else (16, 32, 128, 4, 4)
+        m, n, k, threads, stages = (16, 64, 64, 128, 3) if backward else (16, 32, 128, 128, 4)
     elif rows <= 64:
-        m, n, k, warps, stages = 64, 64, 64, 4, 3
+        m, n, k, threads, stages = 64, 64, 64, 128, 3
+    elif backward:
+        m, n, k, threads, stages = 128, 64, 128, 256, 3
     else:
-        m, n, k, warps, stages = (128, 64, 128, 8, 3) if backward else (128, 128, 64, 8, 3)
+        m, n, k, threads, stages = 128 if bits == 8 else 64, 128, 64, 256, 3
     if bits == 4:
         half = group // 2
         k = min(k, 16 if few_bytes else 64, half & -half)
-    return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": max(16, k)}, {"num_warps": warps, "num_stages": stages}
+    options = {"num_warps": warps_of(threads, lanes), "num_stages": stages}
+    return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": max(16, k)}, options
 
 
 def _forward(bits: int, input: Any, weight: Any, scale: Any, bias: Any) -> torch.Tensor:
@@ -223,38 +230,39 @@ def compilations() -> list[Any]:
     """The shipped configurations, decoding one row and many, for ``kernels.ahead_of_time``."""
     from kernels.ahead_of_time import Compilation
 
+    kernels = {
+        (8, "forward"): _int8_forward,
+        (8, "backward"): _int8_backward,
+        (4, "forward"): _int4_forward,
+        (4, "backward"): _int4_backward,
+    }
+    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
     found = []
-    for dtype, short in ((torch.bfloat16, "bf16"), (torch.float16, "fp16"), (torch.float32, "fp32")):
-        for rows in (1, 512):
-            for bits in (8, 4):
-                for direction in ("forward", "backward"):
-                    backward = direction == "backward"
-                    constants, options = configuration(rows, dtype, bits, 128, backward)
-                    kernel = {
-                        (8, False): _int8_forward,
-                        (8, True): _int8_backward,
-                        (4, False): _int4_forward,
-                        (4, True): _int4_backward,
-                    }[bits, backward]
-                    if bits == 4:
-                        constants["GROUP"] = 128
-                    if not backward:
-                        constants["HAS_BIAS"] = True
-                    weight = "*i8!" if bits == 8 else "*u8!"
-                    types = {"grad" if backward else "x": f"*{short}!", "weight": weight, "scale": "*fp32!"}
-                    types |= {} if backward else {"bias": f"*{short}!"}
-                    last = "in_features" if bits == 8 else "groups"
-                    types |= {"out": f"*{short}!", "rows": "i32", "out_features": "i32!", last: "i32!"}
-                    found.append(
-                        Compilation(
-                            label=f"{short} {rows} rows",
-                            kernel=kernel,
-                            types=types,
-                            constants=constants,
-                            options=options,
-                            operation=f"linear_int{bits}",
-                            direction=direction,
-                            matrix=dtype is not torch.float32,
-                        )
-                    )
+    for (dtype, short), rows, (bits, direction), (lanes, targets) in itertools.product(
+        names.items(), (1, 512), kernels, targets_by_lanes().items()
+    ):
+        backward = direction == "backward"
+        constants, options = configuration(rows, dtype, bits, 128, backward, lanes)
+        if bits == 4:
+            constants["GROUP"] = 128
+        if not backward:
+            constants["HAS_BIAS"] = True
+        weight = "*i8!" if bits == 8 else "*u8!"
+        types = {"grad" if backward else "x": f"*{short}!", "weight": weight, "scale": "*fp32!"}
+        types |= {} if backward else {"bias": f"*{short}!"}
+        last = "in_features" if bits == 8 else "groups"
+        types |= {"out": f"*{short}!", "rows": "i32", "out_features": "i32!", last: "i32!"}
+        found.append(
+            Compilation(
+                label=f"{short} {rows} rows, {lanes} lanes",
+                kernel=kernels[bits, direction],
+                types=types,
+                constants=constants,
+                options=options,
+                operation=f"linear_int{bits}",
+                direction=direction,
+                matrix=dtype is not torch.float32,
+                targets=targets,
+            )
+        )
     return found

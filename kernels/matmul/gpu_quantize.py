@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
+from kernels.warps import LANES, targets_by_lanes, warps_of
+
+_BLOCK = 2048  # columns of an int8 row at a time
 _ROUND = tl.constexpr(12582912.0)  # added and taken away, it rounds to the nearest integer, ties to even
 
 
@@ -56,10 +60,13 @@ def _int4(weight, out, scale, groups, GROUP: tl.constexpr, HALF: tl.constexpr, B
     tl.store(out + group[:, None] * (GROUP // 2) + j[None, :], packed, inside)
 
 
-def configuration(group: int) -> tuple[dict[str, Any], dict[str, int]]:
-    """(constants, options) for int4 groups; int8 rows take blocks of 2048 columns and 8 warps."""
+def configuration(group: int = 0, lanes: int = LANES) -> tuple[dict[str, Any], dict[str, int]]:
+    """(constants, options) for int4 groups, or without a group for int8 rows; lanes: threads a warp."""
+    if not group:
+        return {"BLOCK": _BLOCK}, {"num_warps": warps_of(256, lanes)}
     half = triton.next_power_of_2(group // 2)
-    return {"GROUP": group, "HALF": half, "BLOCK": max(1, 2048 // half)}, {"num_warps": 4}
+    options = {"num_warps": warps_of(128, lanes)}
+    return {"GROUP": group, "HALF": half, "BLOCK": max(1, 2048 // half)}, options
 
 
 def quantize_int8(weight: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,7 +75,8 @@ def quantize_int8(weight: Any) -> tuple[torch.Tensor, torch.Tensor]:
     out = torch.empty_like(weight, dtype=torch.int8)
     scale = weight.new_empty(rows, dtype=torch.float32)
     if rows:
-        _int8[(rows,)](weight, out, scale, columns, BLOCK=2048, num_warps=8)
+        constants, options = configuration()
+        _int8[(rows,)](weight, out, scale, columns, **constants, **options)
     return out, scale
 
 
@@ -89,25 +97,16 @@ def compilations() -> list[Any]:
     from kernels.ahead_of_time import Compilation
 
     found = []
-    for short in ("bf16", "fp32"):
-        types = {"weight": f"*{short}!", "out": "*i8!", "scale": "*fp32!", "columns": "i32!"}
-        found.append(
-            Compilation(
-                f"{short} rows",
-                _int8,
-                types,
-                {"BLOCK": 2048},
-                {"num_warps": 8},
-                "quantize_int8",
-                "forward",
-                False,
+    for short, (lanes, targets) in itertools.product(("bf16", "fp32"), targets_by_lanes().items()):
+        for bits, kernel, last, what, group in (
+            (8, _int8, "columns", "rows", 0),
+            (4, _int4, "groups", "groups of 128", 128),
+        ):
+            constants, options = configuration(group, lanes)
+            out = "*i8!" if bits == 8 else "*u8!"
+            types = {"weight": f"*{short}!", "out": out, "scale": "*fp32!", last: "i32!"}
+            label, operation = f"{short} {what}, {lanes} lanes", f"quantize_int{bits}"
+            found.append(
+                Compilation(label, kernel, types, constants, options, operation, "forward", targets=targets)
             )
-        )
-        constants, options = configuration(128)
-        types = {"weight": f"*{short}!", "out": "*u8!", "scale": "*fp32!", "groups": "i32!"}
-        found.append(
-            Compilation(
-                f"{short} groups of 128", _int4, types, constants, options, "quantize_int4", "forward", False
-            )
-        )
     return found

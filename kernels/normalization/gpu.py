@@ -14,6 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.warps import LANES, targets_by_lanes, warps_of
+
 if TYPE_CHECKING:
     from kernels.ahead_of_time import Compilation
 
@@ -133,17 +135,18 @@ def split_rows(
         tl.store(place, value.to(out.dtype.element_ty), mask=inside[None, :])
 
 
-def configuration(columns: int) -> tuple[dict[str, int], dict[str, int]]:
+def configuration(columns: int, lanes: int = LANES) -> tuple[dict[str, int], dict[str, int]]:
     """(block sizes, options) for rows of this length: from registers and spills seen ahead of time.
 
     ROWS is there where rows are held. 16 to 32 float32 values a thread leave room for several programs a
-    multiprocessor.
+    multiprocessor. lanes: threads a warp.
     """
     if columns > HELD:
-        return {"BLOCK": SPLIT}, {"num_warps": 8}
+        return {"BLOCK": SPLIT}, {"num_warps": warps_of(256, lanes)}
     block = max(16, triton.next_power_of_2(columns))
     rows = max(1, min(32, TILE // block))
-    return {"ROWS": rows, "BLOCK": block}, {"num_warps": {8192: 8, 16384: 32}.get(block, 4)}
+    threads = {8192: 256, 16384: 1024}.get(block, 128)
+    return {"ROWS": rows, "BLOCK": block}, {"num_warps": warps_of(threads, lanes)}
 
 
 def forward(
@@ -195,13 +198,18 @@ def compilations() -> list[Compilation]:
         ("add_rms_norm", 16384, "bf16"),
         ("add_rms_norm", 32768, "bf16"),
     ):
-        found.append(_compilation(Compilation, operation, columns, dtype))
+        found += [
+            _compilation(Compilation, operation, columns, dtype, lanes, targets)
+            for lanes, targets in targets_by_lanes().items()
+        ]
     return found
 
 
-def _compilation(make: Any, operation: str, columns: int, dtype: str) -> Any:
+def _compilation(
+    make: Any, operation: str, columns: int, dtype: str, lanes: int, targets: tuple[str, ...]
+) -> Any:
     added, centred = operation.startswith("add_"), operation.endswith("layer_norm")
-    block_sizes, options = configuration(columns)
+    block_sizes, options = configuration(columns, lanes)
     constants: dict[str, Any] = {
         "CENTRED": centred, "ADDED": added, "WEIGHT": True, "BIAS": centred, **block_sizes
     }  # fmt: skip
@@ -215,5 +223,5 @@ def _compilation(make: Any, operation: str, columns: int, dtype: str) -> Any:
     if "ROWS" in block_sizes:
         types["rows"] = "i32!"
     kernel = held_rows if "ROWS" in block_sizes else split_rows
-    label = f"{operation} forward {dtype} {columns}"
-    return make(label, kernel, types, constants, options, operation, "forward")
+    label = f"{operation} forward {dtype} {columns}, {lanes} lanes"
+    return make(label, kernel, types, constants, options, operation, "forward", targets=targets)

@@ -18,6 +18,8 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.warps import LANES, targets_by_lanes, warps_of
+
 if TYPE_CHECKING:
     from kernels.ahead_of_time import Compilation
 
@@ -189,16 +191,19 @@ def sum_partial_rows(partial, out, rows, columns, ROWS: tl.constexpr, BLOCK: tl.
     tl.store(out + column, tl.sum(total, 0), mask=column < columns)
 
 
-def configuration(columns: int) -> tuple[dict[str, int], dict[str, int], int]:
+def configuration(columns: int, lanes: int = LANES) -> tuple[dict[str, int], dict[str, int], int]:
     """(block sizes, options, programs a multiprocessor) for rows of this length.
 
-    From registers and spills seen ahead of time: a held row takes five float32 values a column.
+    From registers and spills seen ahead of time: a held row takes five float32 values a column. Short rows
+    come several to a program, 16 rows of 64 columns to 128 threads: eight numbers a thread still, a load of
+    16 bytes. lanes: threads a warp.
     """
     if columns > HELD:
-        return {"ROWS": GROUP, "BLOCK": SPLIT}, {"num_warps": 8}, 2
+        return {"ROWS": GROUP, "BLOCK": SPLIT}, {"num_warps": warps_of(256, lanes)}, 2
     block = max(16, triton.next_power_of_2(columns))
     rows = max(1, min(16, TILE // block))
-    return {"ROWS": rows, "BLOCK": block}, {"num_warps": 8 if block > 2048 else 4}, 2 if block > 2048 else 4
+    threads, resident = (256, 2) if block > 2048 else (128, 4)
+    return {"ROWS": rows, "BLOCK": block}, {"num_warps": warps_of(threads, lanes)}, resident
 
 
 @cache
@@ -271,7 +276,8 @@ def compilations() -> list[Compilation]:
     from kernels.ahead_of_time import Compilation
 
     found = [
-        _compilation(Compilation, *which)
+        _compilation(Compilation, *which, lanes, targets)
+        for lanes, targets in targets_by_lanes().items()
         for which in (
             ("layer_norm", 64, "bf16", True, True),
             ("layer_norm", 1024, "bf16", True, True),
@@ -295,9 +301,18 @@ def compilations() -> list[Compilation]:
     return found
 
 
-def _compilation(make: Any, operation: str, columns: int, dtype: str, inputs: bool, parameters: bool) -> Any:
+def _compilation(
+    make: Any,
+    operation: str,
+    columns: int,
+    dtype: str,
+    inputs: bool,
+    parameters: bool,
+    lanes: int,
+    targets: tuple[str, ...],
+) -> Any:
     added, centred = operation.startswith("add_"), operation.endswith("layer_norm")
-    block_sizes, options, _ = configuration(columns)
+    block_sizes, options, _ = configuration(columns, lanes)
     constants: dict[str, Any] = {
         "CENTRED": centred,
         "ADDED": added,
@@ -323,5 +338,5 @@ def _compilation(make: Any, operation: str, columns: int, dtype: str, inputs: bo
             constants[name] = None
     kernel = split_backward if columns > HELD else held_backward
     part = {(True, True): "", (True, False): " input", (False, True): " weight"}[inputs, parameters]
-    label = f"{operation} backward{part} {dtype} {columns}"
-    return make(label, kernel, types, constants, options, operation, "backward")
+    label = f"{operation} backward{part} {dtype} {columns}, {lanes} lanes"
+    return make(label, kernel, types, constants, options, operation, "backward", targets=targets)

@@ -34,6 +34,16 @@ def test_a_product_errs_by_one_rounding(dtype):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+def test_a_product_and_its_transpose_have_the_same_bits(dtype):
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(shape, generator=generator).to(dtype) for shape in ((32, 48), (48, 64)))
+    product, transposed = (torch.full(shape, torch.nan, dtype=dtype) for shape in ((32, 64), (64, 32)))
+    matmul[(1, 1)](a, b, product, 32, 64, 48, 32, 64, 16)
+    matmul[(2, 1)](b.T.contiguous(), a.T.contiguous(), transposed, 64, 32, 48, 32, 32, 16)
+    assert torch.equal(product, transposed.T)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
 def test_a_norm_errs_by_a_rounding(dtype):
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(s, generator=generator).to(dtype) for s in ((3, 100), (100,), (100,)))

@@ -274,10 +274,15 @@ def test_splits_cover_every_context():
 
 def test_every_size_has_a_tile():
     directions = ("forward", "backward keys", "backward queries", "decode")
-    for target, dim, dtype, direction, light in itertools.product(
-        gpu_tiles.MULTIPROCESSORS, (1, 16, 65, 128, 129, 256), FLOATS, directions, (False, True)
+    for target, dim, dtype, direction, light, grouped in itertools.product(
+        gpu_tiles.MULTIPROCESSORS,
+        (1, 16, 65, 128, 129, 256),
+        FLOATS,
+        directions,
+        (False, True),
+        (False, True),
     ):
-        tile = gpu_tiles.configuration(dim, dtype, direction, target, light)
+        tile = gpu_tiles.configuration(dim, dtype, direction, target, light, grouped)
         assert tile.rows <= gpu_backward.LARGEST_TILE
         assert not tile.descriptors or target in ("sm_90", "sm_100")
         assert tile.precision == ("tf32x3" if dtype == torch.float32 and target != "gfx942" else "ieee")
@@ -286,6 +291,9 @@ def test_every_size_has_a_tile():
 def test_tensors_that_the_copy_engine_cannot_fetch_go_by_pointers():
     good = torch.empty(2, 3, 5, 64, dtype=torch.bfloat16)
     assert gpu_tiles.tile_for("forward", False, good, good, good).descriptors == "host"
+    shared = gpu_tiles.tile_for("backward keys", False, good, good[:, :1], good[:, :1])
+    assert shared == gpu_tiles.configuration(64, torch.bfloat16, "backward keys", "sm_90", grouped=True)
+    assert shared != gpu_tiles.tile_for("backward keys", False, good, good, good)
     for bad in (good[..., 1:], good[:1].expand(2, 3, 5, 64), torch.empty(2, 3, 5, 63, dtype=torch.bfloat16)):
         assert gpu_tiles.tile_for("forward", False, bad, bad, bad).descriptors == ""
     one = torch.empty(1, 1, 5, 64).as_strided((1, 1, 5, 64), (3, 3, 64, 1))  # strides of single elements
