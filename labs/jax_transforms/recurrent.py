@@ -221,7 +221,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     kernels = f"{steps} steps x {GRADIENT_KERNELS} kernels"
     say(GRADIENT, "scan", scan, f"3 x forward: {3 * forward:.3g} FLOPs, {kernels}, {weights:.3g} B")
     say(GRADIENT, "checkpoint", again, f"4 x forward: {4 * forward:.3g} FLOPs, {kernels} and two more")
-    plain = costs.torch_program(machine, 3 * forward, steps * TORCH["gradient"], "gradient")
+    plain = costs.torch_program(machine, 3 * forward, steps * TORCH["gradient"], "recorded")
     say(
         GRADIENT,
         "torch",

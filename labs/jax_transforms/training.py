@@ -151,8 +151,8 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     eager = operations * machine["jax_recorded_call_s"] + UPDATE * leaves * machine["jax_eager_call_s"]
     gradient = machine["torch_recorded_call_s"]
     plain = UPDATE * leaves * machine["torch_call_s"]
-    torch_step = costs.torch_program(machine, whole, OPERATIONS, "gradient", update) + plain
-    compiled = costs.torch_program(machine, whole, leaves, "gradient", update) + plain
+    torch_step = costs.torch_program(machine, whole, OPERATIONS, "recorded", update) + plain
+    compiled = costs.torch_program(machine, whole, leaves, "recorded", update) + plain
     said = {
         "step": (step, because, suspect),
         FORWARD: (
