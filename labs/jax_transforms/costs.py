@@ -48,7 +48,7 @@ def program(machine: Machine, flops: float, products: float, kernels: float, byt
 def torch_program(
     machine: Machine, flops: float, operations: float, kind: str = "", bytes_: float = 0.0
 ) -> float:
-    """Seconds of so many torch operations. kind: "" (forward only), "recorded" (its gradient too) or "func"."""
+    """Seconds of so many torch operations. kind: "" (forward only), "recorded" (and backward) or "func"."""
     call = machine[f"torch_{kind}_call_s" if kind else "torch_call_s"]
     memory = bytes_ / machine.bandwidth(bytes_, threads=0) if bytes_ else 0.0
     return operations * call + flops / machine["torch_matmul_flops"] + memory

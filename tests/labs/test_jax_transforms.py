@@ -277,7 +277,7 @@ def test_costs_by_hand():
         0.1 + 3e-6 + 20e-6
     )  # a large product is shared
     assert costs.program(MACHINE, 6e6, 6, 0) == pytest.approx(2 * 30e-6)  # small ones have one of two cores
-    assert costs.torch_program(MACHINE, 9e9, 5, "gradient") == pytest.approx(0.1 + 20e-6)
+    assert costs.torch_program(MACHINE, 9e9, 5, "recorded") == pytest.approx(0.1 + 20e-6)
     said = {(each.variant, each.key): each.value for each in LAB.predict(SMALL, MACHINE)}
     assert said["recurrent/unrolled", "compile_s"] == pytest.approx(50e-3 + (SMALL.steps + 6) * 5e-3)
     assert said["retracing/every_length", "traces"] == SMALL.lengths
@@ -446,7 +446,7 @@ def test_constants_of_programs_are_above_nothing_and_in_their_order():
     elsewhere = {"numpy_exp_s", "scalar_float32_flops", "thread_switch_s"}
     assert set(CONSTANTS) - elsewhere == set(value)
     assert all(found >= 0 for found in value.values())
-    assert all(len(source) > 10 for _, source in figures.values())
+    assert all(len(source) > 10 for _, source in (programs | calls).values())
     assert value["jax_recorded_call_s"] > value["jax_eager_call_s"] > 1e-7
     assert value["torch_func_call_s"] > value["torch_recorded_call_s"] > 1e-7
     assert value["jax_compile_s"] > value["jax_recorded_call_s"]
