@@ -82,9 +82,9 @@ def _memory(traces: Sequence[Trace]) -> dict[str, Any]:
             taken = float(allocated.max() - allocated.min())
         else:
             taken = (number(trace.process.get("resident_peak_B")) or 0.0) - used
-        room = max(limit - used, 1.0)
-        if taken / room > found.get("memory", 0.0):
-            found = {"memory": taken / room, "memory_B": taken, "memory_limit_B": limit}
+        share = taken / (limit - used) if limit > used else 1.0  # over its limit there is no room at all
+        if share > found.get("memory", 0.0):
+            found = {"memory": share, "memory_B": taken, "memory_limit_B": limit}
     return found
 
 

@@ -96,15 +96,15 @@ def gains_are_foretold(results: Results) -> bool | None:
 
 
 def holds_less(results: Results) -> bool | None:
-    """By the largest part of the limit that a step took."""
-    shares = []
+    """By the bytes that a step took at its peak; what was left of the limit differs by profile."""
+    taken = []
     for name in (FAULT, FIXED):
         found = diagnosis(results, f"memory_capacity/{name}")
-        share = (found or {}).get("facts", {}).get("memory")
-        if share is None:
+        size = (found or {}).get("facts", {}).get("memory_B")
+        if size is None:
             return None
-        shares.append(share)
-    return shares[1] < 0.9 * shares[0]
+        taken.append(size)
+    return taken[1] < 0.9 * taken[0]
 
 
 REASONS = {

@@ -31,7 +31,7 @@ class Config:
     )
     threads: int = setting(8, unit="threads", help="oversubscription: on each core", minimum=2, maximum=64)
     spare: float = setting(
-        1.15, unit="x", help="memory_capacity: room, in what a step needs", minimum=1.0, maximum=100.0
+        1.0, unit="x", help="memory_capacity: room, in what a step needs", minimum=1.0, maximum=100.0
     )
     uneven: int = setting(
         4, unit="x", help="straggler: one rank's share of a step over another's", minimum=2, maximum=64

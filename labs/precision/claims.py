@@ -71,7 +71,13 @@ def exits_save(results: Results) -> bool | None:
 
 
 def small_cache_is_faster(results: Results) -> bool | None:
-    return _faster(results, "cache/bfloat16", "cache/float32", 1.2)
+    """A *no* counts only where bytes are the time: where float32's takes less than 1.5 times its bytes'."""
+    verdict = _faster(results, "cache/bfloat16", "cache/float32", 1.2)
+    if verdict is False:
+        predicted = results.predicted("cache/float32")
+        if predicted is None or results.seconds("cache/float32").value > 1.5 * predicted:
+            return None
+    return verdict
 
 
 def prompts_gain_less(results: Results) -> bool | None:
@@ -163,6 +169,7 @@ CLAIMS = (
     Claim(
         "A bfloat16 KV cache makes attention over it at least 1.2 times as fast.",
         small_cache_is_faster,
-        "A long cache is read once a token: half the bytes.",
+        "A long cache is read once a token: half the bytes. Undecided where the library's attention over one "
+        "query is slower than reading: then bytes are not the time.",
     ),
 )

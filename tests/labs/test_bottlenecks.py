@@ -188,8 +188,8 @@ class Diagnosed(Stated):
         return self.said.get(variant, default) if key == "diagnosis" else default
 
 
-def said(bottleneck, share=0.5, load=0.5, memory=0.5):
-    facts = {"load": load, "cores": 2, "memory": memory}
+def said(bottleneck, share=0.5, load=0.5, memory=0.5, memory_B=5e7):
+    facts = {"load": load, "cores": 2, "memory": memory, "memory_B": memory_B}
     evidence = [{"cause": bottleneck, "share": share}]
     return {"bottleneck": bottleneck, "sure": "clear", "facts": facts, "evidence": evidence}
 
@@ -240,11 +240,11 @@ def test_memory_is_compared_by_what_a_step_took_of_it():
     found = results()
     assert holds_less(found) is None
     found.said |= {
-        "memory_capacity/fault": said("memory_capacity", memory=0.9),
-        "memory_capacity/fixed": said("none", memory=0.4),
+        "memory_capacity/fault": said("memory_capacity", memory=0.9, memory_B=9e7),
+        "memory_capacity/fixed": said("none", memory=0.99, memory_B=4e7),
     }
     assert holds_less(found) is True
-    found.said["memory_capacity/fixed"] = said("none", memory=0.89)
+    found.said["memory_capacity/fixed"] = said("none", memory=0.4, memory_B=8.9e7)
     assert holds_less(found) is False
 
 
