@@ -44,7 +44,7 @@ def void(results: Results, policy: str) -> bool:
 
 
 def of_blocks(results: Results, policy: str, key: str) -> Interval | None:
-    """Median over blocks with their range. key: ``itl_p99_s`` and the like."""
+    """Median over blocks with their range. key: ``itl_max_s`` and the like."""
     address = live_address(policy)
     row = sorted(results.recorded(address, f"block_{key}")) if results.has(address) else []
     if not row or void(results, policy):

@@ -66,6 +66,7 @@ class LiveStep:
             note("block_ttft_p50", part.ttft_p50, "s")
             note("block_itl_p50", part.itl_p50, "s")
             note("block_itl_p99", part.itl_p99, "s")
+            note("block_itl_max", part.itl_max, "s")
             note("block_goodput", part.goodput, "requests_per_s")
             note("block_throughput", part.throughput, "tokens_per_s")
         whole = measure(served, limits)

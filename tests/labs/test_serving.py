@@ -120,9 +120,9 @@ def test_nothing_is_derived_where_calibration_was_refused_or_the_load_was_late()
 
 def test_claims_hold_where_they_should():
     stalls = dict(
-        prefill_first__block_itl_p99_s=[0.05, 0.06, 0.055],
-        chunked__block_itl_p99_s=[0.02, 0.025, 0.03],
-        disaggregated__block_itl_p99_s=[0.01, 0.012, 0.02],
+        prefill_first__block_itl_max_s=[0.05, 0.06, 0.055],
+        chunked__block_itl_max_s=[0.02, 0.025, 0.03],
+        disaggregated__block_itl_max_s=[0.01, 0.012, 0.02],
     )
     assert verdicts(results(**stalls)) == [True] * len(CLAIMS)
 
@@ -130,14 +130,14 @@ def test_claims_hold_where_they_should():
 @pytest.mark.parametrize(
     ("index", "changes", "verdict"),
     [
-        (0, dict(prefill_first__block_itl_p99_s=[0.05] * 3, chunked__block_itl_p99_s=[0.06] * 3), False),
-        (0, dict(prefill_first__block_itl_p99_s=[0.05, 0.07], chunked__block_itl_p99_s=[0.06] * 3), None),
-        (0, dict(prefill_first__block_itl_p99_s=[0.004] * 3, chunked__block_itl_p99_s=[0.02] * 3), None),
+        (0, dict(prefill_first__block_itl_max_s=[0.05] * 3, chunked__block_itl_max_s=[0.06] * 3), False),
+        (0, dict(prefill_first__block_itl_max_s=[0.05, 0.07], chunked__block_itl_max_s=[0.06] * 3), None),
+        (0, dict(prefill_first__block_itl_max_s=[0.004] * 3, chunked__block_itl_max_s=[0.02] * 3), None),
         (0, dict(chunked__late_fraction=[0.06]), None),
         (0, dict(chunked__budget_tokens=[256]), None),
         (
             1,
-            dict(prefill_first__block_itl_p99_s=[0.05] * 3, disaggregated__block_itl_p99_s=[0.06] * 3),
+            dict(prefill_first__block_itl_max_s=[0.05] * 3, disaggregated__block_itl_max_s=[0.06] * 3),
             False,
         ),
         (2, dict(chunked__little_off_fraction=[0.2]), False),
