@@ -33,7 +33,7 @@ class Config:
         maximum=10**9,
     )
     elements: int = setting(
-        16_384, unit="elements", help="float64 in a NumPy task's array", minimum=1, maximum=10**8
+        131_072, unit="elements", help="float64 in a NumPy task's array", minimum=1, maximum=10**8
     )
     waits: int = setting(16, unit="waits", help="blocking waits of the waiting group", minimum=1, maximum=256)
     many_waits: int = setting(
@@ -58,7 +58,9 @@ class Config:
 
     @property
     def numpy_iterations(self) -> int:
-        return max(1, self.iterations // 400)
+        """So many that a task takes about as long whatever the array's length is, which is that of its calls:
+        where they are shorter than the hand-over of the GIL, threads wait for it and gain nothing."""
+        return max(1, 40 * self.iterations // self.elements)
 
     @property
     def numba_iterations(self) -> int:
