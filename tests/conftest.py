@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "bench"))  # command.py stands there
+sys.path.insert(0, str(Path(__file__).parent))  # left_running.py stands there
+sys.path.insert(0, str(Path(__file__).parent / "bench"))  # command.py
 sys.path.insert(0, str(Path(__file__).parent / "bench" / "traces"))  # samples.py, gloo_job.py
 sys.path.insert(0, str(Path(__file__).parent / "kernels"))  # precision.py
 sys.path.insert(0, str(Path(__file__).parent / "labs"))  # stated.py, bottleneck_grid.py

@@ -125,8 +125,8 @@ CLAIMS = (
             _ratio("numpy_work/threads", "numpy_work/serial", lambda ratio: at_most(ratio, 0.95)),
             free=_ratio("numpy_work/processes", "numpy_work/serial", lambda ratio: at_most(ratio, 0.75)),
         ),
-        "NumPy releases the lock inside calls on more than 500 elements, and takes it again after each: calls have "
-        "to be longer than that takes. If it fails: set elements higher.",
+        "NumPy releases the lock inside calls on more than 500 elements, and takes it again after each: its "
+        "calls have to be longer than that. If it fails: set elements higher.",
     ),
     Claim(
         "Threads make waiting faster, even on one core.",

@@ -4,8 +4,8 @@ import subprocess
 import sys
 import time
 
-import psutil
 import pytest
+from left_running import left_running
 
 from bench.supervise import Supervised
 
@@ -28,15 +28,6 @@ def started(log, seconds=20):
     return [int(word) for word in text.split()]
 
 
-def gone(pids, seconds=20):
-    deadline = time.monotonic() + seconds
-    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
-
-
 @pytest.mark.parametrize("then", ["time.sleep(100)", "os._exit(3)"])
 def test_end_ends_every_descendant(tmp_path, then):
     log = tmp_path / "log"
@@ -47,7 +38,7 @@ def test_end_ends_every_descendant(tmp_path, then):
             time.sleep(0.05)
         assert child.poll() == 3
     child.end()
-    assert gone(pids)
+    assert not left_running(pids)
 
 
 def test_kill_9_of_the_asker_ends_everything(tmp_path):
@@ -63,7 +54,7 @@ time.sleep(100)
     pids = started(log)
     asker.kill()
     asker.wait(10)
-    assert gone(pids)
+    assert not left_running(pids)
 
 
 @pytest.mark.proof

@@ -5,10 +5,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 
 import psutil
 import pytest
+from left_running import children, left_running
 
 from labs.cluster import launch
 from labs.cluster.__main__ import parse
@@ -19,25 +19,6 @@ from labs.train.options import Options
 SMALL = dict(strategy="ddp", width=32, layers=1, heads=2, length=16, batch=4, learning_rate=3e-3)
 NO_RAY = pytest.mark.skipif(bool(local.unavailable()), reason="Ray is not installed")
 PATIENCE_S = 60.0
-
-
-def children():
-    return {each.pid for each in psutil.Process().children(recursive=True)}
-
-
-def gone(pids, seconds=20.0):
-    """Waits until none of the processes runs; those that still do."""
-    end = time.monotonic() + seconds
-    while (left := [pid for pid in pids if runs(pid)]) and time.monotonic() < end:
-        time.sleep(0.1)
-    return left
-
-
-def runs(pid):
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 class TwoNodes:
@@ -82,7 +63,7 @@ def two_nodes():
         yield nodes
         pids = children() - nodes.before
         nodes.close()
-        assert gone(pids) == []
+        assert left_running(pids) == []
 
 
 def by_torchrun(ranks, options, folder):
@@ -176,7 +157,7 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path):
         assert len(below) >= 3
         run.send_signal(signal.SIGINT)
         run.wait(PATIENCE_S)
-        assert gone(below) == []
+        assert left_running(below) == []
     finally:
         run.kill()
         run.stdout.close()

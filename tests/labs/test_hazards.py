@@ -10,26 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from left_running import left_running, runs
 
 from labs.concurrency import hazards
 from labs.concurrency.hazards import Scenario, run_hazards
 
 QUIET = Scenario("quiet", "ends at once", "finished", "nothing", (), "print('ready', flush=True)", {})
-
-
-def alive(pid: int) -> bool:
-    """Runs, zombies apart."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def gone(pid: int, seconds: float = 5.0) -> bool:
-    end = time.monotonic() + seconds
-    while alive(pid) and time.monotonic() < end:
-        time.sleep(0.02)
-    return not alive(pid)
 
 
 def outcome(program: str, timeout: float = 1.0) -> hazards.Hazard:
@@ -65,7 +51,7 @@ def test_a_hang_is_ended_with_its_children(tmp_path: Path) -> None:
     assert found.verdict == "hung"
     assert found.outcome == f"hung, ended after {found.seconds:.1f} s"
     assert 0.7 <= found.seconds < 3
-    assert all(gone(int(pid)) for pid in note.read_text().split())
+    assert not left_running([int(pid) for pid in note.read_text().split()], 5.0)
 
 
 @pytest.mark.proof
@@ -117,7 +103,7 @@ def test_a_killed_runner_leaves_no_hung_process(tmp_path: Path) -> None:
         time.sleep(0.02)
     pids = [int(pid) for pid in note.read_text().split()]
     assert len(pids) == 2
-    assert all(alive(pid) for pid in pids)
+    assert all(runs(pid) for pid in pids)
     runner.kill()
     runner.wait(10)
-    assert all(gone(pid) for pid in pids)
+    assert not left_running(pids, 5.0)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from left_running import children, left_running
 
 from labs import load
 from labs.concurrency import cluster
@@ -41,27 +42,6 @@ class Notes:
         self.values.setdefault(f"{name}_{unit}" if unit else name, []).append(value)
 
 
-def children():
-    """Without what multiprocessing keeps for as long as this process lives."""
-    below = psutil.Process().children(recursive=True)
-    return {each.pid for each in below if "resource_tracker" not in " ".join(each.cmdline())}
-
-
-def gone(pids, seconds=20.0):
-    """Waits until none of the processes runs; those that still do."""
-    end = time.monotonic() + seconds
-    while (left := [pid for pid in pids if runs(pid)]) and time.monotonic() < end:
-        time.sleep(0.1)
-    return left
-
-
-def runs(pid):
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 @pytest.fixture(scope="module")
 def ray_is_there():
     """One cluster and its warm workers for the tests of this file; every process is gone afterwards."""
@@ -73,7 +53,7 @@ def ray_is_there():
     started = children() - before
     warm.give_back(owner)
     cluster.shut_down()
-    assert gone(started) == []
+    assert left_running(started) == []
 
 
 def measured(config, addresses):
@@ -238,7 +218,7 @@ def test_ctrl_c_in_the_middle_of_a_search_leaves_no_process_behind(tmp_path):
         assert len(below) > 4, "Ray is running"
         os.killpg(run.pid, signal.SIGINT)
         run.communicate(timeout=60)
-        assert gone(below) == []
+        assert left_running(below) == []
     finally:
         run.kill()
 
