@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from labs.lab import Results
+
+NAN = float("nan")
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,23 @@ class Timeline:
     rows: Sequence[tuple[str, Sequence[Span]]]
     x_label: str = "time (s)"
     note: str = ""
+
+
+def measured_and_predicted(
+    results: Results, addresses: Sequence[str], title: str, log: bool = False, note: str = ""
+) -> Bars | None:
+    """Time of each variant that was measured beside its prediction, called by its name, or where there are
+    several groups by its address; None where none was measured."""
+    found = [address for address in addresses if results.has(address)]
+    if not found:
+        return None
+    groups = {address.partition("/")[0] for address in found}
+    names = [address.partition("/")[2] for address in found] if len(groups) == 1 else found
+    times = {
+        "measured": [results.seconds(address).value for address in found],
+        "predicted": [results.predicted(address) or NAN for address in found],
+    }
+    return Bars(title, "time (s)", names, times, log=log, note=note)
 
 
 Figure = Chart | Bars | Timeline

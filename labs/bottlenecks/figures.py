@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from labs.bottlenecks.claims import diagnosis, foretold, gain
 from labs.bottlenecks.ways import FAULT, FIXED, GROUPS, HEALTHY
-from labs.figure import Bars, Figure
+from labs.figure import NAN, Bars, Figure
 from labs.lab import Results
 
-NAN = float("nan")
 MARKS = {
     "waits for input": "input",
     "no operator, for long": "gaps",

@@ -8,7 +8,7 @@ from typing import Literal
 from labs.collectives import derived, model, overlap
 from labs.collectives.config import FLOAT, SMALL_KIB
 from labs.collectives.ways import OPERATIONS, SWEEP, SWEEP_WAYS, more_group, ways_of
-from labs.figure import Bars, Chart, Figure, Series, Span, Timeline
+from labs.figure import Chart, Figure, Series, Span, Timeline, measured_and_predicted
 from labs.lab import Results
 
 TITLES = {
@@ -23,19 +23,23 @@ def figure(results: Results) -> Sequence[Figure]:
     for kind in overlap.KINDS:
         found += [lane for name in TITLES for lane in _lanes(results, kind, name)]
     shares = [(kind, derived.hidden(results, kind)) for kind in overlap.KINDS]
-    found += _bars(
+    layers = measured_and_predicted(
         results,
-        f"{results.config.layers} layers: the sum, and the longer of the two",
         [f"overlap_{kind}/{name}" for kind in overlap.KINDS for name in overlap.NAMES],
-        "; ".join(f"{COMPUTE[kind]}: {share.value:.0%} hidden" for kind, share in shares if share),
+        f"{results.config.layers} layers: the sum, and the longer of the two",
+        log=True,
+        note="; ".join(f"{COMPUTE[kind]}: {share.value:.0%} hidden" for kind, share in shares if share),
     )
+    found += [layers] if layers else []
     found += _sizes(results)
     for title, operations in (
         ("One rank has it, or one needs it", ("broadcast", "scatter", "gather", "reduce")),
         ("All need it", ("all_gather", "reduce_scatter", "all_reduce", "all_to_all")),
     ):
         names = [f"{name}/{way}" for name in OPERATIONS if name in operations for way in ways_of(name)]
-        found += _bars(results, f"{title}: {results.config.size_KiB} KiB in all", names)
+        title = f"{title}: {results.config.size_KiB} KiB in all"
+        bars = measured_and_predicted(results, names, title, log=True)
+        found += [bars] if bars else []
     found += _ranks(results)
     return found
 
@@ -63,17 +67,6 @@ def _lanes(results: Results, kind: str, name: str) -> list[Figure]:
         return []
     note = f"Rank 0 of {results.config.ranks}, one step of {results.config.layers} layers."
     return [Timeline(f"{COMPUTE[kind]}, {TITLES[name]}", rows, note=note)]
-
-
-def _bars(results: Results, title: str, names: Sequence[str], note: str = "") -> list[Figure]:
-    names = [name for name in names if results.has(name)]
-    if not names:
-        return []
-    series = {
-        "measured": [results.seconds(name).value for name in names],
-        "predicted": [results.predicted(name) or float("nan") for name in names],
-    }
-    return [Bars(title, "time (s)", names, series, log=True, note=note)]
 
 
 def _sizes(results: Results) -> list[Figure]:

@@ -8,7 +8,7 @@ from labs.data_parallel import straggling
 from labs.data_parallel.claims import PAIRS
 from labs.data_parallel.holding import PARTS
 from labs.data_parallel.ways import BACKENDS
-from labs.figure import Bars, Figure
+from labs.figure import Bars, Figure, measured_and_predicted
 from labs.lab import Interval, Results
 
 MEBIBYTE = 2**20
@@ -52,18 +52,8 @@ def _bytes(results: Results) -> Figure | None:
 
 
 def _steps(results: Results) -> Figure | None:
-    addresses = list(results.variants("step"))
-    if not addresses:
-        return None
-    return Bars(
-        f"A step of {results.config.tokens} tokens a rank",
-        "time (s)",
-        [address.partition("/")[2] for address in addresses],
-        {
-            "measured": [results.seconds(address).value for address in addresses],
-            "predicted": [results.predicted(address) or float("nan") for address in addresses],
-        },
-    )
+    title = f"A step of {results.config.tokens} tokens a rank"
+    return measured_and_predicted(results, results.variants("step"), title)
 
 
 def verdict(ratio: Interval) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from labs.figure import Bars, Figure
+from labs.figure import NAN, Bars, Figure, measured_and_predicted
 from labs.jax_transforms import batched, derivatives, dispatch, recurrent, sample_gradients, softmax, training
 from labs.jax_transforms.claims import counted
 from labs.lab import Results
 
-NAN = float("nan")
 TITLES = {
     dispatch.GROUP: "A product of 686 FLOPs, and one of 1024",
     batched.GROUP: "Many 8 x 8 products",
@@ -25,25 +24,12 @@ TITLES = {
 
 def figure(results: Results) -> Sequence[Figure]:
     found: list[Figure | None] = [_stages(results)]
-    found += [_times(results, group, title) for group, title in TITLES.items()]
+    found += [
+        measured_and_predicted(results, results.variants(group), title, log=True)
+        for group, title in TITLES.items()
+    ]
     found.append(_memory(results))
     return [each for each in found if each is not None]
-
-
-def _times(results: Results, group: str, title: str) -> Figure | None:
-    addresses = list(results.variants(group))
-    if not addresses:
-        return None
-    return Bars(
-        title,
-        "time (s)",
-        [address.partition("/")[2] for address in addresses],
-        {
-            "measured": [results.seconds(address).value for address in addresses],
-            "predicted": [results.predicted(address) or NAN for address in addresses],
-        },
-        log=True,
-    )
 
 
 def _stages(results: Results) -> Figure | None:

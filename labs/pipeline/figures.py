@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from labs.figure import Bars, Figure, Span, Timeline
+from labs.figure import NAN, Bars, Figure, Span, Timeline
 from labs.lab import Results
 from labs.pipeline import derived, lost_time, simulated
 from labs.pipeline.claims import held
@@ -16,7 +16,7 @@ KIND_NAMES = ("forward", "backward", "input gradient", "weight gradient")
 SHOWN = ("1f1b", "interleaved_1f1b", "zb_v", "v_half")
 """Schedules whose timelines are drawn when all are run."""
 TITLES = {"gpt": "GPT", "encoder_decoder": "Encoder-decoder", VIRTUAL: "Virtual devices"}
-NAN, MEBIBYTE = float("nan"), 2**20
+MEBIBYTE = 2**20
 
 
 def figure(results: Results) -> Sequence[Figure]:

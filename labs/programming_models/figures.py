@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from labs.figure import Bars, Chart, Figure, Series
+from labs.figure import Bars, Chart, Figure, Series, measured_and_predicted
 from labs.lab import Results
 from labs.programming_models import chain
 from labs.programming_models.derived import breakeven
@@ -16,14 +16,9 @@ GROUPS = ("training_step", "rnn_loop", "gpt_block")
 def figure(results: Results) -> Sequence[Figure]:
     drawn: list[Figure] = [_lengths(results)]
     for group in GROUPS:
-        addresses = list(results.variants(group))
-        if addresses:
-            names = [address.partition("/")[2] for address in addresses]
-            times = {
-                "measured": [results.seconds(address).value for address in addresses],
-                "predicted": [results.predicted(address) or float("nan") for address in addresses],
-            }
-            drawn.append(Bars(group.replace("_", " "), "time (s)", names, times, log=True))
+        title = group.replace("_", " ")
+        if times := measured_and_predicted(results, results.variants(group), title, log=True):
+            drawn.append(times)
     drawn += _paying(results)
     counted = _counted(results)
     return [*drawn, counted] if counted.labels else drawn

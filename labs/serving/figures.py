@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from labs.figure import Bars, Chart, Figure, Series
+from labs.figure import NAN, Bars, Chart, Figure, Series
 from labs.lab import Results
 from labs.serving import claims, derived, extrapolation
 from labs.serving.layout import POLICIES
 from labs.serving.ways import SIMULATED
 
-NAN = float("nan")
 SWEEPS = f"{SIMULATED}/sweeps"
 AXES = {
     "workers": ("Goodput over the number of workers", "workers"),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from labs.figure import Bars, Chart, Figure, Series, Span, Timeline
+from labs.figure import NAN, Bars, Chart, Figure, Series, Span, Timeline, measured_and_predicted
 from labs.lab import Results
 from labs.tuning import curves, stragglers
 from labs.tuning.config import METHODS
 from labs.tuning.ways import FIDELITIES, FIDELITY, SEARCH, START, TOGETHER
 
-NAN = float("nan")
 TITLES = {
     "random": "random search",
     "successive_halving": "successive halving",
@@ -201,22 +200,6 @@ def _late(results: Results) -> Figure | None:
     )
 
 
-def _times(results: Results, group: str, title: str, note: str) -> Figure | None:
-    addresses = list(results.variants(group))
-    if not addresses:
-        return None
-    return Bars(
-        title,
-        "time (s)",
-        [address.partition("/")[2] for address in addresses],
-        {
-            "measured": [results.seconds(address).value for address in addresses],
-            "predicted": [results.predicted(address) or NAN for address in addresses],
-        },
-        note=note,
-    )
-
-
 def _start(results: Results) -> Figure | None:
     starts = [results.recorded(f"{SEARCH}/random", name) for name in ("cluster_start_s", "workers_start_s")]
     note = f"{results.config.peer_trials} whole trainings of the same trials"
@@ -228,12 +211,16 @@ def _start(results: Results) -> Figure | None:
     if results.has(default, warm):
         share = 1 - results.seconds(warm).value / results.seconds(default).value
         note += f"; {share:.0%} of Ray Tune's default is start-up"
-    return _times(results, START, "A process a trial, or warm workers", note)
+    return measured_and_predicted(
+        results, results.variants(START), "A process a trial, or warm workers", note=note
+    )
 
 
 def _together(results: Results) -> Figure | None:
     note = f"a few steps of {results.config.together} trials"
-    return _times(results, TOGETHER, "One after another, or in one step", note)
+    return measured_and_predicted(
+        results, results.variants(TOGETHER), "One after another, or in one step", note=note
+    )
 
 
 def _fidelity(results: Results) -> Figure | None:
