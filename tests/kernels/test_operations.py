@@ -158,5 +158,6 @@ def test_each_gradient_alone_is_the_one_of_all(operation, case, device):
     _, gradients = run(operation.function, arguments, operation.gradients)
     for name, expected in zip(operation.gradients, gradients, strict=True):
         _, (alone,) = run(operation.function, arguments, (name,))
-        # Not bit for bit: what is not wanted is compiled away, and what is left may be summed otherwise.
-        torch.testing.assert_close(alone, expected, rtol=1e-5, atol=1e-6)
+        # To rounding: what is not wanted is compiled away, and what is left is a body of its own.
+        distance, largest = (alone - expected).abs().max(), expected.abs().max()
+        assert distance <= 4 * torch.finfo(alone.dtype).eps * largest, (name, distance, largest)
