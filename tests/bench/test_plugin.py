@@ -139,6 +139,7 @@ def test_a_function_that_raises_in_a_world_is_torn_down_with_the_others(tmp_path
     assert (tmp_path / "closed.txt").read_text() == "x" * 6  # 2 ranks: one address, then two
 
 
+@pytest.mark.alone
 def test_asynchronous_jax_is_timed_to_its_end(tmp_path):
     done = run_tests(
         tmp_path,
