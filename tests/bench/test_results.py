@@ -181,16 +181,19 @@ def test_a_lab_that_can_no_longer_be_read_costs_the_others_nothing(results, monk
         **{key: results["perflab"][key] for key in ("command", "started", "scale", "device", "notes")},
     }
     monkeypatch.setattr(assemble, "load", {"tiny_lab": copy.copy(tiny_lab.LAB)}.__getitem__)
-    labs = assemble.assemble([header])["perflab"]["labs"]
+    made = assemble.assemble([header])
+    labs = made["perflab"]["labs"]
     assert labs["gone"]["status"] == "failed"
     assert "KeyError" in labs["gone"]["error"]
     assert labs["tiny_lab"]["status"] == "partial"
     from rich.console import Console
 
-    from bench.report import print_lab
+    from bench.report import print_lab, render_page, to_markdown
 
     for name, lab in labs.items():
         print_lab(lab, Console(), name)
+    assert labs["gone"]["error"] in to_markdown(made)
+    assert "This lab failed." in render_page(made)
 
 
 def test_why_there_is_no_figure_is_said_everywhere(results, capsys):
