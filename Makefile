@@ -52,5 +52,5 @@ proof: .venv/installed
 	$(BIN)/python -m pytest -m proof -s
 
 gpu:
-	$(BIN)/python -m pytest -m gpu -rs tests/kernels tests/parallel tests/labs/test_roofline.py tests/labs/test_train.py
+	$(BIN)/python -m pytest -m gpu -rs tests/kernels tests/parallel tests/labs
 	$(BIN)/python -m pytest -q bench/suites/test_kernels.py --device cuda --quick --benchmark-json=results-gpu.json

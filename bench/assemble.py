@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.measure import explain
 from bench.results import FORMAT, LabResults, claim_rows, compared_predictions, group_rows, summary
 from labs import load
 from labs.figure import to_json
-from labs.lab import Lab
+from labs.lab import Lab, Measurement, NotMeasured
 from labs.machine import Machine
 
 Event = Mapping[str, Any]
+Answer = TypeVar("Answer")
 
 
 def assemble(events: Iterable[Event]) -> dict[str, Any]:
@@ -24,12 +25,13 @@ def assemble(events: Iterable[Event]) -> dict[str, Any]:
     end = next((event for event in reversed(events) if event["event"] == "end"), {})
     benchmarks = list({_address(e): e["benchmark"] for e in events if e["event"] == "variant"}.values())
     machine = Machine.from_json(header["machine"])
-    labs = {
-        name: _lab_section(
-            load(name), settings, machine, benchmarks, [e for e in events if e.get("lab") == name], header
-        )
-        for name, settings in header["labs"].items()
-    }
+    labs = {}
+    for name, settings in header["labs"].items():
+        mine = [event for event in events if event.get("lab") == name]
+        try:
+            labs[name] = _lab_section(load(name), settings, machine, benchmarks, mine, header)
+        except Exception as error:  # of one lab: the others keep what was measured
+            labs[name] = _without_section(name, header, explain(error))
     return {
         "machine_info": session.get("machine_info", {}),
         "commit_info": session.get("commit_info", {}),
@@ -70,13 +72,23 @@ def _lab_section(
     predictions = {e["column"]: e["predictions"] for e in events if e["event"] == "predictions"}
     errors = _last_by(events, "error", lambda e: (e["variant"], e["column"]))
     ended = _last_by(events, "group", lambda e: (e["group"], e["column"]))
-    lost = [e for e in events if e["event"] == "lost"]
+    lost = _last_by(events, "lost", lambda e: (e["group"], e["column"]))
     # A group measured again after --resume replaces what went wrong in it before.
     wrong = [e for e in errors if not any(g["complete"] and _same_group(g, e) for g in ended)]
     wrong += [e for e in lost if not any(g["complete"] and _same_group(g, e) for g in ended)]
-    expected = sum(len({v.group for v in lab.variants(config)}) for _ in lab.columns)
-    status = "failed" if wrong else "done" if len(ended) >= expected else "partial"
-    rows = compared_predictions(predictions, views)
+    view = views[lab.columns[0]]
+    faults: dict[str, str] = {}
+    groups: list[str] = _asked("variants", lambda: [v.group for v in lab.variants(config)], [], faults)
+    derived: list[Measurement] = _asked("derive", lambda: list(lab.derive(view)), [], faults)
+    without: dict[str, str] = {}  # why there is no figure, which is no fault where a variant could not run
+    figures: list[Any] = []
+    if view.variants():
+        figures = _asked("figure", lambda: [to_json(one) for one in lab.figure(view)], [], faults, without)
+    said = [f"{e.get('variant') or e['group']}: {e['error']}" for e in wrong]
+    said += [f"{part}: {error}" for part, error in faults.items()]
+    complete = len(ended) >= len(set(groups)) * len(lab.columns)
+    status = "failed" if said else "done" if complete else "partial"
+    rows = compared_predictions(predictions, views, derived)
     section: dict[str, Any] = {
         "question": lab.question,
         "answer": lab.answer,
@@ -91,7 +103,7 @@ def _lab_section(
             for f in fields(lab.config)
         ],
         "status": status,
-        "error": "; ".join(f"{e.get('variant') or e['group']}: {e['error']}" for e in wrong),
+        "error": "; ".join(said),
         "seconds": sum(e.get("seconds", 0.0) for e in ended),
         "command": header["commands"][lab.name],
         "predictions": rows,
@@ -107,24 +119,41 @@ def _lab_section(
             for e in _last_by(events, "unavailable", lambda e: e["variant"])
         ],
     }
-    view = views[lab.columns[0]]
     section["listings"] = [
         {"variant": address, "title": title, "text": text}
         for address in view.variants()
         for title, text in view.info(address, "texts", {}).items()
     ]
     section["claims"] = claim_rows(lab, view) if view.variants() else []
-    section["figures"] = []
-    if view.variants():
-        try:
-            section["figures"] = [to_json(figure) for figure in lab.figure(view)]
-        except LookupError as error:
-            section["figure_error"] = f"no figure: {error.args[0]}"
-        except Exception as error:
-            section["figure_error"] = f"no figure: {explain(error)}"
-            section["status"] = "failed"
-            section["error"] = section["error"] or section["figure_error"]
+    section["figures"] = figures
+    section["figure_error"] = without.get("figure", "")
     return section
+
+
+def _asked(
+    part: str,
+    ask: Callable[[], Answer],
+    otherwise: Answer,
+    faults: dict[str, str],
+    without: dict[str, str] | None = None,
+) -> Answer:
+    """What a function of the lab's says. Where it raises, ``otherwise``, and why: in ``without`` when it
+    asked for what was not measured here, else in ``faults``."""
+    try:
+        return ask()
+    except NotMeasured as error:
+        if without is not None:
+            without[part] = str(error)
+    except Exception as error:
+        faults[part] = explain(error)
+    return otherwise
+
+
+def _without_section(name: str, header: Event, error: str) -> dict[str, Any]:
+    """The section of a lab of which nothing can be said; its samples are among the benchmarks."""
+    empty: dict[str, Any] = {part: [] for part in ("predictions", "groups", "checks", "claims", "figures")}
+    command = header["commands"][name]
+    return {"question": name, "status": "failed", "error": error, "command": command, "settings": []} | empty
 
 
 def _same_group(group: Event, event: Event) -> bool:
@@ -144,8 +173,8 @@ def failures(results: Mapping[str, Any]) -> list[str]:
     """Why a run ends with exit status 1: labs that failed, proofs and claims that do not hold."""
     lines = []
     for name, lab in results["perflab"]["labs"].items():
-        if lab["status"] == "failed":
-            lines.append(f"{name} failed: {lab['error']}")
+        if lab["status"] != "done":
+            lines.append(f"{name} {lab['status']}: {lab['error'] or 'not every group was measured'}")
         for check in lab["checks"]:
             if not check["passed"]:
                 lines.append(

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -65,12 +65,14 @@ def calibrate(
 ) -> None:
     """Measure this machine's constants (kept per machine; checked again at each run)."""
     from bench.progress import Progress
-    from bench.runner import calibrated
+    from bench.runner import CalibrationFailed, calibrated
     from labs.machine import cache_path
 
     progress = Progress(not as_json)
     try:
         machine, _ = calibrated(progress, force)
+    except CalibrationFailed as error:
+        _stop(f"calibration failed: {error}", 1)
     finally:
         progress.close()
     if as_json:
@@ -105,7 +107,8 @@ def run(
     ] = False,
 ) -> None:
     """Predict, measure, prove and report."""
-    from bench.runner import Request
+    from bench.request import Request
+    from bench.runner import CalibrationFailed
     from bench.runner import run as run_request
 
     if quick and full:
@@ -122,7 +125,11 @@ def run(
         output=output,
         resume=resume,
     )
-    raise typer.Exit(run_request(request))
+    try:
+        status = run_request(request)
+    except CalibrationFailed as error:
+        _stop(f"calibration failed: {error}", 1)
+    raise typer.Exit(status)
 
 
 @app.command()
@@ -141,8 +148,12 @@ def report(
         print(to_markdown(data))
         return
     from bench.report import write_page
+    from bench.request import page_path
 
-    print(write_page(data, output or results.with_suffix(".html")))
+    page = output or page_path(results)
+    if page.exists() and page.samefile(results):
+        raise ValueError(f"--output {page}: the page would be written over the results")
+    print(write_page(data, page))
 
 
 @app.command()
@@ -154,7 +165,9 @@ def compare(
     fail_above: Annotated[
         str, typer.Option(help="exit 1 when a result (or the step) is slower by more, e.g. 5%")
     ] = "",
-    last: Annotated[int, typer.Option(help="compare the last N results of LAB on this machine")] = 0,
+    last: Annotated[
+        int, typer.Option(help="with LAB alone: the oldest and the newest of its last N results here")
+    ] = 0,
     markdown: Annotated[bool, typer.Option("--markdown", help="a table for a pull request")] = False,
     output: Annotated[Path | None, typer.Option(help="of profiler reports: write this HTML page")] = None,
     top: Annotated[int, typer.Option(min=1, help="of profiler reports: rows shown")] = 20,
@@ -335,9 +348,9 @@ def main() -> None:
         raise
 
 
-def _stop(message: str) -> None:
+def _stop(message: str, status: int = 2) -> NoReturn:
     print(f"perflab: {message}", file=sys.stderr)
-    raise SystemExit(2) from None
+    raise SystemExit(status) from None
 
 
 if __name__ == "__main__":

@@ -6,16 +6,21 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bench.stats import Comparison, compare_samples
 
+UNPAIRED = (
+    "The runs were not interleaved: what else changed on the machine between them counts as a difference. "
+    "The fixture paired, and the variants of one run, are free of that."
+)
+
 
 @dataclass(frozen=True)
 class Row:
-    """One benchmark in both files. ``comparison`` is None where only point estimates exist."""
+    """One benchmark in both files. [0, inf] is the interval where there is none, and the note says why."""
 
     name: str
     base_seconds: float
@@ -55,6 +60,13 @@ class FileComparison:
         """Rows whose interval lies above 1 + limit as a whole."""
         return [row for row in self.rows if row.low > 1 + limit]
 
+    def gate(self, limit: float) -> str:
+        """What the gate held and what it could not hold, in one line."""
+        untold = sum(row.low <= 1 + limit < row.high for row in self.rows)
+        text = f"{len(self.above(limit))} of {len(self.rows)} slower by more than {limit * 100:g} %"
+        text += f"; {untold} cannot be told" if untold else ""
+        return text + (f"; {len(self.removed)} only in base, not compared" if self.removed else "")
+
 
 def parse_share(text: str, option: str = "--fail-above") -> float:
     """``5%`` or ``0.05`` as 0.05; ValueError that names the option otherwise."""
@@ -88,7 +100,10 @@ def two_files(words: Sequence[str], last: int = 0) -> tuple[Path, Path]:
 def compare_results(
     base: Path, new: Path, *, limit: float | None = None, as_json: bool = False, markdown: bool = False
 ) -> int:
-    """Prints the comparison of two results files; 1 if something is slower by more than ``limit``, else 0."""
+    """Prints the comparison of two results files; 1 if something is slower by more than ``limit``, else 0.
+
+    ValueError where a limit is given and nothing in the files has an interval that could be held to it.
+    """
     from bench.results import load
 
     comparison = compare_files(load(base), load(new))
@@ -100,19 +115,29 @@ def compare_results(
         print_comparison(comparison)
     if limit is None:
         return 0
-    if slower := comparison.above(limit):
-        print(f"{len(slower)} slower by more than {limit * 100:g} %", file=sys.stderr)
-        return 1
     if not comparison.rows:
         raise ValueError("no benchmark is in both files: nothing that --fail-above could hold")
-    return 0
+    if not any(math.isfinite(row.high) for row in comparison.rows):
+        notes = "; ".join(dict.fromkeys(row.note for row in comparison.rows if row.note))
+        raise ValueError(f"no benchmark has an interval that --fail-above could hold: {notes}")
+    print(comparison.gate(limit), file=sys.stderr)
+    return 1 if comparison.above(limit) else 0
 
 
 def compare_files(base: Mapping[str, Any], new: Mapping[str, Any]) -> FileComparison:
     """Compare by full name. Both arguments as ``bench.results.load`` returns them."""
     before = {entry["fullname"]: entry for entry in base["benchmarks"]}
     after = {entry["fullname"]: entry for entry in new["benchmarks"]}
-    rows = [_row(name, before[name]["stats"], after[name]["stats"]) for name in before if name in after]
+    other = _other_settings(base, new)
+    rows = []
+    for name, entry in before.items():
+        if name in after:
+            row = _row(name, entry["stats"], after[name]["stats"])
+            lab = _at(entry, ("extra_info", "lab"))
+            note = f"other settings of {lab}" if lab in other else ""
+            if note:
+                row = replace(row, low=0.0, high=math.inf, verdict="undecidable", note=note)
+            rows.append(row)
     return FileComparison(
         rows,
         [name for name in after if name not in before],
@@ -158,13 +183,30 @@ def _warnings(base: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     scales = [(_at(data, ("perflab", "scale"))) for data in (base, new)]
     if None not in scales and scales[0] != scales[1]:
         warnings.append(f"different sizes: {scales[0]} and {scales[1]}")
-    for name in set(_at(base, ("perflab", "labs")) or {}) & set(_at(new, ("perflab", "labs")) or {}):
-        settings = [
-            {s["name"]: s["value"] for s in d["perflab"]["labs"][name]["settings"]} for d in (base, new)
-        ]
-        if settings[0] != settings[1]:
-            warnings.append(f"different settings of {name}: {_difference(settings[0], settings[1])}")
+    warnings += [f"different settings of {name}: {text}" for name, text in _other_settings(base, new).items()]
     return warnings
+
+
+def _other_settings(base: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    """The labs of both files that ran with other settings, which is other work, and what differs."""
+    labs = [_at(data, ("perflab", "labs")) for data in (base, new)]
+    if not all(isinstance(each, Mapping) for each in labs):
+        return {}
+    found = {}
+    for name in labs[0]:
+        if name in labs[1]:
+            settings = [_settings(each[name]) for each in labs]
+            if settings[0] != settings[1]:
+                found[name] = _difference(settings[0], settings[1])
+    return found
+
+
+def _settings(lab: Any) -> dict[str, Any]:
+    """A lab's settings by name; of a damaged file, those that are whole."""
+    settings = _at(lab, ("settings",))
+    if not isinstance(settings, list):
+        return {}
+    return {str(item["name"]): item.get("value") for item in settings if _at(item, ("name",)) is not None}
 
 
 def _at(data: Any, path: tuple[str, ...]) -> Any:
@@ -190,6 +232,7 @@ def to_json(comparison: FileComparison) -> dict[str, Any]:
         "added": comparison.added,
         "removed": comparison.removed,
         "warnings": comparison.warnings,
+        "note": UNPAIRED,
     }
 
 
@@ -223,7 +266,7 @@ def to_markdown(comparison: FileComparison) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     for what, names in (("only in new", comparison.added), ("only in base", comparison.removed)):
         lines += [f"- {what}: `{short_name(name)}`" for name in names]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", UNPAIRED]) + "\n"
 
 
 def print_comparison(comparison: FileComparison) -> None:
@@ -257,3 +300,4 @@ def print_comparison(comparison: FileComparison) -> None:
     for what, names in (("only in new", comparison.added), ("only in base", comparison.removed)):
         for name in names:
             console.print(f"{what}: {short_name(name)}", markup=False)
+    console.print(UNPAIRED, style="dim", markup=False)

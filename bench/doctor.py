@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from bench import environment, stats
-from bench.rounds import Timed, call_cold, pairs, run_rounds, warm_up
+from bench.rounds import Timed, pairs, time_together
 
 GOOD, WARNING, BAD = "good", "warning", "bad"
 
@@ -47,10 +48,7 @@ def self_test(seconds: float = 1.8) -> SelfTest:
 
     start = time.perf_counter()
     timed = {"base": Timed(work), "new": Timed(lambda: work())}
-    for item in timed.values():
-        call_cold(item)
-        warm_up(item, seconds / 8)
-    run_rounds(timed, seconds)
+    time_together(timed, seconds)
     both = pairs(timed["base"], timed["new"])
     return SelfTest(stats.compare_pairs(*both), len(both[0]), time.perf_counter() - start)
 
@@ -65,6 +63,7 @@ def examine() -> list[Finding]:
         Finding(BAD, "imports", f"{line}; uninstall it, or one of the two will be imported by accident")
         for line in environment.foreign_packages()
     ]
+    findings += [Finding(WARNING, "imports", line) for line in environment.names_taken(Path.cwd())]
     if not any(finding.subject == "imports" for finding in findings):
         findings.append(Finding(GOOD, "imports", "kernels, parallel, labs and bench are perflab's own"))
     return findings
@@ -102,18 +101,18 @@ def _threads() -> Finding:
     from labs.machine import usable_cores
 
     cores = usable_cores()
+    found = []
     for name in environment.THREAD_VARIABLES[:-1]:
         value = os.environ.get(name, "")
         if value and not value.isdigit():
-            return Finding(WARNING, "threads", f"{name}={value!r} is no number of threads")
-        if value and int(value) > cores:
-            return Finding(
-                BAD, "threads", f"{name}={value} on {cores} usable cores: threads take turns; unset it"
-            )
-        if value and int(value) < cores:
-            return Finding(
-                WARNING, "threads", f"{name}={value}: {cores - int(value)} of {cores} cores stay idle"
-            )
+            found.append((WARNING, f"{name}={value!r} is no number of threads"))
+        elif value and int(value) > cores:
+            found.append((BAD, f"{name}={value} on {cores} usable cores: threads take turns; unset it"))
+        elif value and int(value) < cores:
+            found.append((WARNING, f"{name}={value}: {cores - int(value)} of {cores} cores stay idle"))
+    if found:
+        worst = BAD if any(level == BAD for level, _ in found) else WARNING
+        return Finding(worst, "threads", "; ".join(text for _, text in found))
     if cores < (os.cpu_count() or 1):
         return Finding(GOOD, "threads", f"{cores} of {os.cpu_count()} cores are usable here (affinity)")
     return Finding(GOOD, "threads", f"libraries choose their own number for {cores} cores")

@@ -95,6 +95,17 @@ def foreign_packages() -> list[str]:
     return lines
 
 
+def names_taken(folder: Path) -> list[str]:
+    """Modules in a folder that ``python -m`` and torchrun there would import for ours, one line each."""
+    here = Path(__file__).resolve().parent.parent
+    found = []
+    for name in OURS:
+        for path in (folder / f"{name}.py", folder / name / "__init__.py"):
+            if path.exists() and not path.resolve().is_relative_to(here / name):
+                found.append(f"python -m and torchrun would import {path} as perflab's {name!r}; rename it")
+    return found
+
+
 def shadowed_packages() -> list[str]:
     """Packages of ours that Python would import from somewhere else, one line each."""
     import importlib.util

@@ -7,9 +7,11 @@ samples, so that the plugin can hand them to pytest-benchmark and the journal ca
 from __future__ import annotations
 
 import contextlib
+import math
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from bench import environment, stats
@@ -17,7 +19,6 @@ from bench.clocks import clock
 from bench.profiled import profiles
 from bench.rounds import CpuMeter, Timed, call_cold, pairs, run_rounds, warm_up
 from bench.world import WorldClock, Worlds, WorldStep
-from labs import memory
 from labs.lab import Check, Lab, Prediction, Variant
 from labs.machine import Machine
 
@@ -49,9 +50,37 @@ class RoundRecorder:
     def begin_round(self) -> None:
         self._round = self._target = {}
 
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is recorded meanwhile is not kept: a profiled call is no round."""
+        kept, self._target = self._target, {}
+        try:
+            yield
+        finally:
+            self._target = kept
+
     @property
     def values(self) -> dict[str, list[float]]:
         return {**self._setup, **self._round}
+
+
+@dataclass
+class Rounds:
+    """What one variant recorded in each timed round: the last value of each name.
+
+    recorded: what it has recorded by now. What its setup recorded was measured once, not in every round.
+    """
+
+    recorded: Callable[[], Mapping[str, Sequence[float]]]
+    values: dict[str, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._of_setup = set(self.recorded())
+
+    def keep(self) -> None:
+        for name, values in self.recorded().items():
+            if values and name not in self._of_setup:
+                self.values.setdefault(name, []).append(float(values[-1]))
 
 
 @dataclass
@@ -97,7 +126,13 @@ def measure_group(
     steps: dict[str, Timed] = {}
     facts: dict[str, dict[str, Any]] = {}
     recorders: dict[str, RoundRecorder] = {}
+    rounds: dict[str, Rounds] = {}
     variants = {v.address: v for v in lab.variants(config) if v.group == group}
+
+    def failed(address: str, error: Exception) -> None:
+        result.errors[address] = explain(error)
+        _close(address, steps.pop(address, None), result)
+
     try:
         for address, variant in variants.items():
             if variant.unavailable:
@@ -106,10 +141,11 @@ def measure_group(
             on_phase(f"{variant.name}: first call")
             recorder = recorders[address] = RoundRecorder()
             meter = CpuMeter()
-            memory.reset_peak_bytes()
             try:
                 timed = _set_up(lab, config, variant, recorder, worlds)
                 steps[address] = timed
+                rounds[address] = Rounds(partial(_recorded, timed, recorder))
+                timed.after_sample = rounds[address].keep
                 recorder.begin_round()
                 meter.watch_children()
                 cpu = meter.read()
@@ -117,27 +153,28 @@ def measure_group(
                 facts[address] = {
                     "cold_s": timed.cold_seconds,
                     "cold_cpu_s": meter.read() - cpu,
-                    "peak_memory_B": memory.peak_bytes(),
                 }
             except Exception as error:
-                result.errors[address] = explain(error)
-                _close(address, steps.pop(address, None), result)
+                failed(address, error)
         on_phase("proof")
         _prove(lab, config, steps, result)
-        on_phase("warm-up")
         for address, timed in list(steps.items()):
+            on_phase(f"{variants[address].name}: warm-up")
             try:
                 warm_up(timed, budget_seconds / len(steps))
+                if timed.max_rounds == 1:
+                    rounds[address].keep()  # its first call is its round
             except Exception as error:
-                result.errors[address] = explain(error)
-                _close(address, steps.pop(address), result)
+                failed(address, error)
         on_phase("rounds")
-        if steps:
-            run_rounds(steps, budget_seconds)
+        run_rounds(dict(steps), budget_seconds, on_error=failed, on_sign=on_phase)
         profile = {address: variants[address].profiled for address in steps if variants[address].profiled}
         if profile:
             on_phase("profiles")
-            said, problems = profiles(steps, profile)
+            with contextlib.ExitStack() as aside:
+                for recorder in recorders.values():
+                    aside.enter_context(recorder.aside())
+                said, problems = profiles(steps, profile)
             for address, extra in said.items():
                 facts[address] |= extra
             result.errors |= problems
@@ -150,8 +187,13 @@ def measure_group(
         wanted = (predictions or {}).get(address, [])
         extra["predicted"] = {item.key: item.value for item in wanted}
         extra["measured"] = {"time_s": stats.median_interval(timed.seconds)[0]}
+        extra["by_round"] = {}
         for item in wanted:
-            if item.key in extra["recorded"]:
+            values = rounds[address].values.get(item.key, [])
+            if values and all(map(math.isfinite, values)):
+                extra["by_round"][item.key] = values
+                extra["measured"][item.key] = stats.quantity_interval(values)[0]
+            elif item.key in extra["recorded"]:
                 extra["measured"][item.key] = extra["recorded"][item.key][-1]
         if first is not None and address != first:
             base, new = pairs(steps[first], timed)
@@ -166,6 +208,11 @@ def _set_up(lab: Lab, config: Any, variant: Variant, recorder: RoundRecorder, wo
         return Timed(worlds.step(lab.name, config, variant), WorldClock(), variant.max_rounds)
     step = variant.setup(config, recorder)
     return Timed(step, clock(variant.clock), variant.max_rounds, recorder.begin_round)
+
+
+def _recorded(timed: Timed, recorder: RoundRecorder) -> Mapping[str, list[float]]:
+    """What a step recorded: in this process, or in rank 0 of its world."""
+    return timed.step.recorded if isinstance(timed.step, WorldStep) else recorder.values
 
 
 def _close(address: str, timed: Timed | None, result: GroupResult) -> None:
@@ -201,7 +248,7 @@ def _extra_info(
         "cpu_s": cpu[len(cpu) // 2] if cpu else None,
         "load_average_1_min": environment.load_average(),
         "rounds_index": timed.rounds,
-        "recorded": timed.step.recorded if isinstance(timed.step, WorldStep) else recorder.values,
+        "recorded": _recorded(timed, recorder),
         "texts": timed.step.texts if isinstance(timed.step, WorldStep) else recorder.texts,
         "threads": variant.threads,
         "processes": variant.processes,

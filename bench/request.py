@@ -67,10 +67,23 @@ def _refuse_too_large(name: str, needed: float) -> None:
         )
 
 
+def page_path(results: Path) -> Path:
+    """Where the page of a results file is written when nothing else is said; ValueError where that is the
+    results file itself."""
+    page = results.with_suffix(".html")
+    if page == results:
+        raise ValueError(
+            f"{results}: the page would be written over the results; call them {results.stem}.json"
+        )
+    return page
+
+
 def check_output(path: Path) -> None:
+    """ValueError when results cannot be written there, or their page beside them."""
     folder = path.parent if str(path.parent) else Path()
     if path.is_dir():
         raise ValueError(f"--output {path} is a folder; name a file")
+    page_path(path)
     if not folder.is_dir():
         raise ValueError(f"--output {path}: there is no folder {folder}")
     try:

@@ -1,4 +1,4 @@
-"""Results: a journal's events become a results file, and a results file answers a lab's questions.
+"""Results files: written whole, read with complaints by name, and asked a lab's questions.
 
 A results file is an ordinary pytest-benchmark JSON file with one more key, ``perflab``, that holds what a
 report needs: predictions beside measurements, proofs, verdicts on claims, figures as data.
@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench import stats
-from labs.lab import Interval, Lab
+from bench.report.units import unit_of
+from bench.whole_file import write_whole
+from labs.lab import Interval, Lab, Measurement, NotMeasured
 from labs.machine import Machine
 
 FORMAT = 1
 CONFIRMED, CLOSE = 0.5, 1.0  # |log2(measured / predicted)|
-
-
-class NotMeasured(LookupError):
-    """A claim asks for a variant that was not measured on this machine."""
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -52,14 +49,8 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 def write(results: Mapping[str, Any], path: str | Path) -> None:
-    """Write atomically: the file is either the old one or the whole new one."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(_finite(results), file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Write atomically; OSError when that fails."""
+    write_whole(json.dumps(_finite(results)), path)
 
 
 def _finite(value: Any) -> Any:
@@ -162,33 +153,31 @@ def prediction_verdict(predicted: float, measured: float | None, exact: bool) ->
 
 
 def compared_predictions(
-    predictions: Mapping[str, Sequence[Mapping[str, Any]]], views: Mapping[str, LabResults]
+    predictions: Mapping[str, Sequence[Mapping[str, Any]]],
+    views: Mapping[str, LabResults],
+    derived: Sequence[Measurement] = (),
 ) -> list[dict[str, Any]]:
-    """Every prediction with what was measured; ``predictions`` and ``views`` are by column."""
+    """Every prediction with what was measured; ``predictions`` and ``views`` are by column, ``derived`` is
+    what the lab computed from several variants."""
+    quantities = {item.key: item.interval for item in derived}
     rows = []
     for column, items in predictions.items():
         view = views[column]
-        derived = {item.key: item.interval for item in _derive(view)} if column == view.lab.columns[0] else {}
         for item in items:
             if not item["variant"] and column != view.lab.columns[0]:
                 continue  # quantities over several variants are derived once
-            interval = _measured(item, view, derived)
+            interval = _measured(item, view, quantities)
             measured = interval.value if interval else None
             row = {**item, "predicted": item["value"], "measured": measured}
             row["column"] = column if item["variant"] else ""
-            row["low"], row["high"] = (interval.low, interval.high) if interval else (None, None)
+            # What is counted, or was measured once, has no interval.
+            known = interval is not None and -math.inf < interval.low < interval.high < math.inf
+            row["low"], row["high"] = (interval.low, interval.high) if interval and known else (None, None)
             row["ratio"] = measured / item["value"] if measured is not None and item["value"] else None
             row["verdict"] = prediction_verdict(item["value"], measured, item["exact"])
             del row["value"]
             rows.append(row)
     return rows
-
-
-def _derive(view: LabResults) -> Sequence[Any]:
-    try:
-        return view.lab.derive(view)
-    except LookupError:  # a quantity over variants of which some were not measured here
-        return ()
 
 
 def _measured(item: Mapping[str, Any], view: LabResults, derived: Mapping[str, Interval]) -> Interval | None:
@@ -198,13 +187,21 @@ def _measured(item: Mapping[str, Any], view: LabResults, derived: Mapping[str, I
         return None
     if item["key"] == "time_s":
         return view.seconds(item["variant"])
+    by_round = view.info(item["variant"], "by_round", {}).get(item["key"])
+    if by_round:
+        # Of what is counted no median may hide the one round that differs.
+        other = next((value for value in by_round if value != item["value"]), by_round[-1])
+        return Interval.exact(other) if item["exact"] else Interval(*stats.quantity_interval(by_round))
     value = view.info(item["variant"], "measured", {}).get(item["key"])
     return None if value is None else Interval.exact(value)
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How good the predicted times were: count, median |log2(measured / predicted)|, how many are off."""
-    timed = [r for r in rows if r["key"].endswith("_s") and not r["exact"] and r["ratio"] and r["ratio"] > 0]
+    """How good the predicted times were: count, median |log2(measured / predicted)|, how many are off.
+
+    Rates (``..._flop_per_s``), bytes and factors are predictions too, but no times.
+    """
+    timed = [r for r in rows if unit_of(r["key"]) == "s" and not r["exact"] and r["ratio"] and r["ratio"] > 0]
     distances = sorted(abs(math.log2(row["ratio"])) for row in timed)
     middle = None
     if distances:
@@ -213,7 +210,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "times": len(distances),
         "median_abs_log2": middle,
-        "off": sum(r["verdict"] == "off" for r in rows),
+        "off": sum(r["verdict"] == "off" for r in timed),
     }
 
 
@@ -234,7 +231,7 @@ def group_rows(lab: Lab, views: Mapping[str, LabResults]) -> list[dict[str, Any]
                 "high": interval.high,
                 "rounds": len(view.info(address, "rounds_index", [])),
             }
-            for key in ("cold_s", "cpu_s", "flops_per_s", "bytes_per_s", "fraction_of_roof", "peak_memory_B"):
+            for key in ("cold_s", "cpu_s", "flops_per_s", "bytes_per_s", "fraction_of_roof"):
                 row[key] = view.info(address, key)
             row["speedup"] = None
             if address != first:
@@ -256,7 +253,7 @@ def claim_rows(lab: Lab, view: LabResults) -> list[dict[str, str]]:
         why = claim.why
         try:
             held = claim.holds(view)
-        except LookupError as error:
+        except NotMeasured as error:
             held, why = None, f"{why} (undecidable here: {error.args[0]})"
         except Exception as error:
             held, why = False, f"{why} (the claim itself failed: {type(error).__name__}: {error})"

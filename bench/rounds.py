@@ -17,6 +17,7 @@ import contextlib
 import gc
 import math
 import random
+import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ SETTLED_ABOVE = 20e-3  # samples longer than this do not feel it
 MIN_SAMPLE_SECONDS = 100e-6  # thousand times the timer's own cost
 MIN_ROUNDS, MAX_ROUNDS = 3, 1000
 WARM_CALLS = 5
+SIGN_SECONDS = 10.0
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Timed:
     clock: Clock = field(default_factory=HostClock)
     max_rounds: int = 0
     before_sample: Callable[[], None] | None = None
+    after_sample: Callable[[], None] | None = None
     cold_seconds: float = math.nan
     output: object = None
     iterations: int = 1
@@ -50,7 +53,7 @@ class Timed:
 
 
 class CpuMeter:
-    """CPU seconds of this process and, where it has any, of its child processes."""
+    """CPU seconds of this process, of the children that it has waited for, and of those that live."""
 
     def __init__(self) -> None:
         self._process = None
@@ -68,14 +71,16 @@ class CpuMeter:
         self._process = process if process.children() else None
 
     def read(self) -> float:
-        total = time.process_time()
+        # A child that ends inside a step is gone from the living by then, and counted as waited for.
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        total = time.process_time() + ended.ru_utime + ended.ru_stime
         if self._process is not None:
             import psutil
 
             for child in self._process.children(recursive=True):
                 with contextlib.suppress(psutil.Error):
                     times = child.cpu_times()
-                    total += times.user + times.system
+                    total += times.user + times.system + times.children_user + times.children_system
         return total
 
 
@@ -131,7 +136,8 @@ def plan_strides(
     """(rounds, stride of each variant): a variant takes part in every stride-th round.
 
     Each gets about an equal share of the budget and at least 3 rounds. Strides are powers of two, so that
-    the rounds of a slow variant are a subset of those of a faster one and every pair of variants meets.
+    the rounds of a slow variant are a subset of those of a faster one and every pair of variants meets. One
+    with a limit leaves when it has had so many (``takes_part``).
     """
     share = budget_seconds / len(sample_seconds)
     counts = []
@@ -148,8 +154,27 @@ def plan_strides(
     return total, strides
 
 
-def run_rounds(variants: Mapping[str, Timed], budget_seconds: float) -> None:
-    """Time all variants, warm already, for about ``budget_seconds``, filling in their samples."""
+def takes_part(index: int, stride: int, limit: int) -> bool:
+    """Whether a variant of this stride and at most ``limit`` rounds (0: any number) is in round ``index``."""
+    return index % stride == 0 and (not limit or index // stride < limit)
+
+
+def raise_it(name: str, error: Exception) -> None:
+    raise error
+
+
+def run_rounds(
+    variants: Mapping[str, Timed],
+    budget_seconds: float,
+    *,
+    on_error: Callable[[str, Exception], None] = raise_it,
+    on_sign: Callable[[str], None] = lambda sign: None,
+) -> None:
+    """Time all variants, warm already, for about ``budget_seconds``, filling in their samples.
+
+    on_error: told of a step that raises; where it returns, the others go on without that one.
+    on_sign: told between samples, every ``SIGN_SECONDS``, how far the rounds are.
+    """
     names = [name for name, timed in variants.items() if timed.max_rounds != 1]
     if not names:
         return
@@ -169,17 +194,42 @@ def run_rounds(variants: Mapping[str, Timed], budget_seconds: float) -> None:
     meter.watch_children()
     shuffle = random.Random(total)
     with _collector_paused():  # collecting a large heap takes a while, which is no part of the budget
-        deadline = time.perf_counter() + budget_seconds
+        said = time.perf_counter()
+        deadline = said + budget_seconds
+        limits = {name: variants[name].max_rounds for name in names}
+        stride_of = dict(zip(names, strides, strict=True))
         for index in range(total):
-            taking_part = [name for name, stride in zip(names, strides, strict=True) if index % stride == 0]
+            taking_part = [name for name in stride_of if takes_part(index, stride_of[name], limits[name])]
             shuffle.shuffle(taking_part)
             for name in taking_part:
-                _sample(variants[name], index, meter)
+                try:
+                    _sample(variants[name], index, meter)
+                except Exception as error:
+                    on_error(name, error)
+                    del stride_of[name]
+                if time.perf_counter() > said + SIGN_SECONDS:
+                    said = time.perf_counter()
+                    on_sign(f"round {index + 1} of {total}")
             enough = all(
-                len(variants[name].seconds) >= MIN_ROUNDS or variants[name].max_rounds for name in names
+                len(variants[name].seconds) >= min(MIN_ROUNDS, limits[name] or MIN_ROUNDS)
+                for name in stride_of
             )
             if enough and time.perf_counter() > deadline:
                 break  # the machine is slower than the warm calls said: stop at a whole round
+
+
+def time_together(variants: Mapping[str, Timed], seconds: float) -> None:
+    """Cold calls, then warm-up and rounds of all variants in about ``seconds``, filling in their samples.
+
+    The first call may compile for longer than that, so it is not counted.
+    """
+    for timed in variants.values():
+        call_cold(timed)
+        timed.output = None
+    start = time.perf_counter()
+    for timed in variants.values():
+        warm_up(timed, seconds / 4 / len(variants))
+    run_rounds(variants, max(0.1 * seconds, seconds - (time.perf_counter() - start)))
 
 
 def _sample(timed: Timed, index: int, meter: CpuMeter) -> None:
@@ -196,6 +246,8 @@ def _sample(timed: Timed, index: int, meter: CpuMeter) -> None:
     timed.cpu_seconds.append((meter.read() - cpu) / timed.iterations)
     timed.seconds.append(seconds)
     timed.rounds.append(index)
+    if timed.after_sample is not None:
+        timed.after_sample()
 
 
 def pairs(base: Timed, new: Timed) -> tuple[list[float], list[float]]:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, fields
+from contextlib import closing, contextmanager
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,16 +29,30 @@ from bench.journal import Journal
 from bench.measure import explain
 from bench.plan import SCALE_FACTOR, Plan
 from bench.progress import Progress
-from bench.request import Request, check_output, settings_of
+from bench.request import Request, check_output, page_path, settings_of
 from bench.supervise import Supervised
 from bench.world import join, joined_size
 from labs import load
+from labs.home import home
 from labs.lab import Allocator, Scale
 from labs.machine import Machine, load_cached, load_sheet
 
 COLUMNS: tuple[Allocator, ...] = ("default", "tuned")
-SILENCE_SECONDS = 240.0  # a group that says nothing for so long hangs
+SILENCE_SECONDS = 240.0  # a group that says nothing for so long hangs, and so does a calibration
+STARTED_WITH = {
+    "labs": "choice of labs",
+    "scale": "size",
+    "overrides": "--set",
+    "device": "--device",
+    "sheets": "--machine",
+    "processes": "--nproc",
+}
+"""Fields of a Request that --resume keeps as they were, and what a user calls them."""
 SUITE = Path(__file__).parent / "suites" / "test_labs.py"
+
+
+class CalibrationFailed(RuntimeError):
+    """The machine's constants could not be measured; the message says what the process said last."""
 
 
 def journal_path(output: Path) -> Path:
@@ -69,33 +84,31 @@ def run(request: Request, *, show: bool = True) -> int:
     settings = settings_of(request)
     sheets = [load_sheet(name) for name in request.sheets]
     if header is not None and dict(header["labs"]) != settings:
-        raise ValueError(f"{path} was started with other labs or settings; run {header['command']} --resume")
+        raise ValueError(f"{path} was started when the labs had other settings: remove it and start anew")
     existed = path.exists()
     with _exclusive(path):
         started = time.monotonic()
-        progress = Progress(show)
         journal = Journal(path)
-        try:
-            machine, message = calibrated(progress)
-            if request.device == "cuda" and machine.gpu is None:
-                raise ValueError("--device cuda: torch finds no CUDA device here; use --device cpu")
-        except BaseException:
-            if not existed:
-                path.unlink(missing_ok=True)  # nothing was started: leave nothing
-            raise
-        if header is None:
-            path.write_text("")
-            _predict(journal, request, settings, machine, sheets, message)
-        try:
-            measure(journal, settings, request, progress)
-        except KeyboardInterrupt:
-            progress.close()
-            results_file.write(assemble(journal.events()), output)
-            progress.say(f"stopped; what was measured is in {output}")
-            progress.say(f"go on with: perflab run --resume --output {output}")
-            return 130
-        finally:
-            progress.close()
+        with closing(Progress(show)) as progress:
+            try:
+                machine, message = calibrated(progress)
+                if request.device == "cuda" and machine.gpu is None:
+                    raise ValueError("--device cuda: torch finds no CUDA device here; use --device cpu")
+            except BaseException:
+                if not existed:
+                    path.unlink(missing_ok=True)  # nothing was started: leave nothing
+                raise
+            if header is None:
+                path.write_text("")
+                _predict(journal, request, settings, machine, sheets, message)
+            try:
+                measure(journal, settings, request, progress)
+            except KeyboardInterrupt:
+                progress.close()
+                results_file.write(assemble(journal.events()), output)
+                progress.say(f"stopped; what was measured is in {output}")
+                progress.say(f"go on with: {shlex.join(_resume_words(output))}")
+                return 130
         elapsed = time.monotonic() - started
         journal.write("end", finished=_now(), seconds=elapsed)
         results = assemble(journal.events())
@@ -106,35 +119,47 @@ def run(request: Request, *, show: bool = True) -> int:
 
 
 def _resumed(path: Path, request: Request) -> tuple[Mapping[str, Any], Request]:
-    from dataclasses import replace
-
     header = next((event for event in Journal(path).events() if event["event"] == "plan"), None)
-    if header is None:
+    if header is None or "request" not in header:
         raise ValueError(f"--resume: there is no interrupted run at {path}")
-    known: dict[str, Any] = {"device": header["device"], "scale": header["scale"]}
-    if not request.labs:
-        known["labs"] = tuple(header["labs"])
-    if not request.overrides:
-        known["overrides"] = {
-            f"{lab}.{key}": value
-            for lab, settings in header["labs"].items()
-            for key, value in settings.items()
-        }
-    return header, replace(request, **known)
+    started, default = dict(header["request"]), Request()
+    for name, option in STARTED_WITH.items():
+        given = getattr(request, name)
+        if given != getattr(default, name) and _plain(given) != started[name]:
+            raise ValueError(
+                f"--resume goes on with what was started ({header['command']}), not with another {option}: "
+                + shlex.join(_resume_words(request.output))
+            )
+    return header, replace(request, **started)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _resume_words(output: Path) -> list[str]:
+    return ["perflab", "run", "--resume", "--output", str(output)]
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _command(request: Request, labs: Sequence[str]) -> str:
+def _command(request: Request, labs: Sequence[str], settings: Mapping[str, Mapping[str, Any]]) -> str:
+    """What runs these labs again as they were run, to be pasted into a shell."""
     words = ["perflab", "run", *labs]
     words += [] if request.scale == "normal" else [f"--{request.scale}"]
-    words += [f"--set {key}={value}" for key, value in request.overrides.items()]
-    words += [f"--device {request.device}"] if request.device else []
-    words += [f"--machine {name}" for name in request.sheets]
-    words += [f"--nproc {request.processes}"] if request.processes else []
-    return " ".join(words)
+    taken = {(name, key) for name in labs or settings for key in settings[name]}
+    for key, value in request.overrides.items():
+        chosen, _, setting = key.rpartition(".")
+        if any(setting == known and chosen in ("", name) for name, known in taken):
+            words += ["--set", f"{key}={value}"]
+    words += ["--device", request.device] if request.device else []
+    words += [word for name in request.sheets for word in ("--machine", name)]
+    ranks = any(known == "ranks" for _, known in taken)
+    words += ["--nproc", str(request.processes)] if request.processes and ranks else []
+    return shlex.join(words)
 
 
 def _predict(
@@ -147,13 +172,14 @@ def _predict(
 ) -> None:
     """Write the plan and every prediction; nothing has been timed yet."""
     notes = [message] if message else []
-    commands = {name: _command(request, [name]) for name in settings}
+    commands = {name: _command(request, [name], settings) for name in settings}
     journal.write(
         "plan",
         labs=dict(settings),
         scale=request.scale,
         device=request.device,
-        command=_command(request, list(request.labs)),
+        command=_command(request, list(request.labs), settings),
+        request={name: _plain(getattr(request, name)) for name in STARTED_WITH},
         commands=commands,
         started=_now(),
         machine=machine.to_json(),
@@ -176,39 +202,44 @@ def _predict(
                     item = asdict(prediction)
                     item["predicted"] = item.pop("value")
                     elsewhere.append({"machine": sheet.name, **item})
-            except ValueError as error:
-                elsewhere.append(
-                    {
-                        "machine": sheet.name,
-                        "variant": "",
-                        "key": "",
-                        "predicted": None,
-                        "because": str(error),
-                    }
-                )
+            except Exception as error:
+                because = str(error) if isinstance(error, ValueError) else explain(error)
+                nothing = {"variant": "", "key": "", "predicted": None, "because": because}
+                elsewhere.append({"machine": sheet.name, **nothing})
         if elsewhere:
             journal.write("elsewhere", lab=name, predictions=elsewhere)
 
 
 def calibrated(progress: Progress, force: bool = False) -> tuple[Machine, str]:
-    """This machine's constants: cached ones that still hold, or new ones; measured in a child process."""
+    """This machine's constants: cached ones that still hold, or new ones; measured in a child process.
+
+    ValueError where they could not be kept; CalibrationFailed where the child fails, or says nothing for
+    ``SILENCE_SECONDS``.
+    """
+    if force or load_cached() is None:
+        _check_home()
     with tempfile.TemporaryDirectory() as folder:
         log = f"{folder}/log"
-        command = [sys.executable, "-m", "labs.calibration", *(["--force"] if force else [])]
+        command = [sys.executable, "-P", "-m", "labs.calibration", *(["--force"] if force else [])]
         child = Supervised(command, _environment("default", ""), log)
         progress.phase("calibration", "measuring this machine's constants")
+        heard, said = time.monotonic(), 0
         try:
             while (status := child.poll()) is None:
                 lines = _lines(log)
-                if lines:
+                if len(lines) > said:
+                    heard, said = time.monotonic(), len(lines)
                     progress.phase("calibration", lines[-1])
+                if time.monotonic() - heard > SILENCE_SECONDS:
+                    last = lines[-1] if lines else "it said nothing"
+                    raise CalibrationFailed(f"no sign of life for {SILENCE_SECONDS:.0f} s: {last}")
                 time.sleep(0.1)
         finally:
             child.end()
         machine = load_cached()
         lines = _lines(log)
         if status or machine is None:
-            raise RuntimeError(f"calibration failed: {' | '.join(lines[-2:]) or f'exit status {status}'}")
+            raise CalibrationFailed(" | ".join(lines[-2:]) or f"exit status {status}")
     import json
 
     try:
@@ -217,6 +248,18 @@ def calibrated(progress: Progress, force: bool = False) -> tuple[Machine, str]:
         message = ""
     progress.say(message or f"calibration: {machine.name}")
     return machine, message
+
+
+def _check_home() -> None:
+    try:
+        home().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home()):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"the machine's constants are kept in {home()}, which cannot be written ({error.strerror}); "
+            "set PERFLAB_HOME to a folder that can"
+        ) from None
 
 
 def _lines(path: str) -> list[str]:
@@ -239,38 +282,54 @@ def measure(
     journal: Journal, settings: Mapping[str, dict[str, Any]], request: Request, progress: Progress
 ) -> None:
     """Run every (lab, group, column) that the journal does not hold yet."""
-    plans = {c: Plan(dict(settings), request.scale, request.device, str(journal.path)) for c in COLUMNS}
-    progress.start(sum(len(plans[column].groups(column)) for column in COLUMNS))
+    whole = Plan(_with_variants(settings, progress), request.scale, request.device, str(journal.path))
+    progress.start(sum(len(whole.groups(column)) for column in COLUMNS))
+    lost: list[str] = []  # of this process: what an earlier one lost is tried again
     for column in COLUMNS:
         while True:
-            done = _done(journal)
-            plan = Plan(dict(settings), request.scale, request.device, str(journal.path), done)
-            left = plan.groups(column)
-            progress.done(len(done))
-            if not left or not _run_child(plan, column, journal, progress):
+            plan = replace(whole, done=[*_measured(journal), *lost])
+            progress.done(len(plan.done))
+            if not plan.groups(column):
                 break
+            for (lab, group), reason in _run_child(plan, column, journal, progress).items():
+                lost.append(f"{lab}/{group}/{column}")
+                journal.write("lost", lab=lab, group=group, column=column, variant="", error=reason)
+                progress.say(f"{lab}/{group}: {reason}")
 
 
-def _done(journal: Journal) -> list[str]:
-    done = {}
-    for event in journal.events():
-        if event["event"] in ("group", "lost"):
-            done[f"{event['lab']}/{event['group']}/{event['column']}"] = True
-    return list(done)
+def _with_variants(settings: Mapping[str, dict[str, Any]], progress: Progress) -> dict[str, dict[str, Any]]:
+    """The labs that say what is to be measured; of another one ``assemble`` asks why not."""
+    found = {}
+    for name, values in settings.items():
+        try:
+            list(load(name).variants(load(name).config(**values)))
+            found[name] = dict(values)
+        except Exception as error:
+            progress.say(f"{name}: variants: {explain(error)}")
+    return found
+
+
+def _measured(journal: Journal) -> list[str]:
+    """The groups that have been measured, as ``Plan.done`` has them."""
+    groups = (event for event in journal.events() if event["event"] == "group")
+    return list(dict.fromkeys(f"{event['lab']}/{event['group']}/{event['column']}" for event in groups))
 
 
 def _suite_command(plan_file: Path, folder: str) -> list[str]:
     """pytest on the labs' suite with its own root, configuration and plugins: what lies in the user's folder
     must not change the run."""
     options = "-q --import-mode=importlib -p no:cacheprovider -p pytest_benchmark.plugin -p bench.plugin"
-    command = [sys.executable, "-m", "pytest", str(SUITE), *options.split(), "--benchmark-quiet"]
+    command = [sys.executable, "-P", "-m", "pytest", str(SUITE), *options.split(), "--benchmark-quiet"]
     command += ["--perflab-plan", str(plan_file), "--benchmark-storage", f"file://{folder}/storage"]
     command += ["-c", os.devnull, "--rootdir", str(SUITE.parents[2]), "--confcutdir", str(SUITE.parents[1])]
     return command
 
 
-def _run_child(plan: Plan, column: Allocator, journal: Journal, progress: Progress) -> bool:
-    """One pytest child for what is left in a column. True when it broke off and another must go on."""
+def _run_child(
+    plan: Plan, column: Allocator, journal: Journal, progress: Progress
+) -> dict[tuple[str, str], str]:
+    """One pytest child for what is left in a column; the groups that it cannot measure, and why. What it did
+    not come to, another child must."""
     with tempfile.TemporaryDirectory() as folder:
         plan_file, log = Path(folder) / "plan.json", f"{folder}/log"
         plan.write(plan_file)
@@ -298,26 +357,24 @@ def _run_child(plan: Plan, column: Allocator, journal: Journal, progress: Progre
                 time.sleep(0.1)
         finally:
             child.end()
-        if status in (0, 1) and not hung and current is None:
-            return False
         last = " | ".join(_lines(log)[-2:])[-300:]
         reason = (
             f"no sign of life for {silence:.0f} s"
             if hung
             else f"the measuring process ended with status {status}: {last}"
         )
-        if current is None:
-            current = plan.groups(column)[0]
-        journal.write("lost", lab=current[0], group=current[1], column=column, variant="", error=reason)
-        progress.say(f"{current[0]}/{current[1]}: {reason}")
-        return True
+        if current is not None:
+            return {current: reason}
+        left = replace(plan, done=[*plan.done, *_measured(journal)]).groups(column)
+        # A child that went through its groups and began none of them would not the next time either.
+        return dict.fromkeys(left if status in (0, 1) and not hung else left[:1], reason)
 
 
 def _report(results: Mapping[str, Any], output: Path, elapsed: float, show: bool) -> int:
     from bench.report import write_page
 
     problems = failures(results)
-    page = write_page(results, output.with_suffix(".html"))
+    page = write_page(results, page_path(output))
     if show:
         from rich.console import Console
 
@@ -351,3 +408,6 @@ def run_lab(
     except ValueError as error:
         print(f"labs.{name}: {error}", file=sys.stderr)
         return 2
+    except CalibrationFailed as error:
+        print(f"labs.{name}: calibration failed: {error}", file=sys.stderr)
+        return 1

@@ -152,3 +152,11 @@ def center_interval(values: Sequence[float]) -> tuple[float, float, float]:
     if found.ndim != 1 or found.size == 0 or not np.all(np.isfinite(found)):
         raise ValueError("values must be a non-empty sequence of finite numbers")
     return _log_interval(found)
+
+
+def quantity_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """(median, low, high) of a recorded quantity's finite values, one a round; without a width where all are
+    equal, as counts are."""
+    if min(values) == max(values):
+        return values[0], values[0], values[0]
+    return median_interval(values) if min(values) > 0 else center_interval(values)

@@ -88,7 +88,8 @@ class Supervised:
     def __init__(self, command: list[str], environment: dict[str, str], log: str) -> None:
         with open(log, "ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "bench.supervise", "--", *command],
+                # -P: what lies in the user's folder under a name of ours is not taken for it.
+                [sys.executable, "-P", "-m", "bench.supervise", "--", *command],
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=output,

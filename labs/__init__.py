@@ -41,7 +41,7 @@ def load(name: str) -> Lab:
     if not all(part.isidentifier() for part in name.split(".")):
         raise unknown
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+        sys.path.append(os.getcwd())  # last: a kernels.py of that folder is not taken for ours
     try:
         spec = find_spec(name)
     except (ImportError, ValueError):

@@ -147,9 +147,20 @@ class Check:
         return self.error <= self.tolerance  # False for NaN
 
 
+class NotMeasured(LookupError):
+    """What ``Results`` raises when it is asked for what was not measured on this machine.
+
+    A claim that lets it pass is undecidable here, ``derive`` gives no quantity, and there is no figure.
+    """
+
+
 @runtime_checkable
 class Results(Protocol):
-    """What was measured, as claims, ``derive`` and figures see it. Addresses are ``group/name``."""
+    """What was measured, as claims, ``derive`` and figures see it. Addresses are ``group/name``.
+
+    Whatever was not measured on this machine (a variant that could not run, a name that was not recorded)
+    raises ``NotMeasured``; any other exception of a claim, ``derive`` or ``figure`` is a fault of the lab.
+    """
 
     config: Any
     machine: Machine

@@ -100,8 +100,9 @@ def _lab(lab: LabReport) -> list[str]:
         text = f"{len(lab.checks) - len(failed)} of {len(lab.checks)} results agree with their reference."
         wrong = f" Wrong: {', '.join(map(code, failed))}." if failed else ""
         lines += [f"Proof: {text}{wrong}", ""]
+    lines += [f"- no figure: {escape(lab.figure_error)}"] if lab.figure_error else []
     lines += [f"- not run: {code(variant)}: {escape(reason)}" for variant, reason in lab.unavailable]
-    lines += [""] if lab.unavailable else []
+    lines += [""] if lab.unavailable or lab.figure_error else []
     return lines + ([f"Run it again: {code(lab.command)}", ""] if lab.command else [])
 
 

@@ -23,6 +23,7 @@ from bench.report.units import (
     text_of,
     unit_of,
 )
+from bench.whole_file import write_whole
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -60,20 +61,15 @@ def render_page(results: Mapping[str, Any]) -> str:
 
 def write_page(results: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
     """Writes the page in one step (never half a page) and returns where; ValueError when it cannot."""
-    return write_whole(render_page(results), path)
+    return write_text(render_page(results), path)
 
 
-def write_whole(page: str, path: str | os.PathLike[str]) -> Path:
-    """Writes a page beside its place and moves it there; ValueError when it cannot."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+def write_text(page: str, path: str | os.PathLike[str]) -> Path:
+    """Writes a page's text in one step; ValueError when it cannot."""
     try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(target)
+        return write_whole(page, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
-        raise ValueError(f"the page cannot be written to {target}: {error.strerror or error}") from error
-    return target
+        raise ValueError(f"the page cannot be written to {path}: {error.strerror or error}") from error
 
 
 def machine_figure(report: Report) -> tuple[Drawable | None, str]:

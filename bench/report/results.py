@@ -158,6 +158,7 @@ class LabReport:
     checks: list[CheckResult]
     claims: list[ClaimResult]
     figures: list[Figure]
+    figure_error: str
     listings: list[Listing]
     unavailable: list[tuple[str, str]]
 
@@ -338,6 +339,7 @@ def read_lab(name: str, entry: Field) -> LabReport:
             for item in entry["claims"].items()
         ],
         figures=[read_figure(item) for item in entry["figures"].items()],
+        figure_error=entry["figure_error"].text(),
         listings=[
             Listing(item["variant"].text(), item["title"].text("untitled"), item["text"].lines())
             for item in entry["listings"].items()

@@ -61,6 +61,8 @@ def print_lab(lab: Mapping[str, Any], console: Console, name: str = "") -> None:
         if claim.verdict != "holds":
             why = f"{claim.verdict}: {claim.why}" if claim.why else claim.verdict
             print_line(console, why, "dim", indent=4)
+    if report.figure_error:
+        print_line(console, f"no figure: {report.figure_error}", "dim")
     for item in report.elsewhere:
         shown = format_value(item.key, item.predicted) if item.key else "no prediction"
         where = f"{item.variant or item.key} on {item.machine}, not measured"

@@ -16,7 +16,7 @@ from labs.jax_transforms import (
     softmax,
     training,
 )
-from labs.lab import Claim, Results, all_of, at_least, at_most
+from labs.lab import Claim, NotMeasured, Results, all_of, at_least, at_most
 
 Verdict = Callable[[Results], bool | None]
 
@@ -48,7 +48,7 @@ def counted(results: Results, address: str, name: str) -> float | None:
     """The last recorded value, or None where there is none."""
     try:
         return results.recorded(address, name)[-1] if results.has(address) else None
-    except LookupError:
+    except NotMeasured:
         return None
 
 

@@ -125,10 +125,46 @@ def test_different_machines_settings_and_versions_are_warned_of(results):
     other["machine_info"]["perflab"]["fingerprint"] = "another"
     other["machine_info"]["perflab"]["versions"]["numpy"] = "1.0"
     other["perflab"]["labs"]["tiny_lab"]["settings"][0]["value"] = 7
-    warnings = compare_files(results, other).warnings
+    comparison = compare_files(results, slowed(other, 2.0))
+    assert {(row.verdict, row.note) for row in comparison.rows} == {
+        ("undecidable", "other settings of tiny_lab")
+    }
+    assert not comparison.above(0.05)
+    warnings = comparison.warnings
     assert any("machines" in line for line in warnings)
     assert any("numpy" in line for line in warnings)
     assert any("settings of tiny_lab: items 1000 and 7" in line for line in warnings)
+
+
+@pytest.mark.parametrize("settings", [None, "many", [{}], [None], [{"name": "items"}]])
+def test_settings_of_a_damaged_file_are_no_crash(results, settings):
+    other = copy.deepcopy(results)
+    other["perflab"]["labs"]["tiny_lab"]["settings"] = settings
+    assert any("settings of tiny_lab" in line for line in compare_files(results, other).warnings)
+
+
+FEW, MANY = [1.0, 1.01, 0.99, 1.0], [1.0, 1.01, 0.99, 1.0, 1.02, 0.98]
+
+
+@pytest.mark.parametrize(("data", "why"), [(None, "--benchmark-save-data"), (FEW, "only 4 rounds")])
+def test_a_gate_that_can_hold_nothing_is_wrong_input(tmp_path, run, data, why):
+    base = write(tmp_path / "base.json", plain({"a": 1.0}, data))
+    new = write(tmp_path / "new.json", plain({"a": 9.0}, data))
+    status, _, err = run("compare", base, new, "--fail-above", "5%")
+    assert status == 2
+    assert "no benchmark has an interval" in err
+    assert why in err
+    status, _, err = run("compare", base, new)  # without a gate it is only shown
+    assert status == 0
+
+
+def test_the_gate_says_what_it_could_not_hold(tmp_path, run):
+    base = write(tmp_path / "base.json", plain({"a": 1.0, "b": 1.0, "gone": 1.0}, MANY))
+    data = plain({"a": 1.0, "b": 1.05}, MANY)
+    status, out, err = run("compare", base, write(tmp_path / "new.json", data), "--fail-above", "5%")
+    assert status == 0
+    assert err == "0 of 2 slower by more than 5 %; 1 cannot be told; 1 only in base, not compared\n"
+    assert "not interleaved" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(

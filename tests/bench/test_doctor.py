@@ -33,6 +33,24 @@ def test_oversubscribed_threads_are_bad(monkeypatch):
     assert "OMP_NUM_THREADS=4096" in finding.text
 
 
+def test_each_variable_of_threads_is_looked_at(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "many")
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "4096")
+    (finding,) = findings("threads")
+    assert finding.level == doctor.BAD
+    assert "OMP_NUM_THREADS='many'" in finding.text
+    assert "NUMBA_NUM_THREADS=4096" in finding.text
+
+
+def test_a_module_of_the_folder_that_would_be_taken_for_ours_is_warned_of(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert all(finding.level == doctor.GOOD for finding in findings("imports"))
+    (tmp_path / "bench.py").write_text("")
+    (finding,) = findings("imports")
+    assert finding.level == doctor.WARNING
+    assert str(tmp_path / "bench.py") in finding.text
+
+
 def test_a_distribution_that_owns_our_names_is_bad(monkeypatch, tmp_path):
     metadata = tmp_path / "kernels_hub-1.0.dist-info"
     metadata.mkdir()

@@ -1,6 +1,8 @@
 """``make gpu`` needs torch, triton, numba, numpy, pytest and pytest-benchmark, and no installed perflab."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -33,16 +35,31 @@ def lean(*arguments):
     )
 
 
+def of_make_gpu(what):
+    """The arguments of the line of ``make gpu`` that names ``what``."""
+    recipe = re.search(r"^gpu:\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert recipe
+    (line,) = (line for line in recipe[1].splitlines() if what in line)
+    return shlex.split(line.partition("-m pytest ")[2])
+
+
 def test_the_gpu_tests_are_collected():
-    done = lean("-m", "gpu", "--collect-only", "tests/kernels", "tests/labs/test_roofline.py")
+    done = lean(*of_make_gpu("tests/kernels"), "--collect-only")
     assert done.returncode == 0, done.stdout + done.stderr
+    mark = re.compile(r"^@pytest\.mark\.gpu|marks=pytest\.mark\.gpu\)", re.MULTILINE)
+    marked = [path for path in (ROOT / "tests").rglob("test_*.py") if mark.search(path.read_text())]
+    assert len(marked) > 5
+    for path in marked:
+        assert str(path.relative_to(ROOT)) in done.stdout
     assert "test_values_and_gradients_are_as_accurate_as_torchs[cuda-softmax" in done.stdout
     assert "test_cuda_variants_compute_the_same" in done.stdout
 
 
 @pytest.mark.proof
 def test_the_suite_of_kernels_runs_and_prints_its_table():
-    done = lean("bench/suites/test_kernels.py", "--quick", "-k", "softmax and forward")
+    words = [word for word in of_make_gpu("bench/suites") if not word.startswith("--benchmark-json")]
+    words[words.index("cuda")] = "cpu"
+    done = lean(*words, "-k", "softmax and forward")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "kernels beside the best peer" in done.stdout
     assert "softmax forward" in done.stdout

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 from bench import stats
-from bench.rounds import Timed, call_cold, pairs, run_rounds, warm_up
+from bench.plugin import SECONDS_PER_FUNCTION
+from bench.rounds import Timed, pairs, time_together
 
 pytestmark = pytest.mark.alone
 
-SECONDS = 2.0  # for both functions: what pytest-benchmark's default of 1 s a function takes
+SECONDS = 2 * SECONDS_PER_FUNCTION  # for both functions, as the fixture has it by default
+LONGEST_SECONDS = 2.2  # pytest-benchmark's default of 1 s a function, and its calibration
 
 
 @pytest.fixture
@@ -43,11 +45,7 @@ def work(units):
 def compare(units_base, units_new, seconds=SECONDS):
     start = time.perf_counter()
     timed = {"base": Timed(work(units_base)), "new": Timed(work(units_new))}
-    for item in timed.values():
-        call_cold(item)
-    for item in timed.values():
-        warm_up(item, seconds / 8)
-    run_rounds(timed, 0.9 * (seconds - (time.perf_counter() - start)))
+    time_together(timed, seconds)
     result = stats.compare_pairs(*pairs(timed["base"], timed["new"]))
     return result, time.perf_counter() - start
 
@@ -81,6 +79,6 @@ def test_full_form(busy_core):
     found, _, longest = tally(trials, 0.05)
     longest = max(longest, longest_same)
     print(f"A/A: {false_alarms}/{trials} false alarms; +5 %: {found}/{trials} found; longest {longest:.2f} s")
-    assert longest <= 1.1 * SECONDS  # and pytest-benchmark's calibration
+    assert longest <= LONGEST_SECONDS
     assert false_alarms <= 0.05 * trials
     assert found >= 0.90 * trials

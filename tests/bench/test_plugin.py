@@ -83,17 +83,63 @@ def test_disabled_benchmarks_run_each_function_once(tmp_path):
     done = run_tests(
         tmp_path,
         """
+        calls = []
+
         def test_once(paired):
-            calls = []
-            result = paired(base=lambda: calls.append(1), new=lambda: calls.append(2))
+            assert paired(base=lambda: calls.append(1), new=lambda: calls.append(2)).verdict == "faster"
+
+        def test_each_ran():
             assert calls == [1, 2]
-            assert result.verdict == "undecidable"
         """,
         "--benchmark-disable",
     )
     assert done.returncode == 0, done.stdout
+    assert "1 passed, 1 skipped" in done.stdout  # no verdict is made up
 
 
+def test_a_function_that_raises_in_a_world_is_torn_down_with_the_others(tmp_path):
+    (tmp_path / "closing.py").write_text(
+        textwrap.dedent(
+            """
+            class Step:
+                def __init__(self, fails):
+                    self.fails = fails
+
+                def __call__(self):
+                    if self.fails:
+                        raise RuntimeError("planted")
+
+                def close(self):
+                    open("closed.txt", "a").write("x")
+
+
+            def good():
+                return Step(False)
+
+
+            def bad():
+                return Step(True)
+            """
+        )
+    )
+    done = run_tests(
+        tmp_path,
+        """
+        import pytest
+
+        def test_good(paired):
+            paired(base="closing:good", new="closing:good", processes=2, seconds=0.2)
+
+        def test_bad(paired):
+            with pytest.raises(RuntimeError, match="planted"):
+                paired(base="closing:good", new="closing:bad", processes=2, seconds=0.2)
+        """,
+    )
+    assert done.returncode == 0, done.stdout
+    assert (tmp_path / "closed.txt").read_text() == "x" * 6  # 2 ranks: one address, then two
+
+
+@pytest.mark.alone
 def test_asynchronous_jax_is_timed_to_its_end(tmp_path):
     done = run_tests(
         tmp_path,

@@ -1,5 +1,7 @@
 """Interleaved rounds: cold calls apart, warm calibration, fair shares, pairs from common rounds."""
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -7,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.clocks import clock
-from bench.rounds import MAX_ROUNDS, MIN_ROUNDS, Timed, call_cold, pairs, plan_strides, run_rounds, warm_up
+from bench.rounds import (
+    MAX_ROUNDS,
+    MIN_ROUNDS,
+    Timed,
+    call_cold,
+    pairs,
+    plan_strides,
+    run_rounds,
+    takes_part,
+    time_together,
+    warm_up,
+)
 
 
 @pytest.mark.alone
@@ -61,12 +74,80 @@ times = st.lists(st.floats(1e-6, 2.0), min_size=1, max_size=6)
 def test_every_plan_gives_enough_rounds_within_limits_and_common_ones(samples, budget, limits):
     limits = limits[: len(samples)]
     total, strides = plan_strides(samples, budget, limits)
-    rounds = [{index for index in range(total) if index % stride == 0} for stride in strides]
+    plan = list(zip(strides, limits, strict=True))
+    rounds = [{index for index in range(total) if takes_part(index, *each)} for each in plan]
     assert total <= MAX_ROUNDS
     for mine, limit in zip(rounds, limits, strict=True):
         assert len(mine) >= min(MIN_ROUNDS, limit or MIN_ROUNDS)
-    smallest = min(rounds, key=len)
-    assert all(smallest <= mine for mine in rounds)
+        assert len(mine) <= (limit or MAX_ROUNDS)
+    unlimited = [mine for mine, limit in zip(rounds, limits, strict=True) if not limit]
+    smallest = min(unlimited, key=len, default=set())
+    assert all(smallest <= mine for mine in unlimited)
+    assert all(len(mine & other) >= 2 for mine in rounds for other in rounds)
+
+
+def test_a_limit_holds_and_is_used_up_on_a_machine_that_became_slower():
+    slow = []
+
+    def step():
+        slow.append(1)
+        time.sleep(0.03 if len(slow) > 4 else 1e-3)
+
+    timed = {"free": Timed(step), "limited": Timed(lambda: None, max_rounds=5)}
+    for item in timed.values():
+        item.warm_seconds = 1e-3  # as it was before the machine became slow
+    run_rounds(timed, 0.05)
+    assert len(timed["free"].seconds) >= MIN_ROUNDS
+    assert MIN_ROUNDS <= len(timed["limited"].seconds) <= 5
+
+
+def test_a_step_that_raises_in_a_round_costs_the_others_nothing():
+    calls, said = [], {}
+
+    def step():
+        calls.append(1)
+        if len(calls) > 20:
+            raise RuntimeError("planted")
+
+    timed = {"good": Timed(lambda: time.sleep(1e-3)), "bad": Timed(step)}
+    for item in timed.values():
+        item.warm_seconds = 1e-3
+    run_rounds(timed, 0.1, on_error=said.__setitem__)
+    assert str(said["bad"]) == "planted"
+    assert len(timed["good"].seconds) > 25
+    with pytest.raises(RuntimeError, match="planted"):
+        run_rounds({"bad": Timed(step, warm_seconds=1e-3)}, 0.1)
+
+
+def test_long_rounds_give_signs_of_life(monkeypatch):
+    monkeypatch.setattr("bench.rounds.SIGN_SECONDS", 0.02)
+    signs = []
+    timed = Timed(lambda: time.sleep(0.01), warm_seconds=0.01)
+    run_rounds({"step": timed}, 0.2, on_sign=signs.append)
+    assert 2 <= len(signs) < len(timed.seconds)
+    assert signs[0].startswith("round ")
+
+
+BURN = "import time\nend = time.process_time() + 0.1\nwhile time.process_time() < end: pass"
+
+
+def test_processes_that_end_inside_a_step_are_counted():
+    timed = Timed(lambda: subprocess.run([sys.executable, "-S", "-c", BURN], check=True), warm_seconds=0.1)
+    run_rounds({"step": timed}, 0.2)
+    assert all(0.09 < cpu < 1.0 for cpu in timed.cpu_seconds)
+
+
+def test_all_is_timed_within_the_seconds_but_for_the_cold_calls():
+    calls = []
+
+    def compiling():
+        calls.append(1)
+        time.sleep(0.3 if len(calls) == 1 else 1e-4)
+
+    timed = {"base": Timed(compiling), "new": Timed(compiling)}
+    time_together(timed, 0.2)
+    assert timed["base"].cold_seconds > 0.3
+    assert min(len(item.seconds) for item in timed.values()) > 20  # and not the few of what was left
 
 
 def test_a_clock_that_is_not_there_is_named():

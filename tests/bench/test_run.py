@@ -2,15 +2,21 @@
 
 import os
 import random
+import shlex
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 from command import PERFLAB, bring_labs, perflab, read
 
+from bench import runner
 from bench.journal import Journal
+from bench.progress import Progress
+from bench.request import Request, settings_of
+from labs.machine import Machine
 
 
 def test_it_prints_question_table_and_page(finished_run):
@@ -32,7 +38,6 @@ def test_each_variant_has_samples_predictions_and_facts(results):
     # Of an even number of samples, ours is the geometric mean of the middle two, theirs the arithmetic.
     assert extra["measured"]["time_s"] == pytest.approx(entry["stats"]["median"], rel=0.05)
     assert extra["cold_s"] > 0
-    assert extra["peak_memory_B"] > 1e6
     assert extra["allocator"] == "default"
     assert by_name["second/insertion"]["extra_info"]["against"]["verdict"] == "slower"
     facts = results["machine_info"]["perflab"]
@@ -43,8 +48,15 @@ def test_each_variant_has_samples_predictions_and_facts(results):
 def test_the_lab_section_holds_predictions_proofs_claims_and_reasons(results):
     lab = results["perflab"]["labs"]["tiny_lab"]
     assert lab["status"] == "done"
-    assert {row["variant"] for row in lab["predictions"]} == {"first/sorted", "second/sorted"}
-    assert all(row["measured"] and row["low"] <= row["measured"] <= row["high"] for row in lab["predictions"])
+    rows = {(row["variant"], row["key"]): row for row in lab["predictions"]}
+    inserted = rows.pop(("second/insertion", "inserted"))
+    assert (inserted["measured"], inserted["verdict"], inserted["low"]) == (1000, "exact", None)
+    assert set(rows) == {
+        ("first/sorted", "time_s"),
+        ("second/sorted", "time_s"),
+        ("", "insertion_ratio"),
+    }
+    assert all(row["low"] < row["measured"] < row["high"] for row in rows.values())
     assert len(lab["checks"]) == 3
     assert all(check["passed"] for check in lab["checks"])
     assert [claim["verdict"] for claim in lab["claims"]] == ["holds"]
@@ -72,7 +84,9 @@ def test_the_original_pytest_benchmark_reads_the_file(finished_run):
 
 
 def test_a_faulty_lab_is_reported_and_the_others_go_on(tmp_path):
-    faults = ("raise", "wrong", "exit", "claim", "predict")
+    faults = (
+        *("raise", "late", "wrong", "exit", "claim", "predict", "variants", "derive", "figure", "count"),
+    )
     names = [f"lab_{fault}" for fault in faults] + ["lab_good"]
     bring_labs(tmp_path, *names)
     planted = [word for fault in faults for word in ("--set", f"lab_{fault}.fault={fault}")]
@@ -81,10 +95,15 @@ def test_a_faulty_lab_is_reported_and_the_others_go_on(tmp_path):
     labs = read(tmp_path / "results.json")["perflab"]["labs"]
     assert {name: lab["status"] for name, lab in labs.items()} == {
         "lab_raise": "failed",
+        "lab_late": "failed",
         "lab_wrong": "done",
         "lab_exit": "failed",
         "lab_claim": "done",
         "lab_predict": "failed",
+        "lab_variants": "failed",
+        "lab_derive": "failed",
+        "lab_figure": "failed",
+        "lab_count": "done",
         "lab_good": "done",
     }
     assert "RuntimeError: planted" in labs["lab_raise"]["error"]
@@ -94,10 +113,17 @@ def test_a_faulty_lab_is_reported_and_the_others_go_on(tmp_path):
         "second/insertion"
     ]
     assert [claim["verdict"] for claim in labs["lab_claim"]["claims"]] == ["fails"]
-    for name in names:  # what was measured before the fault is there
+    for part in ("variants", "derive", "figure"):
+        assert f"{part}: ArithmeticError: planted in {part}" in labs[f"lab_{part}"]["error"]
+    ways = {row["variant"] for group in labs["lab_late"]["groups"] for row in group["rows"]}
+    assert ways == {"first/sorted", "second/sorted"}  # the sibling of what failed in a late round
+    (inserted,) = (row for row in labs["lab_count"]["predictions"] if row["exact"])
+    assert (inserted["measured"], inserted["verdict"]) == (999, "differs")  # in a few rounds, not the last
+    for name in set(names) - {"lab_variants"}:  # what was measured before the fault is there
         assert any(group["group"] == "first" for group in labs[name]["groups"])
+        assert labs[name]["claims"]
     failed = [line for line in out.splitlines() if line.startswith("FAILED")]
-    assert len(failed) == 5
+    assert len(failed) == len(faults)
     assert not any("lab_good" in line for line in failed)
 
 
@@ -190,6 +216,7 @@ def test_ctrl_c_writes_what_is_there_and_says_how_to_go_on(tmp_path):
         (["tiny_lab", "--quick", "--full"], "exclude"),
         (["tiny_lab", "--output", "no/such/results.json"], "there is no folder"),
         (["tiny_lab", "--output", "."], "is a folder"),
+        (["tiny_lab", "--output", "results.html"], "over the results"),
         (["tiny_lab", "--output", "/proc/results.json"], "cannot be written"),
         (["tiny_lab", "--resume"], "there is no interrupted run"),
         (["--unknown"], "No such option"),
@@ -266,3 +293,114 @@ def test_two_runs_into_one_file_are_refused(tmp_path):
         status, _, err = perflab("run", "tiny_lab", folder=tmp_path)
     assert status == 2
     assert "another run is writing" in err
+
+
+class Child:
+    """A child process of the runner's that never measures: it ends at once with a status, or never."""
+
+    def __init__(self, status):
+        self.status, self.ended, self.started = status, False, 0
+
+    def __call__(self, command, environment, log):
+        self.started += 1
+        with open(log, "w") as file:
+            file.write("E   RuntimeError: planted in a fixture\n1 error in 0.1 s\n")
+        return self
+
+    def poll(self):
+        return self.status
+
+    def end(self):
+        self.ended = True
+
+
+@pytest.mark.parametrize(("status", "children"), [(0, 1), (1, 1), (3, 2)])
+def test_groups_that_a_child_never_began_are_lost_and_said(tmp_path, monkeypatch, status, children):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    child = Child(status)
+    monkeypatch.setattr(runner, "Supervised", child)
+    request = Request(("tiny_lab",), "quick", output=tmp_path / "results.json")
+    journal = Journal(tmp_path / "journal")
+    runner.measure(journal, settings_of(request), request, Progress(show=False))
+    lost = [event for event in journal.events() if event["event"] == "lost"]
+    assert [event["group"] for event in lost] == ["first", "second"]
+    assert all("planted in a fixture" in event["error"] for event in lost)
+    assert child.started == children
+
+
+def plan_of(folder, request):
+    """The journal of a run that was interrupted at once."""
+    path = runner.journal_path(folder / "results.json")
+    runner._predict(Journal(path), request, settings_of(request), Machine("here", True, {}), [], "")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("again", "option"),
+    [
+        ({"labs": ("tiny_lab",)}, "choice of labs"),
+        ({"scale": "full"}, "size"),
+        ({"overrides": {"items": "7"}}, "--set"),
+        ({"device": "cpu"}, "--device"),
+        ({"sheets": ("h200",)}, "--machine"),
+        ({"processes": 3}, "--nproc"),
+    ],
+)
+def test_resume_refuses_to_change_what_was_started(tmp_path, monkeypatch, again, option):
+    bring_labs(tmp_path, "tiny_lab", "other_lab")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    started = Request(("tiny_lab", "other_lab"), "quick", {"other_lab.items": "10"})
+    path = plan_of(tmp_path, started)
+    _, request = runner._resumed(path, Request(resume=True))
+    assert settings_of(request) == settings_of(started)
+    assert settings_of(request)["other_lab"]["items"] == 10
+    with pytest.raises(
+        ValueError, match=rf"not with another {option}: perflab run --resume --output"
+    ) as said:
+        runner._resumed(path, Request(resume=True, output="results.json", **again))
+    assert "run tiny_lab other_lab --quick --set other_lab.items=10)" in str(said.value)
+
+
+def test_the_command_of_each_lab_runs_it_alone_and_in_a_shell(tmp_path, monkeypatch):
+    bring_labs(tmp_path, "tiny_lab", "other_lab")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    overrides = {"other_lab.items": "10", "pause": "0.1", "tiny_lab.fault": "it's"}
+    request = Request(("tiny_lab", "other_lab"), "quick", overrides, sheets=("h200",))
+    settings = {"tiny_lab": {"items": 1, "pause": 1, "fault": ""}, "other_lab": {"items": 1, "pause": 1}}
+    mine, other = (runner._command(request, [name], settings) for name in settings)
+    assert shlex.split(mine) == [
+        *("perflab", "run", "tiny_lab", "--quick", "--set", "pause=0.1"),
+        *("--set", "tiny_lab.fault=it's", "--machine", "h200"),
+    ]
+    assert other == ("perflab run other_lab --quick --set other_lab.items=10 --set pause=0.1 --machine h200")
+
+
+def test_a_calibration_that_hangs_is_ended_and_said(monkeypatch, run):
+    child = Child(None)
+    monkeypatch.setattr(runner, "Supervised", child)
+    monkeypatch.setattr(runner, "SILENCE_SECONDS", 0.2)
+    status, _, err = run("calibrate", "--json")
+    assert status == 1
+    assert err == "perflab: calibration failed: no sign of life for 0 s: 1 error in 0.1 s\n"
+    assert child.ended
+
+
+def test_a_home_that_cannot_be_written_is_wrong_input(monkeypatch, run):
+    monkeypatch.setenv("PERFLAB_HOME", "/proc/perflab")
+    status, _, err = run("calibrate", "--json")
+    assert status == 2
+    assert "set PERFLAB_HOME to a folder" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.timeout(240)
+def test_modules_of_the_folder_are_not_taken_for_ours(tmp_path):
+    bring_labs(tmp_path, "tiny_lab")
+    for name in ("bench", "kernels", "parallel", "labs"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('the wrong {name}')")
+    command = [PERFLAB[0], "-P", *PERFLAB[1:], "run", "tiny_lab", "--quick"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert read(tmp_path / "results.json")["perflab"]["labs"]["tiny_lab"]["status"] == "done"

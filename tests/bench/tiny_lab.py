@@ -4,9 +4,22 @@ import random
 from dataclasses import dataclass
 
 from labs.figure import Bars
-from labs.lab import Check, Claim, Lab, Prediction, Recorder, Results, Variant, at_least, main, setting
+from labs.lab import (
+    Check,
+    Claim,
+    Lab,
+    Measurement,
+    Prediction,
+    Recorder,
+    Results,
+    Variant,
+    at_least,
+    main,
+    setting,
+)
 
-FAULTS = ("", "raise", "wrong", "exit", "claim", "predict")
+FAULTS = ("", "raise", "late", "wrong", "exit", "claim", "predict", "variants", "derive", "figure", "count")
+LATE = 100  # calls: in the timed rounds
 
 
 @dataclass(frozen=True)
@@ -28,21 +41,25 @@ def setup_sorted(config: Config, recorder: Recorder):
     return lambda: sorted(numbers)
 
 
-def setup_insertion(config: Config, recorder: object):
+def setup_insertion(config: Config, recorder: Recorder):
     import os
     import time
     from bisect import insort
 
     numbers = _list(config)
+    calls = 0
 
     def step():
-        if config.fault == "raise":
+        nonlocal calls
+        calls += 1
+        if config.fault == "raise" or (config.fault == "late" and calls > LATE):
             raise RuntimeError("planted")
         if config.fault == "exit":
             os._exit(9)
         result: list[float] = []
         for number in numbers:
             insort(result, number)
+        recorder.record("inserted", len(result) - (config.fault == "count" and LATE <= calls < LATE + 9), "")
         time.sleep(config.pause)
         return result[1:] if config.fault == "wrong" else result
 
@@ -50,6 +67,8 @@ def setup_insertion(config: Config, recorder: object):
 
 
 def variants(config: Config):
+    if config.fault == "variants":
+        raise ArithmeticError("planted in variants")
     for group in ("first", "second"):
         yield Variant(group, "sorted", setup_sorted)
         if group == "second":
@@ -60,10 +79,12 @@ def variants(config: Config):
 def predict(config: Config, machine):
     if config.fault == "predict":
         raise ArithmeticError("planted in predict")
-    return [
+    times = [
         Prediction(f"{group}/sorted", "time_s", 3e-8 * config.items, "items x 30 ns", "cache misses")
         for group in ("first", "second")
     ]
+    inserted = Prediction("second/insertion", "inserted", config.items, "each item once", exact=True)
+    return [*times, inserted, Prediction("", "insertion_ratio", 10.0, "a guess", "the length of the list")]
 
 
 def check(config: Config, outputs):
@@ -76,7 +97,15 @@ def insertion_is_slower(results: Results):
     return at_least(ratio, 1e9 if results.config.fault == "claim" else 1.5)
 
 
+def derive(results: Results):
+    if results.config.fault == "derive":
+        raise ArithmeticError("planted in derive")
+    return [Measurement("insertion_ratio", results.ratio("second/insertion", "second/sorted"))]
+
+
 def figure(results: Results):
+    if results.config.fault == "figure":
+        raise ArithmeticError("planted in figure")
     names = results.variants()
     values = [results.seconds(name).value for name in names]
     return [Bars("time by variant", "time (s)", names, {"measured": values})]
@@ -91,6 +120,7 @@ LAB = Lab(
     check=check,
     predict=predict,
     claims=(Claim("insertion is at least 1.5 times slower", insertion_is_slower, "quadratic moves"),),
+    derive=derive,
     figure=figure,
     memory_bytes=lambda config: 64.0 * config.items,
     seconds=0.5,

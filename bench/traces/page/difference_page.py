@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.report.page import write_whole
+from bench.report.page import write_text
 from bench.report.units import format_interval, format_quantity, format_seconds, text_of
 from bench.traces.diff import Difference, Row
 from bench.traces.diff_sentence import label, signed
@@ -24,7 +24,7 @@ _ROWS = 60  # of a table
 
 def write_difference_page(base: Job, new: Job, difference: Difference, path: str | os.PathLike[str]) -> Path:
     """Writes the page of a comparison in one step and returns where; ValueError when it cannot be written."""
-    return write_whole(render_difference_page(base, new, difference), path)
+    return write_text(render_difference_page(base, new, difference), path)
 
 
 def render_difference_page(base: Job, new: Job, difference: Difference) -> str:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.report.page import write_whole
+from bench.report.page import write_text
 from bench.report.units import format_seconds
 from bench.traces.clocks import RankClock
 from bench.traces.collectives import Matched
@@ -27,7 +27,7 @@ def write_trace_page(job: Job, path: str | os.PathLike[str], report: JobReport |
 
     report: ``examine(job)``; made here where it is not given.
     """
-    return write_whole(render_trace_page(job, report), path)
+    return write_text(render_trace_page(job, report), path)
 
 
 def render_trace_page(job: Job, report: JobReport | None = None) -> str:
