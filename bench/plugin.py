@@ -89,7 +89,7 @@ class Paired:
         from bench import stats
         from bench.clocks import clock as make_clock
         from bench.rounds import Timed, call_cold, pairs, run_rounds, warm_up
-        from bench.world import WorldClock, WorldStep
+        from bench.world.steps import WorldClock, WorldStep
 
         if len(functions) < 2:
             raise ValueError("paired needs at least two functions: paired(base=f, new=g)")
@@ -137,7 +137,7 @@ class Paired:
 
     def _worlds(self) -> Any:
         """The session's worlds; they end with it."""
-        from bench.world import Worlds
+        from bench.world.steps import Worlds
 
         config = self._request.config
         if WORLDS not in config.stash:
