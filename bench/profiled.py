@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.rounds import Timed
 from bench.traces.events import Job
-from bench.world import WorldStep
+from bench.world.steps import WorldStep
 
 
 def record(

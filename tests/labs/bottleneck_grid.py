@@ -76,7 +76,7 @@ def grid(sizes=tuple(SIZES), seeds=SEEDS):
     """A dictionary for each job."""
     import torch
 
-    from bench.world import Worlds
+    from bench.world.steps import Worlds
     from labs.bottlenecks.config import Config
 
     torch.set_num_threads(1)
