@@ -267,7 +267,8 @@ def page_faults(cores: int, size_bytes: int = 32 * MEBI) -> Figures:
 
     figures: Figures = {}
     for name, threads in (("page_fault_s_per_byte", 1), ("page_fault_all_s_per_byte", cores)):
-        seconds = min(life(threads) for _ in range(12))
+        life(threads)
+        seconds = statistics.median(life(threads) for _ in range(12))
         source = f"mmap, first touch of each page by {threads} thread(s), munmap of {size_bytes // MEBI} MiB"
         figures[name] = (seconds / size_bytes, source)
     return figures

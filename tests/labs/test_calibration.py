@@ -271,6 +271,10 @@ def test_facts_are_read_as_the_system_writes_them() -> None:
         ("NVIDIA GeForce RTX 4060 Laptop GPU", "NVIDIA GeForce RTX 4060 Laptop GPU (115 W)"),
         ("NVIDIA GeForce RTX 4060", None),
         ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H100 NVL", None),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA A100-SXM4-80GB MIG 3g.40gb", None),
         ("NVIDIA GH200 480GB", None),
         ("NVIDIA GeForce RTX 3090", None),
     ],
@@ -349,5 +353,5 @@ def test_a_whole_calibration_takes_less_than_20_seconds_and_is_plausible(tmp_pat
     assert machine.facts.get("doubts", []) == []
     assert machine["vector_float32_1_flops"] > 3 * machine["scalar_float32_flops"]
     again, message = calibration.current()
-    assert again.measured_at >= machine.measured_at
-    assert "hold" in message or "anew" in message
+    assert again.measured_at == machine.measured_at, "it is minutes old: kept, whatever the anchors say"
+    assert "hold: anchors within" in message or "changing by the minute" in message
