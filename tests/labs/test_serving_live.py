@@ -14,7 +14,7 @@ import pytest
 
 from labs.concurrency import cluster
 from labs.lab import find
-from labs.serving import LAB, calibrating, fleet
+from labs.serving import LAB, actors, calibrating, fleet
 from labs.serving.config import Config
 from labs.serving.layout import POLICIES
 from labs.serving.request import Request
@@ -101,11 +101,73 @@ def test_a_killed_process_is_replaced_and_its_requests_finish_with_the_same_toke
     assert workers.run(tokens_of(1), 60) == expected
     assert service.counters.lost_workers == 1
     assert service.counters.retried > 0
+    wait_for_all_workers(service)
+    assert workers.run(service.held(), 30) == 0
+
+
+def test_a_process_that_is_stopped_is_replaced_and_its_requests_finish(workers, monkeypatch):
+    """It neither ends nor answers; and nobody posts it anything that would be left unanswered."""
+    monkeypatch.setattr(actors, "CALL_S", 1.0)
+    service = workers.service
+    requests = [Request(number, tuple(range(number, number + 40)), 60) for number in range(6)]
+
+    async def tokens_of(stopped):
+        async def one(request):
+            return [token.token async for token, _ in service.submit(request)]
+
+        found = [asyncio.ensure_future(one(request)) for request in requests]
+        if stopped:
+            process = await service.workers[0].process()
+            while service.counters.tokens < 12:
+                await asyncio.sleep(0.001)
+            os.kill(process, signal.SIGSTOP)
+        tokens = await asyncio.gather(*found)
+        return tokens if not stopped else (tokens, process)
+
+    workers.run(service.change(TINY.layout("chunked")))
+    expected = workers.run(tokens_of(False), 60)
+    workers.run(service.change(TINY.layout("chunked")))
+    tokens, process = workers.run(tokens_of(True), 60)
+    assert tokens == expected
+    assert service.counters.lost_workers == 1
+    wait_for_all_workers(service)
+    end = time.monotonic() + 30
+    while psutil.pid_exists(process) and psutil.Process(process).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < end, "waited 30 s for the process to end"
+        time.sleep(0.05)
+
+
+def test_a_report_that_cannot_be_read_is_the_end_of_its_worker(workers, monkeypatch):
+    service = workers.service
+    loads, spoiled = actors.pickle.loads, []
+
+    def spoil(content):
+        if not spoiled and service.counters.tokens > 3:
+            spoiled.append(content)
+            raise AttributeError("no such class here")
+        return loads(content)
+
+    async def tokens_of():
+        async def one(number):
+            return [t.token async for t, _ in service.submit(Request(number, (number,) * 30, 20))]
+
+        return await asyncio.gather(*map(one, range(4)))
+
+    workers.run(service.change(TINY.layout("chunked")))
+    expected = workers.run(tokens_of(), 60)
+    workers.run(service.change(TINY.layout("chunked")))
+    monkeypatch.setattr(actors.pickle, "loads", spoil)
+    assert workers.run(tokens_of(), 60) == expected
+    assert spoiled
+    assert service.counters.lost_workers == 1
+    wait_for_all_workers(service)
+
+
+def wait_for_all_workers(service):
     end = time.monotonic() + 30
     while not all(service.dispatcher.alive):
         assert time.monotonic() < end, "waited 30 s for the worker's successor"
         time.sleep(0.05)
-    assert workers.run(service.held(), 30) == 0
 
 
 def test_calibration_finds_costs_and_is_refused_on_a_busy_host(workers):

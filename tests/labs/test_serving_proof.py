@@ -64,7 +64,7 @@ def together(blocks):
     limits = limits_of(CONFIG)
     parts = [measure(row, limits) for row in blocks]
     whole = measure([each for row in blocks for each in row], limits)
-    return whole, sum(part.goodput for part in parts) / len(parts)
+    return whole, sum(part.met for part in parts) / len(parts)
 
 
 def rows(cells):
