@@ -1,12 +1,14 @@
 """The serving lab on real Ray actors: same tokens, a killed process, load, and the command with Ctrl-C."""
 
 import asyncio
+import concurrent.futures
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 
 import psutil
@@ -189,6 +191,42 @@ def test_calibration_finds_costs_and_is_refused_on_a_busy_host(workers):
     assert refused.costs is None
     assert "of the cores" in refused.refused
     assert not blocks
+
+
+def test_what_is_not_finished_is_the_exit_status():
+    """A second Ctrl-C does not wait for it; who asked is told."""
+    command = [sys.executable, "-m", "bench.cli", "serve", "--workers", "1", "--port", "0"]
+    command += ["--blocks", "1024", "--set", "width=64", "--set", "layers=2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        url = process.stdout.readline().split()[2]
+        body = json.dumps({"prompt": ["hello"] * 16, "max_tokens": 1000, "temperature": 0}).encode()
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(status_of, urllib.request.Request(url, body))
+            metrics = url.removesuffix("/v1/completions") + "/metrics"
+            end = time.monotonic() + 30
+            while "requests_in_house 16" not in urllib.request.urlopen(metrics, timeout=30).read().decode():
+                assert time.monotonic() < end, "waited 30 s for the requests to arrive"
+            for _ in range(2):
+                os.kill(process.pid, signal.SIGINT)
+                time.sleep(0.1)
+            assert process.wait(30) == 1
+            assert answer.result(30) != 200
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.stdout.close()
+        process.wait(10)
+
+
+def status_of(request):
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
 
 
 def test_the_command_serves_and_leaves_nothing_behind_after_ctrl_c():

@@ -5,6 +5,7 @@ import asyncio
 import concurrent.futures
 import http.client
 import json
+import signal
 import socket
 import time
 import urllib.error
@@ -13,6 +14,7 @@ import urllib.request
 import pytest
 from serving_workers import MODEL, Served, SlowWorker, ThreadWorker, layout, service_of
 
+from labs.serving import serve as serving
 from labs.serving.actors import LostHandOver, LostWorker
 from labs.serving.completion_text import Text
 from labs.serving.dispatch import Dispatcher, Overloaded
@@ -646,6 +648,46 @@ def test_the_command_says_what_is_wrong_in_one_line_and_exits_with_2(tmp_path):
             assert err.startswith("perflab: ")
             assert message in err
             assert err.count("\n") == 1
+
+
+def test_a_signal_ends_the_wait_for_workers():
+    async def forever(ended):
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(True)
+
+    async def stopped():
+        stopping, ended = [], []
+        waiting = asyncio.ensure_future(serving._unless(stopping, forever(ended)))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        stopping.append(2)
+        await asyncio.wait_for(waiting, 5)
+        return ended
+
+    async def failing():
+        raise LostWorker("gone")
+
+    assert run(stopped()) == [True]
+    with pytest.raises(LostWorker, match="gone"):
+        run(serving._unless([], failing()))
+
+
+def test_workers_that_cannot_start_are_one_line(monkeypatch):
+    class Gone(ThreadWorker):
+        async def process(self):
+            raise LostWorker("its process has ended")
+
+    monkeypatch.setattr("labs.serving.actors.Actor", lambda model, now: Gone())
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    options = options_of("chunked", COUNTS, {}, "127.0.0.1", 0, "", 8)
+    try:
+        with socket.socket() as listening, pytest.raises(ValueError, match="started: its process has ended"):
+            run(serving._serve(options, listening, time.perf_counter, time.time))
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def test_a_port_that_is_taken_is_said_at_once():
