@@ -63,7 +63,7 @@ def _guard(processes: list[tuple[int, float]], folder: str) -> None:
 class Cluster:
     """A Ray cluster on this machine and the seconds its start took."""
 
-    def __init__(self, workers: int, recorder: Recorder) -> None:
+    def __init__(self, workers: int, recorder: Recorder, gpus: int = 0) -> None:
         # Read by Ray when it is imported: no report of use goes out.
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as it will be; silences a warning
@@ -78,7 +78,7 @@ class Cluster:
         ray.init(
             address="local",
             num_cpus=workers,
-            num_gpus=0,
+            num_gpus=gpus,
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
             log_to_driver=False,

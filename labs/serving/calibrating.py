@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from labs.serving.config import Config
 from labs.serving.costs import Costs, Wires, fit
 from labs.serving.engine import Shape
 from labs.serving.fleet import Block, Fitted, Fleet
-from labs.serving.layout import Layout
 from labs.serving.measures import quantile
 from labs.serving.request import Request
 from labs.serving.trace import Arrival
@@ -45,6 +45,13 @@ def calibrate(fleet: Fleet, config: Config, repeats: int = 1) -> tuple[Fitted, l
     if share > BUSY_SHARE:
         return Fitted(refused=f"other programs came to use {share:.0%} of the cores meanwhile"), blocks
     return fitted(blocks), blocks
+
+
+def calibrated(fleet: Fleet, config: Config) -> Fitted:
+    """What is known of these workers; calibrated now where others were, in a run that is resumed."""
+    if fleet.fitted.costs is None and not fleet.fitted.refused:
+        fleet.fitted, _ = calibrate(fleet, config)
+    return fleet.fitted
 
 
 def run_blocks(fleet: Fleet, config: Config, repeats: int = 1) -> list[Block]:
@@ -138,17 +145,16 @@ def _request(
 def best_chunk(config: Config, costs: Costs, wires: Wires, chunks: Sequence[int] = (32, 64, 128, 256)) -> int:
     """The chunk size under which most requests of the config's load meet their limits, the shortest gaps
     deciding between equals: in the simulator, on requests that are not measured."""
-    from labs.serving.measures import Limits, measure
+    from labs.serving.measures import measure
+    from labs.serving.model import limits_of, load_of
     from labs.serving.simulator import simulate
-    from labs.serving.trace import Load, arrivals
+    from labs.serving.trace import arrivals
     from labs.serving.weights import kv_bytes_per_token
 
-    trace = arrivals(Load(config.rate, config.prompt, config.output, seed=config.seed + 1), 200)
-    limits = Limits(config.ttft_ms / 1e3, config.itl_ms / 1e3)
+    trace = arrivals(replace(load_of(config), seed=config.seed + 1), 200)
+    limits, size = limits_of(config), kv_bytes_per_token(config.width, config.layers)
     found = {}
     for chunk in chunks:
-        layout: Layout = config.layout("chunked", chunk)
-        size = kv_bytes_per_token(config.width, config.layers)
-        done = measure(simulate(trace, layout, costs, wires, size).served, limits)
+        done = measure(simulate(trace, config.layout("chunked", chunk), costs, wires, size).served, limits)
         found[chunk] = (-round(done.attained, 2), done.itl_p99 + done.ttft_p50)
     return min(found, key=lambda chunk: found[chunk])

@@ -91,7 +91,7 @@ class _Simulation:
     def _start(self, worker: _Worker, now: float) -> None:
         if worker.busy:
             return
-        step = worker.engine.step(now)
+        step = worker.engine.step()
         if step is None:
             return
         worker.busy = True
