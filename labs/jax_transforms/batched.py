@@ -8,11 +8,11 @@ from typing import Any
 from labs.jax_transforms import costs
 from labs.jax_transforms.arrays import random, to_jax, to_torch
 from labs.jax_transforms.config import Config
-from labs.jax_transforms.costs import micro
 from labs.jax_transforms.one_thread import one_thread
 from labs.jax_transforms.staging import staged
 from labs.lab import Prediction, Recorder, Step, Variant
 from labs.machine import Machine
+from labs.wording import us
 
 GROUP, SIZE = "batched_products", 8
 DEPTH = SIZE  # terms of a sum
@@ -82,28 +82,28 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     call = costs.streamed_call(machine, 1.5, arithmetic / count)
     moved = 3.0 * costs.FLOAT * count * SIZE**2
     memory = moved / machine.bandwidth(moved, threads=0)
-    text = f"{count} x 2 x {SIZE}^3 FLOPs at the rate of scalar code {micro(arithmetic)}"
+    text = f"{count} x 2 x {SIZE}^3 FLOPs at the rate of scalar code {us(arithmetic)}"
     turn = 3 * machine["jax_kernel_s"]
     operation = machine["torch_call_s"]
     said = {
         "loop": (
             count * call,
-            f"{count} calls in a row x {micro(call)}",
+            f"{count} calls in a row x {us(call)}",
             "how long the two threads of a call keep one another waiting",
         ),
         "map": (
             costs.jitted_call(machine) + arithmetic + count * turn,
-            f"{text} + {count} turns of a loop in the program x {micro(turn)}",
+            f"{text} + {count} turns of a loop in the program x {us(turn)}",
             "how many kernels XLA makes of a turn: slices, product, update",
         ),
         "vmap": (
             costs.jitted_call(machine) + arithmetic + memory,
-            f"one call, {text}, {moved:.3g} B {micro(memory)}",
+            f"one call, {text}, {moved:.3g} B {us(memory)}",
             "whether the batched product is vectorised over the batch, and over how many threads",
         ),
         "torch_loop": (
             count * operation + arithmetic,
-            f"{count} operations x {micro(operation)}, {text}",
+            f"{count} operations x {us(operation)}, {text}",
             "torch.mm of a matrix does more than a negation: it asks a BLAS",
         ),
         "torch_bmm": (

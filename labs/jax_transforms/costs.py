@@ -10,16 +10,16 @@ torch        = operations x cost of an operation (plain, under autograd, under t
 from __future__ import annotations
 
 from labs.machine import Machine
+from labs.xla import INLINE_FLOPS
 
 FLOAT = 4  # bytes
-HANDED_OVER_FROM = 1000  # FLOPs: a program with fewer runs on the caller's thread (XLA's CPU client)
 
 
-def jitted_call(machine: Machine, arrays: float = 1.0, flops: float = HANDED_OVER_FROM) -> float:
+def jitted_call(machine: Machine, arrays: float = 1.0, flops: float = INLINE_FLOPS) -> float:
     """Seconds of a call before and after its arithmetic. arrays: pairs of one that goes in and one that
     comes out; half a pair for one of the two."""
     seconds = machine["jax_call_s"] + max(arrays - 1, 0.0) * machine["jax_array_s"]
-    return seconds + (machine["jax_handover_s"] if flops >= HANDED_OVER_FROM else 0.0)
+    return seconds + (machine["jax_handover_s"] if flops >= INLINE_FLOPS else 0.0)
 
 
 def streamed_call(machine: Machine, arrays: float, inside: float) -> float:
@@ -57,7 +57,3 @@ def torch_program(
 def small_products(machine: Machine, count: float, size: int) -> float:
     """Products too small for blocking: a multiplication and an addition at a time, as scalar code."""
     return count * 2 * size**3 / machine["scalar_float32_flops"]
-
-
-def micro(seconds: float) -> str:
-    return f"{seconds * 1e6:.3g} us"

@@ -12,11 +12,11 @@ from typing import Any
 from labs.jax_transforms import costs
 from labs.jax_transforms.arrays import random, to_jax, to_torch
 from labs.jax_transforms.config import Config
-from labs.jax_transforms.costs import micro
 from labs.jax_transforms.one_thread import one_thread
 from labs.jax_transforms.staging import staged
 from labs.lab import Prediction, Recorder, Step, Variant
 from labs.machine import Machine
+from labs.wording import us
 
 JACOBIAN, HESSIAN = "jacobian", "hessian"
 HIDDEN, ROWS = 128, 256  # hidden units of the first function; observations of the second
@@ -203,12 +203,12 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
         mode = "torch_jacfwd" if name == "forward" else "torch_jacrev"
         operations = OPERATIONS[mode]
         seconds = costs.torch_program(machine, flops[name], operations, "func")
-        say(JACOBIAN, mode, seconds, f"{text}, {operations} operations x {micro(function)}", layers)
+        say(JACOBIAN, mode, seconds, f"{text}, {operations} operations x {us(function)}", layers)
     say(
         JACOBIAN,
         "loop",
         config.outputs * row[JACOBIAN],
-        f"{config.outputs} calls x {micro(row[JACOBIAN])}",
+        f"{config.outputs} calls x {us(row[JACOBIAN])}",
         dispatch,
     )
     one = PASS_OPERATIONS * machine["torch_recorded_call_s"]
@@ -216,16 +216,16 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
         JACOBIAN,
         "torch_loop",
         config.outputs * one,
-        f"{config.outputs} backward passes x {micro(one)}",
+        f"{config.outputs} backward passes x {us(one)}",
         "starting autograd's engine once a pass",
     )
     seconds = call + costs.program(machine, hessian, 2, KERNELS)
     for name in ("forward_over_reverse", "reverse_over_reverse"):
         text = f"{config.parameters} passes at once: {hessian:.3g} FLOPs, one call"
         say(HESSIAN, name, seconds, text, product)
-    text = f"{config.parameters} calls x {micro(row[HESSIAN])}"
+    text = f"{config.parameters} calls x {us(row[HESSIAN])}"
     say(HESSIAN, "loop", config.parameters * row[HESSIAN], text, dispatch)
     operations = OPERATIONS["torch_func"]
     seconds = costs.torch_program(machine, hessian, operations, "func")
-    say(HESSIAN, "torch_func", seconds, f"{operations} operations x {micro(function)}", layers)
+    say(HESSIAN, "torch_func", seconds, f"{operations} operations x {us(function)}", layers)
     return found

@@ -12,11 +12,11 @@ from typing import Any
 from labs.jax_transforms import costs
 from labs.jax_transforms.arrays import random, to_jax, to_torch
 from labs.jax_transforms.config import Config
-from labs.jax_transforms.costs import micro
 from labs.jax_transforms.one_thread import one_thread
 from labs.jax_transforms.staging import staged
 from labs.lab import Prediction, Recorder, Step, Variant
 from labs.machine import Machine
+from labs.wording import us
 
 GROUP, GRADIENT = "recurrent", "recurrent_gradient"
 BATCH, UNROLL = 16, 8
@@ -198,20 +198,20 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
 
     for name, count in KERNELS.items():
         seconds = call + costs.program(machine, forward, 2 * steps, steps * count)
-        say(GROUP, name, seconds, f"{forward:.3g} FLOPs, {steps} steps x {count} kernels x {micro(kernel)}")
-    say(GROUP, "loop", steps * turn, f"{steps} calls of one jitted step x {micro(turn)}")
+        say(GROUP, name, seconds, f"{forward:.3g} FLOPs, {steps} steps x {count} kernels x {us(kernel)}")
+    say(GROUP, "loop", steps * turn, f"{steps} calls of one jitted step x {us(turn)}")
     say(
         GROUP,
         "eager",
         steps * OPERATIONS * eager + costs.program(machine, forward, 2 * steps, 0),
-        f"{steps} steps x {OPERATIONS} eager operations x {micro(eager)}",
+        f"{steps} steps x {OPERATIONS} eager operations x {us(eager)}",
         "operators of Python's syntax on JAX arrays cost more than the function that the constant comes from",
     )
     say(
         GROUP,
         "torch",
         costs.torch_program(machine, forward, steps * TORCH[""]),
-        f"{steps} steps x {TORCH['']} operations x {micro(operation)}, {forward:.3g} FLOPs",
+        f"{steps} steps x {TORCH['']} operations x {us(operation)}, {forward:.3g} FLOPs",
     )
     # A turn backward reads, adds to and writes both gradients, and turns both weights.
     weights = steps * 2 * 5.0 * costs.FLOAT * config.hidden**2
@@ -226,7 +226,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
         GRADIENT,
         "torch",
         plain,
-        f"{steps} steps x {TORCH['gradient']} operations with gradients x {micro(gradient)}, 3 x the FLOPs",
+        f"{steps} steps x {TORCH['gradient']} operations with gradients x {us(gradient)}, 3 x the FLOPs",
     )
     repeated = costs.torch_program(machine, forward, steps * TORCH[""])
     # Each tensor that autograd would keep is packed, packed again and unpacked by functions in Python, which
@@ -237,7 +237,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
         GRADIENT,
         "torch_checkpoint",
         plain + repeated + hooks,
-        f"the same, forward once more {micro(repeated)}, {kept} kept tensors x 3 hooks {micro(hooks)}",
+        f"the same, forward once more {us(repeated)}, {kept} kept tensors x 3 hooks {us(hooks)}",
         "what torch.utils.checkpoint itself costs a piece: its contexts and its closures",
     )
     for name, compiled in {**KERNELS_OF_PROGRAM, "unrolled": steps + 6}.items():

@@ -8,11 +8,11 @@ from typing import Any
 from labs.jax_transforms import costs, networks
 from labs.jax_transforms.arrays import leaves, to_jax, to_torch
 from labs.jax_transforms.config import Config
-from labs.jax_transforms.costs import micro
 from labs.jax_transforms.one_thread import one_thread
 from labs.jax_transforms.staging import staged
 from labs.lab import Prediction, Recorder, Step, Variant
 from labs.machine import Machine
+from labs.wording import us
 
 GROUP, LAYERS = "sample_gradients", 2
 OPERATIONS = (
@@ -103,24 +103,24 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     said = {
         "loop": (
             samples * each,
-            f"{samples} calls in a row x {micro(each)}; inside, {KERNELS} kernels and {3 * weights:.3g} B "
-            f"{micro(alone)}",
+            f"{samples} calls in a row x {us(each)}; inside, {KERNELS} kernels and {3 * weights:.3g} B "
+            f"{us(alone)}",
             "dispatch of a program with so many arrays in and out",
         ),
         "vmap": (
             call + together,
-            f"one call {micro(call)}, {flops:.3g} FLOPs as scalar code {micro(plain)}, {written:.3g} B of "
+            f"one call {us(call)}, {flops:.3g} FLOPs as scalar code {us(plain)}, {written:.3g} B of "
             "gradients, moved once more",
             "XLA's batched products of vectors, and how often it copies their results into another order",
         ),
         "torch_loop": (
             samples * (OPERATIONS * gradient + 3 * weights / machine.bandwidth(2 * weights)),
-            f"{samples} x {OPERATIONS} operations with their gradients x {micro(gradient)}",
+            f"{samples} x {OPERATIONS} operations with their gradients x {us(gradient)}",
             "products cost more than the negation that the constant comes from",
         ),
         "torch_func": (
             costs.torch_program(machine, flops, OPERATIONS, "func", 2.0 * written),
-            f"{OPERATIONS} operations under vmap(grad) x {micro(function)}, {written:.3g} B of gradients",
+            f"{OPERATIONS} operations under vmap(grad) x {us(function)}, {written:.3g} B of gradients",
             "torch.func's layers cost per operation and per transformation",
         ),
     }

@@ -9,11 +9,11 @@ from typing import Any
 from labs.jax_transforms import costs, networks
 from labs.jax_transforms.arrays import to_jax, to_torch
 from labs.jax_transforms.config import Config
-from labs.jax_transforms.costs import micro
 from labs.jax_transforms.staging import staged
 from labs.lab import Prediction, Recorder, Step, Variant
 from labs.machine import Machine
 from labs.vectorization.rungs import missing_compiler
+from labs.wording import us
 
 GROUP, LAYERS = "training_step", 3
 PRODUCTS = {"forward": LAYERS + 1, "step": 3 * (LAYERS + 1)}
@@ -169,13 +169,13 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
         ),
         "eager": (
             eager + costs.product_seconds(machine, whole, PRODUCTS["step"]),
-            f"{operations} operations with eager gradients x {micro(machine['jax_recorded_call_s'])}, "
+            f"{operations} operations with eager gradients x {us(machine['jax_recorded_call_s'])}, "
             f"{UPDATE * leaves} of the update, {whole:.3g} FLOPs",
             "Python in JAX's tracer, which runs at every call and depends on the operation",
         ),
         "torch": (
             torch_step,
-            f"{OPERATIONS} operations with gradients x {micro(gradient)}, {whole:.3g} FLOPs at "
+            f"{OPERATIONS} operations with gradients x {us(gradient)}, {whole:.3g} FLOPs at "
             f"{torch_rate:.0f} GFLOP/s",
             "threads of torch and of JAX in one process, which wait spinning for one another's cores",
         ),

@@ -5,7 +5,7 @@ pays a call and a trip over memory. Symbolic code is first captured as a program
 which a compiler may fuse and run at once: what is captured has no values, so branches, side effects and
 shapes that depend on values are refused, lost or break the graph.
 
-Formulas (``model.py``):
+Formulas (``costs.py``, ``payback.py``, and ``cost`` beside each program):
   eager       operations x call + bytes of every operation / bandwidth
   fused       one call + max(bytes of the fused loop / bandwidth, FLOPs / peak)
   crossover   operations x call x bandwidth / bytes of one number in all operations
@@ -27,9 +27,9 @@ from __future__ import annotations
 from labs.lab import Lab
 from labs.programming_models.claims import CLAIMS
 from labs.programming_models.config import Config
-from labs.programming_models.derived import derive
 from labs.programming_models.figures import figure
-from labs.programming_models.model import memory_bytes, predict
+from labs.programming_models.payback import derive
+from labs.programming_models.predictions import memory_bytes, predict
 from labs.programming_models.proof import check
 from labs.programming_models.ways import variants
 

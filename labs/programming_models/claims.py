@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from labs.lab import Claim, Interval, Results, all_of, at_least
-from labs.programming_models.derived import breakeven
+from labs.programming_models.payback import breakeven
 
 SMALL = "chain_256"
 

@@ -13,7 +13,18 @@ from stated import Stated, machine
 
 from labs import figure as figures
 from labs.lab import Interval, configure, find
-from labs.programming_models import LAB, behaviours, chain, claims, derived, model, proof, torch_ways
+from labs.programming_models import (
+    LAB,
+    behaviours,
+    chain,
+    claims,
+    expected,
+    gpt_block,
+    payback,
+    proof,
+    torch_ways,
+    training_step,
+)
 from labs.programming_models.refusals import Refused, refusal
 
 SMALL = configure(
@@ -119,7 +130,7 @@ def test_a_program_is_shown_at_one_length_only() -> None:
 def test_each_way_does_what_is_predicted_of_it(address: str) -> None:
     output, kept = ran(address)
     program, _, way = address.partition("/")
-    for key, value in model.expected(SMALL)[program, way].items():
+    for key, value in expected.expected(SMALL)[program, way].items():
         assert kept.values[key] == value, key
     if isinstance(output, Refused):
         assert LAB.check(SMALL, {address: output}) == []
@@ -132,7 +143,7 @@ def test_each_way_does_what_is_predicted_of_it(address: str) -> None:
     (found,) = LAB.check(SMALL, {address: output})
     assert found.passed
     assert not LAB.check(SMALL, {address: [part + 1 for part in output]})[0].passed
-    lost = model.expected(SMALL)[program, way].get("effects", 3) < 3
+    lost = expected.expected(SMALL)[program, way].get("effects", 3) < 3
     assert ("silently different" in kept.texts) == lost
 
 
@@ -243,27 +254,25 @@ def test_calls_of_the_networks_are_those_that_torch_makes() -> None:
         counts[group], _ = dispatched(step)
         step.close()
     products = [name for name in counts["gpt_block"] if name.startswith(("addmm", "mm"))]
-    assert len(products) == model.BLOCK_PRODUCTS
-    assert len(counts["gpt_block"]) == model.BLOCK_CALLS
+    assert len(products) == gpt_block.PRODUCTS
+    assert len(counts["gpt_block"]) == gpt_block.CALLS
     products = [name for name in counts["training_step"] if name.startswith("mm")]
-    assert len(products) == model.LOSS_PRODUCTS
-    once = 2 * model.LOSS_CALLS + 2  # each there and back; detach, and the update of all parameters
-    assert len(counts["training_step"]) == once + model.BACKWARD_CALLS
+    assert len(products) == training_step.LOSS_PRODUCTS
+    once = 2 * training_step.LOSS_CALLS + 2  # each there and back; detach, and the update of all parameters
+    assert len(counts["training_step"]) == once + training_step.BACKWARD_CALLS
 
 
 def test_calls_of_the_networks_are_those_in_the_jaxpr() -> None:
     import jax
     import jax.numpy as jnp
 
-    from labs.programming_models import gpt_block, training_step
-
     values, (x, y) = training_step.parameters(SMALL), training_step.examples(SMALL)
-    assert len(jax.make_jaxpr(training_step.loss)(values, x, y).eqns) >= model.LOSS_CALLS
+    assert len(jax.make_jaxpr(training_step.loss)(values, x, y).eqns) >= training_step.LOSS_CALLS
     p = {key: jnp.asarray(value.numpy()) for key, value in gpt_block.block(SMALL).named_parameters()}
     made = jax.make_jaxpr(lambda p, x: gpt_block.written_out(jnp, p, x))(
         p, jnp.asarray(gpt_block.states(SMALL)[0].numpy())
     )
-    assert len(made.eqns) == pytest.approx(model.BLOCK_JAX_CALLS, rel=0.1)
+    assert len(made.eqns) == pytest.approx(gpt_block.JAX_CALLS, rel=0.1)
 
 
 CONSTANTS = {
@@ -292,7 +301,7 @@ def test_every_timed_way_is_predicted_with_its_numbers_and_a_suspect() -> None:
 
 def test_the_chain_by_hand() -> None:
     here = machine(**CONSTANTS)
-    eager, fused = (model.chain_cost(here, 2**20, name).seconds for name in ("torch", "torch_compile"))
+    eager, fused = (chain.cost(here, 2**20, name).seconds for name in ("torch", "torch_compile"))
     array = 4.0 * 2**20
     assert eager == pytest.approx(7 * 2e-6 + 5 * 1e-6 + 29 * array / here.bandwidth(3 * array))
     assert fused == pytest.approx(12e-6 + 2 * array / here.bandwidth(2 * array))
@@ -374,21 +383,21 @@ def test_nothing_measured_decides_nothing(claim) -> None:
 def test_the_crossover_is_where_overhead_and_bytes_are_equal() -> None:
     """12 us and 1 ns a number: equal at 12,000 numbers."""
     times = {f"chain_{size}/torch": 12e-6 + 1e-9 * size for size in (2**8, 2**16)}
-    found = derived.crossover(come_true(times), "torch")
+    found = payback.crossover(come_true(times), "torch")
     assert found.value == pytest.approx(12_000)
     assert found.low < found.value < found.high
-    assert derived.crossover(come_true({"chain_65536/torch": 1e-9}), "torch") is None
+    assert payback.crossover(come_true({"chain_65536/torch": 1e-9}), "torch") is None
 
 
 def test_breakeven_is_the_first_call_over_the_saving_and_infinite_without_one() -> None:
     times = {f"{LONG}/torch": 3e-3, f"{LONG}/torch_compile": 1e-3}
-    found = derived.breakeven(
+    found = payback.breakeven(
         come_true(times, {f"{LONG}/torch_compile": 1.0}), LATER.elements, "torch_compile"
     )
     assert found.value == pytest.approx(500)
     assert found.low < 500 < found.high
     times[f"{LONG}/torch_compile"] = 4e-3
-    found = derived.breakeven(come_true(times), LATER.elements, "torch_compile")
+    found = payback.breakeven(come_true(times), LATER.elements, "torch_compile")
     assert found == Interval(math.inf, math.inf, math.inf)
 
 

@@ -1,0 +1,6 @@
+"""What XLA's client for CPUs does with a program, whichever lab runs it."""
+
+from __future__ import annotations
+
+INLINE_FLOPS = 1000
+"""A program with fewer FLOPs runs on the thread that calls; any other is handed to a thread of XLA's."""
