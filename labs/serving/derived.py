@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 
-from labs.lab import Interval, Measurement, Results
+from labs.lab import Interval, Measurement, NotMeasured, Results
 from labs.serving import live
 from labs.serving.costs import Costs, Wires
 from labs.serving.layout import POLICIES
@@ -22,7 +22,7 @@ def recorded(results: Results, address: str, name: str) -> Sequence[float]:
     """Nothing where the variant was not run, or had nothing of this name to record."""
     try:
         return results.recorded(address, name)
-    except LookupError:
+    except NotMeasured:
         return ()
 
 
