@@ -249,13 +249,13 @@ def diagnose(
     as_json: Json = False,
 ) -> None:
     """Name what holds a job up (input, python, dispatch, ...), with evidence and what to try."""
-    from bench import diagnose as diagnosing
+    from bench.diagnosis import command
 
     if "--" in sys.argv:
-        raise typer.Exit(diagnosing.diagnose_program(words, as_json))
+        raise typer.Exit(command.diagnose_program(words, as_json))
     if len(words) != 1:
         raise ValueError(f"a program comes after --: perflab diagnose -- {' '.join(words)}")
-    raise typer.Exit(diagnosing.diagnose_path(Path(words[0]), as_json))
+    raise typer.Exit(command.diagnose_path(Path(words[0]), as_json))
 
 
 @app.command()

@@ -16,7 +16,7 @@ from typing import Any
 
 from bench import environment, stats
 from bench.clocks import clock
-from bench.profiled import profiles
+from bench.profile.group import profiles
 from bench.rounds import CpuMeter, Timed, call_cold, pairs, run_rounds, warm_up
 from bench.world.steps import WorldClock, Worlds, WorldStep
 from labs.lab import Check, Lab, Prediction, Variant

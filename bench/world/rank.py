@@ -68,7 +68,7 @@ class _Rank:
     def profile(self, address: str, steps: int, folder: str) -> dict[str, Any]:
         import torch.distributed as dist
 
-        from bench.profiled import record
+        from bench.profile.steps import record
 
         record(self._steps[address], steps, Path(folder) / f"rank{dist.get_rank()}.json.gz", dist.barrier)
         return {}
