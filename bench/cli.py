@@ -337,13 +337,17 @@ def serve(
 
 
 def main() -> None:
-    """Entry point: a wrong input is one line and exit status 2."""
+    """Entry point: a wrong input is one line and exit status 2; a fault of ours keeps its traceback."""
     atexit.register(gc.freeze)  # what is left then goes with the process: looking for cycles takes 10 ms
     try:
         status = app(standalone_mode=False)  # click hands back what a command raised as typer.Exit
         raise SystemExit(status if isinstance(status, int) else 0)
     except (ValueError, TypeError) as error:
-        _stop(" ".join(str(error).split()))
+        from bench.request import says_what_is_wrong
+
+        if says_what_is_wrong(error):
+            _stop(" ".join(str(error).split()))
+        raise
     except (KeyboardInterrupt, typer.Abort):
         raise SystemExit(130) from None
     except BrokenPipeError:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from typing import Any
+
+from labs.lab import nearest
 
 CPU = "cpu"
 
@@ -15,9 +16,7 @@ def inspect(name: str, target: str, signature: str, as_json: bool) -> int:
 
     targets = [CPU, *TARGETS]
     if target not in targets:
-        close = difflib.get_close_matches(target, targets, 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise ValueError(f"--target takes {', '.join(targets)}, not {target!r}{hint}")
+        raise ValueError(f"--target {target!r} is unknown{nearest(target, targets)}")
     if ":" in name:
         if target != CPU:
             raise ValueError(

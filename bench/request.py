@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -24,6 +25,20 @@ class Request:
     processes: int = 0
     output: Path = Path("results.json")
     resume: bool = False
+
+
+def says_what_is_wrong(error: BaseException) -> bool:
+    """Whether perflab's code, or that of a lab in the current folder, raised this to say what is wrong with
+    the input. Any other ValueError or TypeError (of ``int()``, of NumPy, of a call with wrong arguments) is a
+    fault that its traceback helps to find."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return False
+    file = Path(frames[-1].filename).resolve()
+    ours = Path(__file__).resolve().parents[1]
+    known = [ours / name for name in ("bench", "labs", "kernels", "parallel")]
+    known += [] if "site-packages" in file.parts else [Path.cwd()]
+    return (frames[-1].line or "").startswith("raise ") and any(map(file.is_relative_to, known))
 
 
 def settings_of(request: Request) -> dict[str, dict[str, Any]]:

@@ -29,7 +29,7 @@ from bench.journal import Journal
 from bench.measure import explain
 from bench.plan import SCALE_FACTOR, Plan
 from bench.progress import Progress
-from bench.request import Request, check_output, page_path, settings_of
+from bench.request import Request, check_output, page_path, says_what_is_wrong, settings_of
 from bench.supervise import Supervised
 from bench.world.protocol import joined_size
 from bench.world.torchrun import join
@@ -407,6 +407,8 @@ def run_lab(
         request = Request((name,), scale, overrides or {}, processes=ranks, output=chosen)
         return run(request)
     except ValueError as error:
+        if not says_what_is_wrong(error):
+            raise
         print(f"labs.{name}: {error}", file=sys.stderr)
         return 2
     except CalibrationFailed as error:

@@ -31,9 +31,10 @@ def blocks(kind):
     return re.findall(rf"^```{kind}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
-COMMANDS = [line for block in blocks("console") for line in block.splitlines() if line.strip()]
-QUICK = [command for command in COMMANDS if not command.startswith(LONG)]
-SLOW = [command for command in COMMANDS if command.startswith(LONG)]
+BLOCKS = [[line for line in block.splitlines() if line.strip()] for block in blocks("console")]
+COMMANDS = [command for block in BLOCKS for command in block]
+QUICK = [[command for command in block if not command.startswith(LONG)] for block in BLOCKS]
+SLOW = [block for block in BLOCKS if any(command.startswith(LONG) for command in block)]
 
 
 @pytest.fixture
@@ -69,21 +70,26 @@ def test_every_kind_of_command_is_shown():
         assert any(command.startswith(word) for command in COMMANDS), word
 
 
+def run_in_order(block, folder, timeout):
+    """The lines of a block as a reader types them: one after the other, in one folder."""
+    for command in block:
+        # The doctor says how busy this machine is, which is not the README's fault.
+        run(command + " || test $? = 1" * (command == "perflab doctor"), folder, timeout)
+
+
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("command", QUICK)
-def test_quick_commands(command, folder, request):
-    if "--target sm_" in command:
+@pytest.mark.parametrize("block", [pytest.param(block, id=block[0]) for block in QUICK if block])
+def test_quick_commands(block, folder, request):
+    if any("--target sm_" in command for command in block):
         request.getfixturevalue("compiling_alone")
-    if command == "perflab doctor":  # it says how busy this machine is, which is not the README's fault
-        command += " || test $? = 1"
-    run(command, folder, 100)
+    run_in_order(block, folder, 100)
 
 
 @pytest.mark.proof
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("command", SLOW)
-def test_slow_commands(command, folder):
-    run(command, folder, 800)
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("block", [pytest.param(block, id=block[0]) for block in SLOW])
+def test_slow_commands(block, folder):
+    run_in_order(block, folder, 800)
 
 
 @pytest.mark.proof

@@ -67,7 +67,7 @@ def record(lab: Lab, config: Any, variant: Variant, folder: Path, kind: str, ste
             "steps": steps,
         }
     )
-    command = [sys.executable, "-m"]
+    command = [sys.executable, "-P", "-m"]
     if variant.processes > 1:
         command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(variant.processes), "-m"]
     command += ["bench.profile.variant", settings]

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from bench.suites.lines import verdict
+
 if TYPE_CHECKING:
     from bench.stats import Comparison
     from kernels.spec import Benchmark
@@ -62,12 +64,7 @@ class Row:
     @property
     def verdict(self) -> str:
         """Against the target; without one, against the peer."""
-        wanted = self.target if self.target is not None else 1.0
-        if self.low >= wanted:
-            return "met" if self.target is not None else "faster"
-        if self.high < wanted:
-            return "missed" if self.target is not None else "slower"
-        return "met, not surely" if self.speedup >= wanted else "missed, not surely"
+        return verdict(self.low, self.high, self.target)
 
 
 HEADINGS = (

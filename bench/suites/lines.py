@@ -25,6 +25,13 @@ def gathered(config: pytest.Config, render: Render) -> list[Any]:
     return suites[render]
 
 
+def verdict(low: float, high: float, aim: float | None) -> str:
+    """What the interval of a speed-up says of the aim or, without one, of the peer."""
+    better, worse = ("faster", "slower") if aim is None else ("met", "missed")
+    wanted = 1.0 if aim is None else aim
+    return better if low >= wanted else worse if high < wanted else "undecidable"
+
+
 @dataclass(frozen=True)
 class Line:
     """Ours against a peer: a ratio that is to be at least ``aim`` (None: nothing is promised), with its 95 %
@@ -39,9 +46,7 @@ class Line:
 
     @property
     def verdict(self) -> str:
-        if self.aim is None:
-            return "won" if self.low > 1 else "lost" if self.high < 1 else "cannot tell"
-        return "met" if self.low >= self.aim else "missed" if self.high < self.aim else "cannot tell"
+        return verdict(self.low, self.high, self.aim)
 
 
 def table(lines: Sequence[Line], width: int, *, title: str, ratio: str, digits: int, unit: str = "") -> str:

@@ -28,8 +28,9 @@ from typing import Any
 import pytest
 
 from bench.environment import allocator_environment, allocator_mode
-from bench.plugin import TABLES, Paired, register
+from bench.plugin import Paired, register
 from bench.suites.kernel_table import Row, render
+from bench.suites.lines import gathered
 from kernels.op import without_crossover
 from kernels.spec import Benchmark, Step, benchmarks
 
@@ -37,7 +38,6 @@ SECONDS_PER_WAY = {"quick": 0.2, "full": 3.0}
 HOPELESS = 4.0
 """A peer so many times slower than the fastest in its best call is not timed."""
 CALLS, CALLS_SECONDS = 5, 0.1
-ROWS = pytest.StashKey[list[Row]]()
 
 
 @cache
@@ -48,12 +48,7 @@ def lines() -> dict[str, Benchmark]:
 
 @pytest.fixture
 def rows(pytestconfig: pytest.Config) -> list[Row]:
-    """The table's rows so far; the first use announces the table."""
-    if ROWS not in pytestconfig.stash:
-        pytestconfig.stash[ROWS] = []
-        tables = pytestconfig.stash.setdefault(TABLES, [])
-        tables.append(lambda width: render(pytestconfig.stash[ROWS], width))
-    return pytestconfig.stash[ROWS]
+    return gathered(pytestconfig, render)
 
 
 @pytest.fixture(scope="session")
@@ -128,8 +123,6 @@ def test_kernel(name: str, paired: Paired, device: str, rows: list[Row], pytestc
     results: Any = paired(seconds=seconds, clock=clock, **functions)
     if len(ways) == 1:
         results = {next(iter(ways)): results}
-    if not paired.medians:  # --benchmark-disable: each way has run once
-        return
     against = {peer: results[peer] for peer in compared}
     row = Row.of(line, allocator_mode(), paired.medians, against, left_out)
     rows.append(row)

@@ -33,7 +33,7 @@ def test_bodies_of_an_operation_on_the_cpu(tmp_path):
         (["sotfmax"], "did you mean 'softmax'?"),
         (["zebra"], "known are "),
         (["FallbackWarning"], "no operation"),
-        (["softmax", "--target", "sm90"], "did you mean sm_90?"),
+        (["softmax", "--target", "sm90"], "did you mean 'sm_90'?"),
         (["softmax", "--signature", "float32"], "--signature"),
         (["kernels.simd:exp_float32", "--target", "sm_90"], "--target cpu"),
         (["kernels.simd:nothing"], "kernels.simd has no 'nothing'"),

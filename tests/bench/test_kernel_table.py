@@ -34,10 +34,11 @@ def test_the_fastest_peer_counts():
     [
         (1.5, 1.3, 0.02, "met"),
         (1.1, 1.3, 0.02, "missed"),
-        (1.31, 1.3, 0.1, "met, not surely"),
-        (1.29, 1.3, 0.1, "missed, not surely"),
+        (1.31, 1.3, 0.1, "undecidable"),
+        (1.29, 1.3, 0.1, "undecidable"),
         (1.2, None, 0.02, "faster"),
         (0.9, None, 0.02, "slower"),
+        (1.01, None, 0.02, "undecidable"),
     ],
 )
 def test_a_verdict_is_about_the_interval(ratio, target, width, verdict):

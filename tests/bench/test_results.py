@@ -191,3 +191,16 @@ def test_a_lab_that_can_no_longer_be_read_costs_the_others_nothing(results, monk
 
     for name, lab in labs.items():
         print_lab(lab, Console(), name)
+
+
+def test_why_there_is_no_figure_is_said_everywhere(results, capsys):
+    from rich.console import Console
+
+    from bench.report import print_lab, render_page, to_markdown
+
+    made = copy.deepcopy(results)
+    lab = made["perflab"]["labs"]["tiny_lab"]
+    lab["figures"], lab["figure_error"] = [], "second/quantum was not measured here"
+    print_lab(lab, Console(width=200), "tiny_lab")
+    for text in (capsys.readouterr().out, to_markdown(made), render_page(made)):
+        assert lab["figure_error"] in text

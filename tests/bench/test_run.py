@@ -8,6 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from command import PERFLAB, bring_labs, perflab, read
@@ -404,3 +405,25 @@ def test_modules_of_the_folder_are_not_taken_for_ours(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert read(tmp_path / "results.json")["perflab"]["labs"]["tiny_lab"]["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    "fault", [lambda path: int("soon"), lambda path: len(path, 3), lambda path: np.zeros(3).reshape(2, 2)]
+)
+def test_a_fault_of_ours_is_not_called_wrong_input(monkeypatch, fault):
+    from bench import cli
+
+    monkeypatch.setattr("bench.results.load", fault)
+    monkeypatch.setattr("sys.argv", ["perflab", "report", "results.json"])
+    with pytest.raises((ValueError, TypeError)):  # whose traceback Python prints, with status 1
+        cli.main()
+
+
+def test_what_a_lab_of_the_folder_says_of_its_settings_is_wrong_input(tmp_path, monkeypatch, run):
+    bring_labs(tmp_path, "odd_lab")
+    text = (tmp_path / "odd_lab.py").read_text()
+    check = "\n    def __post_init__(self):\n        raise ValueError('items must be odd')\n\n"
+    (tmp_path / "odd_lab.py").write_text(text.replace("\n\ndef _list", f"{check}\n\ndef _list"))
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run("run", "odd_lab", "--quick")
+    assert (status, err) == (2, "perflab: items must be odd\n")
