@@ -18,7 +18,7 @@ from typing import Any
 
 from labs.home import home
 
-FORMAT = 6  # of the cached file; another number is measured anew
+FORMAT = 7  # of the cached file; another number is measured anew
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ Formulas (``costs.py``, ``payback.py``, and ``cost`` beside each program):
   break-even  compile time / (eager - compiled)
 
 Ways: eager torch, torch.compile (inductor), torch.export, FX; JAX with and without jit; NumPy; numba; CUDA
-graphs where there is CUDA. Each on an elementwise chain from 256 numbers to past the caches, a training step,
-a recurrent loop and a block of the GPT; then four small programs that part them (``behaviours.py``). What
-each captured stands in the report, beside the messages of those that refuse (``refusals.py``).
+graphs where there is CUDA. Each on an elementwise chain from 256 numbers to past the second cache, a
+training step, a recurrent loop and a block of the GPT; then four small programs that part them
+(``behaviours.py``). What each captured stands in the report, beside the messages of those that refuse
+(``refusals.py``).
 
 Sources: Ansel et al. 2024, "PyTorch 2: Faster Machine Learning Through Dynamic Python Bytecode Transformation
 and Graph Compilation" (ASPLOS), sections 3 and 4; Reed et al. 2022, "torch.fx", section 4; Frostig, Johnson,

@@ -13,6 +13,7 @@ from labs.machine import Machine
 from labs.programming_models import costs, jax_ways, torch_ways
 from labs.programming_models.config import Config
 from labs.programming_models.costs import FLOAT, Cost
+from labs.unrecorded import WithoutTexts
 from labs.wording import us
 from labs.xla import INLINE_FLOPS
 
@@ -46,11 +47,11 @@ def reference(size: int) -> Any:
 def setup(size: int, name: str, config: Config, recorder: Recorder) -> Step:
     x = numbers(size)
     if size != config.elements:
-        recorder = _Untold(recorder)
+        recorder = WithoutTexts(recorder)  # the program is the same at each length, and shown once
     if name == "numpy":
         return lambda: polynomial(x)
     if name == "numba":
-        return compiled_loop(x, recorder)
+        return Loop(x, recorder)
     if name.startswith("jax"):
         import jax.numpy as jnp
 
@@ -70,17 +71,7 @@ def setup(size: int, name: str, config: Config, recorder: Recorder) -> Step:
     return make[name](polynomial, tensors, recorder)
 
 
-class _Untold:
-    """A recorder without texts: the program is the same at each length, and shown once."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        self.now, self.record = recorder.now, recorder.record
-
-    def text(self, title: str, text: str) -> None:
-        pass
-
-
-class compiled_loop:
+class Loop:
     """numba: the loop is written out, and LLVM compiles it at the first call."""
 
     def __init__(self, x: Any, recorder: Recorder) -> None:
@@ -129,20 +120,25 @@ def cost(machine: Machine, size: int, name: str) -> Cost:
             f"a call {us(entry)} + max({FUSED_ARRAYS} arrays at {rate / 1e9:.3g} GB/s "
             f"{us(memory)}, FMAs "
             f"{us(flops)})",
-            "what entering costs beside guards: unpacking arguments, a fresh output, waiting for "
-            "another thread",
+            "what entering costs beside guards: unpacking arguments, a fresh output; whether XLA's thread is "
+            "still awake",
         )
-    call, rate = _chain_call(machine, size, name), machine.bandwidth(3 * array)
-    entry = machine["torch_exported_call_s"] if name == "torch_export" else 0.0
-    entry_text = f"entering the module {us(entry)} + " if entry else ""
+    call, threads = _chain_call(machine, size, name), 0 if name == "jax" else 1
+    rate = machine.bandwidth(3 * array, threads=threads)
+    once, where = 0.0, ""
+    if name == "torch_export":
+        once, where = machine["torch_exported_call_s"], "entering the module"
+    elif name == "jax" and size > INLINE_FLOPS:
+        once, where = machine["jax_wake_s"], "waking XLA's thread"
     memory = EAGER_ARRAYS * array / rate
     return Cost(
-        entry + OPERATIONS * call + memory,
-        f"{entry_text}{OPERATIONS} calls x {us(call)} + {EAGER_ARRAYS} arrays of "
-        f"{array:.3g} B at "
-        f"{rate / 1e9:.3g} GB/s {us(memory)}",
-        "pages: NumPy asks for huge ones, torch and JAX do not; JAX's "
-        "eager operations are handed to another thread from a thousand FLOPs on",
+        once + OPERATIONS * call + memory,
+        f"{where} {us(once)} + "
+        * bool(where)
+        + f"{OPERATIONS} calls x {us(call)} + {EAGER_ARRAYS} arrays of "
+        f"{array:.3g} B at {rate / 1e9:.3g} GB/s {us(memory)}",
+        "pages: NumPy asks for huge ones, torch and JAX do not; XLA cuts an operation for all cores, whose "
+        "threads must be free",
     )
 
 

@@ -17,6 +17,9 @@ from labs.machine import Machine
 from labs.wording import us
 
 FLOAT = 4  # bytes
+BLAS_SHARES_FROM = 2**18
+"""Multiplications up to which OpenBLAS, which NumPy brings, computes a product on one thread (its
+``interface/gemm.c``: SMP_THRESHOLD_MIN x GEMM_MULTITHREAD_THRESHOLD)."""
 
 
 @dataclass(frozen=True)
@@ -29,20 +32,20 @@ class Cost:
 
 
 def entry(machine: Machine, name: str) -> float:
-    """Entering a fused program once."""
-    return machine[
-        {
-            "torch_compile": "torch_compiled_call_s",
-            "jax_jit": "jax_array_call_s",
-            "jax_scan": "jax_array_call_s",
-            "numba": "numba_array_call_s",
-        }[name]
-    ]
+    """Entering a fused program once. A program of XLA's is handed to its thread, which must be woken."""
+    if name.startswith("jax"):
+        return machine["jax_call_s"] + machine["jax_wake_s"]
+    return machine[{"torch_compile": "torch_compiled_call_s", "numba": "numba_array_call_s"}[name]]
 
 
 def call(machine: Machine, name: str) -> float:
     """One operation of an eager program."""
     return machine[{"numpy": "numpy_call_s", "jax": "jax_eager_call_s"}.get(name, "torch_call_s")]
+
+
+def numpy_threads(multiplications: float) -> int:
+    """1, or 0 (all cores) where a product has more multiplications than OpenBLAS keeps to itself."""
+    return 0 if multiplications > BLAS_SHARES_FROM else 1
 
 
 def numpy_calls(machine: Machine, products: int, reductions: int, others: int) -> tuple[float, str]:

@@ -51,7 +51,7 @@ def expected(config: Config) -> dict[tuple[str, str], dict[str, float]]:
 
 def predict(config: Config) -> list[Prediction]:
     because = {
-        "refused": "1 where the way needs a value or a shape that it does not have while it captures",
+        "refused": "1 where the way needs a value, a shape or a type that it does not have while it captures",
         "graphs": "one graph for each set of shapes, types and branches that it was captured for",
         "effects": "Python runs at each call where it is interpreted or replayed, once where it is captured",
     }

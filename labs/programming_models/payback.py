@@ -17,21 +17,24 @@ from labs.programming_models.config import Config
 from labs.programming_models.ways import unavailable
 from labs.wording import us
 
-FEW, MANY = 2**8, 2**16  # numbers in the chains that the crossover is taken from
+MANY = 2**16
+FEW = {"torch": 2**8, "numpy": 2**8, "jax": 2**14}
+"""Numbers in the chains that the crossover is taken from. Both of JAX's are long enough to be handed to XLA's
+thread: a short one runs on the caller's, and the difference would pass for bytes."""
 COMPILED = ("torch_compile", "jax_jit", "numba")
 EAGER = ("torch", "jax", "numpy")
 BASE = {"torch_compile": "torch", "jax_jit": "jax", "numba": "numpy"}
 
 
-def crossing(short: float, long: float) -> float:
-    """Length at which overhead is half of an eager chain's time, from the times of its chains of 2^8 and 2^16
-    numbers: overhead / time of one more number. Infinite where the longer one is not slower."""
-    slope = (long - short) / (MANY - FEW)
-    return short / slope - FEW if slope > 0 else math.inf
+def crossing(name: str, short: float, long: float) -> float:
+    """Length at which overhead is half of an eager chain's time, from the times of its chains of ``FEW`` and
+    ``MANY`` numbers: overhead / time of one more number. Infinite where the longer one is not slower."""
+    slope = (long - short) / (MANY - FEW[name])
+    return short / slope - FEW[name] if slope > 0 else math.inf
 
 
 def crossover_elements(machine: Machine, name: str) -> float:
-    return crossing(*(chain.cost(machine, size, name).seconds for size in (FEW, MANY)))
+    return crossing(name, *(chain.cost(machine, size, name).seconds for size in (FEW[name], MANY)))
 
 
 def compile_seconds(machine: Machine, name: str) -> tuple[float, str]:
@@ -46,8 +49,7 @@ def compile_seconds(machine: Machine, name: str) -> tuple[float, str]:
 
 def breakeven_calls(machine: Machine, size: int, name: str) -> float:
     """Calls after which the chain's compilation is paid for; infinite where a call saves nothing."""
-    base = "jax" if name.startswith("jax") else "numpy" if name == "numba" else "torch"
-    saving = chain.cost(machine, size, base).seconds - chain.cost(machine, size, name).seconds
+    saving = chain.cost(machine, size, BASE[name]).seconds - chain.cost(machine, size, name).seconds
     return compile_seconds(machine, name)[0] / saving if saving > 0 else float("inf")
 
 
@@ -56,8 +58,9 @@ def predict(config: Config, machine: Machine) -> list[Prediction]:
     found = []
     largest = config.elements
     for name in COMPILED:
-        needed = {"torch_compile": "cxx_compile_s"}.get(name, "cores")
-        if unavailable(f"chain_{largest}", name) or machine.get(needed) is None:
+        if unavailable(f"chain_{largest}", name):
+            continue
+        if name == "torch_compile" and machine.get("cxx_compile_s") is None:
             continue  # a C++ compiler that fails is named in the machine's facts, and by the way itself
         seconds, because = compile_seconds(machine, name)
         suspect = (
@@ -82,9 +85,9 @@ def predict(config: Config, machine: Machine) -> list[Prediction]:
                     "",
                     f"crossover_{name}_elements",
                     crossover_elements(machine, name),
-                    f"overhead {us(chain.cost(machine, FEW, name).seconds)} over the time of one more "
+                    f"overhead {us(chain.cost(machine, FEW[name], name).seconds)} over the time of one more "
                     "number, from the "
-                    f"predicted times of {FEW} and {MANY}",
+                    f"predicted times of {FEW[name]} and {MANY}",
                     "what a call costs beside a negation's; cache lines that a nearer cache still holds",
                 )
             )
@@ -94,8 +97,8 @@ def predict(config: Config, machine: Machine) -> list[Prediction]:
 def derive(results: Results) -> Sequence[Measurement]:
     found = []
     for name in EAGER:
-        if (crossing := crossover(results, name)) is not None:
-            found.append(Measurement(f"crossover_{name}_elements", crossing))
+        if (length := crossover(results, name)) is not None:
+            found.append(Measurement(f"crossover_{name}_elements", length))
     largest = results.config.elements
     for name in COMPILED:
         if (calls := breakeven(results, largest, name)) is not None:
@@ -105,12 +108,12 @@ def derive(results: Results) -> Sequence[Measurement]:
 
 def crossover(results: Results, name: str) -> Interval | None:
     """``crossing`` of measured times; None where the longer chain is not slower for certain."""
-    addresses = [f"chain_{size}/{name}" for size in (FEW, MANY)]
+    addresses = [f"chain_{size}/{name}" for size in (FEW[name], MANY)]
     if not results.has(*addresses):
         return None
     short, long = (results.seconds(address) for address in addresses)
-    ends = (crossing(short.low, long.high), crossing(short.high, long.low))
-    value = crossing(short.value, long.value)
+    ends = (crossing(name, short.low, long.high), crossing(name, short.high, long.low))
+    value = crossing(name, short.value, long.value)
     return Interval(value, *ends) if math.isfinite(value) and math.isfinite(ends[1]) else None
 
 

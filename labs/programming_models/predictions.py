@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from labs.lab import Prediction
 from labs.machine import Machine
-from labs.programming_models import chain, expected, payback
-from labs.programming_models.config import Config
+from labs.programming_models import chain, expected, payback, training_step
+from labs.programming_models.config import HEADS, Config
 from labs.programming_models.costs import FLOAT, Cost
 from labs.programming_models.ways import NETWORKS, unavailable
 
 
 def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
+    """CUDA's ways are not predicted: no constant of a machine is about launching what they launch."""
     found: list[Prediction] = []
 
     def say(group: str, name: str, cost: Cost) -> None:
@@ -30,5 +31,17 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
 
 
 def memory_bytes(config: Config) -> float:
-    """The longest chain's temporaries of some ways at once, and its float64 reference."""
-    return 16.0 * FLOAT * config.elements + 100.0 * config.width**2 + 2**30
+    """Of the largest group, beside the libraries: groups run one after the other, the ways of one together.
+
+    A way holds its inputs (JAX's a second time) and its output; the float64 reference is twice as large, and
+    holds what it went through.
+    """
+    width, rows = float(config.width), float(config.batch)
+    parameters = training_step.LAYERS * width * (width + 1)
+    groups = (
+        28.0 * FLOAT * config.elements,
+        30.0 * FLOAT * parameters + 55.0 * FLOAT * rows * width,
+        # A block has 12 width^2 parameters and up to 4 width numbers a token at once; scores of each head.
+        12.0 * FLOAT * 12 * width**2 + FLOAT * config.tokens * (80.0 * width + 12.0 * HEADS * config.tokens),
+    )
+    return max(groups) + 2.0**30

@@ -18,6 +18,7 @@ from labs.programming_models.costs import Cost
 from labs.wording import us
 
 NAMES = ("torch", "torch_cell", "torch_compile", "jax", "jax_jit", "jax_scan", "numpy", "numba")
+COMPILATIONS = 5  # of each jitted way, whose time to compile is claimed about
 
 
 def inputs(config: Config) -> tuple[Any, Any]:
@@ -77,7 +78,8 @@ def setup(name: str, config: Config, recorder: Recorder) -> Step:
 
         if name == "jax":
             return jax_ways.eager(loop_of(jnp.tanh), arguments)
-        return jax_ways.Jitted(scanned if name == "jax_scan" else loop_of(jnp.tanh), arguments, recorder)
+        function = scanned if name == "jax_scan" else loop_of(jnp.tanh)
+        return jax_ways.Jitted(function, arguments, recorder, COMPILATIONS)
     import torch
 
     tensors = (torch.from_numpy(there), torch.from_numpy(weight))
@@ -99,6 +101,11 @@ def setup(name: str, config: Config, recorder: Recorder) -> Step:
         return loop
 
     return torch_ways.Compiled(cell, tensors, recorder, around)
+
+
+def multiplications(config: Config) -> int:
+    """Of the largest product."""
+    return ROWS * HIDDEN**2
 
 
 def flops(config: Config) -> float:
@@ -134,10 +141,11 @@ def cost(config: Config, machine: Machine, name: str) -> Cost:
         )
     if name == "jax":
         call, index = machine["jax_eager_call_s"], machine["jax_index_call_s"]
-        product = machine["jax_eager_array_call_s"]
+        product, wake = machine["jax_eager_array_call_s"], machine["jax_wake_s"]
         return Cost(
-            steps * (index + product + 2 * call) + compute,
-            f"{steps} steps x (index {us(index)} + product {us(product)} + sum, tanh 2 x {us(call)})",
+            steps * (index + product + 2 * call) + wake + compute,
+            f"{steps} steps x (index {us(index)} + product {us(product)} + sum, tanh 2 x {us(call)}) "
+            f"+ waking XLA's thread {us(wake)}",
             "operations that wait for another thread's result, and that thread",
         )
     call, product = machine["torch_call_s"], machine["torch_product_call_s"]

@@ -14,18 +14,20 @@ from labs.programming_models import costs, jax_ways, torch_ways
 from labs.programming_models.config import Config
 from labs.programming_models.costs import Cost
 from labs.wording import us
+from labs.xla import EAGER_GRADIENT
 
 NAMES = ("torch", "torch_compile", "jax", "jax_jit", "numpy")
 LAYERS = 3
 RATE = 0.1
-# Calls, counted by a dispatch mode in torch, by the jaxpr in JAX and in the text for NumPy (held by tests).
+# Calls: torch's counted by a dispatch mode, NumPy's by a subclass of its arrays (held by tests); for
+# JAX those of the text.
 # The loss: a product and a sum a layer, a comparison and a product for ReLU, difference, square, mean.
 LOSS_CALLS = 2 * LAYERS + 2 * (LAYERS - 1) + 3
 BACKWARD_CALLS = 11  # transposes, views and second products, beside one operation for each of the forward's
 LOSS_PRODUCTS = 3 * LAYERS - 1
 UPDATE_CALLS = 2 * LAYERS  # parameters
-# NumPy's step by hand: products, reductions (a mean is two), and everything else.
-NUMPY_STEP = (LOSS_PRODUCTS, LAYERS + 2, 26)
+NUMPY = (LOSS_PRODUCTS, LAYERS + 1, 32)
+"""NumPy's step by hand: products, reductions, and everything else with a mean's division and the views."""
 
 
 def parameters(config: Config) -> list[Any]:
@@ -126,6 +128,11 @@ def setup(name: str, config: Config, recorder: Recorder) -> Step:
     return torch_ways.Compiled(loss, tensors, recorder, around)
 
 
+def multiplications(config: Config) -> int:
+    """Of the largest product."""
+    return config.batch * config.width**2
+
+
 def flops(config: Config) -> float:
     """Of the matrix products: one forward and two backward a layer, but no gradient of the input."""
     products = 3 * LAYERS - 1
@@ -134,7 +141,8 @@ def flops(config: Config) -> float:
 
 def cost(config: Config, machine: Machine, name: str) -> Cost:
     count = flops(config)
-    compute = count / machine.peak("float32")
+    threads = costs.numpy_threads(multiplications(config)) if name == "numpy" else 1
+    compute = count / machine.peak("float32", threads=threads)
     work = f"{count:.3g} FLOPs at the FMA peak {us(compute)}"
     if name == "jax_jit":
         entry = costs.entry(machine, name)
@@ -147,16 +155,16 @@ def cost(config: Config, machine: Machine, name: str) -> Cost:
         )
     if name == "jax":
         recorded, call = machine["jax_recorded_call_s"], machine["jax_eager_call_s"]
-        calls = LOSS_CALLS * recorded + 2 * UPDATE_CALLS * call
+        operations, wake = EAGER_GRADIENT * LOSS_CALLS, machine["jax_wake_s"]
         return Cost(
-            calls + compute,
-            f"{LOSS_CALLS} calls with their gradient x {us(recorded)} + {2 * UPDATE_CALLS} x "
-            f"{us(call)} + {work}",
+            operations * recorded + 2 * UPDATE_CALLS * call + wake + compute,
+            f"{EAGER_GRADIENT} x {LOSS_CALLS} calls of the loss with their gradient x {us(recorded)} + "
+            f"{2 * UPDATE_CALLS} x {us(call)} + waking XLA's thread {us(wake)} + {work}",
             "tracing for the gradient, which JAX does again at each call without jit, depends on the "
             "operation",
         )
     if name == "numpy":
-        calls, text = costs.numpy_calls(machine, *NUMPY_STEP)
+        calls, text = costs.numpy_calls(machine, *NUMPY)
         return Cost(calls + compute, f"{text} + {work}", "small products run below the FMA peak")
     recorded, call = machine["torch_recorded_call_s"], machine["torch_call_s"]
     product = machine["torch_product_call_s"]

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from labs.lab import Recorder, Step, Variant
-from labs.programming_models import behaviours, chain, gpt_block, rnn, training_step
+from labs.lab import Clock, Recorder, Step, Variant
+from labs.programming_models import behaviours, chain, costs, gpt_block, rnn, training_step
 from labs.programming_models.config import Config
 from labs.programming_models.costs import FLOAT
 
 NETWORKS: Mapping[str, Any] = {"training_step": training_step, "rnn_loop": rnn, "gpt_block": gpt_block}
-"""Group -> its module, with NAMES, setup, reference, flops, cost and terms."""
+"""Group -> its module, with NAMES, setup, reference, flops, multiplications, cost and terms."""
 
 
 def variants(config: Config) -> Sequence[Variant]:
@@ -33,7 +33,9 @@ def variants(config: Config) -> Sequence[Variant]:
             )
     for group, part in NETWORKS.items():
         for name in part.NAMES:
-            found.append(_variant(group, name, partial(part.setup, name), flops=part.flops(config)))
+            threads = costs.numpy_threads(part.multiplications(config)) if name == "numpy" else 1
+            setup = partial(part.setup, name)
+            found.append(_variant(group, name, setup, threads=threads, flops=part.flops(config)))
     for program, names in behaviours.WAYS.items():
         for name in names:
             setup = partial(behaviours.setup, program, name)
@@ -42,10 +44,10 @@ def variants(config: Config) -> Sequence[Variant]:
 
 
 def _variant(group: str, name: str, setup: Callable[[Any, Recorder], Step], **rest: Any) -> Variant:
-    clock = "cuda" if name in chain.CUDA else "host"
-    if name.startswith("jax") and not rest.get("max_rounds"):
-        clock = "jax"
-    return Variant(group, name, setup, clock=clock, unavailable=unavailable(group, name), **rest)  # type: ignore[arg-type]
+    clock: Clock = "cuda" if name in chain.CUDA else "host"  # JAX's steps wait by themselves
+    if name == "jax":
+        rest["threads"] = 0  # XLA cuts an operation that is large enough for all cores
+    return Variant(group, name, setup, clock=clock, unavailable=unavailable(group, name), **rest)
 
 
 def unavailable(group: str, name: str) -> str:
