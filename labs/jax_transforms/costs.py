@@ -46,12 +46,22 @@ def program(machine: Machine, flops: float, products: float, kernels: float, byt
 
 
 def torch_program(
-    machine: Machine, flops: float, operations: float, kind: str = "", bytes_: float = 0.0
+    machine: Machine,
+    flops: float,
+    operations: float,
+    kind: str = "",
+    bytes_: float = 0.0,
+    *,
+    threads: int = 0,
 ) -> float:
-    """Seconds of so many torch operations. kind: "" (forward only), "recorded" (and backward) or "func"."""
+    """Seconds of so many torch operations. kind: "" (forward only), "recorded" (and backward) or "func".
+
+    threads: 1, or 0 for all cores, whose rate of products the constant is.
+    """
     call = machine[f"torch_{kind}_call_s" if kind else "torch_call_s"]
-    memory = bytes_ / machine.bandwidth(bytes_, threads=0) if bytes_ else 0.0
-    return operations * call + flops / machine["torch_matmul_flops"] + memory
+    memory = bytes_ / machine.bandwidth(bytes_, threads=threads) if bytes_ else 0.0
+    rate = machine["torch_matmul_flops"] / (machine.cores if threads else 1)
+    return operations * call + flops / rate + memory
 
 
 def small_products(machine: Machine, count: float, size: int) -> float:

@@ -12,10 +12,11 @@ from typing import Any
 from labs.jax_transforms import costs
 from labs.jax_transforms.arrays import random, to_jax, to_torch
 from labs.jax_transforms.config import Config
-from labs.jax_transforms.one_thread import one_thread
-from labs.jax_transforms.staging import staged
+from labs.jax_transforms.excerpts import LOOPS
+from labs.jax_transforms.staging import Staged
 from labs.lab import Prediction, Recorder, Step, Variant
 from labs.machine import Machine
+from labs.one_thread import OneThread
 from labs.wording import us
 
 GROUP, GRADIENT = "recurrent", "recurrent_gradient"
@@ -27,6 +28,7 @@ counts three), and tensors that are kept.
 """
 KERNELS = {"scan": 6, "scan_unroll_8": 5, "unrolled": 4}  # started a step
 KERNELS_OF_PROGRAM = {"scan": 6, "scan_unroll_8": UNROLL + 6}  # that differ: XLA compiles equal ones once
+COMPILATIONS = 5  # of each forward program, whose time to compile is claimed about
 GRADIENT_KERNELS = 18  # started a step of forward and backward
 
 
@@ -110,8 +112,7 @@ def _jax(name: str, gradient: bool) -> Callable[[Any, Recorder], Step]:
 
         given = to_jax(inputs(config))
         if gradient:
-            slopes = staged(recorder, jax_gradient(name, config.steps), *given)
-            return lambda: slopes(*given)
+            return Staged(recorder, jax_gradient(name, config.steps), *given)
         if name in ("loop", "eager"):
             sequence, first, recurrent, incoming = given
             rows = list(sequence)
@@ -128,8 +129,8 @@ def _jax(name: str, gradient: bool) -> Callable[[Any, Recorder], Step]:
                 return state
 
             return loop
-        program = staged(recorder, last_state(name, config.steps), *given)
-        return lambda: program(*given)
+        function, shown = last_state(name, config.steps), LOOPS.get(name)
+        return Staged(recorder, function, *given, compilations=COMPILATIONS, excerpt=shown)
 
     return setup
 
@@ -147,7 +148,7 @@ def _torch(name: str, gradient: bool) -> Callable[[Any, Recorder], Step]:
             return state
 
         if not gradient:
-            return one_thread(lambda: several(first, sequence))
+            return OneThread(lambda: several(first, sequence))
         weights = (recurrent.requires_grad_(), incoming.requires_grad_())
         pieces = sequence.split(UNROLL)
 
@@ -160,7 +161,7 @@ def _torch(name: str, gradient: bool) -> Callable[[Any, Recorder], Step]:
                     state = several(state, piece)
             return torch.autograd.grad((state**2).mean(), weights)
 
-        return one_thread(slopes)
+        return OneThread(slopes)
 
     return setup
 
@@ -180,7 +181,9 @@ def variants(config: Config) -> Sequence[Variant]:
             is_torch = name.startswith("torch")
             setup = (_torch if is_torch else _jax)(name, group == GRADIENT)
             clock: Any = "host" if is_torch else "jax"
-            found.append(Variant(group, name, setup, factor * flops(config), clock=clock, threads=0))
+            found.append(
+                Variant(group, name, setup, factor * flops(config), clock=clock, threads=int(is_torch))
+            )
     return found
 
 
@@ -210,7 +213,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     say(
         GROUP,
         "torch",
-        costs.torch_program(machine, forward, steps * TORCH[""]),
+        costs.torch_program(machine, forward, steps * TORCH[""], threads=1),
         f"{steps} steps x {TORCH['']} operations x {us(operation)}, {forward:.3g} FLOPs",
     )
     # A turn backward reads, adds to and writes both gradients, and turns both weights.
@@ -221,14 +224,14 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     kernels = f"{steps} steps x {GRADIENT_KERNELS} kernels"
     say(GRADIENT, "scan", scan, f"3 x forward: {3 * forward:.3g} FLOPs, {kernels}, {weights:.3g} B")
     say(GRADIENT, "checkpoint", again, f"4 x forward: {4 * forward:.3g} FLOPs, {kernels} and two more")
-    plain = costs.torch_program(machine, 3 * forward, steps * TORCH["gradient"], "recorded")
+    plain = costs.torch_program(machine, 3 * forward, steps * TORCH["gradient"], "recorded", threads=1)
     say(
         GRADIENT,
         "torch",
         plain,
         f"{steps} steps x {TORCH['gradient']} operations with gradients x {us(gradient)}, 3 x the FLOPs",
     )
-    repeated = costs.torch_program(machine, forward, steps * TORCH[""])
+    repeated = costs.torch_program(machine, forward, steps * TORCH[""], threads=1)
     # Each tensor that autograd would keep is packed, packed again and unpacked by functions in Python, which
     # cost about as much as an operation.
     kept = steps * TORCH["kept"]

@@ -13,7 +13,8 @@ from typing import Any
 from labs.jax_transforms import costs
 from labs.jax_transforms.arrays import random, to_jax, to_torch
 from labs.jax_transforms.config import Config
-from labs.jax_transforms.staging import staged
+from labs.jax_transforms.excerpts import interpreted
+from labs.jax_transforms.staging import Staged
 from labs.lab import Prediction, Recorder, Step, Variant
 from labs.machine import Machine
 from labs.wording import us
@@ -59,8 +60,9 @@ def _jax(name: str) -> Callable[[Any, Recorder], Step]:
         import jax
 
         scores = to_jax(random(51, (config.side, config.side)))[0]
-        program = staged(recorder, jax.nn.softmax if name == "jit" else pallas_softmax, scores)
-        return lambda: program(scores)
+        if name == "jit":
+            return Staged(recorder, jax.nn.softmax, scores)
+        return Staged(recorder, pallas_softmax, scores, excerpt=interpreted(config.side))
 
     return setup
 
@@ -94,7 +96,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     turns = blocks * KERNELS_OF_A_BLOCK * machine["jax_kernel_s"] + copies
     text = f"{numbers} exponentials {us(exponentials)}, 4 passes {us(passes)}"
     threads = "over how many threads XLA spreads a row-wise kernel"
-    shared = (exponentials + passes) / machine.cores + 2 * machine["torch_parallel_region_s"]
+    shared = (exponentials + passes) / machine.cores + 2 * (machine.get("torch_parallel_region_s") or 0.0)
     said = {
         "jit": (call + exponentials + passes, f"{text}, one thread", threads),
         "pallas_interpret": (
