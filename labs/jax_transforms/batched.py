@@ -8,6 +8,7 @@ from typing import Any
 from labs.jax_transforms import costs
 from labs.jax_transforms.arrays import random, to_jax, to_torch
 from labs.jax_transforms.config import Config
+from labs.jax_transforms.excerpts import BATCHED
 from labs.jax_transforms.staging import Staged
 from labs.lab import Prediction, Recorder, Step, Variant
 from labs.machine import Machine
@@ -42,7 +43,9 @@ def _jax(name: str) -> Callable[[Any, Recorder], Step]:
         def turns(left: Any, right: Any) -> Any:
             return jax.lax.map(lambda pair: pair[0] @ pair[1], (left, right))
 
-        return Staged(recorder, turns if name == "map" else jax.vmap(jnp.matmul), left, right)
+        if name == "map":
+            return Staged(recorder, turns, left, right)
+        return Staged(recorder, jax.vmap(jnp.matmul), left, right, excerpt=BATCHED)
 
     return setup
 

@@ -126,7 +126,9 @@ def _state(value: object, depth: int = DEEPEST) -> object:
         return type(value), len(value), repr(value)
     if isinstance(value, Mapping):
         return "mapping", [(repr(key), _state(item, depth - 1)) for key, item in value.items()]
-    if isinstance(value, (list, tuple, np.ndarray)):
+    if isinstance(value, np.ndarray):
+        value = value.ravel().tolist()  # of objects
+    if isinstance(value, (list, tuple)):
         return "sequence", [_state(item, depth - 1) for item in value]
     return ("object", _state(vars(value), depth - 1)) if hasattr(value, "__dict__") else None
 

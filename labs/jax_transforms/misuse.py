@@ -129,14 +129,11 @@ def message(name: str) -> str:
 
 
 def _setup(config: Config, recorder: Recorder) -> Step:
-    from labs.jax_transforms import excerpts
-
-    excerpts.tell(recorder, config)
-
     def step() -> object:
         found = {name: message(name) for name in CASES}
         for name, text in found.items():
             recorder.record(f"{name}_caught", float(text != SILENT), "")
+            recorder.text(f"What the lab says to {name.replace('_', ' ')}", text)
         return found
 
     return step

@@ -12,6 +12,7 @@ from typing import Any
 from labs.jax_transforms import costs
 from labs.jax_transforms.arrays import random, to_jax, to_torch
 from labs.jax_transforms.config import Config
+from labs.jax_transforms.excerpts import LOOPS
 from labs.jax_transforms.staging import Staged
 from labs.lab import Prediction, Recorder, Step, Variant
 from labs.machine import Machine
@@ -128,7 +129,8 @@ def _jax(name: str, gradient: bool) -> Callable[[Any, Recorder], Step]:
                 return state
 
             return loop
-        return Staged(recorder, last_state(name, config.steps), *given, compilations=COMPILATIONS)
+        function, shown = last_state(name, config.steps), LOOPS.get(name)
+        return Staged(recorder, function, *given, compilations=COMPILATIONS, excerpt=shown)
 
     return setup
 

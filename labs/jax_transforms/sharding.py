@@ -15,6 +15,7 @@ from typing import Any
 from labs.jax_transforms import sharded_program
 from labs.jax_transforms.arrays import to_torch
 from labs.jax_transforms.config import Config
+from labs.jax_transforms.excerpts import WIDTH
 from labs.jax_transforms.sharded_program import COLUMNS, LAYOUTS, ROWS
 from labs.lab import Prediction, Recorder, Step, Variant
 from labs.machine import Machine
@@ -70,6 +71,12 @@ def _shard_map(config: Config, recorder: Recorder) -> Step:
         for layout, told in found.items():
             recorder.record(f"{layout}_collectives", len(told["kinds"]), "")
             recorder.record(f"{layout}_payload", told["bytes"], "B")
+            lines = "\n".join(f"{line[:WIDTH]} ..." for line in told["lines"])
+            recorder.text(
+                f"A product over {config.devices} devices, cut by {layout} (HLO)",
+                f"Needs {' and '.join(told['kinds']) or 'no collective'}: {told['bytes']} B of payload.\n\n"
+                f"{lines or '(no collective)'}",
+            )
         return tuple(np.array(told["result"]).reshape(ROWS, COLUMNS) for told in found.values())
 
     return step

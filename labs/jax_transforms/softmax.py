@@ -13,6 +13,7 @@ from typing import Any
 from labs.jax_transforms import costs
 from labs.jax_transforms.arrays import random, to_jax, to_torch
 from labs.jax_transforms.config import Config
+from labs.jax_transforms.excerpts import interpreted
 from labs.jax_transforms.staging import Staged
 from labs.lab import Prediction, Recorder, Step, Variant
 from labs.machine import Machine
@@ -59,7 +60,9 @@ def _jax(name: str) -> Callable[[Any, Recorder], Step]:
         import jax
 
         scores = to_jax(random(51, (config.side, config.side)))[0]
-        return Staged(recorder, jax.nn.softmax if name == "jit" else pallas_softmax, scores)
+        if name == "jit":
+            return Staged(recorder, jax.nn.softmax, scores)
+        return Staged(recorder, pallas_softmax, scores, excerpt=interpreted(config.side))
 
     return setup
 

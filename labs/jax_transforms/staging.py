@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from labs.jax_transforms.excerpts import Excerpt
 from labs.lab import Recorder
 
 Carry = Callable[[Any, Sequence[Any]], Sequence[Any]]
@@ -21,6 +22,7 @@ class Staged:
 
     carry: ``carry(output, arguments)`` are the arguments of the next call, where that goes on from this one.
     compilations: how many there are in all; those after the first are made at the end, for a median.
+    excerpt: of its programs, kept as a text.
 
     At the end it records ``trace_s`` (tracing and lowering), ``compile_s`` (one for each compilation),
     ``kernels``, ``xla_FLOP`` (loops once), ``temporary_B``, ``output_B`` and, of the output, ``reused_B``.
@@ -33,22 +35,25 @@ class Staged:
         *arguments: Any,
         carry: Carry | None = None,
         compilations: int = 1,
+        excerpt: Excerpt | None = None,
         **options: Any,
     ) -> None:
         self._recorder, self._function, self._options = recorder, function, options
         self._arguments, self._carry, self._compilations = arguments, carry, compilations
+        self._excerpt = excerpt
+        self._lowered: Any = None
         self._program: Any = None
         self._seconds: list[tuple[float, float]] = []
 
     def __call__(self) -> Any:
         if self._program is None:
-            self._program = self._compiled()
+            self._lowered, self._program = self._compiled()
         output = self._program(*self._arguments)
         if self._carry is not None:
             self._arguments = tuple(self._carry(output, self._arguments))
         return output
 
-    def _compiled(self) -> Any:
+    def _compiled(self) -> tuple[Any, Any]:
         import jax
 
         begin = self._recorder.now()
@@ -57,7 +62,7 @@ class Staged:
         between = self._recorder.now()
         program = lowered.compile()
         self._seconds.append((between - begin, self._recorder.now() - between))
-        return program
+        return lowered, program
 
     def close(self) -> None:
         if self._program is None:
@@ -74,6 +79,9 @@ class Staged:
             self._recorder.record("temporary", float(memory.temp_size_in_bytes), "B")
             self._recorder.record("output", float(memory.output_size_in_bytes), "B")
             self._recorder.record("reused", float(memory.alias_size_in_bytes), "B")
+        if self._excerpt is not None:
+            lines = self._excerpt.lines(self._lowered, self._program)
+            self._recorder.text(self._excerpt.title, f"{self._excerpt.explains}\n\n{lines}")
 
 
 def kernels(hlo: str) -> int:

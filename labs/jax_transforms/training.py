@@ -9,6 +9,7 @@ from typing import Any
 from labs.jax_transforms import costs, networks
 from labs.jax_transforms.arrays import to_jax, to_torch
 from labs.jax_transforms.config import Config
+from labs.jax_transforms.excerpts import CHECKPOINT, DONATED, PLAIN
 from labs.jax_transforms.staging import Staged
 from labs.lab import Prediction, Recorder, Step, Variant
 from labs.machine import Machine
@@ -82,7 +83,8 @@ def _jax(name: str) -> Callable[[Any, Recorder], Step]:
         if name in (FORWARD, GRADIENT):
             function = jax_loss() if name == FORWARD else jax.value_and_grad(jax_loss())
         if name != "donated":
-            return Staged(recorder, function, weights, inputs, targets)
+            shown = {"step": PLAIN, "checkpoint": CHECKPOINT}.get(name)
+            return Staged(recorder, function, weights, inputs, targets, excerpt=shown)
         # Each call gets the parameters that the last one made; the old ones are gone.
         return Staged(
             recorder,
@@ -91,6 +93,7 @@ def _jax(name: str) -> Callable[[Any, Recorder], Step]:
             inputs,
             targets,
             carry=lambda output, given: (output[1], *given[1:]),
+            excerpt=DONATED,
             donate_argnums=0,
         )
 
@@ -155,9 +158,8 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     gradient = machine["torch_recorded_call_s"]
     plain = leaves * machine["torch_call_s"]  # torch._foreach_add: a kernel for each parameter, one call
     torch_step = costs.torch_program(machine, whole, OPERATIONS, "recorded", update) + plain
-    compiled = machine["torch_compiled_gradient_s"] + costs.torch_program(
-        machine, whole, PRODUCTS["step"], "", update
-    )
+    compiled = machine["torch_compiled_gradient_s"] + plain
+    compiled += costs.torch_program(machine, whole, PRODUCTS["step"], "", update)
     said = {
         "step": (step, because, suspect),
         FORWARD: (

@@ -12,8 +12,8 @@ from typing import Any
 from labs.lab import Recorder
 from labs.programming_models.captured import hlo
 
-# A jitted product stays on the one thread that XLA hands the program to. Eager operations take no options:
-# XLA cuts the larger ones for all cores, as it does a program's elementwise loops.
+# A product of a jitted program stays on one thread, though independent ones may go to several. Eager
+# operations take no options: XLA cuts the larger ones for all cores.
 ONE_THREAD = {"xla_cpu_multi_thread_eigen": False}
 
 

@@ -132,6 +132,7 @@ def fresh(function: Function) -> Function:
 
 def compiled_first(step: Callable[[], Any]) -> Callable[[], Any]:
     """A step with a compiled function in it, whose first call compiles and looks nothing up."""
+    toolchain()
 
     def first() -> Any:
         with own_cache():

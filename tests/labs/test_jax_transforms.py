@@ -219,7 +219,7 @@ def test_each_shape_is_traced_once(name, traces):
 
 @pytest.fixture(scope="module")
 def over_four():
-    return made(f"{sharding.GROUP}/shard_map")
+    return made(sharding.SHARD_MAP)
 
 
 def test_each_layout_has_its_collectives(over_four):
@@ -433,35 +433,50 @@ def test_importing_the_lab_loads_no_heavy_package():
 # --- excerpts -----------------------------------------------------------------------------------------
 
 
-def test_excerpts_show_what_they_explain():
-    scan, unrolled = excerpts._loops(SMALL)
-    assert "stablehlo.while" in scan.text
-    assert "stablehlo.while" not in unrolled.text
-    assert f"and {2 * SMALL.steps - 4} more such lines" in unrolled.text
-    assert "batch_dims={0}" in excerpts._batched().text
-    plain, again = (row.split() for row in excerpts._checkpoint(SMALL).text.splitlines()[1:])
-    assert int(again[1]) > int(plain[1])
-    assert again[3] == plain[3]
-    assert (int(again[2]) > 0, again[4]) == (True, "0")
-
-
-def test_the_recorder_gets_them_as_texts(monkeypatch):
-    batched = excerpts._batched()
-    monkeypatch.setattr(excerpts, "excerpts", lambda config: [batched])
+def texts(address, config=SMALL):
     notes = Notes()
-    excerpts.tell(notes, SMALL)
-    assert notes.texts == {batched.title: f"{batched.explains}\n\n{batched.text}"}
+    step = find(LAB, config, address).setup(config, notes)
+    step()
+    getattr(step, "close", lambda: None)()
+    for title, text in notes.texts.items():
+        assert title
+        assert text.strip()
+        assert "(no " not in text.replace("(no collective)", "")
+        assert max(map(len, text.splitlines())) <= 4 * excerpts.WIDTH
+    return notes.texts
 
 
-@pytest.mark.proof
-def test_every_excerpt_has_a_title_an_explanation_and_lines():
-    found = excerpts.excerpts(SMALL)
-    assert len({each.title for each in found}) == len(found) == 6 + len(sharding.EXPECTED) + len(misuse.CASES)
-    for each in found:
-        assert each.explains
-        assert each.text
-        assert not each.text.startswith("(no line")
-        assert max(map(len, each.text.splitlines())) <= 4 * excerpts.WIDTH
+def test_excerpts_show_what_they_explain():
+    (scan,), (unrolled,) = (texts(f"recurrent/{name}").values() for name in ("scan", "unrolled"))
+    assert "stablehlo.while" in scan
+    assert "stablehlo.while" not in unrolled
+    assert f"and {2 * SMALL.steps - 4} more such lines" in unrolled
+    (batched,) = texts("batched_products/vmap").values()
+    assert "batch_dims={0}" in batched
+
+
+def test_barriers_of_a_checkpoint_are_there_before_xla_and_gone_after_it():
+    plain, again = (
+        [list(map(int, row.split()[1:])) for row in text.splitlines()[-2:]]
+        for name in ("step", "checkpoint")
+        for text in texts(f"training_step/{name}").values()
+    )
+    assert again[0][0] > plain[0][0]
+    assert again[1] == [plain[1][0], 0]
+    assert again[0][1] > 0
+
+
+@pytest.mark.parametrize(
+    ("address", "count"),
+    [
+        ("training_step/donated", 1),
+        ("softmax/pallas_interpret", 1),
+        (sharding.SHARD_MAP, len(sharding.EXPECTED)),
+        (misuse.VARIANT, len(misuse.CASES)),
+    ],
+)
+def test_programs_and_messages_are_shown_once(address, count):
+    assert len(texts(address)) == count
 
 
 def test_every_group_has_its_reference():
