@@ -18,6 +18,7 @@ import argparse
 import difflib
 import math
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, Protocol, runtime_checkable

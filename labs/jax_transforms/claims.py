@@ -16,7 +16,7 @@ from labs.jax_transforms import (
     softmax,
     training,
 )
-from labs.lab import Claim, Interval, Results, all_of, at_least, at_most
+from labs.lab import Claim, Interval, NotMeasured, Results, all_of, at_least, at_most
 
 Verdict = Callable[[Results], bool | None]
 
@@ -48,7 +48,7 @@ def several(results: Results, address: str, name: str) -> Sequence[float]:
     """All recorded values; none where there are none."""
     try:
         return results.recorded(address, name) if results.has(address) else ()
-    except LookupError:
+    except NotMeasured:
         return ()
 
 

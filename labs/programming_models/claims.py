@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from labs.lab import Claim, Interval, Results, all_of, at_least
+from labs.lab import Claim, Interval, NotMeasured, Results, all_of, at_least
 from labs.programming_models.expected import expected
 from labs.programming_models.payback import breakeven
 
@@ -25,7 +25,7 @@ def _recorded(results: Results, address: str, key: str) -> Sequence[float]:
     """All recorded values; none where there are none."""
     try:
         return results.recorded(address, key) if results.has(address) else ()
-    except LookupError:
+    except NotMeasured:
         return ()
 
 
