@@ -77,7 +77,7 @@ def calibrate(progress: Progress = None, sweeps: int = SWEEPS) -> Machine:
         curves = _faster(curves, calibration_hardware.curves(cores, largest))
         last_s = time.perf_counter() - start
         if swept == 1:
-            measure(_last(), swept)
+            measure(_compilers(), swept)
     values |= {key: combine(key, samples) for key, samples in found.items()}
     facts = calibration_facts.facts() | {"sweeps": swept}
     gpu = _accelerator(facts)
@@ -154,7 +154,7 @@ def _parts(cores: int) -> Sequence[Part]:
     )
 
 
-def _last() -> Sequence[Part]:
+def _compilers() -> Sequence[Part]:
     """Measured once, since most of it is importing compilers."""
     from labs import calibration_compilers as compilers
 
@@ -287,7 +287,7 @@ def _completed(machine: Machine, progress: Progress) -> Machine:
     left_out = dict(machine.facts.get("left_out", {}))
     facts = {key: value for key, value in machine.facts.items() if key != "left_out"}
     constants, sources, gpu = dict(machine.constants), dict(machine.sources), machine.gpu
-    for name, part in (*_first(), *_parts(machine.cores), *_last()):
+    for name, part in (*_first(), *_parts(machine.cores), *_compilers()):
         if name in left_out:
             if progress:
                 progress(f"{name}, left out at first ({left_out[name]})")

@@ -1,7 +1,8 @@
 """What the silicon can do: arithmetic peaks, bandwidth curves, page faults. Used by ``labs.calibration``.
 
 Limits are the best of several short runs, since a busy machine only ever makes things slower; costs are
-medians (``typical``), because a prediction is held against a median.
+medians (``typical``), because a prediction is held against a median. Compilations are too long for a median:
+of a few the least counts (``calibration_compilers``).
 "All cores" is Python threads that run code without the GIL, each on its own memory, which it touched
 first itself (on several sockets a page lives where it was first touched). The time of a run goes from
 the first start to the last end.

@@ -104,6 +104,8 @@ class Prediction:
     because: the formula with its numbers filled in, one line.
     suspect: the first thing to suspect when the measurement is off by more than a factor of two.
     exact: True for counted quantities (bytes, operations), which must match exactly.
+    fitted: True where most of it is a factor that was chosen to match such a measurement: it is shown, and
+        not counted among the times that were predicted.
     """
 
     variant: str
@@ -112,6 +114,7 @@ class Prediction:
     because: str
     suspect: str = ""
     exact: bool = False
+    fitted: bool = False
 
 
 @dataclass(frozen=True)

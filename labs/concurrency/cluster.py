@@ -125,7 +125,10 @@ _cluster: list[Cluster] = []
 
 
 def cluster(workers: int, recorder: Recorder) -> Cluster:
-    """The process's cluster, started at the first call."""
+    """The process's cluster, started at the first call, and anew where it has another number of workers: the
+    labs of one run ask for as many as each is configured to have."""
+    if _cluster and _cluster[0].workers != workers:
+        shut_down()
     if not _cluster:
         _cluster.append(Cluster(workers, recorder))
         atexit.register(shut_down)

@@ -14,6 +14,7 @@ from kernels import peaks, peaks_matrix
 from labs import (
     calibration,
     calibration_calls,
+    calibration_child,
     calibration_compilers,
     calibration_facts,
     calibration_links,
@@ -246,6 +247,21 @@ def test_links_are_measured_in_ranks_that_leave_nothing_behind() -> None:
         assert 1e-6 < value[f"{backend}_message_s"] < 0.1
         assert 0 <= value[f"{backend}_s_per_byte"] < 1e-6
     assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import time; time.sleep(60)", "late_part did not end within 2 s"),
+        ("raise OSError('no pipe')", "late_part failed: OSError: no pipe"),
+        ("import os; os._exit(3)", "late_part failed: no message"),
+    ],
+)
+def test_a_child_that_fails_or_does_not_end_is_said(tmp_path, monkeypatch, code, said) -> None:
+    (tmp_path / "late_part.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match=said):
+        calibration_child.figures_of("late_part", 2.0)
 
 
 def test_facts_are_read_as_the_system_writes_them() -> None:

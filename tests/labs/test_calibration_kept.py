@@ -16,7 +16,7 @@ def stub(monkeypatch, tmp_path, **parts):
     """A calibration of these parts alone: name -> seconds, or the error that it raises."""
     monkeypatch.setenv("PERFLAB_HOME", str(tmp_path))
     monkeypatch.setattr(calibration, "_first", lambda: ())
-    monkeypatch.setattr(calibration, "_last", lambda: ())
+    monkeypatch.setattr(calibration, "_compilers", lambda: ())
     monkeypatch.setattr(calibration, "doubts", lambda machine: [])
     monkeypatch.setattr(calibration, "recheck", lambda machine: {"copy_all": 1.0})
     monkeypatch.setattr(hardware, "curves", lambda cores, largest: dict(stated().curves))

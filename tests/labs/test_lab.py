@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from bench.results import foretold, summary
 from labs import NAMES, lab, load
 
 
@@ -41,3 +42,12 @@ def test_a_runner_that_is_not_there_or_not_the_only_one_is_said(monkeypatch, cap
         lab.main("tuning")
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_fitted_time_is_no_predicted_one():
+    def row(ratio, verdict, **more):
+        return {"key": "time_s", "exact": False, "ratio": ratio, "verdict": verdict} | more
+
+    rows = [row(2.0, "close"), row(1.0, "confirmed", fitted=True), row(9.0, "off", fitted=True)]
+    assert summary(foretold(rows)) == {"times": 1, "median_abs_log2": 1.0, "off": 0}
+    assert summary(foretold([*rows, row(9.0, "off", fitted=False)]))["off"] == 1
