@@ -49,6 +49,7 @@ def two_cores() -> Iterator[None]:
     serving_peer.close()
 
 
+@pytest.mark.timeout(900)  # some take seconds a round
 def test_generate(load: str, paired: Paired, lines: list[Line], pytestconfig: pytest.Config) -> None:
     pytest.importorskip("transformers", reason="pip install 'perflab[transformers]'")
     quick = pytestconfig.getoption("perflab_scale") == "quick"

@@ -24,6 +24,10 @@ BUSY_SHARE = 0.15  # of all cores, by other programs: more is refused
 LOOK_S = 0.25
 LENGTHS = (8, 16, 32, 64, 128, 192, 256, 384, 512)
 BATCHES = (2, 4, 8, 16)
+CHUNKS = (32, 64, 128)
+"""In turn, so that pieces of many sizes attend to many earlier keys."""
+OUTPUT = 12
+"""Tokens written behind each prompt: the first step after a prompt is dearer than those that follow."""
 
 
 def busy() -> float:
@@ -59,9 +63,9 @@ def run_blocks(fleet: Fleet, config: Config, repeats: int = 1) -> list[Block]:
     found = []
     for repeat in range(repeats):
         for policy in ("prefill_first", "chunked"):
-            layout = config.layout(policy)
-            for trace in _scripts(config, repeat):
-                found.append(fleet.serve(layout, trace))
+            for index, trace in enumerate(_scripts(config, repeat)):
+                chunk = CHUNKS[(index + repeat) % len(CHUNKS)]
+                found.append(fleet.serve(config.layout(policy, chunk), trace))
         found.append(fleet.serve(config.layout("disaggregated"), _spaced(config, repeat)))
     return found
 
@@ -89,11 +93,13 @@ def wires_of(blocks: Sequence[Block]) -> Wires:
 
     pack = _line([pair for block in blocks for pair in block.seen.packs])
     travel = _line([pair for block in blocks for pair in block.seen.travels])
+    store = _line([pair for block in blocks for _, report in block.seen.reports for pair in report.stored])
     return Wires(
         middle([seconds for block in blocks for seconds in block.seen.submits]),
         middle([seconds for block in blocks for seconds in block.seen.delivers]),
         *pack,
         *travel,
+        *store,
     )
 
 
@@ -119,10 +125,10 @@ def _scripts(config: Config, repeat: int) -> Iterator[list[Arrival]]:
     longest = min(config.context, config.blocks * 16) - 16
     for length in LENGTHS:
         if length <= longest:
-            yield [_request(numbers, drawn, length, 4) for _ in range(config.workers)]
+            yield [_request(numbers, drawn, length, OUTPUT) for _ in range(config.workers)]
     for batch in BATCHES:
         mixed = [min(longest, drawn.choice(LENGTHS[2:])) for _ in range(batch)]
-        yield [_request(numbers, drawn, length, 10) for length in mixed for _ in range(config.workers)]
+        yield [_request(numbers, drawn, length, OUTPUT) for length in mixed for _ in range(config.workers)]
 
 
 def _spaced(config: Config, repeat: int) -> list[Arrival]:

@@ -47,12 +47,12 @@ class Config:
     ttft_ms: float = setting(
         500.0,
         unit="ms",
-        help="limit to the first token that goodput is counted by",
+        help="limit to the first token",
         minimum=1e-3,
         maximum=1e7,
     )
     itl_ms: float = setting(
-        25.0, unit="ms", help="limit that 99 % of a request's gaps must meet", minimum=1e-3, maximum=1e7
+        25.0, unit="ms", help="limit that 99 % of a request's gaps are to meet", minimum=1e-3, maximum=1e7
     )
     seed: int = setting(0, unit="", help="of the weights and the load", minimum=0)
 

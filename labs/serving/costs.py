@@ -48,7 +48,8 @@ class Costs:
 @dataclass(frozen=True)
 class Wires:
     """What lies between workers and who asks, seconds: submit (request to engine), deliver (token to asker),
-    and a hand-over: pack + pack_byte x bytes of the sender's own time, then travel + travel_byte x bytes."""
+    and a hand-over: pack + pack_byte x bytes of the sender's own time, travel + travel_byte x bytes, then
+    store + store_byte x bytes of the receiver's own time, before its next step."""
 
     submit: float = 0.0
     deliver: float = 0.0
@@ -56,6 +57,8 @@ class Wires:
     pack_byte: float = 0.0
     travel: float = 0.0
     travel_byte: float = 0.0
+    store: float = 0.0
+    store_byte: float = 0.0
 
 
 def terms(shape: Shape) -> list[float]:

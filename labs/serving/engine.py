@@ -29,8 +29,8 @@ class Executor(Protocol):
     def take_out(self, blocks: Sequence[int], tokens: int) -> tuple[Any, int]:
         """(keys and values of the first ``tokens`` in these blocks, their bytes), to be sent."""
 
-    def put_in(self, blocks: Sequence[int], payload: Any, skipped: int) -> None:
-        """The payload's blocks from the one numbered ``skipped`` on are stored in ``blocks``."""
+    def put_in(self, blocks: Sequence[int], payload: Any, skipped: int) -> int:
+        """The payload's blocks from the one numbered ``skipped`` on are stored in ``blocks``; their bytes."""
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def best(case: Case, config: Config, costs: Costs, wires: Wires) -> dict[str, fl
     """The best goodput of each kind of layout, requests/s. What is equal in several cases is searched once:
     colocated layouts send nothing."""
     same = replace(case, prefill=0)
-    local = replace(wires, pack=0.0, pack_byte=0.0, travel=0.0, travel_byte=0.0)
+    local = replace(wires, pack=0.0, pack_byte=0.0, travel=0.0, travel_byte=0.0, store=0.0, store_byte=0.0)
     return {
         kind: max(
             goodput(same, layout, config, costs, wires if layout.disaggregated else local) for layout in row

@@ -1,8 +1,8 @@
 """What is measured of served requests: times to tokens, goodput, and whether the books balance.
 
-TTFT is arrival to first token, with its time in the queue; ITL each gap between tokens; TPOT the mean gap of
-a request, which hides stalls. How many meet both limits depends on how many come: the highest rate at which
-90 % do is goodput (Zhong et al. 2024, section 2), which ``extrapolation`` searches.
+TTFT is arrival to first token, with its time in the queue; ITL each gap between tokens, not their mean over a
+request (TPOT), which hides stalls. How many meet both limits depends on how many come: the highest rate at
+which 90 % do is goodput (Zhong et al. 2024, section 2), which ``extrapolation`` searches.
 """
 
 from __future__ import annotations
@@ -29,10 +29,6 @@ class Served:
     @property
     def gaps(self) -> list[float]:
         return [later - earlier for earlier, later in zip(self.at, self.at[1:], strict=False)]
-
-    @property
-    def tpot(self) -> float:
-        return (self.at[-1] - self.at[0]) / (len(self.at) - 1) if len(self.at) > 1 else 0.0
 
     @property
     def stay(self) -> float:

@@ -11,8 +11,8 @@
     context  = keys and values of a token / read bandwidth         a key read by a decode
     TTFT, ITL = simulator(arrivals, layout, these)
 
-Messages are two copies of their bytes and an actor's call. What is measured on the workers later
-(``calibrating``) replaces all of this; the simulator stays the same.
+Messages are copies of their bytes, one each to take out and to store and two to send, and actors' calls. What
+is measured on the workers later (``calibrating``) replaces all of this; the simulator stays the same.
 """
 
 from __future__ import annotations
@@ -78,9 +78,9 @@ def costs_of(config: Config, machine: Machine) -> Costs:
 
 
 def wires_of(machine: Machine) -> Wires:
-    """Ray's object store holds a copy; each side makes another."""
-    copy = 2 / machine.bandwidth(64e6)
-    return Wires(ACTOR_CALL_S, ACTOR_CALL_S, ACTOR_CALL_S, copy, 2 * ACTOR_CALL_S, copy)
+    """Ray's object store holds a copy, from which the receiver reads; each side makes another."""
+    copy = 1 / machine.bandwidth(64e6)
+    return Wires(ACTOR_CALL_S, ACTOR_CALL_S, 0.0, copy, 2 * ACTOR_CALL_S, 2 * copy, 0.0, copy)
 
 
 def load_of(config: Config) -> Load:

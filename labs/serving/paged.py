@@ -123,10 +123,10 @@ class PagedGPT:
         payload = self.cache[list(blocks[:count])].numpy()
         return payload, payload.nbytes
 
-    def put_in(self, blocks: Sequence[int], payload: Any, skipped: int) -> None:
+    def put_in(self, blocks: Sequence[int], payload: Any, skipped: int) -> int:
         """ValueError: a payload of other shape or dtype (another model's)."""
         if len(blocks) == 0:
-            return
+            return 0
         wanted = (len(blocks) + skipped, *self.cache.shape[1:])
         kind = np.dtype(str(self.cache.dtype).removeprefix("torch."))
         if payload.shape != wanted or payload.dtype != kind:
@@ -134,9 +134,8 @@ class PagedGPT:
                 f"keys and values of shape {payload.shape} ({payload.dtype}) arrive; this model has {wanted} "
                 f"({kind})"
             )
-        with torch.inference_mode():
-            part = np.array(payload[skipped:])  # what comes out of the object store is read-only
-            self.cache[list(blocks)] = torch.from_numpy(part)
+        self.cache.numpy()[list(blocks)] = payload[skipped:]
+        return int(payload[skipped:].nbytes)
 
     def _batch(self, works: Sequence[Work]) -> Batch:
         """Slots are those of layer 0's keys; layers and values follow at fixed distances."""

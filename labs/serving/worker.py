@@ -31,9 +31,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Report:
-    """What a step did, with times on the host's clock. began: of the step; ended: when its events were true;
-    free: when the worker could begin the next, having taken out and packed what it hands over. held: blocks
-    in use after it. stayed: seconds from coming to ``ended``, of each who left with it."""
+    """What a step did, with times on the host's clock. began: of its computing, when all that was handed over
+    to it was stored; ended: when its events were true; free: when the worker could begin the next, having
+    taken out and packed what it hands over. held: blocks in use after it. stored: (bytes, seconds) of each
+    that it was handed. stayed: seconds from coming to ``ended``, of each who left with it."""
 
     generation: int
     events: Sequence[Event]
@@ -42,6 +43,7 @@ class Report:
     ended: float
     free: float
     held: int
+    stored: Sequence[tuple[int, float]]
     stayed: Sequence[float]
     arrived: Sequence[tuple[int, float]]  # (request, when it came) of requests new in this step
     hits: int
@@ -168,7 +170,9 @@ class Worker:
     def _say_what_is_held(self, engine: Engine) -> None:
         now, held = self.now(), engine.pool.held
         self.send(
-            Report(self._generation, (), Shape(), now, now, now, held, (), (), engine.hits, engine.looked_up)
+            Report(
+                self._generation, (), Shape(), now, now, now, held, (), (), (), engine.hits, engine.looked_up
+            )
         )
 
     def _executor(self, layout: Layout) -> _Packing:
@@ -191,12 +195,14 @@ class Worker:
             executor.run([Work(running, start, count)])
 
     def _step(self, engine: Engine) -> None:
-        began, packing = self.now(), cast(_Packing, engine.executor)
-        packing.seconds = 0.0
+        packing = cast(_Packing, engine.executor)
+        packing.taken, packing.stored = 0.0, []
+        began = self.now()
         step = engine.step()
         if step is None:
             return
-        ended = self.now() - packing.seconds  # what is taken out is taken when all tokens are there
+        # What was handed over is stored before anything is computed; what leaves is taken out afterwards.
+        began, ended = began + sum(seconds for _, seconds in packing.stored), self.now() - packing.taken
         events = [
             replace(event, payload=self.share(event.payload)) if isinstance(event, HandOver) else event
             for event in step.events
@@ -211,6 +217,7 @@ class Worker:
                 ended,
                 self.now(),
                 step.held,
+                packing.stored,
                 [ended - came for came in step.arrived],
                 arrived,
                 engine.hits,
@@ -220,15 +227,21 @@ class Worker:
 
 
 class _Packing:
-    """An executor that knows how long it took out keys and values: the sender's work, and no part of what a
-    step computes."""
+    """An executor that knows how long it took keys and values out, and stored those it was handed: the work
+    of sender and receiver, and no part of what a step computes. taken: seconds; stored: (bytes, seconds)."""
 
     def __init__(self, executor: Executor, now: Callable[[], float]) -> None:
-        self.executor, self.now, self.seconds = executor, now, 0.0
-        self.run, self.put_in = executor.run, executor.put_in
+        self.executor, self.now, self.run = executor, now, executor.run
+        self.taken, self.stored = 0.0, list[tuple[int, float]]()
 
     def take_out(self, blocks: Sequence[int], tokens: int) -> tuple[Any, int]:
         began = self.now()
         found = self.executor.take_out(blocks, tokens)
-        self.seconds += self.now() - began
+        self.taken += self.now() - began
         return found
+
+    def put_in(self, blocks: Sequence[int], payload: Any, skipped: int) -> int:
+        began = self.now()
+        size = self.executor.put_in(blocks, payload, skipped)
+        self.stored.append((size, self.now() - began))
+        return size

@@ -21,7 +21,7 @@ from labs.serving.paged import PagedGPT
 from labs.serving.policies import LEAST_CHUNK, Running, Work, chunked, prefill_first
 from labs.serving.request import HandOver, Request
 from labs.serving.simulator import Nothing
-from labs.serving.worker import Add, Stop, _Packing
+from labs.serving.worker import Add, Model, Receive, Reset, Stop, Worker, _Packing
 
 REQUESTS = requests(8)
 pytestmark = pytest.mark.filterwarnings("ignore:kernels.decode_attention")  # float64 runs torch's own
@@ -316,12 +316,11 @@ def test_what_is_handed_over_waits_for_blocks_and_is_not_sent_twice():
     assert last.pool.held == 0
 
 
-def test_what_is_taken_out_is_no_part_of_the_step():
-    """A worker whose clock moves only while it computes (1 s), takes out (10 s) or sends (100 s)."""
-    from labs.serving.worker import Model as Sizes
-    from labs.serving.worker import Reset, Worker
+LAYOUT = Layout("disaggregated", blocks=20, block_size=4)
 
-    clock, reports = [0.0], []
+
+def worker_of(clock, reports):
+    """Its clock moves only while it computes (1 s), takes out (10 s), sends (100 s) or stores (1000 s)."""
 
     class Slow(Nothing):
         def run(self, works):
@@ -332,24 +331,50 @@ def test_what_is_taken_out_is_no_part_of_the_step():
             clock[0] += 10.0
             return super().take_out(blocks, tokens)
 
+        def put_in(self, blocks, payload, skipped):
+            clock[0] += 1000.0
+            return super().put_in(blocks, payload, skipped)
+
     def share(payload):
         clock[0] += 100.0
         return payload
 
-    worker = Worker(Sizes(64, 1, 64), lambda: clock[0], reports.append, share)
-    layout = Layout("disaggregated", blocks=20, block_size=4)
+    worker = Worker(Model(64, 1, 64), lambda: clock[0], reports.append, share)
     worker._caches = {(20, 4): _Packing(Slow(4, 1), worker.now)}
-    worker.put([Reset(layout, "prefill", 0), Add(Request(0, (1,) * 9, 3)), Add(Request(1, (2,) * 9, 3))])
+    return worker
+
+
+def run_one_step(worker, reports, *messages):
+    worker.put(messages)
     end = time.monotonic() + 30
     while len(reports) < 2:
         assert time.monotonic() < end, "waited 30 s for the step"
         time.sleep(0.01)
     worker.put([Stop()])
     worker._thread.join(30)
+
+
+def test_what_is_taken_out_is_no_part_of_the_step():
+    clock, reports = [0.0], []
+    worker = worker_of(clock, reports)
+    both = (Add(Request(number, (number,) * 9, 3)) for number in range(2))
+    run_one_step(worker, reports, Reset(LAYOUT, "prefill", 0), *both)
     step = reports[-1]
     assert (step.began, step.ended, step.free) == (0.0, 1.0, 221.0)
     assert step.stayed == [1.0, 1.0]
+    assert step.stored == []
     assert step.held == 0
+
+
+def test_what_is_stored_is_no_part_of_the_step():
+    clock, reports = [0.0], []
+    worker = worker_of(clock, reports)
+    hand_over = HandOver(Request(0, (1,) * 9, 2, written=1), None, 12)
+    run_one_step(worker, reports, Reset(LAYOUT, "decode", 0), Receive(hand_over))
+    step = reports[-1]
+    assert step.stored == [(8, 1000.0)]  # two blocks of four tokens: the last token is computed here
+    assert (step.began, step.ended, step.free) == (1000.0, 1001.0, 1001.0)
+    assert step.stayed == [1001.0]
 
 
 def test_an_aborted_request_leaves_nothing_wherever_it_stands():
