@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 from bench.measure import explain
-from bench.results import FORMAT, LabResults, claim_rows, compared_predictions, group_rows, summary
+from bench.results import FORMAT, LabResults, claim_rows, compared_predictions, foretold, group_rows, summary
 from labs import load
 from labs.figure import to_json
 from labs.lab import Lab, Measurement, NotMeasured
@@ -107,7 +107,7 @@ def _lab_section(
         "seconds": sum(e.get("seconds", 0.0) for e in ended),
         "command": header["commands"][lab.name],
         "predictions": rows,
-        "summary": summary(rows),
+        "summary": summary(foretold(rows)),
         "elsewhere": next((e["predictions"] for e in events if e["event"] == "elsewhere"), []),
         "groups": group_rows(lab, views),
         "checks": [

@@ -249,13 +249,13 @@ def diagnose(
     as_json: Json = False,
 ) -> None:
     """Name what holds a job up (input, python, dispatch, ...), with evidence and what to try."""
-    from bench import diagnose as diagnosing
+    from bench.diagnosis import command
 
     if "--" in sys.argv:
-        raise typer.Exit(diagnosing.diagnose_program(words, as_json))
+        raise typer.Exit(command.diagnose_program(words, as_json))
     if len(words) != 1:
         raise ValueError(f"a program comes after --: perflab diagnose -- {' '.join(words)}")
-    raise typer.Exit(diagnosing.diagnose_path(Path(words[0]), as_json))
+    raise typer.Exit(command.diagnose_path(Path(words[0]), as_json))
 
 
 @app.command()
@@ -301,16 +301,24 @@ def inspect(
 @app.command()
 def serve(
     policy: Annotated[str, typer.Option(help="prefill_first, chunked or disaggregated")] = "chunked",
-    workers: Annotated[int, typer.Option(help="of a policy that does not tell them apart")] = 2,
-    prefill: Annotated[int, typer.Option(help="workers that read prompts, if disaggregated")] = 1,
-    decode: Annotated[int, typer.Option(help="workers that write, if disaggregated")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(help="of a policy that does not tell them apart (default 2)")
+    ] = None,
+    prefill: Annotated[
+        int | None, typer.Option(help="workers that read prompts, if disaggregated (default 1)")
+    ] = None,
+    decode: Annotated[
+        int | None, typer.Option(help="workers that write, if disaggregated (default 1)")
+    ] = None,
     port: Annotated[int, typer.Option(help="0: any that is free")] = 8000,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     api_key: Annotated[
         str, typer.Option(help="ask clients for it (better in the environment)", envvar="PERFLAB_API_KEY")
     ] = "",
     limit: Annotated[int, typer.Option(help="requests at once; more are answered with 429")] = 256,
-    budget: Annotated[int, typer.Option(help="tokens of a step: the size of a chunk")] = 0,
+    budget: Annotated[
+        int | None, typer.Option(help="tokens of a step: the size of a chunk (default: the policy's)")
+    ] = None,
     blocks: Annotated[int, typer.Option(help="of 16 tokens in the cache of each worker")] = 512,
     settings: Annotated[
         list[str] | None,

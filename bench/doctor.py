@@ -58,7 +58,7 @@ def examine() -> list[Finding]:
     findings = [Finding(BAD, "imports", line) for line in environment.shadowed_packages()]
     if findings:
         return findings  # with the wrong packages nothing else here would be true
-    findings = [_load(), _governor(), _threads(), _allocator(), _huge_pages()]
+    findings = [_load(), _governor(), _threads(), *_quota(), _allocator(), _huge_pages()]
     findings += [
         Finding(BAD, "imports", f"{line}; uninstall it, or one of the two will be imported by accident")
         for line in environment.foreign_packages()
@@ -114,8 +114,31 @@ def _threads() -> Finding:
         worst = BAD if any(level == BAD for level, _ in found) else WARNING
         return Finding(worst, "threads", "; ".join(text for _, text in found))
     if cores < (os.cpu_count() or 1):
-        return Finding(GOOD, "threads", f"{cores} of {os.cpu_count()} cores are usable here (affinity)")
+        return Finding(
+            GOOD, "threads", f"{cores} of {os.cpu_count()} cores are usable here (affinity, control groups)"
+        )
     return Finding(GOOD, "threads", f"libraries choose their own number for {cores} cores")
+
+
+def _quota() -> list[Finding]:
+    """A limit on CPU time by control groups (``--cpus`` of a container), where there is one."""
+    from labs.machine import affinity, cpu_quota
+
+    quota, cores = cpu_quota(), len(affinity())
+    if quota is None:
+        return []
+    text = f"control groups leave {quota:g} cores' time on {cores} cores"
+    if quota >= cores:
+        return [Finding(GOOD, "quota", text)]
+    whole = max(1, int(quota))
+    return [
+        Finding(
+            WARNING,
+            "quota",
+            f"{text}: libraries start {cores} threads, which are stopped together when the time is used up; "
+            f"pin the process to {whole} of them (taskset, --cpuset-cpus)",
+        )
+    ]
 
 
 def _allocator() -> Finding:

@@ -16,9 +16,9 @@ from typing import Any
 
 from bench import environment, stats
 from bench.clocks import clock
-from bench.profiled import profiles
+from bench.profile.group import profiles
 from bench.rounds import CpuMeter, Timed, call_cold, pairs, run_rounds, warm_up
-from bench.world import WorldClock, Worlds, WorldStep
+from bench.world.steps import WorldClock, Worlds, WorldStep
 from labs.lab import Check, Lab, Prediction, Variant
 from labs.machine import Machine
 
@@ -122,7 +122,8 @@ def measure_group(
     """Everything measured about ``lab``'s variants of ``group``. A variant that raises is reported in
     ``errors`` and the others go on."""
     result = GroupResult()
-    worlds = worlds or Worlds()
+    own = Worlds()  # none is started while the caller's are there
+    worlds = worlds or own
     steps: dict[str, Timed] = {}
     facts: dict[str, dict[str, Any]] = {}
     recorders: dict[str, RoundRecorder] = {}
@@ -181,6 +182,7 @@ def measure_group(
     finally:
         for address, timed in steps.items():
             _close(address, timed, result)
+        own.close()
     first = next(iter(steps), None)
     for address, timed in steps.items():
         extra = facts[address] | _extra_info(lab, variants[address], timed, recorders[address], machine)

@@ -90,7 +90,7 @@ class Paired:
         from bench import stats
         from bench.clocks import clock as make_clock
         from bench.rounds import Timed, pairs, time_together
-        from bench.world import WorldClock, WorldStep
+        from bench.world.steps import WorldClock, WorldStep
 
         if len(functions) < 2:
             raise ValueError("paired needs at least two functions: paired(base=f, new=g)")
@@ -131,7 +131,7 @@ class Paired:
 
     def _worlds(self) -> Any:
         """The session's worlds; they end with it."""
-        from bench.world import Worlds
+        from bench.world.steps import Worlds
 
         config = self._request.config
         if WORLDS not in config.stash:

@@ -214,6 +214,11 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def foretold(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Predictions that say how good the formulas are: not those that were fitted to such a measurement."""
+    return [row for row in rows if not row.get("fitted")]
+
+
 def group_rows(lab: Lab, views: Mapping[str, LabResults]) -> list[dict[str, Any]]:
     """Measured times by group: both allocator columns, each against the group's first variant."""
     groups: dict[str, dict[str, Any]] = {}

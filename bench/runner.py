@@ -31,7 +31,8 @@ from bench.plan import SCALE_FACTOR, Plan
 from bench.progress import Progress
 from bench.request import Request, check_output, page_path, says_what_is_wrong, settings_of
 from bench.supervise import Supervised
-from bench.world import join, joined_size
+from bench.world.protocol import joined_size
+from bench.world.torchrun import join
 from labs import load
 from labs.home import home
 from labs.lab import Allocator, Scale

@@ -8,10 +8,11 @@ how it is measured, in ``calibration_hardware`` (peaks, bandwidth, page faults),
 ``calibration_compilers``, ``calibration_processes``, ``calibration_links`` (messages between ranks),
 ``calibration_gpu`` and ``calibration_facts``.
 
-The result is cached. Each run checks a few anchors again (2 s) and measures all anew when one is more
-than 15 % off: a laptop on battery is another machine. Constants younger than ten minutes are kept and
-the run says so: a machine that moves that fast shares its cores. Ceilings are held against the next one
-up, so that a compiler artefact does not pass for a fast memory (``doubts``).
+The result is cached. Each run measures all anew when a package or the accelerator is another one, checks a
+few anchors again (2 s) and measures all anew when one is more than 15 % off: a laptop on battery is another
+machine. Constants younger than ten minutes are kept then, and the run says so: a machine that moves that fast
+shares its cores. What was left out is tried again. Ceilings are held against the next one up, so that a
+compiler artefact does not pass for a fast memory (``doubts``).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 from labs import calibration_hardware
 from labs import machine as machines
@@ -34,15 +36,17 @@ SWEEPS = 3  # over all parts: a neighbour's burst lasts longer than one part, se
 BUDGET_S = 17.0
 TOLERANCE = 0.15  # an anchor further off than this means another machine
 FRESH_S = 600.0  # what moved that far in less time moves to and fro: measuring again would chase it
+FAILED = "not measured: "  # a device is there
 Progress = Callable[[str], None] | None
+Part = tuple[str, Callable[[], Figures]]
 
 
 def calibrate(progress: Progress = None, sweeps: int = SWEEPS) -> Machine:
     """Measure everything, up to ``sweeps`` times. ``progress`` gets a line before each part.
 
-    Parts whose library is missing are left out and named in ``facts["left_out"]``.
+    Parts that fail, as where their library is missing, are left out: ``facts["left_out"]`` says why.
     """
-    from labs import calibration_facts, calibration_links
+    from labs import calibration_facts
 
     say = progress or (lambda line: None)
     begin = time.perf_counter()
@@ -54,35 +58,31 @@ def calibrate(progress: Progress = None, sweeps: int = SWEEPS) -> Machine:
     found: dict[str, list[float]] = {}
     curves: dict[str, Curve] = {}
     left_out: dict[str, str] = {}
-    for sweep in range(sweeps):
-        once = [("links", calibration_links.measure)] if sweep == 0 else []  # mostly importing torch
-        late = _compilers() if sweep == 0 else ()  # mostly importing them
-        for name, part in (*once, *_parts(cores), *late):
-            say(f"{name}, {sweep + 1} of {sweeps} ({time.perf_counter() - begin:.0f} s)")
-            try:
-                figures = part()
-            except (ImportError, OSError, RuntimeError) as error:
-                left_out[name] = str(error)
-                continue
-            for key, (value, source) in figures.items():
+
+    def measure(parts: Sequence[Part], sweep: int) -> None:
+        for name, part in parts:
+            say(f"{name}, {sweep} of {sweeps} ({time.perf_counter() - begin:.0f} s)")
+            for key, (value, source) in _measured(name, part, left_out).items():
                 found.setdefault(key, []).append(value)
                 sources[key] = source
-        say(f"bandwidth over working sets, {sweep + 1} of {sweeps} ({time.perf_counter() - begin:.0f} s)")
+
+    swept, last_s = 0, 0.0
+    while swept < sweeps and time.perf_counter() - begin + last_s < BUDGET_S:
+        swept += 1
+        if swept == 1:
+            measure(_first(), swept)
+        start = time.perf_counter()
+        measure(_parts(cores), swept)
+        say(f"bandwidth over working sets, {swept} of {sweeps} ({time.perf_counter() - begin:.0f} s)")
         curves = _faster(curves, calibration_hardware.curves(cores, largest))
-        if time.perf_counter() - begin > BUDGET_S * (sweep + 1) / (sweep + 2):
-            break  # another sweep would not fit
+        last_s = time.perf_counter() - start
+        if swept == 1:
+            measure(_compilers(), swept)
     values |= {key: combine(key, samples) for key, samples in found.items()}
-    facts = calibration_facts.facts()
+    facts = calibration_facts.facts() | {"sweeps": swept}
+    gpu = _accelerator(facts)
     if left_out:
         facts["left_out"] = left_out
-
-    gpu = None
-    try:
-        from labs import calibration_gpu
-
-        gpu = calibration_gpu.measure()
-    except (ImportError, RuntimeError) as error:
-        facts["gpu"] = f"not measured: {error}"
     facts["calibrated_in"] = f"{time.perf_counter() - begin:.1f} s"
     machine = Machine(
         name=f"{facts['model']}, {cores} core{'s' if cores > 1 else ''}",
@@ -99,7 +99,41 @@ def calibrate(progress: Progress = None, sweeps: int = SWEEPS) -> Machine:
     return machine
 
 
-def _parts(cores: int) -> Sequence[tuple[str, Callable[[], Figures]]]:
+def _measured(name: str, part: Callable[[], Figures], left_out: dict[str, str]) -> Figures:
+    """Its figures; none, and an entry of ``left_out``, where it fails. One success forgets failures."""
+    try:
+        figures = part()
+    except Exception as error:  # a library's own kinds too: one part must not cost all the others
+        left_out[name] = " ".join(f"{type(error).__name__}: {error}".split())
+        return {}
+    left_out.pop(name, None)
+    return figures
+
+
+def _accelerator(facts: dict[str, Any]) -> Machine | None:
+    """The GPU's constants; where there are none, ``facts["gpu"]`` says why."""
+    from labs import calibration_gpu
+
+    facts.pop("gpu", None)
+    reason = calibration_gpu.absent()
+    if reason:
+        facts["gpu"] = f"none: {reason}"
+        return None
+    try:
+        return calibration_gpu.measure()
+    except Exception as error:
+        facts["gpu"] = f"{FAILED}{' '.join(str(error).split())}"
+        return None
+
+
+def _first() -> Sequence[Part]:
+    """Measured once, since most of it is importing torch."""
+    from labs import calibration_links
+
+    return (("links", calibration_links.measure),)
+
+
+def _parts(cores: int) -> Sequence[Part]:
     """Processes first and the interpreter second: before large libraries bring their threads."""
     from labs import calibration_calls as calls
     from labs import calibration_processes
@@ -120,7 +154,8 @@ def _parts(cores: int) -> Sequence[tuple[str, Callable[[], Figures]]]:
     )
 
 
-def _compilers() -> Sequence[tuple[str, Callable[[], Figures]]]:
+def _compilers() -> Sequence[Part]:
+    """Measured once, since most of it is importing compilers."""
     from labs import calibration_compilers as compilers
 
     return (
@@ -230,23 +265,53 @@ def _age_s(machine: Machine) -> float:
     return (datetime.now(UTC) - datetime.fromisoformat(machine.measured_at)).total_seconds()
 
 
+def outdated(machine: Machine) -> str:
+    """What of the software and the accelerator is not what was measured, or ``""``."""
+    from labs import calibration_facts, calibration_gpu
+
+    then, now = machine.facts.get("versions", {}), calibration_facts.versions()
+    changed = [
+        f"{name} {then.get(name, 'none')} -> {now.get(name, 'none')}"
+        for name in sorted({*then, *now})
+        if then.get(name) != now.get(name)
+    ]
+    failed = str(machine.facts.get("gpu", "")).startswith(FAILED)  # tried again by ``_completed``
+    was, is_now = machine.gpu.name if machine.gpu else "", calibration_gpu.device_name()
+    if was != is_now and not failed:
+        changed.append(f"GPU {was or 'none'} -> {is_now or 'none'}")
+    return ", ".join(changed)
+
+
+def _completed(machine: Machine, progress: Progress) -> Machine:
+    """With what was left out and can be measured now; the same object where that is nothing."""
+    left_out = dict(machine.facts.get("left_out", {}))
+    facts = {key: value for key, value in machine.facts.items() if key != "left_out"}
+    constants, sources, gpu = dict(machine.constants), dict(machine.sources), machine.gpu
+    for name, part in (*_first(), *_parts(machine.cores), *_compilers()):
+        if name in left_out:
+            if progress:
+                progress(f"{name}, left out at first ({left_out[name]})")
+            for key, (value, source) in _measured(name, part, left_out).items():
+                constants[key], sources[key] = value, source
+    if str(facts.get("gpu", "")).startswith(FAILED):
+        gpu = _accelerator(facts)
+    if left_out:
+        facts["left_out"] = left_out
+    if facts == machine.facts and gpu is machine.gpu:
+        return machine
+    return replace(machine, constants=constants, sources=sources, facts=facts, gpu=gpu)
+
+
 def current(progress: Progress = None, force: bool = False) -> tuple[Machine, str]:
     """The machine's constants, and a line that says where they come from: cache, or measured now."""
     cached = None if force else machines.load_cached()
     if cached is not None:
-        try:
-            off = {name: ratio for name, ratio in recheck(cached).items() if abs(ratio - 1) > TOLERANCE}
-        except (KeyError, ValueError):  # an older file without a figure that is asked for today
-            off = {"cached file": float("nan")}
-        if not off:
-            return cached, f"constants of {cached.measured_at} hold: anchors within {TOLERANCE:.0%}"
-        reason = ", ".join(f"{name} {ratio:.2f}x" for name, ratio in off.items())
-        if _age_s(cached) < FRESH_S and "cached file" not in off:
-            return (
-                cached,
-                f"this machine's speed is changing by the minute ({reason}): predictions may be off",
-            )
-        message = f"measured anew, since the cached constants no longer hold ({reason})"
+        message, kept = _judged(cached)
+        if kept:
+            completed = _completed(cached, progress)
+            if completed is not cached:
+                machines.save(completed)
+            return completed, message
     else:
         message = (
             "measured on request" if force else "measured for the first time on this machine and software"
@@ -256,6 +321,23 @@ def current(progress: Progress = None, force: bool = False) -> tuple[Machine, st
     machine = calibrate(progress)
     path = machines.save(machine)
     return machine, f"{message}, {machine.facts['calibrated_in']}, kept in {path}"
+
+
+def _judged(cached: Machine) -> tuple[str, bool]:
+    """(what is found about cached constants, whether they are kept)."""
+    if other := outdated(cached):
+        return f"measured anew, since the software or the accelerator is another ({other})", False
+    try:
+        ratios = recheck(cached)
+    except (KeyError, ValueError):  # an older file without a figure that is asked for today
+        return "measured anew, since the cached file lacks an anchor", False
+    off = {name: ratio for name, ratio in ratios.items() if abs(ratio - 1) > TOLERANCE}
+    if not off:
+        return f"constants of {cached.measured_at} hold: anchors within {TOLERANCE:.0%}", True
+    reason = ", ".join(f"{name} {ratio:.2f}x" for name, ratio in off.items())
+    if _age_s(cached) < FRESH_S:
+        return f"this machine's speed is changing by the minute ({reason}): predictions may be off", True
+    return f"measured anew, since the cached constants no longer hold ({reason})", False
 
 
 def main() -> None:

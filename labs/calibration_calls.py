@@ -225,10 +225,6 @@ def jax_calls() -> Figures:
             "jax.numpy.negative of 2048 float32, which XLA hands to a thread, 32 in a row, per operation",
         ),
         "jax_index_call_s": (_per_call(lambda: several[3], 200), "item 3 of a JAX array of 2048"),
-        "jax_array_call_s": (
-            _dispatched_call(step, several),
-            "jitted negation of 2048 float32, which XLA hands to a thread, 32 in a row, per call",
-        ),
         "jax_recorded_call_s": (
             _jax_recorded_call(),
             "jax.value_and_grad, not jitted, of 16 jax.numpy.negative of a scalar, per operation",

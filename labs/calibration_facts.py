@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from labs.machine import affinity, usable_cores
+from labs.machine import affinity, cpu_quota, usable_cores
 
 PACKAGES = ("torch", "numpy", "numba", "llvmlite", "jax", "jaxlib", "triton", "ray")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
@@ -65,12 +65,6 @@ def memory_bytes() -> float:
         if limit.isdigit():
             total = min(total, float(limit))
     return total
-
-
-def cpu_quota() -> float | None:
-    """Cores' worth of time the container may use, or None when it is not limited."""
-    quota, _, period = _text("/sys/fs/cgroup/cpu.max").partition(" ")
-    return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
 
 
 def _cpu_lines(key: str) -> Iterator[str]:

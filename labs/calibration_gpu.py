@@ -8,13 +8,17 @@ predicts; another device's peaks are the best batched product (``baddbmm``), an 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
+from glob import glob
 from itertools import pairwise
 from typing import Any
 
 from labs.machine import Curve, Machine, load_sheet, sheet_names
 
 MEBI = 2**20
+OTHERS = {"pcie", "nvl", "mig"}  # words of devices that have a sheet's name and not its figures
+NODES = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg")
 
 
 def _seconds(step: Callable[[], object], repeats: int, runs: int = 5) -> float:
@@ -39,11 +43,12 @@ def sheet_of(device_name: str) -> Machine | None:
     """The spec sheet of a device by the driver's name: ``NVIDIA A100-SXM4-80GB`` -> a100, or None.
 
     Each part of a sheet's name must be a word of the device's (``RTX 4060`` counts as ``rtx4060`` too). A
-    desktop card is not its laptop namesake, and an ``H100 PCIe`` is another product than the SXM module.
+    desktop card is not its laptop namesake; an ``H100 PCIe`` and an ``H100 NVL`` are other products than the
+    SXM module, and a ``MIG`` slice is a part of one.
     """
     words = device_name.lower().replace("-", " ").split()
     known = {*words, *(left + right for left, right in pairwise(words))}
-    if "pcie" in known:
+    if known & OTHERS:
         return None
     for name in sheet_names():
         parts = name.split("-")
@@ -60,12 +65,32 @@ def _product_flops(dtype: Any, size: int) -> float:
     return 4 * 2.0 * size**3 / _seconds(lambda: torch.baddbmm(c, a, b), repeats=3)
 
 
-def measure() -> Machine | None:
-    """The device's constants, or None where there is none."""
+def absent() -> str:
+    """Why there is no device to measure, or ``""``."""
+    try:
+        import torch
+    except ImportError as error:
+        return f"torch cannot be imported: {error}"
+    if not (torch.version.cuda or torch.version.hip):
+        return f"torch {torch.__version__} is built without CUDA and ROCm"
+    return "" if torch.cuda.is_available() else f"torch {torch.__version__} finds no device"
+
+
+def device_name() -> str:
+    """Of the device that ``measure`` would measure, or ``""``; torch is only imported where there is one."""
+    if sys.platform == "linux" and not any(map(glob, NODES)):
+        return ""
+    if absent():
+        return ""
     import torch
 
-    if not torch.cuda.is_available():
-        return None
+    return torch.cuda.get_device_properties(0).name
+
+
+def measure() -> Machine:
+    """The device's constants. There is one (``absent``)."""
+    import torch
+
     properties = torch.cuda.get_device_properties(0)
     values: dict[str, float] = {"memory_bytes": float(properties.total_memory)}
     sources = {"memory_bytes": "device properties"}

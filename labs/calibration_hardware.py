@@ -1,7 +1,8 @@
 """What the silicon can do: arithmetic peaks, bandwidth curves, page faults. Used by ``labs.calibration``.
 
 Limits are the best of several short runs, since a busy machine only ever makes things slower; costs are
-medians (``typical``), because a prediction is held against a median.
+medians (``typical``), because a prediction is held against a median. Compilations are too long for a median:
+of a few the least counts (``calibration_compilers``).
 "All cores" is Python threads that run code without the GIL, each on its own memory, which it touched
 first itself (on several sockets a page lives where it was first touched). The time of a run goes from
 the first start to the last end.
@@ -267,7 +268,8 @@ def page_faults(cores: int, size_bytes: int = 32 * MEBI) -> Figures:
 
     figures: Figures = {}
     for name, threads in (("page_fault_s_per_byte", 1), ("page_fault_all_s_per_byte", cores)):
-        seconds = min(life(threads) for _ in range(12))
+        life(threads)
+        seconds = statistics.median(life(threads) for _ in range(12))
         source = f"mmap, first touch of each page by {threads} thread(s), munmap of {size_bytes // MEBI} MiB"
         figures[name] = (seconds / size_bytes, source)
     return figures

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from labs.calibration_child import figures_of
 
 TIME_OUT_S = 60.0
 SMALL_BYTES, LARGE_BYTES = 64, 2**20
@@ -103,20 +102,7 @@ def measure_here() -> dict[str, tuple[float, str]]:
 
 def measure() -> dict[str, tuple[float, str]]:
     """The same, measured in a fresh process; RuntimeError when it does not answer in time."""
-    root = str(Path(__file__).resolve().parents[1])
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "labs.calibration_links"],
-            capture_output=True, text=True, timeout=2 * TIME_OUT_S, env=environment, check=True,
-        )  # fmt: skip
-        return {name: (float(value), source) for name, (value, source) in json.loads(done.stdout).items()}
-    except subprocess.CalledProcessError as error:
-        reason = (error.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RuntimeError(f"the calibration of links failed: {reason}") from None
-    except subprocess.TimeoutExpired:
-        raise RuntimeError(f"the calibration of links did not end within {2 * TIME_OUT_S:.0f} s") from None
+    return figures_of("labs.calibration_links", 2 * TIME_OUT_S)
 
 
 if __name__ == "__main__":

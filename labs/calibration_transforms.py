@@ -6,6 +6,7 @@ constant comes from the operation it predicts.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from labs.calibration_hardware import Figures, best, typical
 
 OPERATIONS = 16  # of a chain: what the chain adds to one of them is divided by so many
 LONGER = 8  # steps of the longer of two programs whose compilation is compared
+REST_S = 2e-3  # longer than XLA's idle threads spin
 TURNS, KERNELS_OF_A_TURN = 512, 3
 SIDE = 320  # of the product whose rate is taken: in cache, and many times a call's own cost
 
@@ -31,6 +33,17 @@ def _per_call(
     return typical(many, 9) / count
 
 
+def _rested_call(step: Callable[[], object], count: int = 25) -> float:
+    """Median seconds of a call whose thread of XLA's has gone to sleep."""
+    seconds = []
+    for _ in range(count):
+        time.sleep(REST_S)
+        begin = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)
+
+
 def jax_programs() -> Figures:
     """Dispatch of jitted programs, kernels inside one, and compiling them."""
     import jax
@@ -45,6 +58,7 @@ def jax_programs() -> Figures:
     handed = _per_call(lambda: negate(some), 100, wait)
     waited = _per_call(lambda: negate(some).block_until_ready(), 50)
     answered = _per_call(lambda: negate(one).block_until_ready(), 200)
+    woken = _rested_call(lambda: negate(some).block_until_ready())
     several = jax.jit(lambda items: [-item for item in items])
     items = [one] * OPERATIONS
     arrays = _per_call(lambda: several(items), 50, wait)
@@ -70,6 +84,10 @@ def jax_programs() -> Figures:
         "jax_wait_s": (
             max(waited - answered, 0.0),
             "the same two with a wait after each call: handing over and being woken",
+        ),
+        "jax_wake_s": (
+            max(woken - answered, 0.0),
+            f"the same, {1e3 * REST_S:g} ms of rest before each call: XLA's thread sleeps and is woken",
         ),
         "jax_kernel_s": (
             turn / KERNELS_OF_A_TURN,

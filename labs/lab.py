@@ -17,6 +17,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -102,6 +104,8 @@ class Prediction:
     because: the formula with its numbers filled in, one line.
     suspect: the first thing to suspect when the measurement is off by more than a factor of two.
     exact: True for counted quantities (bytes, operations), which must match exactly.
+    fitted: True where most of it is a factor that was chosen to match such a measurement: it is shown, and
+        not counted among the times that were predicted.
     """
 
     variant: str
@@ -110,6 +114,7 @@ class Prediction:
     because: str
     suspect: str = ""
     exact: bool = False
+    fitted: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,15 @@ class Interval:
     @classmethod
     def exact(cls, value: float) -> Interval:
         return cls(value, value, value)
+
+    @classmethod
+    def of_few(cls, values: Sequence[float]) -> Interval:
+        """The median, between the least and the most: for five values a 94 % interval of it."""
+        return cls(statistics.median(values), min(values), max(values))
+
+    def over(self, other: Interval) -> Interval:
+        """The ratio of two positive values that were not measured in pairs."""
+        return Interval(self.value / other.value, self.low / other.high, self.high / other.low)
 
 
 @dataclass(frozen=True)
@@ -333,30 +347,50 @@ def find(lab: Lab, config: Any, address: str) -> Variant:
 # --- running one lab by itself -------------------------------------------------------------------
 
 
+OWN = ("quick", "full", "output", "help")
+"""Options of every lab."""
+
+
+def parser(lab: Lab, name: str) -> argparse.ArgumentParser:
+    """Options derived from the lab's Config: a setting ``some_name`` is ``--some-name``, or
+    ``--set-some-name`` where an option of every lab is called that."""
+    found = argparse.ArgumentParser(prog=f"python -m labs.{name}", description=lab.question)
+    size = found.add_mutually_exclusive_group()
+    size.add_argument("--quick", dest="scale", action="store_const", const="quick", help="smaller sizes")
+    size.add_argument("--full", dest="scale", action="store_const", const="full", help="larger sizes")
+    found.add_argument("--output", default=None, help="results file (default: results-LAB.json)")
+    for item in fields(lab.config):
+        option = item.name.replace("_", "-")
+        text = f"{item.metadata['help']} (default {item.default})"
+        found.add_argument(
+            f"--set-{option}" if option in OWN else f"--{option}",
+            dest=f"set_{item.name}",
+            metavar=str(item.metadata["unit"]).upper().replace(" ", "_") or "VALUE",
+            help=text.replace("%", "%%"),  # argparse formats it
+        )
+    return found
+
+
 def main(name: str) -> None:
     """``python -m labs.NAME``: options derived from the lab's Config, run by the installed runner."""
     from importlib.metadata import entry_points
 
     from labs import load
 
-    lab = load(name)
-    parser = argparse.ArgumentParser(prog=f"python -m labs.{name}", description=lab.question)
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", dest="scale", action="store_const", const="quick", help="smaller sizes")
-    size.add_argument("--full", dest="scale", action="store_const", const="full", help="larger sizes")
-    parser.add_argument("--output", default=None, help="results file (default: results-LAB.json)")
-    for item in fields(lab.config):
-        parser.add_argument(
-            f"--{item.name.replace('_', '-')}",
-            dest=f"set_{item.name}",
-            metavar=str(item.metadata["unit"]).upper().replace(" ", "_") or "VALUE",
-            help=f"{item.metadata['help']} (default {item.default})",
-        )
-    options = vars(parser.parse_args())
+    options = vars(parser(load(name), name).parse_args())
     overrides = {
         key[4:]: value for key, value in options.items() if key.startswith("set_") and value is not None
     }
-    (runner,) = entry_points(group="perflab.runner")
+    runners = {entry.value: entry for entry in entry_points(group="perflab.runner")}
+    if len(runners) != 1:
+        there = f"there are {len(runners)}: {', '.join(sorted(runners))}" if runners else "there is none"
+        print(
+            f"labs.{name}: one installed distribution has to offer a runner (entry point perflab.runner), "
+            f"and {there}; pip install -e . where perflab lies",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
+    (runner,) = runners.values()
     raise SystemExit(
         runner.load()(name, scale=options["scale"] or "normal", overrides=overrides, output=options["output"])
     )

@@ -1,9 +1,11 @@
-"""A recorder that keeps nothing: for what runs as a program and is not measured."""
+"""Recorders that leave out: everything, where a program runs and is not measured; or texts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from labs.lab import Recorder
 
 
 @dataclass(frozen=True)
@@ -17,3 +19,13 @@ class Unrecorded:
 
     def text(self, title: str, text: str) -> None:
         """Nobody reads it."""
+
+
+class WithoutTexts:
+    """The numbers of another recorder, and no texts: for what would be shown twice."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.now, self.record = recorder.now, recorder.record
+
+    def text(self, title: str, text: str) -> None:
+        """It is shown elsewhere."""

@@ -188,7 +188,7 @@ class Restore:
         if is_stateful(target):
             template = target.state_dict()
             if isinstance(target, torch.optim.Optimizer):
-                template = self._with_state(target, template, node)
+                template = self._with_state(target, template, node, path)
             loaded = self.fit(template, node, path, free=not isinstance(target, nn.Module))
 
             def load() -> Any:
@@ -267,20 +267,31 @@ class Restore:
         return lambda: content
 
     def _with_state(
-        self, optimizer: torch.optim.Optimizer, template: dict[str, Any], node: Node
+        self, optimizer: torch.optim.Optimizer, template: dict[str, Any], node: Node, path: tuple[str, ...]
     ) -> dict[str, Any]:
         """The optimizer's state dictionary with the tensors that its first step would make.
 
-        One of its parameter's shape is made like the parameter: on its device, sharded like it.
+        One of its parameter's shape is made like the parameter: on its device, sharded like it. ValueError:
+        what the checkpoint has in the optimizer's place is no optimizer's state.
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         numbers = [number for group in template["param_groups"] for number in group["params"]]
         of = dict(zip(numbers, parameters, strict=False))
         state = {number: dict(entries) for number, entries in template["state"].items()}
-        for number, entries in dict(dict(node["dict"]).get("state", {"dict": []})["dict"]).items():
-            for key, entry in entries["dict"]:
+        saved = _items(node, path).get("state", {"dict": []})
+        for number, entries in _items(saved, (*path, "state")).items():
+            for key, entry in _items(entries, (*path, "state", str(number))).items():
                 shape, dtype = self.stored[entry["tensor"]] if "tensor" in entry else (None, None)
                 old = state.setdefault(number, {}).get(key)
                 if number in of and old is None and shape and shape == tuple(of[number].shape):
                     state[number][key] = torch.zeros_like(of[number], dtype=dtype, requires_grad=False)
         return {**template, "state": state}
+
+
+def _items(node: Node, path: tuple[str, ...]) -> dict[Any, Node]:
+    """What stands in a dictionary's tree. ValueError: it is another's."""
+    ((kind, content),) = node.items()
+    if kind != "dict":
+        where = "/".join(path) or "the state"
+        raise ValueError(f"{where} is a {kind} in the checkpoint; an optimizer's state has a dict there")
+    return dict(content)

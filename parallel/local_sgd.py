@@ -57,7 +57,7 @@ class LocalSGD:
             raise ValueError(f"every is at least 1 and warmup at least 0 steps, not {every} and {warmup}")
         self.optimizer, self.every, self.warmup, self.group = optimizer, every, warmup, group
         self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.steps = 0
+        self.steps, self.apart = 0, False  # apart: a step has been made alone since ranks last agreed
         settings = [f"every={every}, warmup={warmup}"]
         check_alike("settings", settings, group, "all ranks average in the same steps")
         synchronise_module(module, group)
@@ -72,13 +72,20 @@ class LocalSGD:
         if self.steps <= self.warmup:
             average_gradients(self.parameters, self.group)
         self.optimizer.step()
-        if self.steps > self.warmup and (self.steps - self.warmup) % self.every == 0:
+        self.apart = self.steps > self.warmup
+        if self.apart and (self.steps - self.warmup) % self.every == 0:
             self.synchronize()
 
-    @torch.no_grad()
     def synchronize(self) -> None:
-        """The parameters become their mean over the ranks, now. Also right after the last step of a
-        training."""
+        """The ranks agree now, if a step has been made alone since they last did; also after the last step
+        of a training. On every rank."""
+        if self.apart:
+            self._agree()
+            self.apart = False
+
+    @torch.no_grad()
+    def _agree(self) -> None:
+        """The parameters become their mean over the ranks."""
         for parameter, mean in zip(self.parameters, average(self.parameters, self.group), strict=True):
             parameter.copy_(mean)
 
@@ -88,10 +95,10 @@ class LocalSGD:
 
     def state_dict(self) -> dict[str, Any]:
         """What is the same on all ranks; the inner optimizer has a state of its own."""
-        return {"steps": self.steps}
+        return {"steps": self.steps, "apart": self.apart}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.steps = state["steps"]
+        self.steps, self.apart = state["steps"], state["apart"]
 
 
 class DiLoCo(LocalSGD):
@@ -127,7 +134,8 @@ class DiLoCo(LocalSGD):
                 start.copy_(parameter)
 
     @torch.no_grad()
-    def synchronize(self) -> None:
+    def _agree(self) -> None:
+        """One step of the outer optimizer, from where the round began."""
         for start, mean in zip(self.start, average(self.parameters, self.group), strict=True):
             start.grad = start - mean
         self.outer.step()

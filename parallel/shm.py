@@ -92,9 +92,11 @@ class ShmGroup(Messages):
         if (
             (self._size > 2 and size > _ALL_OF_ALL)
             or progress.failure is not None
-            or lane.queue
             or not self._lock.acquire(False)
         ):
+            return self.allreduce_coalesced(tensors, opts)
+        if lane.queue:  # only under the lock does no other thread begin what stands there
+            self._lock.release()
             return self.allreduce_coalesced(tensors, opts)
         try:
             lane.describe_all_reduce(signature, count, tensor.data_ptr(), size, reduce)
@@ -111,7 +113,7 @@ class ShmGroup(Messages):
                 tensors,
                 time_limit(opts, progress),
             )
-            lane.queue.append(operation)
+            lane.queue.appendleft(operation)  # before what other threads have queued: the block is in use
         except BaseException as error:
             progress.break_off(f"{type(error).__name__} in all_reduce", self._rank)
             raise

@@ -183,7 +183,10 @@ class Operation(dist.Work):
         return True
 
     def settle(self, error: BaseException | None) -> None:
+        """The end, once: what another thread has broken off does not succeed any more."""
         with self._settling:
+            if self.finished:
+                return
             self.error, self.finished = error, True
             future = self._future
         if future is not None:
@@ -224,7 +227,8 @@ class Operation(dist.Work):
         with self._settling:
             made, future = self._future is None, self._future or torch.futures.Future()
             self._future = future
-        if made and self.finished:
+            over = made and self.finished  # else ``settle`` finds the future, and fulfils it
+        if over:
             self._fulfil(future)
         return future
 
@@ -273,11 +277,12 @@ class Progress:
         if not asynchronous:
             operation.wait()
             return operation
-        if brief and lane.queue[0] is operation and self.lock.acquire(False):
+        if brief and self.lock.acquire(False):
             # Two ranks in step meet here: the second finds the first one's part and both are done, without
             # the wake-up of a thread, which costs more than a small operation.
             try:
-                self._advance(lane, False)
+                if lane.queue and lane.queue[0] is operation:  # another thread may have finished it
+                    self._advance(lane, False)
             finally:
                 self.lock.release()
         if not operation.finished:

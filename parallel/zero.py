@@ -96,6 +96,7 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
 
     def add_param_group(self, param_group: Group) -> None:
         """One more group; on every rank."""
+        self._full_state = None
         super().add_param_group(param_group)
         if self.optim is not None:
             self.optim.add_param_group(self._sharded(self.param_groups[-1]))
@@ -236,13 +237,14 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
         if self._full_state is None:
             raise RuntimeError(
                 f"the state is not on rank {self.rank}: call consolidate_state_dict(to={self.rank}) on "
-                "every rank after the last step, or take sharded_state_dict()"
+                "every rank after the last change, or take sharded_state_dict()"
             )
         return self._full_state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Each rank's share of an unsharded state: of ours or of ``optimizer_class``, from any number of
         ranks."""
+        self._full_state = None
         zero_state.load(self, state_dict)
 
     def sharded_state_dict(self) -> dict[str, Any]:

@@ -1,14 +1,19 @@
 """Which processes still run, for tests that leave none behind."""
 
 import time
+from contextlib import suppress
 
 import psutil
 
 
 def children():
     """Process ids of all descendants but what multiprocessing keeps for as long as this process lives."""
-    below = psutil.Process().children(recursive=True)
-    return {each.pid for each in below if "resource_tracker" not in " ".join(each.cmdline())}
+    found = set()
+    for each in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it ended since it was listed
+            if "resource_tracker" not in " ".join(each.cmdline()):
+                found.add(each.pid)
+    return found
 
 
 def left_running(pids, seconds=20.0):

@@ -1,7 +1,8 @@
 """A cause a function: from the facts of a profile to what it costs, why one thinks so, and what to try.
 
-``share`` is the part of the time that would go if the cause went (of ``memory_capacity``: the part of the
-room that a step takes); a rule that does not apply returns None.
+``share`` is the part of the time that would go if the cause went, as an estimate: a fix may bring a cost of
+its own, or mend more than the one cause. Of ``memory_capacity`` it is the part of the room that a step takes,
+which foretells no gain of time. A rule that does not apply returns None.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from bench.diagnosis.facts import Facts
 from bench.report.units import format_quantity
 
+TIME, ROOM = "time", "room in memory"
 LEAST = 0.2
 """Of the time: what costs less is no bottleneck, whatever it is."""
 FULL = 0.75
@@ -19,7 +21,8 @@ FULL = 0.75
 FASTER = 1.3
 """A type whose peak is not higher by so much is not worth its rounding."""
 COLD = 1.7
-"""A page fault costs the kernel's time, and as measured some more in the program that touches the page."""
+"""A page fault costs the kernel's time, and as measured some more in the program that touches the page: what
+the kernel has just cleared is in no cache."""
 TYPICAL_PASSES = 5.0
 """Operations that one fused operation replaces, so that of their time a fifth remains: GELU five, a norm
 eight, attention's softmax six, AdamW ten."""
@@ -27,18 +30,19 @@ eight, attention's softmax six, AdamW ten."""
 
 @dataclass(frozen=True)
 class Evidence:
-    """cause: one of ``CAUSES``. share: in 0 to 1. because: sentences with figures and units. attempts: what
-    to try."""
+    """cause: one of ``CAUSES``. share: in 0 to 1, of what ``of`` says: time or memory. because: sentences
+    with figures and units. attempts: what to try."""
 
     cause: str
     share: float
     because: tuple[str, ...]
     attempts: tuple[str, ...]
+    of: str = TIME
 
     @property
-    def gain(self) -> float:
-        """How many times faster without it (Amdahl 1967): an upper bound where the fix costs something."""
-        return 1.0 / max(1.0 - min(self.share, 0.99), 1e-2)
+    def gain(self) -> float | None:
+        """How many times faster without it, about (Amdahl 1967); None of what takes no time."""
+        return 1.0 / (1.0 - min(self.share, 0.99)) if self.of == TIME else None
 
 
 def percent(share: float) -> str:
@@ -84,11 +88,11 @@ def dispatch(facts: Facts) -> Evidence | None:
 
 
 def allocator(facts: Facts) -> Evidence | None:
-    if facts.faults_per_s is None or facts.system is None:
+    if facts.faults_per_s is None or facts.system is None or facts.on_device:
         return None
-    # What the kernel has just cleared is in no cache, which the program pays for.
-    by_constant = facts.fault_share if facts.fault_share is not None else facts.system
-    share = min(COLD * facts.system, by_constant, 1.0)
+    # The kernel's seconds may be another matter's; those of so many faults are known where the machine is.
+    kernel = min(facts.system, facts.fault_share if facts.fault_share is not None else facts.system)
+    share = min(COLD * kernel, 1.0)
     text = (
         f"{format_quantity(facts.faults_per_s, 'page faults/s')} of CPU time; "
         f"{percent(facts.system)} of the CPU "
@@ -97,6 +101,7 @@ def allocator(facts: Facts) -> Evidence | None:
     tries = (
         "keep freed memory: GLIBC_TUNABLES=glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68719476736, "
         "or jemalloc/tcmalloc by LD_PRELOAD; unset MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_",
+        "no malloc_trim(0) in the loop: what it gives back the next operation asks for",
         "write into tensors that are there: out=, in-place operations, "
         "optimizer.zero_grad(set_to_none=False)",
     )
@@ -121,8 +126,8 @@ def memory_capacity(facts: Facts) -> Evidence | None:
     if facts.memory is None or facts.memory_B is None or facts.memory_limit_B is None:
         return None
     text = (
-        f"a step takes {format_quantity(facts.memory_B, 'B')}, {percent(facts.memory)} of what is "
-        f"left of a limit of "
+        f"{'the process grew by' if facts.memory_grown else 'a step takes'} "
+        f"{format_quantity(facts.memory_B, 'B')}, {percent(facts.memory)} of what is left of a limit of "
         f"{format_quantity(facts.memory_limit_B, 'B')}"
     )
     tries = (
@@ -130,7 +135,7 @@ def memory_capacity(facts: Facts) -> Evidence | None:
         "scaled_dot_product_attention, which keeps no scores; smaller pieces with accumulated gradients; "
         "ZeRO or FSDP over ranks",
     )
-    return Evidence("memory_capacity", min(facts.memory, 1.0), (text,), tries)
+    return Evidence("memory_capacity", min(facts.memory, 1.0), (text,), tries, ROOM)
 
 
 def compute_precision(facts: Facts) -> Evidence | None:
@@ -168,8 +173,7 @@ def transfer_synchronization(facts: Facts) -> Evidence | None:
 def communication(facts: Facts) -> Evidence | None:
     if facts.ranks < 2 and not facts.exposed:
         return None
-    # Exposed is a mean over ranks: of two, what one waits for the other counts half in it.
-    share = max(0.0, facts.exposed - facts.late * (1.0 - 1.0 / facts.ranks))
+    share = max(0.0, facts.exposed - _waited(facts))
     text = (
         f"{percent(facts.exposed)} of the time ranks only communicate, without what they wait for a late one "
         f"{percent(share)}"
@@ -181,22 +185,28 @@ def communication(facts: Facts) -> Evidence | None:
     return Evidence("communication", share, (text,), tries)
 
 
+def _waited(facts: Facts) -> float:
+    """The mean over ranks of what they wait for the late one, who waits for nobody. Shared out evenly, its
+    work takes the others just that long: so much of the time would go."""
+    return facts.late * (1.0 - 1.0 / facts.ranks)
+
+
 def straggler(facts: Facts) -> Evidence | None:
     if facts.late_rank < 0:
         return None
     text = (
         f"rank {facts.late_rank} is late: others wait {percent(facts.late)} of the time for it beyond what "
-        "all communicate"
+        f"all communicate; with equal shares {percent(_waited(facts))} would go"
     )
     tries = (
         "equal shares: batches of equal tokens, layers of equal cost",
         "look at that rank's core, clock, memory and neighbours (perflab trace on all ranks)",
     )
-    return Evidence("straggler", facts.late, (text,), tries)
+    return Evidence("straggler", _waited(facts), (text,), tries)
 
 
 def oversubscription(facts: Facts) -> Evidence | None:
-    if facts.threads is None or facts.cores is None or facts.threads <= facts.cores:
+    if facts.threads is None or facts.cores is None or facts.threads <= facts.cores or facts.on_device:
         return None
     share = 1.0 - facts.cores / facts.threads
     if facts.switch_share is not None:  # threads that seldom take turns do no harm

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bench.diagnosis.counted import counted, number, places
-from bench.diagnosis.timeline import timeline
+from bench.diagnosis.counted import Process, counted, number, places, process_of
+from bench.diagnosis.timeline import CALL_NS, timeline, types_are_told
 from bench.traces.events import Job, Trace
 from bench.traces.operations import roof_of
+
+if TYPE_CHECKING:
+    from labs.machine import Machine
 
 NOT_COUNTED = (
     "page faults, context switches, threads and the memory limit: the report was not recorded by perflab "
@@ -24,6 +27,17 @@ NO_MACHINE = (
     "this machine's limits: the report is of another machine, or perflab calibrate has not run, so "
     "compute_precision and the cost of page faults cannot be judged"
 )
+OF_HOSTS = (
+    "a device's memory, and what the host's allocator and threads cost it: memory_capacity, allocator and "
+    "oversubscription are judged of jobs without a device"
+)
+NO_TYPES = (
+    "how long a device multiplied in which type: the report names several, so compute_precision cannot be "
+    "judged"
+)
+CALLS_OF_AN_OPERATOR = 1.64
+"""Plain calls of torch that an operator of a training step costs, autograd's part in it: 1.3 us where one
+took 0.79."""
 
 
 @dataclass(frozen=True)
@@ -33,18 +47,21 @@ class Facts:
     step_s: a typical step.
     input, gaps, calls: no operator runs and the main thread waits for input; does something else for long;
         goes from one operator to the next.
-    calling: ``timeline.CALL_NS`` for each operator, over the CPU time of the steps.
-    small, pointwise, products: own time of operators that are small; pass over memory; multiply matrices.
+    calling: what a call costs for each operator, over the CPU time of the steps.
+    small, pointwise, products: own time of operators that are small; pass over memory; multiply matrices (the
+        last two on a device: of the kernels they launch).
     wide_products: of these in float32 or float64. flops_per_s: of products, by their time.
     exposed: only communication. copies: a device only copies. waits, launches: a device has nothing to do
         because the host had waited for it; because the host is busy launching.
-    late: what the latest rank's lateness costs; late_rank: who, -1 nobody.
+    late: what the latest rank keeps the others waiting; late_rank: who, -1 nobody.
     system: of the CPU seconds those in the kernel. fault_share, switch_share: seconds of all page faults and
-        of all switches of threads, by this machine's constants, over the CPU seconds.
+        of all switches of threads, by this machine's constants, over the CPU seconds. A switch costs as much
+        as one way of a message between processes: system calls, the switch, and what it leaves of the caches.
     faults_per_s, switches_per_s (of threads): by CPU second.
     threads: among which the ranks of a host divide their operations. cores: that they may use. load: the
         machine's average.
-    memory: what a step takes of what is left of the limit.
+    memory: what a step takes of what is left of the limit; memory_grown: it is what the process grew by, as
+        nobody recorded what a step takes.
     faster: peak of a 16-bit type over float32's, on this machine.
     places: where the program's own code stood most often.
     lacks: what the profile or the machine does not tell, and what therefore cannot be seen.
@@ -81,6 +98,7 @@ class Facts:
     memory: float | None = None
     memory_B: float | None = None
     memory_limit_B: float | None = None
+    memory_grown: bool = False
     faster: float | None = None
     places: str = ""
     lacks: Sequence[str] = field(default_factory=tuple)
@@ -112,20 +130,31 @@ def facts_of(job: Job) -> Facts:
             f"{job.source} says how long functions took but not when: a bottleneck shows in a timeline; "
             "record one with perflab profile, torch.profiler or jax.profiler"
         )
-    found = [timeline(trace) for trace in traces]
+    of_steps = [process_of(trace) for trace in traces]
+    machine = _machine(traces[0])
+    plain = machine.get("torch_call_s") if machine is not None else None
+    call_ns = 1e9 * CALLS_OF_AN_OPERATOR * plain if plain else CALL_NS
+    found = [timeline(*each, call_ns) for each in zip(traces, of_steps, strict=True)]
     numbers: dict[str, Any] = {name: sum(one[name] for one in found) / len(found) for name in found[0]}
-    processes = counted(traces)
-    constants = _constants(traces[0], processes)
+    processes = counted(traces, of_steps)
+    on_device = bool(traces[0].on_device().any())
+    constants = _constants(machine, on_device, processes, of_steps[0])
+    lacks = {
+        NOT_COUNTED: not processes and not on_device,
+        OF_HOSTS: on_device,
+        NO_TYPES: not all(types_are_told(trace) for trace in traces),
+        NO_MACHINE: not constants,
+    }
     return Facts(
         ranks=len(traces),
-        on_device=bool(traces[0].on_device().any()),
+        on_device=on_device,
         steps=int(numbers.pop("steps")),
         **numbers,
         **_lateness(job, [one["exposed"] for one in found]),
         **processes,
         **constants,
-        places=places(traces[0].process),
-        lacks=[text for known, text in ((processes, NOT_COUNTED), (constants, NO_MACHINE)) if not known],
+        places=places(of_steps[0]),
+        lacks=[text for text, lacking in lacks.items() if lacking],
     )
 
 
@@ -149,18 +178,27 @@ def _lateness(job: Job, exposed: Sequence[float]) -> dict[str, Any]:
     return found
 
 
-def _constants(trace: Trace, counts: Mapping[str, Any]) -> dict[str, Any]:
-    """Of this machine, where the trace was recorded on it and it was calibrated."""
+def _machine(trace: Trace) -> Machine | None:
+    """This machine, where the trace was recorded on it and it was calibrated."""
     from labs.machine import load_cached
 
-    machine = load_cached()
-    if machine is None or roof_of(trace) is None:
+    return load_cached() if roof_of(trace) is not None else None
+
+
+def _constants(
+    machine: Machine | None, on_device: bool, counts: Mapping[str, Any], process: Process
+) -> dict[str, Any]:
+    """What the machine's limits say of this job; empty where they are not known."""
+    if machine is None:
         return {}
-    wide = machine.peak("float32", unit="matrix")
-    narrow = max(machine.get(f"matrix_{name}_1_flops") or 0.0 for name in ("bfloat16", "float16"))
-    found = {"faster": max(1.0, narrow / wide)}
+    computes, suffix = (machine.gpu, "all") if on_device else (machine, "1")
+    if computes is None:
+        return {}
+    wide = computes.peak("float32", unit="matrix", threads=0 if on_device else 1)
+    names = [f"matrix_{name}_{suffix}_flops" for name in ("bfloat16", "float16")]
+    found = {"faster": max(1.0, max(computes.get(name) or 0.0 for name in names) / wide)}
     if counts:
-        page = number(trace.process.get("page_B")) or 4096.0
+        page = number(process.get("page_B")) or 4096.0
         found["fault_share"] = counts["faults_per_s"] * page * (machine.get("page_fault_s_per_byte") or 0.0)
-        found["switch_share"] = counts["switches_per_s"] * (machine.get("thread_switch_s") or 0.0)
+        found["switch_share"] = counts["switches_per_s"] * (machine.get("process_switch_s") or 0.0)
     return found

@@ -1,25 +1,31 @@
-"""What the timeline of one trace says: shares of the time of its complete steps."""
+"""What the timeline of one trace says: shares of the time of its complete steps.
+
+On a device an operator's time is that of the kernels it launched: on the host it takes as long as a launch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from msgspec.structs import replace
 
-from bench.diagnosis.counted import cpu_ns
+from bench.diagnosis.counted import Process, cpu_ns, windows_of
 from bench.traces.breakdown import Activity, activities, breakdown, is_communication_call, together
 from bench.traces.causes import Cause, is_input
 from bench.traces.events import Kind, Trace
 from bench.traces.idle import idle_reasons, main_lane
-from bench.traces.intervals import Intervals, intersect, subtract, total, union
+from bench.traces.intervals import Intervals, covered, intersect, subtract, total, union
+from bench.traces.operations import operator_behind
 from bench.traces.steps import steps
 from bench.traces.tree import launched_by, parents, self_time
 
 SMALL_NS = 20_000
 """An operator whose own time is less does little but be called: torch's profiler adds some microseconds."""
 CALL_NS = 1_300
-"""What calling an operator costs before it computes, without a profiler and with autograd's part: a training
-step on tensors of next to no size takes 1.5 us for each operator that is recorded of it."""
+"""What calling an operator costs before it computes, without a profiler and with autograd's part, where the
+machine's own figure is not known: a training step on tensors of next to no size took 1.5 us for each operator
+that was recorded of it, where a plain call took 0.8 us."""
 GAP_NS = 150_000
 """Between two operators. A shorter gap is the price of a call; in a longer one the program does something
 else."""
@@ -47,12 +53,15 @@ _OF_CAUSE = {
 """The fact that a reason for an idle device belongs to."""
 
 
-def timeline(trace: Trace) -> dict[str, float]:
-    """The figures of ``Facts`` that one trace gives, by name."""
+def timeline(trace: Trace, process: Process, call_ns: float = CALL_NS) -> dict[str, float]:
+    """The figures of ``Facts`` that one trace gives, by name. process: what was counted during its steps.
+    call_ns: what calling an operator costs."""
     events, marked = trace.events, steps(trace)
-    windows = union(marked.start[marked.complete], marked.end[marked.complete])
+    windows = windows_of(marked)
     whole = max(total(*windows), 1)
     above, units = parents(events), activities(trace)
+    launched = launched_by(events)
+    on_device = bool(units) and units[0].device >= 0
     own = self_time(events, above)
     inside = (events.kind == Kind.OPERATOR) & _inside(events.start, windows)
     operators = inside & ~_named(trace, is_communication_call)
@@ -60,26 +69,42 @@ def timeline(trace: Trace) -> dict[str, float]:
     products = operators & (events.flops > 0)
     pointwise = operators & ~small & _named(trace, POINTWISE.__contains__)
     lengths = (marked.end - marked.start)[marked.complete]
-    seconds = float(events.duration[products].sum()) / 1e9
-    share_of_products = float(own[products].sum()) / whole
+    if on_device:
+        spent = ran = _kernel_time(trace, above, launched, windows)
+        both = max(whole * len(units), 1)
+        products, pointwise = (events.flops > 0), _named(trace, POINTWISE.__contains__)
+    else:
+        spent, ran, both = own, events.duration, whole
+    seconds = float(ran[products].sum()) / 1e9
+    share_of_products = float(spent[products].sum()) / both
     found = {
         "steps": float(marked.complete.sum()),
         "step_s": float(np.median(lengths)) / 1e9 if len(lengths) else whole / 1e9,
-        "calling": min(1.0, float(operators.sum()) * CALL_NS / cpu_ns(trace, whole, len(lengths))),
+        "calling": min(1.0, float(operators.sum()) * call_ns / cpu_ns(process, whole, len(lengths))),
         "small": float(own[small].sum()) / whole,
         "operators_per_s": float(operators.sum()) / whole * 1e9,
-        "pointwise": float(own[pointwise].sum()) / whole,
+        "pointwise": float(spent[pointwise].sum()) / both,
         "products": share_of_products,
         "wide_products": share_of_products * _wide(trace),
-        "flops_per_s": float(events.flops[products].sum()) / seconds if seconds else 0.0,
+        "flops_per_s": float(events.flops[products & (ran > 0)].sum()) / seconds if seconds else 0.0,
         **dict.fromkeys(("input", "gaps", "calls", "waits", "launches", "exposed", "copies"), 0.0),
     }
     parts = [each for unit in units for each in breakdown(unit, windows.start, windows.end)]
     if parts:
         found |= {name: together(parts).share(name) for name in ("exposed", "copies")}
-    if len(units) == 1 and units[0].device < 0:
-        return found | _host_gaps(trace, units[0], windows)
-    return found | _device_gaps(trace, units, above)
+    if on_device:
+        return found | _device_gaps(trace, units, above, launched, windows)
+    return found | (_host_gaps(trace, units[0], windows) if units else {})
+
+
+def _kernel_time(trace: Trace, above: np.ndarray, launched: np.ndarray, windows: Intervals) -> np.ndarray:
+    """int64 (rows,): for each operator the nanoseconds in the windows of the kernels that it launched."""
+    events = trace.events
+    behind = operator_behind(trace, above, launched)
+    rows = np.flatnonzero((behind >= 0) & (events.kind == Kind.KERNEL))
+    found = np.zeros(len(events), np.int64)
+    np.add.at(found, behind[rows], covered(windows, events.start[rows], events.end[rows]))
+    return found
 
 
 def _named(trace: Trace, wanted: Callable[[str], bool]) -> np.ndarray:
@@ -88,8 +113,16 @@ def _named(trace: Trace, wanted: Callable[[str], bool]) -> np.ndarray:
     return names[trace.events.name]
 
 
+def types_are_told(trace: Trace) -> bool:
+    """Whether it is known how much of the products' time each type took: types are recorded with the host's
+    time, which says nothing of a device's where there are several."""
+    return not trace.on_device().any() or len(trace.product_ns) < 2
+
+
 def _wide(trace: Trace) -> float:
     """Of the time of products that in 32 or 64 bits; 0 where types were not recorded."""
+    if not types_are_told(trace):
+        return 0.0
     every = sum(trace.product_ns.values())
     return sum(trace.product_ns.get(name, 0) for name in WIDE) / every if every else 0.0
 
@@ -113,13 +146,17 @@ def _host_gaps(trace: Trace, host: Activity, windows: Intervals) -> dict[str, fl
     }
 
 
-def _device_gaps(trace: Trace, units: Sequence[Activity], above: np.ndarray) -> dict[str, float]:
-    """Of devices: what they waited for, over the span of all."""
-    launched = launched_by(trace.events)
-    span = sum(unit.window[1] - unit.window[0] for unit in units) or 1
+def _device_gaps(
+    trace: Trace, units: Sequence[Activity], above: np.ndarray, launched: np.ndarray, windows: Intervals
+) -> dict[str, float]:
+    """Of devices: what they waited for during the steps. A device that starts late waited before, too."""
+    span = len(units) * total(*windows) or 1
     found = dict.fromkeys(("input", "gaps", "calls", "waits", "launches"), 0.0)
     for unit in units:
-        for reason in idle_reasons(trace, unit, above, launched):
+        first, last = unit.window
+        if len(windows.start):
+            first, last = min(first, int(windows.start[0])), max(last, int(windows.end[-1]))
+        for reason in idle_reasons(trace, replace(unit, window=(first, last)), above, launched, windows):
             fact = _OF_CAUSE.get(reason.cause)
             if fact:
                 found[fact] += reason.time / span

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench.diagnosis.causes import FULL, LEAST, NONE, RULES, Evidence
-from bench.diagnosis.facts import Facts
+from bench.diagnosis.causes import FULL, LEAST, NONE, ROOM, RULES, Evidence
+from bench.diagnosis.facts import Facts, facts_of
+from bench.traces.events import Job
 
 CLEAR = 2.0
 """A cause that costs so many times what the next costs, or what counts at all, is clear."""
@@ -37,7 +38,7 @@ class Diagnosis:
             "bottleneck": self.bottleneck,
             "sure": self.sure,
             "gain": self.evidence.gain if self.evidence else 1.0,
-            "evidence": [asdict(one) | {"weight": weight(one)} for one in self.ranked],
+            "evidence": [asdict(one) | {"weight": weight(one), "gain": one.gain} for one in self.ranked],
             "lacks": list(self.facts.lacks),
             "facts": self.facts.to_json(),
         }
@@ -46,9 +47,14 @@ class Diagnosis:
 def weight(evidence: Evidence) -> float:
     """What evidence counts against ``LEAST``. A full memory costs no time that could be compared: it counts
     from ``FULL`` on, as the share above it of what is above."""
-    if evidence.cause == "memory_capacity":
+    if evidence.of == ROOM:
         return max(0.0, LEAST + (evidence.share - FULL) / (1 - FULL) * (1 - LEAST) / 2)
     return evidence.share
+
+
+def diagnose(job: Job) -> Diagnosis:
+    """Of one job, of all its ranks. ValueError: its reports have no timeline."""
+    return decide(facts_of(job))
 
 
 def decide(facts: Facts) -> Diagnosis:

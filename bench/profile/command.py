@@ -14,8 +14,11 @@ from labs.lab import Scale, nearest
 PROFILERS = {".json.gz": "torch.profiler", ".xplane.pb": "jax.profiler", ".prof": "cProfile"}
 
 
-def profile_program(words: Sequence[str], kind: str, output: Path | None, memory: bool = True) -> int:
-    """Run a Python program under a profiler; its own exit status. memory: see ``TorchRecorder``."""
+def profile_program(
+    words: Sequence[str], kind: str, output: Path | None, memory: bool = True, quiet: bool = False
+) -> int:
+    """Run a Python program under a profiler; its own exit status. memory: see ``TorchRecorder``. quiet: what
+    it prints goes to stderr, because stdout is for another's answer."""
     from bench.profile.launch import parse, run, signals_held
 
     _check_kind(kind)
@@ -25,7 +28,7 @@ def profile_program(words: Sequence[str], kind: str, output: Path | None, memory
         created = _create(folder)
         settings = json.dumps({"output": str(folder.resolve()), "kind": kind, "memory": memory})
         try:
-            status = run(program.profiled(settings), before)
+            status = run(program.profiled(settings), before, sys.stderr.fileno() if quiet else None)
         finally:
             found = _reports(folder)
             if created:

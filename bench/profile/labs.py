@@ -14,6 +14,7 @@ from typing import Any
 from bench.environment import allocator_environment
 from bench.request import Request, settings_of
 from bench.supervise import Supervised
+from bench.world.protocol import without_launcher
 from labs import load
 from labs.lab import Lab, Scale, Variant, nearest
 
@@ -70,9 +71,7 @@ def record(lab: Lab, config: Any, variant: Variant, folder: Path, kind: str, ste
     if variant.processes > 1:
         command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(variant.processes), "-m"]
     command += ["bench.profile.variant", settings]
-    environment = {**os.environ, **allocator_environment(lab.columns[0])}
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        environment.pop(name, None)
+    environment = {**without_launcher(os.environ), **allocator_environment(lab.columns[0])}
     with tempfile.TemporaryDirectory() as scratch:
         log = f"{scratch}/log"
         child = Supervised(command, environment, log)

@@ -150,17 +150,18 @@ def signals_held() -> Iterator[set[int]]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def run(command: Sequence[str], held_before: set[int]) -> int:
+def run(command: Sequence[str], held_before: set[int], output: int | None = None) -> int:
     """Run it in the foreground; its exit status, or 128 + the number of the signal that ended it. Only inside
     ``signals_held``.
 
-    Its input and output are ours. Signals sent to us are passed on, but for those that the terminal already
-    sent to the whole group (Ctrl-C): twice would interrupt the program's own cleaning up.
+    Its input and output are ours; what it prints goes to the file ``output`` where one is given. Signals sent
+    to us are passed on, but for those that the terminal already sent to the whole group (Ctrl-C): twice would
+    interrupt the program's own cleaning up.
     """
     if signal.sigpending() & {signal.SIGINT, signal.SIGTERM}:
         raise KeyboardInterrupt  # it came before the program was there
     restored = partial(signal.pthread_sigmask, signal.SIG_SETMASK, held_before)
-    child = subprocess.Popen(command, preexec_fn=restored)
+    child = subprocess.Popen(command, preexec_fn=restored, stdout=output)
     while child.poll() is None:
         arrived = signal.sigtimedwait(_SIGNALS, 1.0)
         if arrived is None or arrived.si_signo == signal.SIGCHLD:

@@ -22,7 +22,14 @@ KEY = "perflab"
 """The entry's name in a report of torch.profiler."""
 
 SAMPLE_SECONDS = 0.004
+MOST_SAMPLES = 8192  # of a long record every second one is dropped, again and again: about 0.5 MB of JSON
 MOST_PLACES = 24  # of the main thread that are kept, the most frequent first
+COLUMNS = (
+    *("time_ns", "user_us", "system_us", "minor_faults", "voluntary_switches", "involuntary_switches"),
+    *("resident_kB", "place"),
+)
+"""Of a sample: time since the record's ``start_ns`` (nanoseconds since 1970), what the process has used since
+it started, and where the main thread stood: index into ``places``, -1 for one that is not kept."""
 _UNLIMITED = 1 << 60  # bytes: cgroups write a number near 2^63 for "no limit"
 _LIBRARIES = ("site-packages", "dist-packages", f"{os.sep}lib{os.sep}python")
 
@@ -34,7 +41,10 @@ class ProcessRecord:
     """
 
     def __init__(self) -> None:
-        self._places: Counter[tuple[str, str]] = Counter()
+        self._samples: list[tuple[Any, ...]] = []
+        self._seconds = SAMPLE_SECONDS
+        self._changing = threading.Lock()
+        self._pages = _Pages()
         self._ended = threading.Event()
         self._watched = threading.main_thread().ident
         self._sampler: threading.Thread | None = None
@@ -48,7 +58,9 @@ class ProcessRecord:
 
     def restart(self) -> None:
         """Count times and faults from here on: what came since ``start`` was warming up."""
-        self._places.clear()
+        with self._changing:
+            self._samples = []
+        self._start_ns = time.time_ns()
         self._begin = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
 
     def stop(self) -> dict[str, Any]:
@@ -58,6 +70,12 @@ class ProcessRecord:
         self._ended.set()
         if self._sampler is not None:
             self._sampler.join(1.0)
+        self._pages.close()
+        with self._changing:
+            samples = self._samples
+        stood = Counter(sample[-1] for sample in samples if sample[-1] is not None)
+        kept = [place for place, _ in stood.most_common(MOST_PLACES)]
+        numbers = {place: number for number, place in enumerate(kept)}
         return {
             "wall_s": now - began,
             "user_s": after.ru_utime - before.ru_utime,
@@ -72,16 +90,53 @@ class ProcessRecord:
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "compute_threads": _compute_threads(),
             "load_average": os.getloadavg()[0],
-            "samples": sum(self._places.values()),
-            "places": [[*place, count] for place, count in self._places.most_common(MOST_PLACES)],
+            "samples": sum(stood.values()),
+            "places": [[*place, stood[place]] for place in kept],
+            "start_ns": self._start_ns,
+            "columns": list(COLUMNS),
+            "series": [
+                [sample[0] - self._start_ns, *sample[1:-1], numbers.get(sample[-1], -1)] for sample in samples
+            ],
         }
 
     def _sample(self) -> None:
-        while not self._ended.wait(SAMPLE_SECONDS):
+        while not self._ended.wait(self._seconds):
             frame = sys._current_frames().get(self._watched) if self._watched is not None else None
-            if frame is not None:
-                self._places[_place(frame)] += 1
+            place = _place(frame) if frame is not None else None
             del frame  # else what the program's functions hold would live on
+            used = resource.getrusage(resource.RUSAGE_SELF)
+            sample = (
+                *(time.time_ns(), round(1e6 * used.ru_utime), round(1e6 * used.ru_stime), used.ru_minflt),
+                *(used.ru_nvcsw, used.ru_nivcsw, self._pages.resident_kb(), place),
+            )
+            with self._changing:
+                self._samples.append(sample)
+                if len(self._samples) >= MOST_SAMPLES:
+                    self._samples = self._samples[::2]
+                    self._seconds *= 2
+
+
+class _Pages:
+    """The pages of this process that are in memory, from a file that stays open: it is read often."""
+
+    def __init__(self) -> None:
+        self._kb = resource.getpagesize() // 1024
+        try:
+            self._file = os.open("/proc/self/statm", os.O_RDONLY)
+        except OSError:  # no Linux
+            self._file = -1
+
+    def resident_kb(self) -> int:
+        """0 where the system does not tell."""
+        try:
+            return int(os.pread(self._file, 64, 0).split()[1]) * self._kb
+        except (OSError, IndexError, ValueError):
+            return 0
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
 
 def _place(frame: Any) -> tuple[str, str]:

@@ -55,7 +55,8 @@ class TorchRecorder:
     recorded as ProfilerStep#1 and so on. Without, the program's own marks are what there is.
     memory: also record what is allocated. Together with shapes it keeps torch from using freed memory again:
     page faults counted meanwhile are the profiler's (measured: 16,000 instead of 0 a step).
-    counted: of the process, beforehand, where page faults matter; by default it is counted meanwhile.
+    counted: of the process, beforehand, where page faults matter; by default it is counted meanwhile, with a
+    series of samples of which a reader takes those of the program's steps.
     """
 
     suffix = ".json.gz"
@@ -126,16 +127,19 @@ class TorchRecorder:
         if self._profile is None:
             return False
         part = part_of(path)
-        if self._early is not None:
-            import shutil
+        try:
+            if self._early is not None:
+                import shutil
 
-            shutil.move(self._early, part)
-            self._early.parent.rmdir()
-        else:
-            self._end(part)
-        os.replace(part, path)
-        for owner, name, method in reversed(self._replaced):
-            setattr(owner, name, method)
+                shutil.move(self._early, part)
+                self._early.parent.rmdir()
+            else:
+                self._end(part)
+            os.replace(part, path)
+        finally:
+            while self._replaced:
+                owner, name, method = self._replaced.pop()
+                setattr(owner, name, method)
         return True
 
     def _end(self, path: Path) -> None:
@@ -151,6 +155,8 @@ class TorchRecorder:
             counted = self._counted.stop()
             if self._beforehand is not None:
                 counted |= self._beforehand
+                for key in ("start_ns", "columns", "series"):  # of other steps than those that were counted
+                    counted.pop(key, None)
             self._profile.add_metadata_json(self._process.KEY, json.dumps(counted))
             self._counted = None
 

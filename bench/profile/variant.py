@@ -9,16 +9,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from bench.clocks import Clock, clock
+from bench.clocks import clock
 from bench.measure import RoundRecorder, explain
 from bench.profile.child import report_name
-from bench.profile.process import ProcessRecord
-from bench.profile.recorders import RECORDERS, Recorder, TorchRecorder
+from bench.profile.recorders import RECORDERS
+from bench.profile.steps import record
 from labs import load
 from labs.lab import Variant, find
 
@@ -56,40 +55,23 @@ def _record(
     try:
         for _ in range(1 + WARM_CALLS):
             waits.wait(step())
-        recorder = _recorder(kind or _kind_of(variant, set(sys.modules) - before), steps, step, waits)
-        _run(step, waits, recorder, steps, ranks)
-        path = Path(output) / f"{report_name()}{recorder.suffix}"
-        if not recorder.stop(path):
-            raise RuntimeError("the profiler recorded nothing")
+        kind = kind or _kind_of(variant, set(sys.modules) - before)
+        path = Path(output) / f"{report_name()}{RECORDERS[kind].suffix}"
+        record(step, steps, path, _barrier if ranks > 1 else _nobody, waits.wait, kind)
     finally:
         close = getattr(step, "close", None)
         if close is not None:
             close()
 
 
-def _recorder(kind: str, steps: int, step: Callable[[], object], waits: Clock) -> Recorder:
-    """torch's profiler changes what is counted of the process, which is of as many calls before it starts."""
-    if kind != "torch":
-        return RECORDERS[kind](steps)
-    process = ProcessRecord()
-    process.start()
-    for _ in range(steps):
-        waits.wait(step())
-    return TorchRecorder(steps, counted=process.stop() | {"steps": steps})
+def _barrier() -> None:
+    import torch.distributed as dist
+
+    dist.barrier()
 
 
-def _run(step: Callable[[], object], waits: Clock, recorder: Recorder, steps: int, ranks: int) -> None:
-    if ranks > 1:
-        import torch.distributed as dist
-
-        dist.barrier()
-    recorder.start()
-    if ranks > 1:
-        dist.barrier()  # starting takes a while, on each rank another; not a part of the first step
-    warms = isinstance(recorder, RECORDERS["torch"])  # torch's schedule begins with a step that it drops
-    for _ in range(steps + warms):
-        waits.wait(step())
-        recorder.step()
+def _nobody() -> None:
+    """One rank waits for none."""
 
 
 def _kind_of(variant: Variant, brought: set[str]) -> str:

@@ -178,5 +178,16 @@ def print_machine(machine: Machine, console: Console) -> None:
             for size, rate in points
         )
         print_line(console, f"bandwidth {name}: {text}")
+    for name, reason in machine.facts.get("left_out", {}).items():
+        print_line(console, f"left out: {name}: {reason}", "yellow")
+    for doubt in machine.facts.get("doubts", []):
+        print_line(console, f"doubtful: {doubt}", "bold red")
     if machine.gpu is not None:
         print_machine(machine.gpu, console)
+    elif "gpu" in machine.facts:
+        print_line(console, f"GPU: {machine.facts['gpu']}", "dim")
+    if "sweeps" in machine.facts:
+        took = (
+            f"measured {machine.facts['sweeps']} times over in {machine.facts.get('calibrated_in', NOTHING)}"
+        )
+        print_line(console, took, "dim")

@@ -1,8 +1,9 @@
 """The same requests served by the lab's workers and by ``transformers``, on the same weights and two cores.
 
 Eight requests at a time: ours takes the next as soon as one is done, four on each of two single-threaded
-workers, and every token goes through the service; ``generate`` takes batches of eight in one process with two
-threads, prompts padded on the left, and writes as many tokens as the longest of them asks for.
+workers, and every token goes through the service. ``generate`` takes batches, prompts padded on the left, and
+writes as many tokens as the longest of a batch asks for: eight in one process with two threads or one, or
+four in each of two processes of one thread, which is how ours has the cores.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
-from functools import cache
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from multiprocessing import get_context
 from time import perf_counter
 from typing import Any
 
@@ -25,8 +29,37 @@ LOADS = {
     "mixed": ((32, 160), (8, 56)),
 }
 """Bounds of (prompt, output) tokens. Equal lengths are where a static batch wastes nothing."""
-CONFIGURATIONS = ("sdpa", "eager", "static cache")
-"""Of ``generate``: its attention, or sdpa with a cache that is allocated beforehand."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """How ``generate`` is run. static: with a cache that is allocated beforehand; compiled: its decode step,
+    by torch.compile. by_output: requests that ask for about as much are in one batch, which no server that
+    takes them as they come can do."""
+
+    attention: str = "sdpa"
+    threads: int = WORKERS
+    processes: int = 1
+    static: bool = False
+    compiled: bool = False
+    by_output: bool = False
+
+    def batches(self, asked: Sequence[Request]) -> list[list[Request]]:
+        order = sorted(asked, key=lambda each: each.output) if self.by_output else list(asked)
+        size = CONCURRENT // self.processes
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+CONFIGURATIONS = {
+    "sdpa": Configuration(),
+    "eager": Configuration("eager"),
+    "1 thread": Configuration(threads=1),
+    "static cache": Configuration(static=True),
+    "static cache, compiled": Configuration(static=True, compiled=True),
+    "2 processes": Configuration(threads=1, processes=2),
+    "2 processes, eager": Configuration("eager", threads=1, processes=2),
+    "2 processes, by output": Configuration(threads=1, processes=2, by_output=True),
+}
 
 
 def requests(load: str, count: int = 3 * CONCURRENT) -> list[Request]:
@@ -49,8 +82,6 @@ def tokens_of(load: str) -> int:
 
 def ours(load: str) -> Callable[[], dict[int, list[int]]]:
     """Serves all requests on workers that stay, with empty caches."""
-    from dataclasses import replace
-
     from labs.serving.fleet import fleet
     from labs.unrecorded import Unrecorded
 
@@ -106,48 +137,74 @@ def peer() -> Any:
     return model
 
 
-def theirs(load: str, configuration: str) -> Callable[[], dict[int, list[int]]]:
-    """``generate`` on batches of eight, in the order in which they are asked for."""
-    import torch
-
-    model, asked = peer(), requests(load)
-    batches = [_padded(asked[start : start + CONCURRENT]) for start in range(0, len(asked), CONCURRENT)]
+def theirs(load: str, name: str) -> Callable[[], dict[int, list[int]]]:
+    """``generate`` on batches, in the order in which they are asked for; of two processes each takes the next
+    batch when it is done with one."""
+    configuration, asked = CONFIGURATIONS[name], requests(load)
+    batches = configuration.batches(asked)
 
     def serve() -> dict[int, list[int]]:
-        model.set_attn_implementation("eager" if configuration == "eager" else "sdpa")
-        more = {"cache_implementation": "static"} if configuration == "static cache" else {}
-        found = {}
-        for part, tokens, mask in batches:
-            with torch.inference_mode():
-                written = model.generate(
-                    tokens,
-                    attention_mask=mask,
-                    max_new_tokens=max(each.output for each in part),
-                    do_sample=False,
-                    disable_compile=True,
-                    **more,
-                )
-            for each, row in zip(part, written[:, tokens.shape[1] :].tolist(), strict=True):
-                found[each.number] = row[: each.output]
-        return found
+        if configuration.processes > 1:
+            rows = processes().map(partial(generate, configuration), batches)
+        else:
+            rows = map(partial(generate, configuration), batches)
+        return {number: tokens for row in rows for number, tokens in row.items()}
 
     return serve
 
 
-def _padded(part: Sequence[Request]) -> tuple[Sequence[Request], Any, Any]:
-    """(requests, tokens, which of them are no padding)."""
+@cache
+def processes() -> ProcessPoolExecutor:
+    """Those of the peer, which stay; each has a model."""
+    return ProcessPoolExecutor(WORKERS, get_context("spawn"))
+
+
+def generate(configuration: Configuration, batch: Sequence[Request]) -> dict[int, list[int]]:
+    """What the peer writes for a batch, in this process."""
     import torch
 
-    longest = max(len(each.prompt) for each in part)
-    rows = [[PADDING] * (longest - len(each.prompt)) + list(each.prompt) for each in part]
-    mask = [[0] * (longest - len(each.prompt)) + [1] * len(each.prompt) for each in part]
-    return part, torch.tensor(rows), torch.tensor(mask)
+    model = peer()
+    torch.set_num_threads(configuration.threads)
+    model.set_attn_implementation(configuration.attention)
+    more: dict[str, Any] = {}
+    if configuration.static:
+        more["cache_implementation"] = "static"
+    if configuration.compiled:
+        from transformers import CompileConfig
+
+        more["compile_config"] = CompileConfig(fullgraph=False, mode="default")
+        more["compile_config"]._compile_all_devices = True  # a CPU is left out by default
+    tokens, mask = _padded(batch)
+    with torch.inference_mode():
+        written = model.generate(
+            tokens,
+            attention_mask=mask,
+            max_new_tokens=max(each.output for each in batch),
+            do_sample=False,
+            disable_compile=not configuration.compiled,
+            **more,
+        )
+    rows = written[:, tokens.shape[1] :].tolist()
+    return {each.number: row[: each.output] for each, row in zip(batch, rows, strict=True)}
+
+
+def _padded(batch: Sequence[Request]) -> tuple[Any, Any]:
+    """(tokens, which of them are no padding)."""
+    import torch
+
+    longest = max(len(each.prompt) for each in batch)
+    rows = [[PADDING] * (longest - len(each.prompt)) + list(each.prompt) for each in batch]
+    mask = [[0] * (longest - len(each.prompt)) + [1] * len(each.prompt) for each in batch]
+    return torch.tensor(rows), torch.tensor(mask)
 
 
 def close() -> None:
-    """Ends the workers."""
+    """Ends the workers and the peer's processes."""
     from labs.concurrency import cluster
     from labs.serving import fleet
 
+    if processes.cache_info().currsize:
+        processes().shutdown()
+        processes.cache_clear()
     fleet.shut_down()
     cluster.shut_down()

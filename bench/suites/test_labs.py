@@ -15,7 +15,7 @@ from bench.journal import Journal
 from bench.measure import GroupResult, explain, measure_group
 from bench.plan import Plan
 from bench.plugin import USED, register
-from bench.world import Worlds
+from bench.world.steps import Worlds
 from labs import NAMES, load
 from labs.lab import Lab, Prediction, Scale, configure
 from labs.machine import Machine, load_cached

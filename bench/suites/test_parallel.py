@@ -15,7 +15,7 @@ import pytest
 from bench.plugin import Paired
 from bench.suites.lines import Line, gathered, table
 from bench.suites.parallel_jobs import COPIES, SIZES, STRATEGIES, TOKENS
-from bench.world import Worlds
+from bench.world.steps import Worlds
 
 JOBS = "bench.suites.parallel_jobs"
 ALL_REDUCE_AIMS = {1 << 12: 8.0, 1 << 16: 4.0, 1 << 20: 3.0, 1 << 22: 3.0, 1 << 24: 3.0, 1 << 26: 3.0}

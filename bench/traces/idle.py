@@ -25,12 +25,18 @@ LATENCY_NS = 50_000
 ten slices started 8 to 37 us after the beginning of their launch."""
 
 
-def idle_reasons(trace: Trace, activity: Activity, parents: np.ndarray, launched: np.ndarray) -> list[Reason]:
+def idle_reasons(
+    trace: Trace,
+    activity: Activity,
+    parents: np.ndarray,
+    launched: np.ndarray,
+    within: Intervals | None = None,
+) -> list[Reason]:
     """Why the activity's gaps are there, the longest first; the times sum to its idle time.
 
-    parents, launched: of ``bench.traces.tree``.
+    parents, launched: of ``bench.traces.tree``. within: only gaps, and parts of gaps, that lie in here.
     """
-    gaps = activity.idle()
+    gaps = activity.idle() if within is None else intersect(activity.idle(), within)
     ledger = Ledger(trace, parents)
     if activity.device == HOST:
         _attribute_host(ledger, gaps)

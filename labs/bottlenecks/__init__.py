@@ -20,7 +20,7 @@ from __future__ import annotations
 from labs.bottlenecks.claims import CLAIMS
 from labs.bottlenecks.config import Config
 from labs.bottlenecks.figures import figure
-from labs.bottlenecks.model import memory_bytes, predict
+from labs.bottlenecks.model import derive, memory_bytes, predict
 from labs.bottlenecks.proof import check
 from labs.bottlenecks.ways import variants
 from labs.lab import Lab
@@ -43,6 +43,8 @@ LAB = Lab(
     claims=CLAIMS,
     figure=figure,
     memory_bytes=memory_bytes,
+    derive=derive,
+    columns=("tuned",),  # healthy is: freed memory stays in the process
     seconds=9.0,
     sources=(
         "Amdahl: Validity of the Single Processor Approach, AFIPS 1967",

@@ -1,25 +1,14 @@
-"""glibc's malloc, set while the process runs (mallopt(3)): whether freed memory stays in the process."""
+"""glibc's malloc in a running process: freed memory that goes back to the system.
+
+The lab's column is ``tuned``: its process keeps what is freed, and the fault alone gives it back. A low
+threshold for mappings (mallopt(3)) would not do as a fault: malloc maps a block only where its heap has no
+room for it, and that of a process that keeps its memory has. Nor could it be undone exactly: what was set
+once moves no more by itself.
+"""
 
 from __future__ import annotations
 
 import ctypes
-
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4  # malloc.h
-_LARGEST = (1 << 31) - 1
-
-KEEP = {_MMAP_MAX: 0, _TRIM_THRESHOLD: _LARGEST, _TOP_PAD: 64 << 20}
-"""Freed memory stays, whatever its size."""
-USUAL = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20, _TOP_PAD: 128 << 10}
-"""Where glibc's own thresholds, which move, end up in a process that has freed large blocks."""
-
-
-def adjust(setting: dict[int, int]) -> bool:
-    """False where this is not glibc, and nothing was changed."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    return all([bool(mallopt(parameter, value)) for parameter, value in setting.items()])
 
 
 def give_back() -> None:

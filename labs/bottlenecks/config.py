@@ -19,7 +19,7 @@ class Config:
     sequences: int = setting(8, unit="sequences", help="of a step", minimum=2, maximum=1024)
     length: int = setting(128, unit="tokens", help="of a sequence", minimum=8, maximum=8192)
     seed: int = setting(0, unit="", help="of parameters and batches", minimum=0)
-    profiled: int = setting(3, unit="steps", help="in each recorded profile", minimum=3, maximum=100)
+    profiled: int = setting(5, unit="steps", help="in each recorded profile", minimum=5, maximum=100)
     read_ms: float = setting(
         8.0, unit="ms", help="input: a sequence takes so long to arrive", minimum=0.0, maximum=1000.0
     )
@@ -34,7 +34,7 @@ class Config:
         1.0, unit="x", help="memory_capacity: room, in what a step needs", minimum=1.0, maximum=100.0
     )
     uneven: int = setting(
-        4, unit="x", help="straggler: one rank's share of a step over another's", minimum=2, maximum=64
+        7, unit="x", help="straggler: one rank's share of a step over another's", minimum=2, maximum=64
     )
     ranks: int = setting(2, unit="processes", help="of communication and straggler", minimum=2, maximum=64)
 
@@ -52,6 +52,19 @@ class Config:
             raise ValueError(
                 f"pieces={self.pieces}: of {self.length} tokens a sequence, {self.piece_length} are no part"
             )
+
+        if self.sequences < self.ranks or max(self.shares()) <= max(self.shares(uneven=False)):
+            raise ValueError(
+                f"sequences={self.sequences} are too few for ranks={self.ranks} of which one has "
+                f"uneven={self.uneven} times as many as another: it would have no more than by equal shares; "
+                f"{2 * self.ranks} or more can be divided so"
+            )
+
+    def shares(self, uneven: bool = True) -> list[int]:
+        """Sequences of each rank."""
+        from labs.bottlenecks.ranks import shares
+
+        return shares(self.sequences, self.ranks, self.uneven if uneven else 1)
 
     @property
     def tokens(self) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from labs.bottlenecks import allocator, unfused
 from labs.bottlenecks.job import Job
+from labs.bottlenecks.restored import Restored
 from labs.machine import usable_cores
 
 if TYPE_CHECKING:
@@ -21,6 +22,12 @@ DEEPER = 2
 
 NARROWER = 4
 """Times as narrow is the model of tiny batches."""
+
+MEMORY_LIMIT = Restored(
+    lambda: resource.getrlimit(resource.RLIMIT_RSS),
+    lambda pair: resource.setrlimit(resource.RLIMIT_RSS, pair),
+)
+"""What the process is said to have of memory. Linux reports this limit and does not enforce it."""
 
 Plant = Callable[[Job], None]
 
@@ -195,6 +202,8 @@ def unfused_operations(job: Job) -> None:
 def kept_activations(job: Job) -> None:
     """A deeper model, whose activations leave little of the memory that there is."""
     deeper(job)
+    MEMORY_LIMIT.enter()
+    job.closing.append(MEMORY_LIMIT.leave)
     job.ready = lambda: _limit_memory(job)
 
 
@@ -218,12 +227,11 @@ def deeper(job: Job) -> None:
 
 
 def _limit_memory(job: Job) -> None:
-    """State a limit (RLIMIT_RSS: Linux reports it and does not enforce it) that leaves room for the kept
-    activations and little else."""
+    """A limit that leaves room for the kept activations and little else. Stated before each step: what other
+    jobs of the process, its profiler or its allocator have taken since the last one is none of this job's."""
     from labs import memory
     from labs.bottlenecks.model import step_bytes
 
-    before = resource.getrlimit(resource.RLIMIT_RSS)
     room = int(job.config.spare * step_bytes(job.config))
-    resource.setrlimit(resource.RLIMIT_RSS, (memory.in_use_bytes() + room, before[1]))
-    job.closing.append(lambda: resource.setrlimit(resource.RLIMIT_RSS, (before[1], before[1])))
+    hard = resource.getrlimit(resource.RLIMIT_RSS)[1]
+    resource.setrlimit(resource.RLIMIT_RSS, (memory.in_use_bytes() + room, hard))

@@ -1,8 +1,9 @@
 """The training job that every fault is planted in: a GPT on text, healthy.
 
 Healthy is: batches drawn beforehand, products in bfloat16 (autocast) where the machine multiplies it faster,
-fused operations, AdamW in one kernel, freed memory kept, the gradient of a whole batch at once. It runs on
-one thread, so that a step's time is its own and not that of threads which wait for one another.
+fused operations, AdamW in one kernel, freed memory kept (by the process it runs in), the gradient of a whole
+batch at once. It runs on one thread, so that a step's time is its own and not that of threads which wait for
+one another.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from labs.bottlenecks import allocator
 from labs.bottlenecks.config import Config
+from labs.bottlenecks.restored import Restored
 
 if TYPE_CHECKING:
     import torch
@@ -24,19 +25,33 @@ PROOF_STEPS = 3
 Batch = tuple[Any, Any]
 
 
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _set_threads(count: int) -> None:
+    import torch
+
+    torch.set_num_threads(count)
+
+
+THREADS = Restored(_threads, _set_threads)
+"""Of an operation. All jobs of a group, and all labs of a run, share one process."""
+
+
 class Job:
     """``step()`` trains one step and returns its loss. What a fault changes is an attribute.
 
     next_batch: the tokens and targets of the next step. split: cuts them into pieces, whose gradients add up.
     forward: tokens to logits. piece: a context around forward and backward of a piece, given whether it is
     the last. piece_done: called after its backward. watch: what is computed from logits and targets for the
-    log, after each step. ready: called after the steps of the proof. precision: of products. threads: of an
-    operation. malloc: a setting of ``allocator``. device: where the model is when it is built.
+    log, after each step. ready: called before each step after those of the proof. precision: of products.
+    threads: of an operation. device: where the model is when it is built.
     """
 
     def __init__(self, config: Config) -> None:
-        import torch
-
         self.device = "cpu"
         self.build(config)
         self.batches = drawn(config)
@@ -48,13 +63,12 @@ class Job:
         self.piece_done: Callable[[], object] = lambda: None
         self.loss_of: Callable[[Any, Any], Any] = _cross_entropy
         self.precision = best_precision()
-        self._threads_before = torch.get_num_threads()
         self.threads = 1
-        self.malloc = allocator.KEEP
         self.ready: Callable[[], object] = lambda: None
         self.watched = 0.0
         self.ranks = 1
         self.closing: list[Callable[[], None]] = []
+        THREADS.enter()
 
     def build(self, config: Config) -> None:
         """Model and optimizer of this size."""
@@ -104,12 +118,11 @@ class Job:
         return torch.float64 if self.precision == "float64" else torch.float32
 
     def close(self) -> None:
-        import torch
-
-        for end in self.closing:
-            end()
-        torch.set_num_threads(self._threads_before)
-        allocator.adjust(allocator.USUAL)
+        try:
+            for end in reversed(self.closing):
+                end()
+        finally:
+            THREADS.leave()
         del self.model, self.optimizer, self.forward
 
 
@@ -119,12 +132,10 @@ class Run:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        allocator.adjust(job.malloc)
         self.proof = proof_of(job)
-        job.ready()
 
     def __call__(self) -> Any:
-        allocator.adjust(self.job.malloc)
+        self.job.ready()
         self.job.step()
         return self.proof
 

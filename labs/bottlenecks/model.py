@@ -9,9 +9,12 @@ allocator   + FRESH x activations x page fault
 memory_bandwidth    + what is read and written once more for each operation that is not fused
 memory_capacity     healthy with all scores kept; recomputed + a third of it
 compute_precision   the same FLOPs at float32's peak
-communication       + pieces x (parameters exchanged one by one); in buckets + one exchange, half hidden
+communication       + pieces x (parameters exchanged one by one by ring over gloo); in buckets + one exchange
 straggler           healthy of the largest share
-oversubscription    + parallel regions x threads too many x a switch of threads
+oversubscription    + parallel regions x threads too many x a switch between processes
+
+What a fault costs (fault - fixed; of memory_capacity fixed - fault, the price of computing again) is
+predicted by itself: beside the healthy step it may be small.
 """
 
 from __future__ import annotations
@@ -19,13 +22,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from labs.bottlenecks import ranks
 from labs.bottlenecks.config import Config
 from labs.bottlenecks.faults import DEEPER, NARROWER
-from labs.lab import Prediction
+from labs.lab import Interval, Measurement, Prediction, Results
 from labs.machine import Machine
 
-REACHED = 0.5  # of the FMA peak by torch's products of this size
+REACHED = 0.5  # assumed: of the FMA peak, by torch's products of this size
 AUTOGRAD = 3  # plain calls that a recorded call and its part of backward cost
 TRIPS = 5  # of a kept tensor: written, read on, read in backward, its gradient written and read
 ADAMW_BYTES = 28  # of a parameter: itself, gradient, two moments read; all but the gradient written
@@ -64,15 +66,16 @@ def healthy(
     machine: Machine,
     *,
     precision: str = "",
-    sequences: int = 0,
-    length: int = 0,
+    sequences: int | None = None,
+    length: int | None = None,
     pieces: int = 1,
     threads: int = 1,
 ) -> float:
     """Seconds of a step of ``sequences`` of ``length``, its batch in so many pieces."""
     from labs.models.formulas import activation_bytes, flops_per_token, parameters
 
-    sequences, length = sequences or config.sequences, length or config.length
+    sequences = config.sequences if sequences is None else sequences
+    length = config.length if length is None else length
     gpt = config.gpt()
     peak = machine.peak(precision or precision_of(machine), unit="matrix", threads=threads)
     flops = flops_per_token(gpt, length) * sequences * length
@@ -122,9 +125,11 @@ def seconds(config: Config, machine: Machine, address: str) -> Seconds:
         return Seconds(plain, new * machine["page_fault_s_per_byte"], f"page faults of {new / 1e6:.3g} MB")
     if group == "memory_bandwidth" and fault:
         states = 4 * config.tokens * gpt.width
-        moved = 2 * gpt.layers * (UNFUSED_HIDDEN * 4 * states + UNFUSED_STATES * states)
-        rate = machine.bandwidth(4 * states)
-        return Seconds(plain, moved / rate, f"{moved / 1e6:.3g} MB more are read and written")
+        parts = ((UNFUSED_HIDDEN, 4 * states), (UNFUSED_STATES, states))
+        moved = [2 * gpt.layers * passes * size for passes, size in parts]
+        rates = [machine.bandwidth(2 * size) for _, size in parts]  # of a pass: what is read, what is written
+        more = sum(size / rate for size, rate in zip(moved, rates, strict=True))
+        return Seconds(plain, more, f"{sum(moved) / 1e6:.3g} MB more are read and written")
     if group == "memory_capacity":
         deep = healthy(replace(config, layers=DEEPER * config.layers), machine)
         return Seconds(deep, 0.0 if fault else deep / 3, "" if fault else "forward once more")
@@ -133,23 +138,22 @@ def seconds(config: Config, machine: Machine, address: str) -> Seconds:
     if group == "oversubscription":
         many = machine.cores * config.threads
         whole = healthy(config, machine, threads=1 if machine.cores <= 2 else 0)
-        extra = BLOCK_REGIONS * gpt.layers * (many - machine.cores) * machine["thread_switch_s"]
+        extra = BLOCK_REGIONS * gpt.layers * (many - machine.cores) * machine["process_switch_s"]
         shared = healthy(config, machine, threads=0)
         return Seconds(shared, extra, f"{many} threads take turns") if fault else Seconds(whole)
     if group in ("communication", "straggler"):
-        counts = ranks.shares(config.sequences, config.ranks, config.uneven if fault else 1)
-        share = max(counts) if group == "straggler" else config.sequences // config.ranks
+        share = max(config.shares(uneven=fault and group == "straggler"))
         pieces = share if group == "communication" else 1
         busy = healthy(config, machine, sequences=share, pieces=pieces)
-        size = 4.0 * parameters(gpt)
-        alpha = machine["process_switch_s"] + 2 * machine["thread_switch_s"]
+        crowd = max(1.0, config.ranks / machine.cores)
         messages = 2 * (config.ranks - 1)
-        moving = messages / config.ranks * size * machine["pipe_s_per_byte"]
+        latency = crowd * messages * machine["gloo_message_s"]
+        moving = crowd * messages / config.ranks * 4.0 * parameters(gpt) * machine["gloo_s_per_byte"]
         if group == "communication" and fault:
             tensors = PARAMETERS_OF_BLOCK * gpt.layers + OTHER_PARAMETERS
-            waiting = pieces * (moving + tensors * messages * alpha)
+            waiting = pieces * (moving + tensors * latency)
             return Seconds(busy, waiting, f"{pieces * tensors} exchanges of a parameter")
-        return Seconds(busy, moving + messages * alpha, "one exchange")
+        return Seconds(busy, moving + latency, "one exchange")
     return Seconds(plain)
 
 
@@ -178,6 +182,32 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
         said = seconds(config, machine, address)
         suspect = SUSPECTS[address.partition("/")[0]]
         found.append(Prediction(address, "time_s", said.total, str(said), suspect))
+    for group in groups:
+        fault, fixed = (seconds(config, machine, f"{group}/{name}").total for name in ("fault", "fixed"))
+        because = f"{1e3 * fault:.3g} ms with the fault, {1e3 * fixed:.3g} ms without"
+        found.append(
+            Prediction("", f"{group}_cost_s", _sign(group) * (fault - fixed), because, SUSPECTS[group])
+        )
+    return found
+
+
+def _sign(group: str) -> float:
+    """Computing activations again costs time; every other fix saves it."""
+    return -1.0 if group == "memory_capacity" else 1.0
+
+
+def derive(results: Results) -> Sequence[Measurement]:
+    """What each fault costs a step, by the paired ratio of its variants."""
+    from labs.bottlenecks.ways import PAIRS, RANKED
+
+    found = []
+    for group in (*PAIRS, *RANKED):
+        fault, fixed = f"{group}/fault", f"{group}/fixed"
+        if not results.has(fault, fixed):
+            continue
+        whole, ratio = results.seconds(fault).value, results.ratio(fixed, fault)
+        ends = [_sign(group) * whole * (1.0 - each) for each in (ratio.value, ratio.low, ratio.high)]
+        found.append(Measurement(f"{group}_cost_s", Interval(ends[0], min(ends), max(ends))))
     return found
 
 

@@ -12,8 +12,13 @@ if TYPE_CHECKING:
 
 
 def shares(sequences: int, ranks: int, uneven: int = 1) -> list[int]:
-    """Sequences of each rank: the last has ``uneven`` times as many as another, and the rest."""
-    each = max(1, sequences // (ranks - 1 + uneven))
+    """Sequences of each rank: the last has ``uneven`` times as many as another, as nearly as whole sequences
+    allow. ValueError: not every rank would have one."""
+    if sequences < ranks:
+        raise ValueError(f"{sequences} sequences are too few for {ranks} ranks")
+    if uneven == 1:
+        return [(sequences + rank) // ranks for rank in range(ranks)]
+    each = max(1, min(round(sequences / (ranks - 1 + uneven)), (sequences - 1) // ranks))
     return [each] * (ranks - 1) + [sequences - each * (ranks - 1)]
 
 
@@ -24,8 +29,6 @@ def _share(job: Job, uneven: int = 1) -> None:
 
     rank, ranks = dist.get_rank(), dist.get_world_size()
     counts = shares(job.config.sequences, ranks, uneven)
-    if counts[-1] < 1:
-        raise ValueError(f"{job.config.sequences} sequences are too few for {ranks} ranks")
     rows = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
     job.batches = [(tokens[rows], targets[rows]) for tokens, targets in job.batches]
     plain, job.ranks = job.loss_of, ranks

@@ -52,8 +52,12 @@ GROUPS = (*PAIRS, *RANKED, *ON_DEVICE)
 def setup_of(plant: Plant) -> Callable[[Config, Recorder], Step]:
     def setup(config: Config, recorder: Recorder) -> Step:
         job = Job(config)
-        plant(job)
-        return Run(job)
+        try:
+            plant(job)
+            return Run(job)
+        except BaseException:
+            job.close()  # else the process would never be as it was before
+            raise
 
     return setup
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, Options]:
     """(the launcher's options, the training's); a wrong one ends the process with status 2 and a line."""
+    from labs.cluster.launch import check
     from labs.train.options import Options, add_to
 
     parser = argparse.ArgumentParser(
@@ -48,10 +49,7 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, Optio
     own = ("ranks", "spread", "failures", "address", "storage")
     try:
         options = Options(**{name: value for name, value in vars(given).items() if name not in own})
-        if given.ranks < 1 or given.failures < 0:
-            raise ValueError(f"--ranks {given.ranks} and --failures {given.failures}: at least 1 and 0")
-        if given.failures and not options.checkpoint:
-            raise ValueError("--failures goes on from a checkpoint: say where with --checkpoint DIR")
+        check(options, given.ranks, given.failures)
     except ValueError as error:
         parser.error(str(error))
     return given, options
@@ -79,22 +77,25 @@ def main() -> int:
         print(f"labs.cluster: {missing}", file=sys.stderr)
         return 2
     import ray
+    import torch
 
     from labs.cluster.launch import fit
     from labs.machine import usable_cores
     from labs.unrecorded import Unrecorded
 
     with ExitStack() as stack:
-        if given.address or os.environ.get("RAY_ADDRESS"):
+        if address := given.address or os.environ.get("RAY_ADDRESS"):
             os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
             try:
-                ray.init(given.address or None, log_to_driver=False, logging_level="ERROR")
+                ray.init(address, log_to_driver=False, logging_level="ERROR")
             except (ConnectionError, ValueError) as error:
-                print(f"labs.cluster: no cluster at {given.address!r}: {error}", file=sys.stderr)
+                print(f"labs.cluster: no cluster at {address!r}: {error}", file=sys.stderr)
                 return 2
             stack.callback(ray.shutdown)
         else:
-            stack.callback(Cluster(max(given.ranks, usable_cores()), Unrecorded(time.perf_counter)).close)
+            gpus = torch.cuda.device_count() if options.backend == "nccl" else 0
+            workers = max(given.ranks, usable_cores())
+            stack.callback(Cluster(workers, Unrecorded(time.perf_counter), gpus).close)
         storage = given.storage or stack.enter_context(tempfile.TemporaryDirectory(prefix="perflab-train-"))
         try:
             fit(

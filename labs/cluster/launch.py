@@ -43,12 +43,13 @@ def fit(
     gets each report as it comes. On several machines ``options.checkpoint`` and ``storage`` lie on storage
     that all of them share.
 
-    ValueError: fewer than 1 rank, negative failures, failures without a checkpoint, or more ranks than the
-    cluster has processors for. RuntimeError: the training failed, with the reason of the rank that said it.
+    ValueError: fewer than 1 rank, negative failures, failures without a checkpoint or with that of another
+    run, or more ranks than the cluster has processors for. RuntimeError: the training failed, with the reason
+    of the rank that said it, or what the ranks reported was lost.
     """
     import ray
 
-    _check(options, ranks, failures)
+    check(options, ranks, failures)
     cuda = options.backend == "nccl"
     kind = "GPU" if cuda else "CPU"
     there = int(ray.cluster_resources().get(kind, 0))
@@ -61,7 +62,7 @@ def fit(
     from labs.cluster.backend import Launched
 
     if options.checkpoint:
-        options = replace(options, checkpoint=str(Path(options.checkpoint).absolute()), resume=True)
+        options = replace(options, checkpoint=str(Path(options.checkpoint).absolute()))
     reports = reports_actor()
     trainer = TorchTrainer(
         train_rank,
@@ -74,7 +75,8 @@ def fit(
     )
     ended = threading.Event()
     found: list[Joined | StepReport] = []
-    follower = threading.Thread(target=_follow, args=(reports, found, say, ended), daemon=True)
+    lost: list[Exception] = []
+    follower = threading.Thread(target=_follow, args=(reports, found, lost, say, ended), daemon=True)
     follower.start()
     try:
         trainer.fit()
@@ -83,16 +85,26 @@ def fit(
     finally:
         ended.set()
         follower.join(60.0)
+    if lost:
+        raise RuntimeError(f"the training has ended; what its ranks reported was lost: {lost[0]}")
     return found
 
 
-def _check(options: Options, ranks: int, failures: int) -> None:
+def check(options: Options, ranks: int, failures: int) -> None:
+    """ValueError for what cannot be launched on any cluster."""
+    from parallel.checkpoint import latest
+
     if ranks < 1:
         raise ValueError(f"--ranks is {ranks}; it is at least 1")
     if failures < 0:
         raise ValueError(f"--failures is {failures}; it is not negative")
     if failures and not options.checkpoint:
         raise ValueError("--failures goes on from a checkpoint: say where with --checkpoint DIR")
+    if failures and not options.resume and latest(options.checkpoint):
+        raise ValueError(
+            f"--checkpoint {options.checkpoint} has checkpoints of another run, from which --failures would "
+            "go on: add --resume, or name another folder"
+        )
 
 
 def reports_actor() -> Any:
@@ -104,8 +116,9 @@ def reports_actor() -> Any:
     return ray.remote(num_cpus=0, scheduling_strategy=here)(Reports).remote()
 
 
-def _follow(reports: Any, found: list[Any], say: Said, ended: threading.Event) -> None:
-    """Fetch what was reported until the training has ended, and once more."""
+def _follow(reports: Any, found: list[Any], lost: list[Exception], say: Said, ended: threading.Event) -> None:
+    """Fetch what was reported until the training has ended, and once more. lost: gets the error after which
+    nothing more can be fetched."""
     import ray
 
     last = False
@@ -113,8 +126,13 @@ def _follow(reports: Any, found: list[Any], say: Said, ended: threading.Event) -
         last = ended.wait(POLL_S)
         try:
             new: Sequence[Any] = ray.get(reports.since.remote(len(found)), timeout=30.0)
-        except ray.exceptions.RayError:
-            return  # the cluster is gone, which ``fit`` reports
+        except ray.exceptions.GetTimeoutError as error:
+            if last:
+                lost.append(error)
+            continue  # the cluster is busy; what was reported is still there
+        except ray.exceptions.RayError as error:
+            lost.append(error)
+            return
         for report in new:
             found.append(report)
             say(report)

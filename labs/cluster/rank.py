@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +23,13 @@ class Reports:
 
     def __init__(self) -> None:
         self.found: list[Joined | StepReport] = []
+        self.begun: set[int] = set()
+
+    def begin(self, rank: int) -> bool:
+        """Whether this rank has begun before: it was started again after a loss."""
+        again = rank in self.begun
+        self.begun.add(rank)
+        return again
 
     def add(self, report: Joined | StepReport) -> None:
         self.found.append(report)
@@ -33,7 +40,11 @@ class Reports:
 
 
 def train_rank(config: dict[str, Any]) -> None:
-    """``options``: the Options' fields. ``reports``: the actor. Raises ValueError for what does not fit."""
+    """``options``: the Options' fields. ``reports``: the actor. Raises ValueError for what does not fit.
+
+    It goes on from a checkpoint where that was asked for, and where it is started again: ``launch.fit`` has
+    seen to it that all checkpoints there are of this run.
+    """
     import ray
     import torch.distributed as dist
 
@@ -45,7 +56,8 @@ def train_rank(config: dict[str, Any]) -> None:
     options, reports = Options(**config["options"]), config["reports"]
     with joined(options) as device:
         trainer = build(options, device)
-        done = resume(options, trainer)
+        again = ray.get(reports.begin.remote(dist.get_rank()))
+        done = resume(replace(options, resume=options.resume or again), trainer) if options.checkpoint else 0
         node = ray.get_runtime_context().get_node_id()
         ray.get(reports.add.remote(Joined(dist.get_rank(), node, done)))
         for report in train(options, trainer, device, done):

@@ -63,7 +63,7 @@ def _guard(processes: list[tuple[int, float]], folder: str) -> None:
 class Cluster:
     """A Ray cluster on this machine and the seconds its start took."""
 
-    def __init__(self, workers: int, recorder: Recorder) -> None:
+    def __init__(self, workers: int, recorder: Recorder, gpus: int = 0) -> None:
         # Read by Ray when it is imported: no report of use goes out.
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as it will be; silences a warning
@@ -78,7 +78,7 @@ class Cluster:
         ray.init(
             address="local",
             num_cpus=workers,
-            num_gpus=0,
+            num_gpus=gpus,
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
             log_to_driver=False,
@@ -125,7 +125,10 @@ _cluster: list[Cluster] = []
 
 
 def cluster(workers: int, recorder: Recorder) -> Cluster:
-    """The process's cluster, started at the first call."""
+    """The process's cluster, started at the first call, and anew where it has another number of workers: the
+    labs of one run ask for as many as each is configured to have."""
+    if _cluster and _cluster[0].workers != workers:
+        shut_down()
     if not _cluster:
         _cluster.append(Cluster(workers, recorder))
         atexit.register(shut_down)

@@ -8,11 +8,12 @@ from typing import Any
 from labs.jax_transforms import costs
 from labs.jax_transforms.arrays import random, to_jax, to_torch
 from labs.jax_transforms.config import Config
-from labs.jax_transforms.costs import micro
-from labs.jax_transforms.one_thread import one_thread
-from labs.jax_transforms.staging import staged
+from labs.jax_transforms.excerpts import BATCHED
+from labs.jax_transforms.staging import Staged
 from labs.lab import Prediction, Recorder, Step, Variant
 from labs.machine import Machine
+from labs.one_thread import OneThread
+from labs.wording import us
 
 GROUP, SIZE = "batched_products", 8
 DEPTH = SIZE  # terms of a sum
@@ -42,8 +43,9 @@ def _jax(name: str) -> Callable[[Any, Recorder], Step]:
         def turns(left: Any, right: Any) -> Any:
             return jax.lax.map(lambda pair: pair[0] @ pair[1], (left, right))
 
-        whole = staged(recorder, turns if name == "map" else jax.vmap(jnp.matmul), left, right)
-        return lambda: whole(left, right)
+        if name == "map":
+            return Staged(recorder, turns, left, right)
+        return Staged(recorder, jax.vmap(jnp.matmul), left, right, excerpt=BATCHED)
 
     return setup
 
@@ -60,7 +62,7 @@ def _torch(name: str) -> Callable[[Any, Recorder], Step]:
             "torch_bmm": lambda: torch.bmm(left, right),
             "torch_vmap": lambda: batched(left, right),
         }
-        return one_thread(steps[name])
+        return OneThread(steps[name])
 
     return setup
 
@@ -73,7 +75,7 @@ def variants(config: Config) -> Sequence[Variant]:
         Variant(GROUP, name, _jax(name), clock="jax", threads=0, **work) for name in ("loop", "map", "vmap")
     ]
     names = ("torch_loop", "torch_bmm", "torch_vmap")
-    return [*found, *(Variant(GROUP, name, _torch(name), threads=0, **work) for name in names)]
+    return [*found, *(Variant(GROUP, name, _torch(name), **work) for name in names)]
 
 
 def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
@@ -81,38 +83,38 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     arithmetic = costs.small_products(machine, count, SIZE)
     call = costs.streamed_call(machine, 1.5, arithmetic / count)
     moved = 3.0 * costs.FLOAT * count * SIZE**2
-    memory = moved / machine.bandwidth(moved, threads=0)
-    text = f"{count} x 2 x {SIZE}^3 FLOPs at the rate of scalar code {micro(arithmetic)}"
+    memory, alone = (moved / machine.bandwidth(moved, threads=threads) for threads in (0, 1))
+    text = f"{count} x 2 x {SIZE}^3 FLOPs at the rate of scalar code {us(arithmetic)}"
     turn = 3 * machine["jax_kernel_s"]
     operation = machine["torch_call_s"]
     said = {
         "loop": (
             count * call,
-            f"{count} calls in a row x {micro(call)}",
+            f"{count} calls in a row x {us(call)}",
             "how long the two threads of a call keep one another waiting",
         ),
         "map": (
             costs.jitted_call(machine) + arithmetic + count * turn,
-            f"{text} + {count} turns of a loop in the program x {micro(turn)}",
+            f"{text} + {count} turns of a loop in the program x {us(turn)}",
             "how many kernels XLA makes of a turn: slices, product, update",
         ),
         "vmap": (
             costs.jitted_call(machine) + arithmetic + memory,
-            f"one call, {text}, {moved:.3g} B {micro(memory)}",
+            f"one call, {text}, {moved:.3g} B {us(memory)}",
             "whether the batched product is vectorised over the batch, and over how many threads",
         ),
         "torch_loop": (
             count * operation + arithmetic,
-            f"{count} operations x {micro(operation)}, {text}",
+            f"{count} operations x {us(operation)}, {text}",
             "torch.mm of a matrix does more than a negation: it asks a BLAS",
         ),
         "torch_bmm": (
-            operation + arithmetic + memory,
+            operation + arithmetic + alone,
             f"one operation, {text}",
             "the BLAS's batched product, which is not made for 8 x 8",
         ),
         "torch_vmap": (
-            operation + machine["torch_func_call_s"] + arithmetic + memory,
+            operation + machine["torch_func_call_s"] + arithmetic + alone,
             f"one operation under torch.func, {text}",
             "the BLAS's batched product, which is not made for 8 x 8",
         ),

@@ -10,16 +10,16 @@ torch        = operations x cost of an operation (plain, under autograd, under t
 from __future__ import annotations
 
 from labs.machine import Machine
+from labs.xla import INLINE_FLOPS
 
 FLOAT = 4  # bytes
-HANDED_OVER_FROM = 1000  # FLOPs: a program with fewer runs on the caller's thread (XLA's CPU client)
 
 
-def jitted_call(machine: Machine, arrays: float = 1.0, flops: float = HANDED_OVER_FROM) -> float:
+def jitted_call(machine: Machine, arrays: float = 1.0, flops: float = INLINE_FLOPS) -> float:
     """Seconds of a call before and after its arithmetic. arrays: pairs of one that goes in and one that
     comes out; half a pair for one of the two."""
     seconds = machine["jax_call_s"] + max(arrays - 1, 0.0) * machine["jax_array_s"]
-    return seconds + (machine["jax_handover_s"] if flops >= HANDED_OVER_FROM else 0.0)
+    return seconds + (machine["jax_handover_s"] if flops >= INLINE_FLOPS else 0.0)
 
 
 def streamed_call(machine: Machine, arrays: float, inside: float) -> float:
@@ -46,18 +46,24 @@ def program(machine: Machine, flops: float, products: float, kernels: float, byt
 
 
 def torch_program(
-    machine: Machine, flops: float, operations: float, kind: str = "", bytes_: float = 0.0
+    machine: Machine,
+    flops: float,
+    operations: float,
+    kind: str = "",
+    bytes_: float = 0.0,
+    *,
+    threads: int = 0,
 ) -> float:
-    """Seconds of so many torch operations. kind: "" (forward only), "recorded" (and backward) or "func"."""
+    """Seconds of so many torch operations. kind: "" (forward only), "recorded" (and backward) or "func".
+
+    threads: 1, or 0 for all cores, whose rate of products the constant is.
+    """
     call = machine[f"torch_{kind}_call_s" if kind else "torch_call_s"]
-    memory = bytes_ / machine.bandwidth(bytes_, threads=0) if bytes_ else 0.0
-    return operations * call + flops / machine["torch_matmul_flops"] + memory
+    memory = bytes_ / machine.bandwidth(bytes_, threads=threads) if bytes_ else 0.0
+    rate = machine["torch_matmul_flops"] / (machine.cores if threads else 1)
+    return operations * call + flops / rate + memory
 
 
 def small_products(machine: Machine, count: float, size: int) -> float:
     """Products too small for blocking: a multiplication and an addition at a time, as scalar code."""
     return count * 2 * size**3 / machine["scalar_float32_flops"]
-
-
-def micro(seconds: float) -> str:
-    return f"{seconds * 1e6:.3g} us"

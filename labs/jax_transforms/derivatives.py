@@ -12,11 +12,11 @@ from typing import Any
 from labs.jax_transforms import costs
 from labs.jax_transforms.arrays import random, to_jax, to_torch
 from labs.jax_transforms.config import Config
-from labs.jax_transforms.costs import micro
-from labs.jax_transforms.one_thread import one_thread
-from labs.jax_transforms.staging import staged
+from labs.jax_transforms.staging import Staged
 from labs.lab import Prediction, Recorder, Step, Variant
 from labs.machine import Machine
+from labs.one_thread import OneThread
+from labs.wording import us
 
 JACOBIAN, HESSIAN = "jacobian", "hessian"
 HIDDEN, ROWS = 128, 256  # hidden units of the first function; observations of the second
@@ -76,8 +76,7 @@ def _jax_jacobian(name: str) -> Callable[[Any, Recorder], Step]:
             basis = list(jnp.eye(config.outputs))
             return lambda: [row(x, first, second, each) for each in basis]
         mode = jax.jacfwd if name == "forward" else jax.jacrev
-        whole = staged(recorder, mode(function), x, first, second)
-        return lambda: whole(x, first, second)
+        return Staged(recorder, mode(function), x, first, second)
 
     return setup
 
@@ -98,8 +97,7 @@ def _jax_hessian(name: str) -> Callable[[Any, Recorder], Step]:
             basis = list(jnp.eye(config.parameters))
             return lambda: [product(x, rows, each) for each in basis]
         outer = jax.jacfwd if name == "forward_over_reverse" else jax.jacrev
-        whole = staged(recorder, outer(jax.grad(loss)), x, rows)
-        return lambda: whole(x, rows)
+        return Staged(recorder, outer(jax.grad(loss)), x, rows)
 
     return setup
 
@@ -116,7 +114,7 @@ def _torch_jacobian(name: str) -> Callable[[Any, Recorder], Step]:
         if name != "torch_loop":
             mode = torch.func.jacfwd if name == "torch_jacfwd" else torch.func.jacrev
             whole = mode(function)
-            return one_thread(lambda: whole(x))
+            return OneThread(lambda: whole(x))
         x.requires_grad_()
         basis = list(torch.eye(config.outputs))
 
@@ -124,7 +122,7 @@ def _torch_jacobian(name: str) -> Callable[[Any, Recorder], Step]:
             out = function(x)
             return [torch.autograd.grad(out, x, each, retain_graph=True)[0] for each in basis]
 
-        return one_thread(loop)
+        return OneThread(loop)
 
     return setup
 
@@ -135,7 +133,7 @@ def _torch_hessian(name: str) -> Callable[[Any, Recorder], Step]:
 
         rows, x = to_torch(regression_inputs(config))
         whole = torch.func.hessian(lambda x: torch.nn.functional.softplus(rows @ x).sum())
-        return one_thread(lambda: whole(x))
+        return OneThread(lambda: whole(x))
 
     return setup
 
@@ -158,14 +156,14 @@ def variants(config: Config) -> Sequence[Variant]:
         for name in ("forward", "reverse", "loop")
     ]
     found += [
-        Variant(JACOBIAN, name, _torch_jacobian(name), threads=0)
+        Variant(JACOBIAN, name, _torch_jacobian(name))
         for name in ("torch_jacfwd", "torch_jacrev", "torch_loop")
     ]
     found += [
         Variant(HESSIAN, name, _jax_hessian(name), clock="jax", threads=0)
         for name in ("forward_over_reverse", "reverse_over_reverse", "loop")
     ]
-    return [*found, Variant(HESSIAN, "torch_func", _torch_hessian("torch_func"), threads=0)]
+    return [*found, Variant(HESSIAN, "torch_func", _torch_hessian("torch_func"))]
 
 
 def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
@@ -202,13 +200,13 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
         )
         mode = "torch_jacfwd" if name == "forward" else "torch_jacrev"
         operations = OPERATIONS[mode]
-        seconds = costs.torch_program(machine, flops[name], operations, "func")
-        say(JACOBIAN, mode, seconds, f"{text}, {operations} operations x {micro(function)}", layers)
+        seconds = costs.torch_program(machine, flops[name], operations, "func", threads=1)
+        say(JACOBIAN, mode, seconds, f"{text}, {operations} operations x {us(function)}", layers)
     say(
         JACOBIAN,
         "loop",
         config.outputs * row[JACOBIAN],
-        f"{config.outputs} calls x {micro(row[JACOBIAN])}",
+        f"{config.outputs} calls x {us(row[JACOBIAN])}",
         dispatch,
     )
     one = PASS_OPERATIONS * machine["torch_recorded_call_s"]
@@ -216,16 +214,16 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
         JACOBIAN,
         "torch_loop",
         config.outputs * one,
-        f"{config.outputs} backward passes x {micro(one)}",
+        f"{config.outputs} backward passes x {us(one)}",
         "starting autograd's engine once a pass",
     )
     seconds = call + costs.program(machine, hessian, 2, KERNELS)
     for name in ("forward_over_reverse", "reverse_over_reverse"):
         text = f"{config.parameters} passes at once: {hessian:.3g} FLOPs, one call"
         say(HESSIAN, name, seconds, text, product)
-    text = f"{config.parameters} calls x {micro(row[HESSIAN])}"
+    text = f"{config.parameters} calls x {us(row[HESSIAN])}"
     say(HESSIAN, "loop", config.parameters * row[HESSIAN], text, dispatch)
     operations = OPERATIONS["torch_func"]
-    seconds = costs.torch_program(machine, hessian, operations, "func")
-    say(HESSIAN, "torch_func", seconds, f"{operations} operations x {micro(function)}", layers)
+    seconds = costs.torch_program(machine, hessian, operations, "func", threads=1)
+    say(HESSIAN, "torch_func", seconds, f"{operations} operations x {us(function)}", layers)
     return found

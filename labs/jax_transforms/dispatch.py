@@ -13,9 +13,10 @@ from typing import Any
 from labs.jax_transforms import costs
 from labs.jax_transforms.arrays import random, to_jax
 from labs.jax_transforms.config import Config
-from labs.jax_transforms.costs import micro
 from labs.lab import Prediction, Recorder, Step, Variant
 from labs.machine import Machine
+from labs.wording import us
+from labs.xla import INLINE_FLOPS
 
 GROUP = "dispatch"
 SIDES = {"inline_7x7": 7, "handed_over_8x8": 8}
@@ -45,16 +46,16 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     found = []
     for name, side in SIDES.items():
         flops = 2 * side**3
-        inline = flops < costs.HANDED_OVER_FROM
+        inline = flops < INLINE_FLOPS
         call = costs.jitted_call(machine, 1.5, flops=0)
         seconds = call + (0.0 if inline else machine["jax_wait_s"]) + costs.small_products(machine, 1, side)
-        handed = "" if inline else f" + handing over and waiting {micro(machine['jax_wait_s'])}"
+        handed = "" if inline else f" + handing over and waiting {us(machine['jax_wait_s'])}"
         found.append(
             Prediction(
                 f"{GROUP}/{name}",
                 "time_s",
                 seconds,
-                f"{flops} FLOPs: a call {micro(call)}{handed}",
+                f"{flops} FLOPs: a call {us(call)}{handed}",
                 "whether the other thread is awake: it sleeps between calls that are far apart",
             )
         )

@@ -12,6 +12,7 @@ Sources: JAX documentation, "Sharp bits", "Errors", "Buffer donation", ``jax.deb
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import inspect
 import io
 import linecache
@@ -63,7 +64,7 @@ class Guarded:
     def _refuse_side_effects(
         self, before: Mapping[str, object], after: Mapping[str, object], printed: str
     ) -> None:
-        changed = [name for name in after if before.get(name) != after[name]]
+        changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
         done = [f"changes {name!r}" for name in changed]
         if printed:
             done.append(f"prints {printed.splitlines()[0][:60]!r}")
@@ -90,20 +91,46 @@ def outside(function: Callable[..., Any]) -> dict[str, object]:
     return {name: state for name, value in found.items() if (state := _state(value)) is not None}
 
 
-def _state(value: object) -> object:
-    """None for what cannot change, or is a program and not data."""
+DEEPEST = 4  # containers in containers that are looked into
+
+
+class _Same:
+    """Equal to itself only; keeps the object, so that no other one gets its place in memory."""
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self._value is other._value
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _state(value: object, depth: int = DEEPEST) -> object:
+    """None for what is a program and not data. An array of JAX's cannot change, but another, or a tracer, may
+    take its place; one of NumPy's is known by its bytes, which its text leaves out."""
     import jax
     import numpy as np
 
-    if isinstance(value, (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type, jax.Array)):
+    if isinstance(value, (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)):
         return None
+    if isinstance(value, jax.Array):  # a tracer is one too
+        return _Same(value)
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return value.shape, hashlib.sha256(value.tobytes()).digest()
+    if isinstance(value, (bool, int, float, complex, str, bytes, bytearray)):
+        return type(value), bytes(value) if isinstance(value, bytearray) else value
+    if not depth:
+        return _Same(value)
+    if isinstance(value, (set, frozenset)):
+        return type(value), len(value), repr(value)
+    if isinstance(value, Mapping):
+        return "mapping", [(repr(key), _state(item, depth - 1)) for key, item in value.items()]
     if isinstance(value, np.ndarray):
-        return value.shape, value.tobytes()
-    if isinstance(value, (bool, int, float, complex, str, bytes)):
-        return value
-    if isinstance(value, (list, tuple, set, frozenset, dict, bytearray)):
-        return len(value), repr(value)
-    return repr(vars(value)) if hasattr(value, "__dict__") else None
+        value = value.ravel().tolist()  # of objects
+    if isinstance(value, (list, tuple)):
+        return "sequence", [_state(item, depth - 1) for item in value]
+    return ("object", _state(vars(value), depth - 1)) if hasattr(value, "__dict__") else None
 
 
 @contextlib.contextmanager

@@ -24,6 +24,33 @@ def side_effect() -> None:
     guarded(step)(_numbers())
 
 
+def leaked_tracer() -> None:
+    """A running sum that becomes a tracer, which means nothing once the trace is over."""
+    import jax.numpy as jnp
+
+    total = jnp.zeros(())
+
+    def step(x: Any) -> Any:
+        nonlocal total
+        total = total + x.sum()
+        return x * 2
+
+    guarded(step)(_numbers())
+
+
+def changed_element() -> None:
+    """One number of an array in a list, too long for its text to show."""
+    import numpy as np
+
+    buffers = [np.zeros(2000)]
+
+    def step(x: Any) -> Any:
+        buffers[0][1000] += 1.0
+        return x * 2
+
+    guarded(step)(_numbers())
+
+
 def printing() -> None:
     def step(x: Any) -> Any:
         print("x is", x)
@@ -80,6 +107,8 @@ def _numbers() -> Any:
 
 CASES: Mapping[str, tuple[Callable[[], None], tuple[str, ...]]] = {
     "side_effect": (side_effect, ("step changes 'losses'", "once for each shape")),
+    "leaked_tracer": (leaked_tracer, ("step changes 'total'", "once for each shape")),
+    "changed_element": (changed_element, ("step changes 'buffers'", "once for each shape")),
     "printing": (printing, ("step prints", "jax.debug.print")),
     "branch": (branch, ("absolute", "if x > 0", "jax.lax.cond")),
     "data_dependent_shape": (data_dependent_shape, ("positive", "mask", "jax.numpy.where")),
@@ -100,14 +129,11 @@ def message(name: str) -> str:
 
 
 def _setup(config: Config, recorder: Recorder) -> Step:
-    from labs.jax_transforms import excerpts
-
-    excerpts.tell(recorder, config)
-
     def step() -> object:
         found = {name: message(name) for name in CASES}
         for name, text in found.items():
             recorder.record(f"{name}_caught", float(text != SILENT), "")
+            recorder.text(f"What the lab says to {name.replace('_', ' ')}", text)
         return found
 
     return step

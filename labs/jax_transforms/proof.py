@@ -19,6 +19,7 @@ from labs.jax_transforms import (
     recurrent,
     retracing,
     sample_gradients,
+    sharded_program,
     sharding,
     softmax,
     training,
@@ -40,7 +41,8 @@ REFERENCES: dict[str, tuple[Reference, Callable[[Config], float]]] = {
     derivatives.HESSIAN: (derivatives.hessian_reference, lambda config: config.parameters + derivatives.ROWS),
     softmax.GROUP: (softmax.reference, lambda config: config.side),
     retracing.GROUP: (retracing.reference, lambda config: retracing.SHORTEST + config.lengths),
-    sharding.GROUP: (sharding.reference, lambda config: 128),
+    sharding.HOST: (sharding.reference, lambda config: sharded_program.INNER),
+    sharding.TWO: (sharding.reference, lambda config: sharded_program.INNER),
 }
 """Group -> float64 results, and how many rounded terms a number of them is the sum of."""
 

@@ -12,11 +12,12 @@ from typing import Any
 from labs.jax_transforms import costs
 from labs.jax_transforms.arrays import random, to_jax, to_torch
 from labs.jax_transforms.config import Config
-from labs.jax_transforms.costs import micro
-from labs.jax_transforms.one_thread import one_thread
-from labs.jax_transforms.staging import staged
+from labs.jax_transforms.excerpts import LOOPS
+from labs.jax_transforms.staging import Staged
 from labs.lab import Prediction, Recorder, Step, Variant
 from labs.machine import Machine
+from labs.one_thread import OneThread
+from labs.wording import us
 
 GROUP, GRADIENT = "recurrent", "recurrent_gradient"
 BATCH, UNROLL = 16, 8
@@ -27,6 +28,7 @@ counts three), and tensors that are kept.
 """
 KERNELS = {"scan": 6, "scan_unroll_8": 5, "unrolled": 4}  # started a step
 KERNELS_OF_PROGRAM = {"scan": 6, "scan_unroll_8": UNROLL + 6}  # that differ: XLA compiles equal ones once
+COMPILATIONS = 5  # of each forward program, whose time to compile is claimed about
 GRADIENT_KERNELS = 18  # started a step of forward and backward
 
 
@@ -110,8 +112,7 @@ def _jax(name: str, gradient: bool) -> Callable[[Any, Recorder], Step]:
 
         given = to_jax(inputs(config))
         if gradient:
-            slopes = staged(recorder, jax_gradient(name, config.steps), *given)
-            return lambda: slopes(*given)
+            return Staged(recorder, jax_gradient(name, config.steps), *given)
         if name in ("loop", "eager"):
             sequence, first, recurrent, incoming = given
             rows = list(sequence)
@@ -128,8 +129,8 @@ def _jax(name: str, gradient: bool) -> Callable[[Any, Recorder], Step]:
                 return state
 
             return loop
-        program = staged(recorder, last_state(name, config.steps), *given)
-        return lambda: program(*given)
+        function, shown = last_state(name, config.steps), LOOPS.get(name)
+        return Staged(recorder, function, *given, compilations=COMPILATIONS, excerpt=shown)
 
     return setup
 
@@ -147,7 +148,7 @@ def _torch(name: str, gradient: bool) -> Callable[[Any, Recorder], Step]:
             return state
 
         if not gradient:
-            return one_thread(lambda: several(first, sequence))
+            return OneThread(lambda: several(first, sequence))
         weights = (recurrent.requires_grad_(), incoming.requires_grad_())
         pieces = sequence.split(UNROLL)
 
@@ -160,7 +161,7 @@ def _torch(name: str, gradient: bool) -> Callable[[Any, Recorder], Step]:
                     state = several(state, piece)
             return torch.autograd.grad((state**2).mean(), weights)
 
-        return one_thread(slopes)
+        return OneThread(slopes)
 
     return setup
 
@@ -180,7 +181,9 @@ def variants(config: Config) -> Sequence[Variant]:
             is_torch = name.startswith("torch")
             setup = (_torch if is_torch else _jax)(name, group == GRADIENT)
             clock: Any = "host" if is_torch else "jax"
-            found.append(Variant(group, name, setup, factor * flops(config), clock=clock, threads=0))
+            found.append(
+                Variant(group, name, setup, factor * flops(config), clock=clock, threads=int(is_torch))
+            )
     return found
 
 
@@ -198,20 +201,20 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
 
     for name, count in KERNELS.items():
         seconds = call + costs.program(machine, forward, 2 * steps, steps * count)
-        say(GROUP, name, seconds, f"{forward:.3g} FLOPs, {steps} steps x {count} kernels x {micro(kernel)}")
-    say(GROUP, "loop", steps * turn, f"{steps} calls of one jitted step x {micro(turn)}")
+        say(GROUP, name, seconds, f"{forward:.3g} FLOPs, {steps} steps x {count} kernels x {us(kernel)}")
+    say(GROUP, "loop", steps * turn, f"{steps} calls of one jitted step x {us(turn)}")
     say(
         GROUP,
         "eager",
         steps * OPERATIONS * eager + costs.program(machine, forward, 2 * steps, 0),
-        f"{steps} steps x {OPERATIONS} eager operations x {micro(eager)}",
+        f"{steps} steps x {OPERATIONS} eager operations x {us(eager)}",
         "operators of Python's syntax on JAX arrays cost more than the function that the constant comes from",
     )
     say(
         GROUP,
         "torch",
-        costs.torch_program(machine, forward, steps * TORCH[""]),
-        f"{steps} steps x {TORCH['']} operations x {micro(operation)}, {forward:.3g} FLOPs",
+        costs.torch_program(machine, forward, steps * TORCH[""], threads=1),
+        f"{steps} steps x {TORCH['']} operations x {us(operation)}, {forward:.3g} FLOPs",
     )
     # A turn backward reads, adds to and writes both gradients, and turns both weights.
     weights = steps * 2 * 5.0 * costs.FLOAT * config.hidden**2
@@ -221,14 +224,14 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     kernels = f"{steps} steps x {GRADIENT_KERNELS} kernels"
     say(GRADIENT, "scan", scan, f"3 x forward: {3 * forward:.3g} FLOPs, {kernels}, {weights:.3g} B")
     say(GRADIENT, "checkpoint", again, f"4 x forward: {4 * forward:.3g} FLOPs, {kernels} and two more")
-    plain = costs.torch_program(machine, 3 * forward, steps * TORCH["gradient"], "recorded")
+    plain = costs.torch_program(machine, 3 * forward, steps * TORCH["gradient"], "recorded", threads=1)
     say(
         GRADIENT,
         "torch",
         plain,
-        f"{steps} steps x {TORCH['gradient']} operations with gradients x {micro(gradient)}, 3 x the FLOPs",
+        f"{steps} steps x {TORCH['gradient']} operations with gradients x {us(gradient)}, 3 x the FLOPs",
     )
-    repeated = costs.torch_program(machine, forward, steps * TORCH[""])
+    repeated = costs.torch_program(machine, forward, steps * TORCH[""], threads=1)
     # Each tensor that autograd would keep is packed, packed again and unpacked by functions in Python, which
     # cost about as much as an operation.
     kept = steps * TORCH["kept"]
@@ -237,7 +240,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
         GRADIENT,
         "torch_checkpoint",
         plain + repeated + hooks,
-        f"the same, forward once more {micro(repeated)}, {kept} kept tensors x 3 hooks {micro(hooks)}",
+        f"the same, forward once more {us(repeated)}, {kept} kept tensors x 3 hooks {us(hooks)}",
         "what torch.utils.checkpoint itself costs a piece: its contexts and its closures",
     )
     for name, compiled in {**KERNELS_OF_PROGRAM, "unrolled": steps + 6}.items():

@@ -8,17 +8,19 @@ from typing import Any
 from labs.jax_transforms import costs, networks
 from labs.jax_transforms.arrays import leaves, to_jax, to_torch
 from labs.jax_transforms.config import Config
-from labs.jax_transforms.costs import micro
-from labs.jax_transforms.one_thread import one_thread
-from labs.jax_transforms.staging import staged
+from labs.jax_transforms.staging import Staged
 from labs.lab import Prediction, Recorder, Step, Variant
 from labs.machine import Machine
+from labs.one_thread import OneThread
+from labs.programming_models.torch_ways import compiled_first
+from labs.vectorization.rungs import missing_compiler
+from labs.wording import us
 
 GROUP, LAYERS = "sample_gradients", 2
-OPERATIONS = (
-    24  # a vector's product counts five (viewed as a matrix and back, two products backward), its sum
-)
-# one, tanh one, the loss four
+# A vector's product counts five (viewed as a matrix and back, two products backward), its sum one, tanh one,
+# the loss four.
+OPERATIONS = 24
+PRODUCTS = 3 * (LAYERS + 1) - 1  # forward, and two backward but for the gradient of the data
 KERNELS = 24  # of the compiled gradient
 
 
@@ -52,8 +54,7 @@ def _jax(name: str) -> Callable[[Any, Recorder], Step]:
             gradient = jax.jit(jax.grad(one))
             pairs = list(zip(inputs, targets, strict=True))
             return lambda: [gradient(weights, x, y) for x, y in pairs]
-        every = staged(recorder, jax.vmap(jax.grad(one), (None, 0, 0)), weights, inputs, targets)
-        return lambda: every(weights, inputs, targets)
+        return Staged(recorder, jax.vmap(jax.grad(one), (None, 0, 0)), weights, inputs, targets)
 
     return setup
 
@@ -68,12 +69,15 @@ def _torch(name: str) -> Callable[[Any, Recorder], Step]:
         def one(weights: Any, x: Any, y: Any) -> Any:
             return networks.loss(torch.tanh, weights, x, y)
 
+        every = torch.func.vmap(torch.func.grad(one), (None, 0, 0))
         if name == "torch_func":
-            every = torch.func.vmap(torch.func.grad(one), (None, 0, 0))
-            return one_thread(lambda: every(weights, inputs, targets))
+            return OneThread(lambda: every(weights, inputs, targets))
+        if name == "torch_func_compiled":
+            compiled = torch.compile(every, dynamic=False)
+            return OneThread(compiled_first(lambda: compiled(weights, inputs, targets)))
         leaves_of = tuple(weight.requires_grad_() for weight in weights)
         pairs = list(zip(inputs, targets, strict=True))
-        return one_thread(lambda: [torch.autograd.grad(one(leaves_of, x, y), leaves_of) for x, y in pairs])
+        return OneThread(lambda: [torch.autograd.grad(one(leaves_of, x, y), leaves_of) for x, y in pairs])
 
     return setup
 
@@ -81,10 +85,12 @@ def _torch(name: str) -> Callable[[Any, Recorder], Step]:
 def variants(config: Config) -> Sequence[Variant]:
     flops = networks.gradient_flops(sizes(config), config.samples)
     found = [Variant(GROUP, name, _jax(name), flops, clock="jax", threads=0) for name in ("loop", "vmap")]
-    return [
-        *found,
-        *(Variant(GROUP, name, _torch(name), flops, threads=0) for name in ("torch_loop", "torch_func")),
-    ]
+    found += [Variant(GROUP, name, _torch(name), flops) for name in ("torch_loop", "torch_func")]
+    if config.compile:
+        lacking = missing_compiler()
+        name = "torch_func_compiled"
+        found.append(Variant(GROUP, name, _torch(name), flops, unavailable=lacking))
+    return found
 
 
 def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
@@ -103,25 +109,33 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     said = {
         "loop": (
             samples * each,
-            f"{samples} calls in a row x {micro(each)}; inside, {KERNELS} kernels and {3 * weights:.3g} B "
-            f"{micro(alone)}",
+            f"{samples} calls in a row x {us(each)}; inside, {KERNELS} kernels and {3 * weights:.3g} B "
+            f"{us(alone)}",
             "dispatch of a program with so many arrays in and out",
         ),
         "vmap": (
             call + together,
-            f"one call {micro(call)}, {flops:.3g} FLOPs as scalar code {micro(plain)}, {written:.3g} B of "
+            f"one call {us(call)}, {flops:.3g} FLOPs as scalar code {us(plain)}, {written:.3g} B of "
             "gradients, moved once more",
             "XLA's batched products of vectors, and how often it copies their results into another order",
         ),
         "torch_loop": (
             samples * (OPERATIONS * gradient + 3 * weights / machine.bandwidth(2 * weights)),
-            f"{samples} x {OPERATIONS} operations with their gradients x {micro(gradient)}",
+            f"{samples} x {OPERATIONS} operations with their gradients x {us(gradient)}",
             "products cost more than the negation that the constant comes from",
         ),
         "torch_func": (
-            costs.torch_program(machine, flops, OPERATIONS, "func", 2.0 * written),
-            f"{OPERATIONS} operations under vmap(grad) x {micro(function)}, {written:.3g} B of gradients",
+            costs.torch_program(machine, flops, OPERATIONS, "func", 2.0 * written, threads=1),
+            f"{OPERATIONS} operations under vmap(grad) x {us(function)}, {written:.3g} B of gradients",
             "torch.func's layers cost per operation and per transformation",
         ),
     }
+    if config.compile:
+        entry, product = machine["torch_compiled_call_s"], machine["torch_product_call_s"]
+        said["torch_func_compiled"] = (
+            entry + PRODUCTS * product + plain + 2 * written / machine.bandwidth(2 * written),
+            f"a compiled call {us(entry)} + {PRODUCTS} batched products x {us(product)}, {flops:.3g} FLOPs "
+            f"as scalar code {us(plain)}, {written:.3g} B of gradients",
+            "batched products of vectors, which are no library's strength",
+        )
     return [Prediction(f"{GROUP}/{name}", "time_s", *item) for name, item in said.items()]

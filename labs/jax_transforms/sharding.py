@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,26 +15,30 @@ from typing import Any
 from labs.jax_transforms import sharded_program
 from labs.jax_transforms.arrays import to_torch
 from labs.jax_transforms.config import Config
+from labs.jax_transforms.excerpts import WIDTH
 from labs.jax_transforms.sharded_program import COLUMNS, LAYOUTS, ROWS
 from labs.lab import Prediction, Recorder, Step, Variant
 from labs.machine import Machine
 
-GROUP, LIMIT_S = "sharded_product", 120.0
+HOST, TWO = "shard_map", "dtensor"  # the groups
+SHARD_MAP, DTENSOR = f"{HOST}/host_devices", f"{TWO}/two_processes"
+LIMIT_S = 120.0
 RESULT_BYTES = 4.0 * ROWS * COLUMNS
 EXPECTED = {"batch": (), "columns": ("all-gather",), "rows": ("all-reduce",)}
 """Collectives that each layout needs."""
+ERROR = re.compile(r"(\w+\.)*\w+(Error|Exception|Exit|Interrupt)\b")
 
 
 def reference(config: Config, name: str) -> Any:
     x, w = (array.astype("float64") for array in sharded_program.inputs())
-    return (x @ w,) * (len(LAYOUTS) if name == "shard_map" else 1)
+    return (x @ w,) * (len(LAYOUTS) if name == "host_devices" else 1)
 
 
 @cache
 def over_devices(devices: int, limit_s: float = LIMIT_S) -> dict[str, Any]:
     """What ``sharded_program`` reports, from a process that has so many host devices; asked once.
 
-    TimeoutError: it did not end in time, and was killed. RuntimeError: it failed; says its last line.
+    TimeoutError: it did not end in time, and was killed. RuntimeError: it failed; names its error.
     """
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}".strip()
     paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -48,9 +53,14 @@ def over_devices(devices: int, limit_s: float = LIMIT_S) -> dict[str, Any]:
             f"the lab waited {limit_s:g} s for its child process with {devices} JAX host devices and ended it"
         ) from None
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RuntimeError(f"the child process with {devices} JAX host devices failed: {last}")
+        raise RuntimeError(f"the child process with {devices} JAX host devices failed: {error(done.stderr)}")
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def error(said: str) -> str:
+    """The last line that names an exception; JAX puts remarks behind it. The last one where none does."""
+    lines = said.strip().splitlines() or ["no message"]
+    return next((line for line in reversed(lines) if ERROR.match(line)), lines[-1])
 
 
 def _shard_map(config: Config, recorder: Recorder) -> Step:
@@ -61,8 +71,12 @@ def _shard_map(config: Config, recorder: Recorder) -> Step:
         for layout, told in found.items():
             recorder.record(f"{layout}_collectives", len(told["kinds"]), "")
             recorder.record(f"{layout}_payload", told["bytes"], "B")
-            recorder.record(f"{layout}_one_device", told["seconds"]["1"], "s")
-            recorder.record(f"{layout}_all_devices", told["seconds"][str(config.devices)], "s")
+            lines = "\n".join(f"{line[:WIDTH]} ..." for line in told["lines"])
+            recorder.text(
+                f"A product over {config.devices} devices, cut by {layout} (HLO)",
+                f"Needs {' and '.join(told['kinds']) or 'no collective'}: {told['bytes']} B of payload.\n\n"
+                f"{lines or '(no collective)'}",
+            )
         return tuple(np.array(told["result"]).reshape(ROWS, COLUMNS) for told in found.values())
 
     return step
@@ -89,9 +103,10 @@ def _dtensor(config: Config, recorder: Recorder) -> Step:
 
 
 def variants(config: Config) -> Sequence[Variant]:
+    """A group each: the first is a process from start to end, and what it counts is the point."""
     return [
-        Variant(GROUP, "shard_map", _shard_map, threads=0, max_rounds=1),
-        Variant(GROUP, "dtensor", _dtensor, processes=2),
+        Variant(HOST, "host_devices", _shard_map, threads=0, max_rounds=1),
+        Variant(TWO, "two_processes", _dtensor, processes=2),
     ]
 
 
@@ -101,11 +116,11 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
         because = " and ".join(kinds) or "each device has whole sums of its own rows"
         counts = {"collectives": float(len(kinds)), "payload_B": RESULT_BYTES * len(kinds)}
         for key, value in counts.items():
-            found.append(Prediction(f"{GROUP}/shard_map", f"{layout}_{key}", value, because, exact=True))
+            found.append(Prediction(SHARD_MAP, f"{layout}_{key}", value, because, exact=True))
     return [
         *found,
         Prediction(
-            f"{GROUP}/dtensor",
+            DTENSOR,
             "rows_collectives",
             1.0,
             "all-reduce: each rank has a part of each sum",

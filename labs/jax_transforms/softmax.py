@@ -13,10 +13,11 @@ from typing import Any
 from labs.jax_transforms import costs
 from labs.jax_transforms.arrays import random, to_jax, to_torch
 from labs.jax_transforms.config import Config
-from labs.jax_transforms.costs import micro
-from labs.jax_transforms.staging import staged
+from labs.jax_transforms.excerpts import interpreted
+from labs.jax_transforms.staging import Staged
 from labs.lab import Prediction, Recorder, Step, Variant
 from labs.machine import Machine
+from labs.wording import us
 
 GROUP, BLOCK_ROWS = "softmax", 8
 KERNELS_OF_A_BLOCK = 10  # slice, the softmax's passes, update, the grid's counters
@@ -59,8 +60,9 @@ def _jax(name: str) -> Callable[[Any, Recorder], Step]:
         import jax
 
         scores = to_jax(random(51, (config.side, config.side)))[0]
-        program = staged(recorder, jax.nn.softmax if name == "jit" else pallas_softmax, scores)
-        return lambda: program(scores)
+        if name == "jit":
+            return Staged(recorder, jax.nn.softmax, scores)
+        return Staged(recorder, pallas_softmax, scores, excerpt=interpreted(config.side))
 
     return setup
 
@@ -92,14 +94,14 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     # Each turn copies all scores twice: the loop's update of them must not change what its slice still reads.
     copies = blocks * 2 * moved / machine.bandwidth(moved)
     turns = blocks * KERNELS_OF_A_BLOCK * machine["jax_kernel_s"] + copies
-    text = f"{numbers} exponentials {micro(exponentials)}, 4 passes {micro(passes)}"
+    text = f"{numbers} exponentials {us(exponentials)}, 4 passes {us(passes)}"
     threads = "over how many threads XLA spreads a row-wise kernel"
-    shared = (exponentials + passes) / machine.cores + 2 * machine["torch_parallel_region_s"]
+    shared = (exponentials + passes) / machine.cores + 2 * (machine.get("torch_parallel_region_s") or 0.0)
     said = {
         "jit": (call + exponentials + passes, f"{text}, one thread", threads),
         "pallas_interpret": (
             call + exponentials + passes + turns,
-            f"{text}, {blocks} turns that each copy {moved / 2:.3g} B twice {micro(turns)}",
+            f"{text}, {blocks} turns that each copy {moved / 2:.3g} B twice {us(turns)}",
             "how many copies of the whole arrays XLA leaves in a turn (see the excerpt)",
         ),
         "torch": (machine["torch_call_s"] + shared, f"({text}) / {machine.cores} cores", "its exponential"),

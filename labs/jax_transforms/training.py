@@ -9,19 +9,21 @@ from typing import Any
 from labs.jax_transforms import costs, networks
 from labs.jax_transforms.arrays import to_jax, to_torch
 from labs.jax_transforms.config import Config
-from labs.jax_transforms.costs import micro
-from labs.jax_transforms.staging import staged
+from labs.jax_transforms.excerpts import CHECKPOINT, DONATED, PLAIN
+from labs.jax_transforms.staging import Staged
 from labs.lab import Prediction, Recorder, Step, Variant
 from labs.machine import Machine
+from labs.programming_models.torch_ways import compiled_first
 from labs.vectorization.rungs import missing_compiler
+from labs.wording import us
+from labs.xla import EAGER_GRADIENT
 
 GROUP, LAYERS = "training_step", 3
 PRODUCTS = {"forward": LAYERS + 1, "step": 3 * (LAYERS + 1)}
 OPERATIONS = 23  # a layer's product counts three (two more backward), its sum and its tanh one, the loss four
-EAGER = 3  # eager operations that one of the loss becomes: forward, its slope, their product
-UPDATE = 2  # operations for each parameter: the product with the rate and the subtraction
+UPDATE = 2  # JAX's operations for each parameter: the product with the rate and the subtraction
 KERNELS = {"forward": 10, "step": 32}
-FORWARD = "forward"
+FORWARD, GRADIENT = "forward", "gradient"
 
 
 def sizes(config: Config) -> list[int]:
@@ -29,12 +31,14 @@ def sizes(config: Config) -> list[int]:
 
 
 def reference(config: Config, name: str) -> Any:
-    """The loss, or the loss and the parameters after one step, float64."""
+    """The loss, with its gradients, or with the parameters after one step, float64."""
     weights = [array.astype("float64") for array in networks.parameters(sizes(config))]
     inputs, targets = (array.astype("float64") for array in networks.batch(sizes(config), config.batch))
     loss, slopes = networks.gradient(weights, inputs, targets)
     if name == FORWARD:
         return loss
+    if name == GRADIENT:
+        return (loss, *slopes)
     moved = (weight - networks.RATE * slope for weight, slope in zip(weights, slopes, strict=True))
     return (loss, *moved)
 
@@ -69,24 +73,29 @@ def jax_step(loss: Callable[..., Any]) -> Callable[..., Any]:
 
 def _jax(name: str) -> Callable[[Any, Recorder], Step]:
     def setup(config: Config, recorder: Recorder) -> Step:
+        import jax
+
         weights = to_jax(networks.parameters(sizes(config)))
         inputs, targets = to_jax(networks.batch(sizes(config), config.batch))
         function = jax_step(jax_loss(name == "checkpoint"))
         if name == "eager":
             return lambda: function(weights, inputs, targets)
-        if name == FORWARD:
-            function = jax_loss()
-        donated = {"donate_argnums": 0} if name == "donated" else {}
-        program = staged(recorder, function, weights, inputs, targets, **donated)
+        if name in (FORWARD, GRADIENT):
+            function = jax_loss() if name == FORWARD else jax.value_and_grad(jax_loss())
         if name != "donated":
-            return lambda: program(weights, inputs, targets)
-        state = [weights]  # each call gets the parameters that the last one made; the old ones are gone
-
-        def train() -> Any:
-            value, state[0] = program(state[0], inputs, targets)
-            return value, state[0]
-
-        return train
+            shown = {"step": PLAIN, "checkpoint": CHECKPOINT}.get(name)
+            return Staged(recorder, function, weights, inputs, targets, excerpt=shown)
+        # Each call gets the parameters that the last one made; the old ones are gone.
+        return Staged(
+            recorder,
+            function,
+            weights,
+            inputs,
+            targets,
+            carry=lambda output, given: (output[1], *given[1:]),
+            excerpt=DONATED,
+            donate_argnums=0,
+        )
 
     return setup
 
@@ -107,12 +116,9 @@ def _torch(name: str) -> Callable[[Any, Recorder], Step]:
             value = function(weights, inputs, targets)
             slopes = torch.autograd.grad(value, weights)
             with torch.no_grad():
-                moved = [
-                    weight - networks.RATE * slope for weight, slope in zip(weights, slopes, strict=True)
-                ]
-            return (value, *moved)
+                return (value, *torch._foreach_add(weights, slopes, alpha=-networks.RATE))
 
-        return step
+        return compiled_first(step) if name == "torch_compile" else step
 
     return setup
 
@@ -122,7 +128,7 @@ def variants(config: Config) -> Sequence[Variant]:
     whole = networks.gradient_flops(sizes(config), config.batch)
     found = [
         Variant(GROUP, name, _jax(name), forward if name == FORWARD else whole, clock="jax", threads=0)
-        for name in ("step", FORWARD, "donated", "checkpoint", "eager")
+        for name in ("step", FORWARD, GRADIENT, "donated", "checkpoint", "eager")
     ]
     found.append(Variant(GROUP, "torch", _torch("torch"), whole, threads=0))
     if config.compile:
@@ -147,12 +153,13 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
         f"{whole:.3g} FLOPs at {rate:.0f} GFLOP/s, {KERNELS['step']} kernels, {update:.3g} B of the update"
     )
     suspect = "products of other shapes than the square one that the rate comes from"
-    operations = EAGER * 4 * (LAYERS + 1)  # product, sum and tanh of a layer, four of the loss
+    operations = EAGER_GRADIENT * 4 * (LAYERS + 1)  # product, sum and tanh of a layer, four of the loss
     eager = operations * machine["jax_recorded_call_s"] + UPDATE * leaves * machine["jax_eager_call_s"]
     gradient = machine["torch_recorded_call_s"]
-    plain = UPDATE * leaves * machine["torch_call_s"]
+    plain = leaves * machine["torch_call_s"]  # torch._foreach_add: a kernel for each parameter, one call
     torch_step = costs.torch_program(machine, whole, OPERATIONS, "recorded", update) + plain
-    compiled = costs.torch_program(machine, whole, leaves, "recorded", update) + plain
+    compiled = machine["torch_compiled_gradient_s"] + plain
+    compiled += costs.torch_program(machine, whole, PRODUCTS["step"], "", update)
     said = {
         "step": (step, because, suspect),
         FORWARD: (
@@ -161,21 +168,26 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
             f"{forward:.3g} FLOPs at {rate:.0f} GFLOP/s, {KERNELS[FORWARD]} kernels",
             suspect,
         ),
+        GRADIENT: (
+            step - update / machine.bandwidth(update, threads=0),
+            f"{whole:.3g} FLOPs at {rate:.0f} GFLOP/s, {KERNELS['step']} kernels, no update",
+            suspect,
+        ),
         "donated": (step, because, suspect),
         "checkpoint": (
             step,
-            f"{because}; XLA for CPUs drops the barriers and computes no layer twice",
+            f"{because}; XLA for CPUs drops the barriers and computes no product twice",
             suspect,
         ),
         "eager": (
             eager + costs.product_seconds(machine, whole, PRODUCTS["step"]),
-            f"{operations} operations with eager gradients x {micro(machine['jax_recorded_call_s'])}, "
+            f"{operations} operations with eager gradients x {us(machine['jax_recorded_call_s'])}, "
             f"{UPDATE * leaves} of the update, {whole:.3g} FLOPs",
             "Python in JAX's tracer, which runs at every call and depends on the operation",
         ),
         "torch": (
             torch_step,
-            f"{OPERATIONS} operations with gradients x {micro(gradient)}, {whole:.3g} FLOPs at "
+            f"{OPERATIONS} operations with gradients x {us(gradient)}, {whole:.3g} FLOPs at "
             f"{torch_rate:.0f} GFLOP/s",
             "threads of torch and of JAX in one process, which wait spinning for one another's cores",
         ),
@@ -183,7 +195,8 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     if config.compile:
         said["torch_compile"] = (
             compiled,
-            f"{whole:.3g} FLOPs at {torch_rate:.0f} GFLOP/s, the calls around the compiled code",
+            f"a compiled call and its gradient {us(machine['torch_compiled_gradient_s'])} + "
+            f"{PRODUCTS['step']} products, {whole:.3g} FLOPs at {torch_rate:.0f} GFLOP/s",
             "threads of torch and of JAX in one process, which wait spinning for one another's cores",
         )
     found = [Prediction(f"{GROUP}/{name}", "time_s", *item) for name, item in said.items()]

@@ -77,10 +77,14 @@ def path_of(recipe: Recipe, part: str = "gpt") -> Path:
     return home() / "models" / f"{part}-{recipe.name}-{digest}.safetensors"
 
 
-def chosen(name: str = "kept") -> Recipe:
-    """The recipe of that name; ``kept`` is the full one where ``make model`` has run, else the short one."""
+def chosen(name: str = "kept", parts: Iterable[str] = ("gpt",)) -> Recipe:
+    """The recipe of that name; ``kept`` is the full one where ``make model`` has come to its end, else the
+    short one.
+
+    parts: what the caller needs of it. Where one is missing, it would have to be trained at every call.
+    """
     if name == "kept":
-        return FULL if path_of(FULL).exists() else SHORT
+        return FULL if all(path_of(FULL, part).exists() for part in parts) else SHORT
     if name not in RECIPES:
         raise ValueError(f"there is no recipe {name!r}; there are kept, {', '.join(RECIPES)}")
     return RECIPES[name]

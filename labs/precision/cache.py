@@ -43,39 +43,36 @@ def with_cache_of(model: GPT, bits: int) -> GPT:
 
 
 class StoredCache:
-    """Keys and values for a step of one token, in float32, bfloat16 or int8; a product reads those of a head.
+    """Keys and values for a step of one token, in float32, bfloat16 or int8.
 
-    Of a sequence and head the keys are a matrix (tokens, dim), whose product with the query are the scores.
-    The values lie transposed, (dim, tokens). int8 keys have a scale a row; the scale of an int8 value goes
-    into the weight of its token.
+    The library's attention reads the floats, all heads at once. Of int8, a sequence and head's keys are a
+    matrix (tokens, dim), whose product with the query are the scores, and its values lie transposed, (dim,
+    tokens). int8 keys have a scale a row; the scale of an int8 value goes into the weight of its token.
     """
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, form: str) -> None:
         """keys, values: (sequences, heads, tokens, dim) float32. form: "float32", "bfloat16" or "int8"."""
         self.form = form
-        self.ones = torch.ones(values.shape[-1])
-        self.key_scale = self.value_scale = torch.ones(keys.shape[0] * keys.shape[1], 1)
-        if form == "int8":
-            (keys, key_scale), (values, value_scale) = quantize(keys, 8), quantize(values, 8)
-            self.key_scale, self.value_scale = (
-                scale[..., 0].flatten(0, 1) for scale in (key_scale, value_scale)
-            )
-        else:
-            keys, values = (tensor.to(getattr(torch, form)) for tensor in (keys, values))
-        self.keys = keys.flatten(0, 1).contiguous().unbind()
-        self.values = values.transpose(-2, -1).contiguous().flatten(0, 1).unbind()
+        if form != "int8":
+            self.keys, self.values = (tensor.to(getattr(torch, form)) for tensor in (keys, values))
+            return
+        (keys, key_scale), (values, value_scale) = quantize(keys, 8), quantize(values, 8)
+        self.key_scale, self.value_scale = (scale[..., 0].flatten(0, 1) for scale in (key_scale, value_scale))
+        self.keys = keys.flatten(0, 1).contiguous()
+        self.values = values.transpose(-2, -1).contiguous().flatten(0, 1)
+        self.ones = torch.ones(self.values.shape[:2])
 
     def attend(self, query: torch.Tensor) -> torch.Tensor:
         """query (sequences, heads, dim) -> the same shape: softmax(query keys^T / sqrt(dim)) values."""
+        if self.form != "int8":
+            one = query[:, :, None].to(self.keys.dtype)
+            return F.scaled_dot_product_attention(one, self.keys, self.values)[:, :, 0].float()
         rows = (query * query.shape[-1] ** -0.5).flatten(0, 1)
-        scores = self._products(rows, self.keys, self.key_scale)
+        scores = _products(rows, self.keys, self.key_scale)
         weights = scores.softmax(-1) * self.value_scale
-        return self._products(weights, self.values, [self.ones] * len(rows)).view_as(query)
+        return _products(weights, self.values, self.ones).view_as(query)
 
-    def _products(self, rows: torch.Tensor, matrices: Any, scales: Any) -> torch.Tensor:
-        """Each row times its matrix (out, in) transposed."""
-        if self.form == "int8":
-            found = map(kernels.linear_int8, rows, matrices, scales)
-        else:
-            found = map(F.linear, rows.to(matrices[0].dtype), matrices)
-        return torch.stack(list(found)).float()
+
+def _products(rows: torch.Tensor, matrices: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Each row times its matrix (out, in) transposed."""
+    return torch.stack([kernels.linear_int8(*each) for each in zip(rows, matrices, scales, strict=True)])

@@ -6,11 +6,14 @@ from dataclasses import dataclass, replace
 
 from labs.lab import setting
 from labs.models.configuration import GPTConfig
-from labs.models.trained import RECIPES, chosen
+from labs.models.trained import RECIPES, Recipe, chosen
 from labs.precision.sizes import matrices
 
 LEAST_BYTES = 1.0e9  # of the large model in float32
-CACHES = 16  # last-level caches that it must be, so that an eighth of it still is two
+PARTS = ("gpt", "student", "alone", "adapters", "tuned", "exit")
+"""What is trained, each kept in a file of its own: the model, and what ``training.py`` makes of it."""
+CACHES = 16  # last-level caches that it is, so that an eighth of it still is two
+MEMORY = 8  # of the memory it is this part at most, as the forms of a group, held together, are three of it
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Config:
     layers: int = setting(
         0,
         unit="blocks",
-        help="of the large model, even; 0: 1 GB of float32, more where caches are large",
+        help="of the large model, even; 0: 1 GB of float32, more where caches and memory are large",
         minimum=0,
     )
     prompt: int = setting(128, unit="tokens", help="tokens of a prompt that one block computes", minimum=1)
@@ -58,7 +61,7 @@ class Config:
             raise ValueError(
                 f"precision: width={self.width} is no multiple of 128 (heads of 64, and half of them)"
             )
-        context = chosen(self.model).model.context
+        context = self.recipe.model.context
         if self.tokens >= context:
             raise ValueError(
                 f"precision: tokens={self.tokens} leaves no room for a prompt in the {context} tokens of the "
@@ -70,13 +73,18 @@ class Config:
             )
 
     @property
+    def recipe(self) -> Recipe:
+        """Of the trained model."""
+        return chosen(self.model, PARTS)
+
+    @property
     def large(self) -> GPTConfig:
         """The model whose speed is measured."""
-        from labs.calibration_facts import caches
+        from labs.calibration_facts import caches, memory_bytes
 
         model = GPTConfig(width=self.width, heads=self.width // 64, layers=1, context=64)
         block = 4.0 * sum(matrix.numbers for matrix in matrices(model))
-        least = max(LEAST_BYTES, CACHES * caches().get("l3_bytes", 0.0))
+        least = min(max(LEAST_BYTES, CACHES * caches().get("l3_bytes", 0.0)), memory_bytes() / MEMORY)
         layers = self.layers or 2 * max(1, -(-int(least) // int(2 * block)))
         return GPTConfig(width=self.width, heads=self.width // 64, layers=layers, context=64)
 

@@ -9,7 +9,7 @@ from typing import Literal
 from labs.figure import Bars, Chart, Figure, Series
 from labs.lab import Results
 from labs.precision import measured
-from labs.precision.model import CACHE
+from labs.precision.model import CACHE, tokens_per_round
 
 BITS = "bits per byte (bits)"
 Point = tuple[float, float, str]  # x, bits per byte, form
@@ -26,7 +26,7 @@ def front(points: Sequence[Point], more_is_better: bool) -> list[Point]:
 
 def figure(results: Results) -> Sequence[Figure]:
     quality = {form: fmean(measured.bits(results, form)) for form in measured.measured_forms(results)}
-    return [*_storage(results, quality), *_speed(results, quality), *_cache(results)]
+    return [*_storage(results, quality), *_speed(results, quality), *_speculation(results), *_cache(results)]
 
 
 def _storage(results: Results, quality: Mapping[str, float]) -> Iterator[Figure]:
@@ -57,6 +57,29 @@ def _speed(results: Results, quality: Mapping[str, float]) -> Iterator[Figure]:
     large = results.config.large
     note = f"{measured.judged_on(results)}; speed: random weights, width {large.width}, {large.layers} blocks"
     yield Chart("Speed against quality", "tokens per second (1/s)", BITS, series, x_log=True, note=note)
+
+
+def _speculation(results: Results) -> Iterator[Figure]:
+    """Whether speculation pays: tokens of a round over the tokens that one by one take its time."""
+    token, whole = "speculative/token", "speculative/round"
+    if not results.has(token, whole):
+        return
+    ahead, shares = results.config.lookahead, [tenth / 10 for tenth in range(11)]
+
+    def line(name: str, cost: float, style: Literal["line", "dashed"]) -> Series:
+        return Series(name, shares, [tokens_per_round(share, ahead) / cost for share in shares], style)
+
+    cost = results.seconds(whole).value / results.seconds(token).value
+    series = [line("measured times", cost, "line")]
+    expected, base = results.predicted(whole), results.predicted(token)
+    if expected and base:
+        series.append(line("predicted times", expected / base, "dashed"))
+    share = measured.one(results, "speculative", "acceptance_share")
+    count = measured.tokens_of_a_round(results)
+    if share is not None and count:
+        series.append(Series("the trained model and its draft", [share], [count / cost]))
+    note = f"{ahead} proposals a round, which costs {cost:.2f} tokens' time; it pays above 1"
+    yield Chart("Speculative decoding", "proposals accepted (share)", "speed (x)", series, note=note)
 
 
 def _cache(results: Results) -> Iterator[Figure]:

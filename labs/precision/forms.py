@@ -31,7 +31,7 @@ _built: WeakValueDictionary[tuple[GPTConfig, str], nn.Module] = WeakValueDiction
 
 
 def trained(config: Config) -> Family:
-    return family(config.model, config.limit)
+    return family(config.recipe, config.limit)
 
 
 def small(made: Family, form: str) -> nn.Module:
@@ -44,6 +44,7 @@ def small(made: Family, form: str) -> nn.Module:
         "pruned": lambda: compress.pruned(base, sizes.SPARSITY),
         "structured": lambda: compress.structured(base, sizes.KEEP),
         "healed": lambda: made.healed,
+        "tuned": lambda: made.tuned,
         "low_rank": lambda: compress.low_rank(base, sizes.RANK_SHARE),
         "distilled": lambda: made.student,
         "alone": lambda: made.alone,

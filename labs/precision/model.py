@@ -4,8 +4,9 @@ Storage     the numbers of each matrix times the bytes of one, with scales, mask
 A token     max(bytes it reads / bandwidth of memory, slots / vector peak) + calls
             A slot is a vector instruction on 16 weights, each worth 2 FLOPs. A weight of float32 needs 1
             (the FMA), int8 3 (load with sign extension, to float, FMA), int4 4 (a mask or shift more).
-A prompt    2 FLOPs a weight and token / peak of the format's unit
-A round     k tokens of the draft and one pass of k + 1 of the large model: it reads its weights once
+A prompt    max(2 FLOPs a weight and token / peak of the format's unit, bytes of the weights / bandwidth)
+A round     k tokens of the draft and one pass of k + 1 of the large model: it reads its weights once; of
+            proposals that are right with probability a it gives (1 - a^(k + 1)) / (1 - a) tokens
 A KV cache  bytes of keys and values / bandwidth
 """
 
@@ -14,15 +15,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from labs.lab import Prediction
-from labs.machine import Machine
+from labs.machine import Curve, Machine
 from labs.models.configuration import GPTConfig
-from labs.models.trained import chosen
 from labs.precision import sizes
 from labs.precision.config import Config
 
 QUALITY = (
     *("float32", "bfloat16", "int8", "int4", "cache_int8", "cache_int4", "pruned", "structured", "healed"),
-    *("low_rank", "distilled", "alone", "early_exit", "speculative"),
+    *("tuned", "low_rank", "distilled", "alone", "early_exit", "speculative"),
 )
 TOKEN = ("float32", "bfloat16", "int8", "int4")
 SMALLER = ("float32", "structured", "low_rank", "sparse", "early_exit", "distilled", "lora")
@@ -33,18 +33,23 @@ BLOCK_CALLS = 30  # of torch in a block, few tokens: linear layers, norms, atten
 QUANTIZED_CALLS = 12  # of one quantised product: checks, contiguity, dispatch, a bias, a result
 
 
-def reading(machine: Machine, moved: float) -> float:
+def reading(machine: Machine) -> float:
     """Bytes per second of weights that all come from memory.
 
     The slower of a copy and a bare reading loop, as a product does more than read. Both were measured by
-    going over a working set again and again, which finds up to a cache's share of it still there: the curves
-    end at a few times the last-level cache. Here much else is read in between.
+    going over a working set again and again, which finds a cache's share of it still there, and how large
+    that is, a system on a shared processor does not know. What the larger of two working sets costs more than
+    the smaller is the price of memory alone. Here much else is read in between.
     """
-    curves = [machine.curves[f"{kind}_all"] for kind in ("read", "copy")]
-    largest = min(moved, *(curve.working_set_bytes[-1] for curve in curves))
-    cache = machine.get("l3_bytes") or 0.0
-    missed = 1 - cache / largest if largest >= 2 * cache else 1.0
-    return missed * min(curve.at(largest) for curve in curves)
+    return min(_beyond_caches(machine.curves[f"{kind}_all"]) for kind in ("read", "copy"))
+
+
+def _beyond_caches(curve: Curve) -> float:
+    """Bytes per second of what a curve's largest working set has more than a quarter of it."""
+    largest = curve.working_set_bytes[-1]
+    part = largest / 4
+    more = largest / curve.at(largest) - part / curve.at(part)
+    return min(curve.at(largest), (largest - part) / more) if more > 0 else curve.at(largest)
 
 
 def token_seconds(
@@ -53,7 +58,7 @@ def token_seconds(
     """Seconds of ``tokens`` in one pass through the large model (or another) in this form, and why."""
     moved = sizes.token_bytes(model or config.large, form)
     model = sizes.config_of(model or config.large, form)
-    rate = reading(machine, moved)
+    rate = reading(machine)
     weights = model.layers * sum(matrix.numbers for matrix in sizes.matrices(model))
     peak = machine.peak("float32", threads=0)
     compute = 2 * weights * (SLOTS.get(form, 1) + tokens - 1) / peak
@@ -77,13 +82,34 @@ def round_seconds(config: Config, machine: Machine) -> tuple[float, str]:
     )
 
 
+def tokens_per_round(acceptance: float, lookahead: int) -> float:
+    """(1 - a^(k + 1)) / (1 - a): expected tokens of a round when each proposal is right with probability a.
+
+    Source: Leviathan et al. 2023, equation 1.
+    """
+    if acceptance >= 1:
+        return lookahead + 1.0
+    return (1 - acceptance ** (lookahead + 1)) / (1 - acceptance)
+
+
 def prompt_seconds(config: Config, machine: Machine, form: str) -> tuple[float, str]:
-    """A prompt through one block: arithmetic. Integers are widened to float32 first, once a weight."""
+    """A prompt through one block: arithmetic, or reading where that is faster yet.
+
+    float32 at the rate of the library's square product, where that was measured. Integers are widened to
+    float32 first, once a weight, and multiplied by code of our own.
+    """
     weights = sum(matrix.numbers for matrix in sizes.matrices(config.block))
     flops = 2.0 * weights * config.prompt
     dtype = "bfloat16" if form == "bfloat16" else "float32"
     peak = machine.peak(dtype, unit="matrix", threads=0)
-    return flops / peak, f"{flops:.3g} FLOPs at {peak / 1e9:.0f} GFLOP/s of {dtype}"
+    if form == "float32":
+        peak = machine.get("torch_matmul_flops") or peak
+    moved, rate = sizes.block_bytes(config.block, form), reading(machine)
+    because = (
+        f"{flops:.3g} FLOPs at {peak / 1e9:.0f} GFLOP/s of {dtype}, {moved / 1e6:.0f} MB at "
+        f"{rate / 1e9:.1f} GB/s"
+    )
+    return max(flops / peak, moved / rate), because
 
 
 def cache_bytes(config: Config, form: str) -> float:
@@ -93,14 +119,14 @@ def cache_bytes(config: Config, form: str) -> float:
 
 def cache_seconds(config: Config, machine: Machine, form: str) -> tuple[float, str]:
     moved = cache_bytes(config, form)
-    rate = reading(machine, moved)
+    rate = reading(machine)
     calls = 2 * config.sequences * config.cache_heads * (QUANTIZED_CALLS if form == "int8" else 1)
     over = calls * (machine.get("torch_call_s") or 0.0)
     return moved / rate + over, f"{moved / 1e6:.0f} MB at {rate / 1e9:.1f} GB/s and {calls} calls"
 
 
 def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
-    recipe = chosen(config.model)
+    recipe = config.recipe
     which = "make model's" if recipe.name == "full" else f"the {recipe.name} one, as make model has not run"
     found = []
     for form in QUALITY:
@@ -123,7 +149,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
 
 def file_bytes(config: Config, form: str) -> float:
     """Of the trained model's file; speculation keeps two models, in int8."""
-    model = chosen(config.model).model
+    model = config.recipe.model
     if form == "speculative":
         return sizes.file_bytes(model, "int8") + sizes.file_bytes(sizes.student_of(model), "int8")
     return sizes.file_bytes(model, form)

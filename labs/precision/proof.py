@@ -39,18 +39,14 @@ def check(config: Config, outputs: Mapping[str, object]) -> Sequence[Check]:
 
 
 def _layers(config: Config, group: str) -> int:
-    from labs.models.trained import chosen
-
-    return chosen(config.model).model.layers if group == "quality" else config.large.layers
+    return config.recipe.model.layers if group == "quality" else config.large.layers
 
 
 def _sum_length(config: Config, group: str) -> int:
     """Numbers in the longest sum of a float32 product."""
-    from labs.models.trained import chosen
-
     if group == "cache":
         return config.context
-    return chosen(config.model).model.size_of_hidden if group == "quality" else config.large.size_of_hidden
+    return config.recipe.model.size_of_hidden if group == "quality" else config.large.size_of_hidden
 
 
 def _reference(config: Config, group: str, form: str) -> tuple[Any, float, str]:

@@ -9,7 +9,7 @@ Exactly, as long as the choice does not hang on rounding: the pass over several 
 and two logits that differ in the last bit may then change places. The proof therefore decodes in float64.
 
 Sources: Leviathan, Kalman, Matias 2023, "Fast Inference from Transformers via Speculative Decoding",
-algorithm 1 and equation 1 (tokens of a round); Chen et al. 2023.
+algorithm 1; Chen et al. 2023.
 """
 
 from __future__ import annotations
@@ -65,11 +65,3 @@ def speculate(target: GPT, draft: GPT, prompt: torch.Tensor, count: int, lookahe
             cache.length = min(cache.length, tokens.shape[1] - 1)
         rounds, proposed, accepted = rounds + 1, proposed + ahead, accepted + right
     return Decoded(tokens, rounds, proposed, accepted)
-
-
-def tokens_per_round(acceptance: float, lookahead: int) -> float:
-    """(1 - a^(k + 1)) / (1 - a): expected tokens of a round when each proposal is right with probability
-    a."""
-    if acceptance >= 1:
-        return lookahead + 1.0
-    return (1 - acceptance ** (lookahead + 1)) / (1 - acceptance)

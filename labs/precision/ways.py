@@ -29,7 +29,8 @@ def _quality(form: str) -> Setup:
 
         made = forms.trained(config)
         recorder.record("trained_steps", made.base.steps, "steps")
-        recorder.record("trained_in_full", float(made.base.recipe.name == "full"), "share")
+        full = made.base.recipe.name == "full" and made.whole
+        recorder.record("trained_in_full", float(full), "share")
         kept = forms.stored(made, form)
         recorder.record("weights", kept.bytes, "B")
         tokens, targets = held_out(config.windows, made.base.recipe.model.context)

@@ -5,16 +5,17 @@ pays a call and a trip over memory. Symbolic code is first captured as a program
 which a compiler may fuse and run at once: what is captured has no values, so branches, side effects and
 shapes that depend on values are refused, lost or break the graph.
 
-Formulas (``model.py``):
+Formulas (``costs.py``, ``payback.py``, and ``cost`` beside each program):
   eager       operations x call + bytes of every operation / bandwidth
   fused       one call + max(bytes of the fused loop / bandwidth, FLOPs / peak)
   crossover   operations x call x bandwidth / bytes of one number in all operations
   break-even  compile time / (eager - compiled)
 
 Ways: eager torch, torch.compile (inductor), torch.export, FX; JAX with and without jit; NumPy; numba; CUDA
-graphs where there is CUDA. Each on an elementwise chain from 256 numbers to past the caches, a training step,
-a recurrent loop and a block of the GPT; then four small programs that part them (``behaviours.py``). What
-each captured stands in the report, beside the messages of those that refuse (``refusals.py``).
+graphs where there is CUDA. Each on an elementwise chain from 256 numbers to past the second cache, a
+training step, a recurrent loop and a block of the GPT; then four small programs that part them
+(``behaviours.py``). What each captured stands in the report, beside the messages of those that refuse
+(``refusals.py``).
 
 Sources: Ansel et al. 2024, "PyTorch 2: Faster Machine Learning Through Dynamic Python Bytecode Transformation
 and Graph Compilation" (ASPLOS), sections 3 and 4; Reed et al. 2022, "torch.fx", section 4; Frostig, Johnson,
@@ -27,9 +28,9 @@ from __future__ import annotations
 from labs.lab import Lab
 from labs.programming_models.claims import CLAIMS
 from labs.programming_models.config import Config
-from labs.programming_models.derived import derive
 from labs.programming_models.figures import figure
-from labs.programming_models.model import memory_bytes, predict
+from labs.programming_models.payback import derive
+from labs.programming_models.predictions import memory_bytes, predict
 from labs.programming_models.proof import check
 from labs.programming_models.ways import variants
 

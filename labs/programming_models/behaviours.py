@@ -1,10 +1,8 @@
 """Four programs that part the ways: a branch on a value, a side effect, a shape that depends on values, and
 many shapes one after the other.
 
-Each way runs each program once; what comes of it is one of
-  same      the reference's values, and as many side effects
-  refused   an error, told in a sentence of ``refusals.py``
-and what a compiler did for it is counted: graphs, breaks of a graph, compilations.
+Each way runs each program once. It gives the reference's values, or an error, told in a sentence of
+``refusals.py``. Counted are refusals, side effects that happened, and graphs: each is a compilation.
 """
 
 from __future__ import annotations

@@ -9,14 +9,18 @@ from __future__ import annotations
 from typing import Any
 
 from labs.lab import Recorder, Step
-from labs.programming_models import jax_ways, torch_ways
+from labs.machine import Machine
+from labs.programming_models import costs, jax_ways, torch_ways
 from labs.programming_models.config import Config
+from labs.programming_models.costs import FLOAT, Cost
+from labs.unrecorded import WithoutTexts
+from labs.wording import us
+from labs.xla import INLINE_FLOPS
 
 CUDA = ("torch_cuda", "cuda_graph")  # where there is a GPU
 NAMES = ("torch", "torch_compile", "torch_export", "fx", "jax", "jax_jit", "numpy", "numba", *CUDA)
 COEFFICIENTS = (0.75, -0.5, 0.25, 0.625, -0.375, 0.125, 0.5)
 OPERATIONS = 2 * (len(COEFFICIENTS) - 1)
-FLOAT = 4  # bytes
 # The first product has one array to read, the others two; a sum has one; each writes one.
 EAGER_ARRAYS = 2 + 3 * (OPERATIONS // 2 - 1) + 2 * (OPERATIONS // 2)
 FUSED_ARRAYS = 2
@@ -43,11 +47,11 @@ def reference(size: int) -> Any:
 def setup(size: int, name: str, config: Config, recorder: Recorder) -> Step:
     x = numbers(size)
     if size != config.elements:
-        recorder = _Untold(recorder)
+        recorder = WithoutTexts(recorder)  # the program is the same at each length, and shown once
     if name == "numpy":
         return lambda: polynomial(x)
     if name == "numba":
-        return compiled_loop(x, recorder)
+        return Loop(x, recorder)
     if name.startswith("jax"):
         import jax.numpy as jnp
 
@@ -67,17 +71,7 @@ def setup(size: int, name: str, config: Config, recorder: Recorder) -> Step:
     return make[name](polynomial, tensors, recorder)
 
 
-class _Untold:
-    """A recorder without texts: the program is the same at each length, and shown once."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        self.now, self.record = recorder.now, recorder.record
-
-    def text(self, title: str, text: str) -> None:
-        pass
-
-
-class compiled_loop:
+class Loop:
     """numba: the loop is written out, and LLVM compiles it at the first call."""
 
     def __init__(self, x: Any, recorder: Recorder) -> None:
@@ -113,3 +107,49 @@ class compiled_loop:
         assembly = next(iter(self._loop.inspect_asm().values()))
         loops = [line for line in assembly.splitlines() if "vmul" in line or "vfm" in line or "vadd" in line]
         self._recorder.text("compiled for", f"{types}\n\narithmetic of the loop:\n" + "\n".join(loops[:40]))
+
+
+def cost(machine: Machine, size: int, name: str) -> Cost:
+    array = float(FLOAT * size)
+    if name in ("torch_compile", "jax_jit", "numba"):
+        entry = costs.entry(machine, name)
+        rate = machine.bandwidth(FUSED_ARRAYS * array)
+        memory, flops = FUSED_ARRAYS * array / rate, OPERATIONS * size / machine.peak("float32")
+        return Cost(
+            entry + max(memory, flops),
+            f"a call {us(entry)} + max({FUSED_ARRAYS} arrays at {rate / 1e9:.3g} GB/s "
+            f"{us(memory)}, FMAs "
+            f"{us(flops)})",
+            "what entering costs beside guards: unpacking arguments, a fresh output; whether XLA's thread is "
+            "still awake",
+        )
+    call, threads = _chain_call(machine, size, name), 0 if name == "jax" else 1
+    rate = machine.bandwidth(3 * array, threads=threads)
+    once, where = 0.0, ""
+    if name == "torch_export":
+        once, where = machine["torch_exported_call_s"], "entering the module"
+    elif name == "jax" and size > INLINE_FLOPS:
+        once, where = machine["jax_wake_s"], "waking XLA's thread"
+    memory = EAGER_ARRAYS * array / rate
+    return Cost(
+        once + OPERATIONS * call + memory,
+        f"{where} {us(once)} + "
+        * bool(where)
+        + f"{OPERATIONS} calls x {us(call)} + {EAGER_ARRAYS} arrays of "
+        f"{array:.3g} B at {rate / 1e9:.3g} GB/s {us(memory)}",
+        "pages: NumPy asks for huge ones, torch and JAX do not; XLA cuts an operation for all cores, whose "
+        "threads must be free",
+    )
+
+
+def _chain_call(machine: Machine, size: int, name: str) -> float:
+    """An operation of the chain, on average: in torch seven of twelve have a Python number; XLA hands what
+    has more than a thousand FLOPs to a thread."""
+    if name == "jax" and size > INLINE_FLOPS:
+        return machine["jax_eager_array_call_s"]
+    if name in ("numpy", "jax"):
+        return costs.call(machine, name)
+    numbers = OPERATIONS // 2 + 1
+    others = OPERATIONS - numbers
+    scalar, call = machine["torch_scalar_call_s"], machine["torch_call_s"]
+    return (numbers * scalar + others * call) / OPERATIONS

@@ -9,7 +9,7 @@ from labs.lab import setting
 
 @dataclass(frozen=True)
 class Config:
-    """Small networks, where a call costs as much as its work, and a chain that grows past the caches."""
+    """Small networks, where a call costs as much as its work; a chain that grows past the second cache."""
 
     elements: int = setting(
         2**20, unit="numbers", help="chain: the longest array", full=2**23, minimum=2**18, maximum=2**28

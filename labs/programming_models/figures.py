@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from labs.figure import Bars, Chart, Figure, Series, measured_and_predicted
 from labs.lab import Results
 from labs.programming_models import chain
-from labs.programming_models.derived import breakeven
-from labs.programming_models.model import COMPILED
-
-GROUPS = ("training_step", "rnn_loop", "gpt_block")
+from labs.programming_models.payback import COMPILED, breakeven
+from labs.programming_models.ways import NETWORKS
 
 
 def figure(results: Results) -> Sequence[Figure]:
     drawn: list[Figure] = [_lengths(results)]
-    for group in GROUPS:
+    for group in NETWORKS:
         title = group.replace("_", " ")
         if times := measured_and_predicted(results, results.variants(group), title, log=True):
             drawn.append(times)

@@ -6,11 +6,17 @@ import math
 from typing import Any
 
 from labs.lab import Recorder, Step
-from labs.programming_models import jax_ways, torch_ways
+from labs.machine import Machine
+from labs.programming_models import costs, jax_ways, torch_ways
 from labs.programming_models.config import HEADS, Config
+from labs.programming_models.costs import Cost
+from labs.wording import us
 
 NAMES = ("torch", "torch_compile", "torch_export", "jax", "jax_jit", "numpy")
 EPSILON = 1e-5
+NUMPY = (8, 6, 55)  # products, reductions, everything else with the views
+CALLS, PRODUCTS, KERNELS = 38, 6, 6
+MODULES, JAX_CALLS = 13, 90
 
 
 def block(config: Config) -> Any:
@@ -36,8 +42,8 @@ def states(config: Config) -> Any:
     return torch.randn(1, config.tokens, config.width, generator=generator)
 
 
-def reference(config: Config) -> Any:
-    return block(config).double()(states(config).double())
+def reference(config: Config) -> list[Any]:
+    return [block(config).double()(states(config).double())[0].numpy()]
 
 
 def written_out(xp: Any, p: dict[str, Any], x: Any) -> Any:
@@ -70,6 +76,11 @@ def written_out(xp: Any, p: dict[str, Any], x: Any) -> Any:
     return x + linear("feed_forward.down", y)
 
 
+def terms(config: Config) -> int:
+    """Rounded products in a sum, the longest."""
+    return 4 * config.width
+
+
 def setup(name: str, config: Config, recorder: Recorder) -> Step:
     module, x = block(config), states(config)
     if name in ("jax", "jax_jit", "numpy"):
@@ -94,3 +105,60 @@ def setup(name: str, config: Config, recorder: Recorder) -> Step:
     if name == "torch_export":
         return torch_ways.exported(module, (x,), recorder)
     return torch_ways.Compiled(lambda x: module(x), (x,), recorder)
+
+
+def multiplications(config: Config) -> int:
+    """Of the largest product."""
+    return 4 * config.tokens * config.width**2
+
+
+def flops(config: Config) -> float:
+    """Twelve width x width matrices a token (attention four, feed-forward eight), and the scores."""
+    tokens, width = config.tokens, config.width
+    return 2.0 * 12 * tokens * width**2 + 4.0 * tokens**2 * width
+
+
+def cost(config: Config, machine: Machine, name: str) -> Cost:
+    threads = costs.numpy_threads(multiplications(config)) if name == "numpy" else 1
+    compute = flops(config) / machine.peak("float32", threads=threads)
+    work = f"{flops(config):.3g} FLOPs at the FMA peak {us(compute)}"
+    if name == "numpy":
+        calls, text = costs.numpy_calls(machine, *NUMPY)
+        return Cost(calls + compute, f"{text} + {work}", "where, and a tanh and powers of many numbers")
+    if name == "jax":
+        call, wake = machine["jax_eager_array_call_s"], machine["jax_wake_s"]
+        return Cost(
+            JAX_CALLS * call + wake + compute,
+            f"{JAX_CALLS} calls x {us(call)} + waking XLA's thread {us(wake)} + {work}",
+            "functions of jax.numpy that are jitted themselves count as one, others as several calls",
+        )
+    if name == "jax_jit":
+        pieces = PRODUCTS + 2 + KERNELS
+        entry, inner = costs.entry(machine, name), pieces * machine["jax_product_call_s"]
+        return Cost(
+            entry + inner + compute,
+            f"a call {us(entry)} + {pieces} products and kernels {us(inner)} + {work}",
+            "small products run below the FMA peak; XLA spreads independent ones over threads, which "
+            "must be free",
+        )
+    products = PRODUCTS * machine["torch_product_call_s"]
+    if name == "torch_compile":
+        entry, kernels = machine["torch_compiled_call_s"], KERNELS * machine["torch_call_s"]
+        return Cost(
+            entry + products + kernels + compute,
+            f"a compiled call {us(entry)} + {PRODUCTS} products {us(products)} + {KERNELS} "
+            "generated "
+            f"kernels {us(kernels)} + {work}",
+            "attention, which stays a library call; small products run below the FMA peak",
+        )
+    calls = (CALLS - PRODUCTS) * machine["torch_call_s"]
+    if name == "torch_export":
+        around, where = machine["torch_exported_call_s"], "entering the program"
+    else:
+        around, where = MODULES * machine["torch_module_call_s"], f"{MODULES} modules"
+    return Cost(
+        around + calls + products + compute,
+        f"{where} {us(around)} + {CALLS - PRODUCTS} calls x {us(machine['torch_call_s'])} + "
+        f"{PRODUCTS} products {us(products)} + {work}",
+        "layer norm, GELU and attention cost more than a call; Python's code between the operations",
+    )

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from labs.lab import Check
-from labs.programming_models import behaviours, chain, gpt_block, rnn, training_step
-from labs.programming_models.config import HIDDEN, Config
+from labs.programming_models import behaviours, chain
+from labs.programming_models.config import Config
 from labs.programming_models.refusals import Refused
+from labs.programming_models.ways import NETWORKS
 
 ROUNDING = 2.0**-24  # relative error of a float32 operation, at most
 
@@ -37,19 +38,14 @@ def check(config: Config, outputs: Mapping[str, object]) -> list[Check]:
 def tolerance(config: Config, group: str) -> float:
     if group.startswith("chain") or group in behaviours.PROGRAMS:
         return 2 * chain.OPERATIONS * ROUNDING
-    terms = HIDDEN if group == "rnn_loop" else 4 * config.width
-    return 16 * ROUNDING * math.sqrt(terms)
+    return 16 * ROUNDING * math.sqrt(NETWORKS[group].terms(config))
 
 
 def _reference(config: Config, group: str) -> list[Any]:
     if group in behaviours.PROGRAMS:
         return behaviours.reference(config, group)
-    if group == "training_step":
-        return training_step.reference(config)
-    if group == "rnn_loop":
-        return [rnn.reference(config)]
-    if group == "gpt_block":
-        return [gpt_block.reference(config)[0].numpy()]
+    if group in NETWORKS:
+        return NETWORKS[group].reference(config)
     return [chain.reference(int(group.removeprefix("chain_")))]
 
 

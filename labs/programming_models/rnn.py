@@ -11,10 +11,14 @@ import math
 from typing import Any
 
 from labs.lab import Recorder, Step
-from labs.programming_models import jax_ways, torch_ways
+from labs.machine import Machine
+from labs.programming_models import costs, jax_ways, torch_ways
 from labs.programming_models.config import HIDDEN, ROWS, Config
+from labs.programming_models.costs import Cost
+from labs.wording import us
 
 NAMES = ("torch", "torch_cell", "torch_compile", "jax", "jax_jit", "jax_scan", "numpy", "numba")
+COMPILATIONS = 5  # of each jitted way, whose time to compile is claimed about
 
 
 def inputs(config: Config) -> tuple[Any, Any]:
@@ -36,11 +40,16 @@ def loop_of(tanh: Any) -> Any:
     return loop
 
 
-def reference(config: Config) -> Any:
+def reference(config: Config) -> list[Any]:
     import numpy
 
     there, weight = inputs(config)
-    return loop_of(numpy.tanh)(there.astype("float64"), weight.astype("float64"))
+    return [loop_of(numpy.tanh)(there.astype("float64"), weight.astype("float64"))]
+
+
+def terms(config: Config) -> int:
+    """Rounded products in a sum, the longest."""
+    return HIDDEN
 
 
 def setup(name: str, config: Config, recorder: Recorder) -> Step:
@@ -69,7 +78,8 @@ def setup(name: str, config: Config, recorder: Recorder) -> Step:
 
         if name == "jax":
             return jax_ways.eager(loop_of(jnp.tanh), arguments)
-        return jax_ways.Jitted(scanned if name == "jax_scan" else loop_of(jnp.tanh), arguments, recorder)
+        function = scanned if name == "jax_scan" else loop_of(jnp.tanh)
+        return jax_ways.Jitted(function, arguments, recorder, COMPILATIONS)
     import torch
 
     tensors = (torch.from_numpy(there), torch.from_numpy(weight))
@@ -91,3 +101,71 @@ def setup(name: str, config: Config, recorder: Recorder) -> Step:
         return loop
 
     return torch_ways.Compiled(cell, tensors, recorder, around)
+
+
+def multiplications(config: Config) -> int:
+    """Of the largest product."""
+    return ROWS * HIDDEN**2
+
+
+def flops(config: Config) -> float:
+    return 2.0 * (config.steps - 1) * ROWS * HIDDEN**2
+
+
+def cost(config: Config, machine: Machine, name: str) -> Cost:
+    steps, compute = config.steps, flops(config) / machine.peak("float32")
+    if name in ("jax_jit", "jax_scan"):
+        inner = 2 * machine["jax_product_call_s"]
+        each = f"{steps} steps x (a product and a fused kernel {us(inner)}) inside XLA"
+        entry = costs.entry(machine, name)
+        return Cost(
+            entry + steps * inner + compute,
+            f"a call {us(entry)} + {each}",
+            "what XLA puts around a small product: copies of the state, a library call or a loop of its own",
+        )
+    if name == "numba":
+        tanh = ROWS * HIDDEN * 2 * machine["libm_exp_s"]
+        library = machine["numpy_call_s"]
+        return Cost(
+            machine["numba_call_s"] + steps * (tanh + library) + compute,
+            f"{steps} steps x (tanh {us(tanh)} + a library call for the product {us(library)})",
+            "tanh of the C library, and arrays that numba allocates in the loop",
+        )
+    if name == "numpy":
+        tanh = ROWS * HIDDEN * 2 * machine["numpy_exp_s"]
+        calls, text = costs.numpy_calls(machine, 1, 0, 3)
+        return Cost(
+            steps * (calls + tanh) + compute,
+            f"{steps} steps x ({text} + tanh {us(tanh)})",
+            "indexing, which is a small call, and tanh against exp",
+        )
+    if name == "jax":
+        call, index = machine["jax_eager_call_s"], machine["jax_index_call_s"]
+        product, wake = machine["jax_eager_array_call_s"], machine["jax_wake_s"]
+        return Cost(
+            steps * (index + product + 2 * call) + wake + compute,
+            f"{steps} steps x (index {us(index)} + product {us(product)} + sum, tanh 2 x {us(call)}) "
+            f"+ waking XLA's thread {us(wake)}",
+            "operations that wait for another thread's result, and that thread",
+        )
+    call, product = machine["torch_call_s"], machine["torch_product_call_s"]
+    if name == "torch_cell":
+        entry = machine["torch_compiled_call_s"]
+        return Cost(
+            steps * (call + entry + product) + compute,
+            f"{steps} steps x (index {us(call)} + a compiled call {us(entry)} + product {us(product)})",
+            "guards, which are checked at each step, and the code around the product",
+        )
+    if name == "torch_compile":
+        entry = machine["torch_compiled_call_s"]
+        return Cost(
+            entry + steps * (product + call) + compute,
+            f"a compiled call {us(entry)} + {steps} x (product {us(product)} + a generated kernel "
+            f"{us(call)})",
+            "inductor's Python around each product and kernel",
+        )
+    return Cost(
+        steps * (3 * call + product) + compute,
+        f"{steps} steps x (index, sum, tanh 3 x {us(call)} + product {us(product)})",
+        "indexing and tanh against a negation",
+    )

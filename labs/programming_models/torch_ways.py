@@ -1,6 +1,7 @@
 """One torch program, run by each of torch's programming models: eager, compiled, exported, traced by FX.
 
-All run on one thread, as NumPy and numba do: the question is what a call costs, not how many cores share it.
+All run on one thread, as numba's do and NumPy's while its products are small: the question is what a call
+costs, not how many cores share it. Not so JAX, whose operations XLA cuts for the cores there are.
 Compiled code goes to a cache that is empty at first, so that the first call is a compilation and not a
 look-up; what a machine needs once (which instructions the compiler may use) is settled before.
 """
@@ -16,48 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from labs.lab import Recorder
+from labs.one_thread import OneThread
 from labs.programming_models.captured import kernel, without_folders
 
 Function = Callable[..., Any]
 
 
-class _OneThread:
-    """One intra-op thread from the first ``enter`` to the last ``leave``; then as many as before."""
-
-    def __init__(self) -> None:
-        self._inside, self._before = 0, 1
-
-    def enter(self) -> None:
-        import torch
-
-        if not self._inside:
-            self._before = torch.get_num_threads()
-            torch.set_num_threads(1)
-        self._inside += 1
-
-    def leave(self) -> None:
-        import torch
-
-        self._inside -= 1
-        if not self._inside:
-            torch.set_num_threads(self._before)
-
-
-ONE_THREAD = _OneThread()
-
-
-class Eager:
+class Eager(OneThread):
     """``function(*arguments)`` as it is: also what is around a compiled or exported function."""
 
     def __init__(self, function: Function, arguments: Sequence[Any]) -> None:
         self._function, self._arguments = function, tuple(arguments)
-        ONE_THREAD.enter()
+        super().__init__(self._call)
 
-    def __call__(self) -> Any:
+    def _call(self) -> Any:
         return self._function(*self._arguments)
-
-    def close(self) -> None:
-        ONE_THREAD.leave()
 
 
 class Compiled(Eager):
@@ -78,11 +52,12 @@ class Compiled(Eager):
 
         toolchain()
         self._recorder, self._graphs = recorder, Graphs("inductor")
-        self._compile_s, self._generated = 0.0, ""
+        self._compile_s = 0.0
+        self._generated: list[str] = []
         compiled = torch.compile(fresh(function), backend=self._graphs, fullgraph=True, dynamic=False)
         super().__init__(around(compiled), arguments)
 
-    def __call__(self) -> Any:
+    def _call(self) -> Any:
         if self._compile_s:
             return self._function(*self._arguments)
         begin = self._recorder.now()
@@ -90,7 +65,7 @@ class Compiled(Eager):
             output = self._function(*self._arguments)
             self._compile_s = self._recorder.now() - begin
             made = sorted(folder.rglob("*.main.cpp"), key=lambda path: path.stat().st_mtime)
-            self._generated = "\n\n".join(kernel(path.read_text()) for path in made)
+            self._generated = [kernel(path.read_text()) for path in made]
         return output
 
     def close(self) -> None:
@@ -98,8 +73,8 @@ class Compiled(Eager):
         self._recorder.record("compile", self._compile_s, "s")
         self._recorder.record("graphs", self._graphs.count, "")
         self._recorder.text("captured FX graph", self._graphs.readable())
-        if self._generated:
-            self._recorder.text("generated C++", self._generated)
+        self._recorder.record("kernels", len(self._generated), "")
+        self._recorder.text("generated C++", "\n\n".join(self._generated))
 
 
 class Graphs:
@@ -134,8 +109,14 @@ def readable(module: Any) -> str:
 
 
 def fresh(function: Function) -> Function:
-    """The function with a code object of its own. Dynamo keeps what it compiled, and counts how often, by
-    code object; two ways that compile the same function would see one another's."""
+    """The function with a code object of its own, of which Dynamo knows nothing.
+
+    What it compiled, and how often, Dynamo keeps by code object; which sizes changed and so became symbols,
+    by the place of the code in its file. Two ways that compile the same function would see one another's.
+    """
+    import torch._dynamo.pgo
+
+    torch._dynamo.pgo.reset_code_state()
     if not isinstance(function, types.FunctionType):
         return function
     made = types.FunctionType(
@@ -147,6 +128,18 @@ def fresh(function: Function) -> Function:
     )
     made.__kwdefaults__ = function.__kwdefaults__
     return made
+
+
+def compiled_first(step: Callable[[], Any]) -> Callable[[], Any]:
+    """A step with a compiled function in it, whose first call compiles and looks nothing up."""
+    toolchain()
+
+    def first() -> Any:
+        with own_cache():
+            return step()
+
+    calls = iter((first,))
+    return lambda: next(calls, step)()
 
 
 @cache

@@ -9,12 +9,25 @@ import math
 from typing import Any
 
 from labs.lab import Recorder, Step
-from labs.programming_models import jax_ways, torch_ways
+from labs.machine import Machine
+from labs.programming_models import costs, jax_ways, torch_ways
 from labs.programming_models.config import Config
+from labs.programming_models.costs import Cost
+from labs.wording import us
+from labs.xla import EAGER_GRADIENT
 
 NAMES = ("torch", "torch_compile", "jax", "jax_jit", "numpy")
 LAYERS = 3
 RATE = 0.1
+# Calls: torch's counted by a dispatch mode, NumPy's by a subclass of its arrays (held by tests); for
+# JAX those of the text.
+# The loss: a product and a sum a layer, a comparison and a product for ReLU, difference, square, mean.
+LOSS_CALLS = 2 * LAYERS + 2 * (LAYERS - 1) + 3
+BACKWARD_CALLS = 11  # transposes, views and second products, beside one operation for each of the forward's
+LOSS_PRODUCTS = 3 * LAYERS - 1
+UPDATE_CALLS = 2 * LAYERS  # parameters
+NUMPY = (LOSS_PRODUCTS, LAYERS + 1, 32)
+"""NumPy's step by hand: products, reductions, and everything else with a mean's division and the views."""
 
 
 def parameters(config: Config) -> list[Any]:
@@ -73,6 +86,11 @@ def reference(config: Config) -> list[Any]:
     return by_hand(values, x, y)
 
 
+def terms(config: Config) -> int:
+    """Rounded products in a sum, the longest."""
+    return 4 * config.width
+
+
 def setup(name: str, config: Config, recorder: Recorder) -> Step:
     values, (x, y) = parameters(config), examples(config)
     if name == "numpy":
@@ -108,3 +126,66 @@ def setup(name: str, config: Config, recorder: Recorder) -> Step:
     if name == "torch":
         return torch_ways.Eager(around(loss), tensors)
     return torch_ways.Compiled(loss, tensors, recorder, around)
+
+
+def multiplications(config: Config) -> int:
+    """Of the largest product."""
+    return config.batch * config.width**2
+
+
+def flops(config: Config) -> float:
+    """Of the matrix products: one forward and two backward a layer, but no gradient of the input."""
+    products = 3 * LAYERS - 1
+    return 2.0 * products * config.batch * config.width**2
+
+
+def cost(config: Config, machine: Machine, name: str) -> Cost:
+    count = flops(config)
+    threads = costs.numpy_threads(multiplications(config)) if name == "numpy" else 1
+    compute = count / machine.peak("float32", threads=threads)
+    work = f"{count:.3g} FLOPs at the FMA peak {us(compute)}"
+    if name == "jax_jit":
+        entry = costs.entry(machine, name)
+        inner = 2 * LOSS_PRODUCTS * machine["jax_product_call_s"]
+        return Cost(
+            entry + inner + compute,
+            f"a call {us(entry)} + {LOSS_PRODUCTS} products and as many fused kernels {us(inner)} + {work}",
+            "small products run below the FMA peak; eight arguments are unpacked, seven outputs made; "
+            "XLA spreads independent products over threads, which must be free",
+        )
+    if name == "jax":
+        recorded, call = machine["jax_recorded_call_s"], machine["jax_eager_call_s"]
+        operations, wake = EAGER_GRADIENT * LOSS_CALLS, machine["jax_wake_s"]
+        return Cost(
+            operations * recorded + 2 * UPDATE_CALLS * call + wake + compute,
+            f"{EAGER_GRADIENT} x {LOSS_CALLS} calls of the loss with their gradient x {us(recorded)} + "
+            f"{2 * UPDATE_CALLS} x {us(call)} + waking XLA's thread {us(wake)} + {work}",
+            "tracing for the gradient, which JAX does again at each call without jit, depends on the "
+            "operation",
+        )
+    if name == "numpy":
+        calls, text = costs.numpy_calls(machine, *NUMPY)
+        return Cost(calls + compute, f"{text} + {work}", "small products run below the FMA peak")
+    recorded, call = machine["torch_recorded_call_s"], machine["torch_call_s"]
+    product = machine["torch_product_call_s"]
+    products = LOSS_PRODUCTS * product
+    update = UPDATE_CALLS * call
+    if name == "torch_compile":
+        entry = machine["torch_compiled_gradient_s"]
+        return Cost(
+            entry + products + update + compute,
+            f"a compiled call and its gradient {us(entry)} + {LOSS_PRODUCTS} products "
+            f"{us(products)} + {UPDATE_CALLS} updates {us(update)} + {work}",
+            "guards on eight arguments and the autograd function around the graph; small products "
+            "below the peak",
+        )
+    calls = LOSS_CALLS * recorded + BACKWARD_CALLS * call
+    return Cost(
+        calls + products + update + compute,
+        f"{LOSS_CALLS} calls with their gradient x {us(recorded)} + {BACKWARD_CALLS} more backward x "
+        f"{us(call)} + "
+        f"{LOSS_PRODUCTS} products x "
+        f"{us(product)} + "
+        f"{UPDATE_CALLS} updates {us(update)} + {work}",
+        "the backward of a product or a sum is several operations (transposes, sums over rows)",
+    )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from labs.lab import Recorder, Step, Variant
-from labs.programming_models import behaviours, chain, gpt_block, rnn, training_step
-from labs.programming_models.config import HIDDEN, ROWS, Config
+from labs.lab import Clock, Recorder, Step, Variant
+from labs.programming_models import behaviours, chain, costs, gpt_block, rnn, training_step
+from labs.programming_models.config import Config
+from labs.programming_models.costs import FLOAT
 
-FLOAT = 4  # bytes
+NETWORKS: Mapping[str, Any] = {"training_step": training_step, "rnn_loop": rnn, "gpt_block": gpt_block}
+"""Group -> its module, with NAMES, setup, reference, flops, multiplications, cost and terms."""
 
 
 def variants(config: Config) -> Sequence[Variant]:
@@ -29,15 +31,11 @@ def variants(config: Config) -> Sequence[Variant]:
                     working_set=(chain.FUSED_ARRAYS if fused else 3) * arrays,
                 )
             )
-    flops = {
-        "training_step": training_flops(config),
-        "rnn_loop": rnn_flops(config),
-        "gpt_block": block_flops(config),
-    }
-    parts: dict[str, Any] = {"training_step": training_step, "rnn_loop": rnn, "gpt_block": gpt_block}
-    for group, part in parts.items():
+    for group, part in NETWORKS.items():
         for name in part.NAMES:
-            found.append(_variant(group, name, partial(part.setup, name), flops=flops[group]))
+            threads = costs.numpy_threads(part.multiplications(config)) if name == "numpy" else 1
+            setup = partial(part.setup, name)
+            found.append(_variant(group, name, setup, threads=threads, flops=part.flops(config)))
     for program, names in behaviours.WAYS.items():
         for name in names:
             setup = partial(behaviours.setup, program, name)
@@ -45,27 +43,11 @@ def variants(config: Config) -> Sequence[Variant]:
     return found
 
 
-def training_flops(config: Config) -> float:
-    """Of the matrix products: one forward and two backward a layer, but no gradient of the input."""
-    products = 3 * training_step.LAYERS - 1
-    return 2.0 * products * config.batch * config.width**2
-
-
-def rnn_flops(config: Config) -> float:
-    return 2.0 * (config.steps - 1) * ROWS * HIDDEN**2
-
-
-def block_flops(config: Config) -> float:
-    """Twelve width x width matrices a token (attention four, feed-forward eight), and the scores."""
-    tokens, width = config.tokens, config.width
-    return 2.0 * 12 * tokens * width**2 + 4.0 * tokens**2 * width
-
-
 def _variant(group: str, name: str, setup: Callable[[Any, Recorder], Step], **rest: Any) -> Variant:
-    clock = "cuda" if name in chain.CUDA else "host"
-    if name.startswith("jax") and not rest.get("max_rounds"):
-        clock = "jax"
-    return Variant(group, name, setup, clock=clock, unavailable=unavailable(group, name), **rest)  # type: ignore[arg-type]
+    clock: Clock = "cuda" if name in chain.CUDA else "host"  # JAX's steps wait by themselves
+    if name == "jax":
+        rest["threads"] = 0  # XLA cuts an operation that is large enough for all cores
+    return Variant(group, name, setup, clock=clock, unavailable=unavailable(group, name), **rest)
 
 
 def unavailable(group: str, name: str) -> str:

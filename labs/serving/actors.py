@@ -19,9 +19,13 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from labs.serving.worker import Message, Model, Report, Worker
+import psutil
+
+from labs.serving.worker import Failed, Message, Model, Report, Worker
 
 START_S, CALL_S = 120.0, 60.0
+"""For a start with its model, and for any other answer. A worker that is silent for the second is asked
+whether it is still there."""
 THREADS = 4  # of an actor, beside its engine's
 SECRET_BYTES = 32
 _SIZE = struct.Struct("!I")
@@ -74,7 +78,7 @@ class WorkerActor:
         self._kept[key] = payload
         return key
 
-    def _send(self, report: Report | BaseException) -> None:
+    def _send(self, report: Report | Failed) -> None:
         content = pickle.dumps(report, pickle.HIGHEST_PROTOCOL)
         self._socket.sendall(_SIZE.pack(len(content)) + content)
 
@@ -92,26 +96,43 @@ class Actor:
         self._server: asyncio.Server | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._ended = asyncio.Event()  # nothing more is read
-        self._reports: asyncio.Queue[Report | BaseException] = asyncio.Queue()
+        self._process: psutil.Process | None = None
+        self._reports: asyncio.Queue[Report | Failed | LostWorker] = asyncio.Queue()
 
     async def process(self) -> int:
         """The number of its process, once it is there and its reports can come."""
         if self._server is None:
             self._server = await asyncio.start_server(self._connected, sock=self._listening)
-        return await self._answer(self.handle.process.remote(), START_S)
+        number = await self._answer(self.handle.process.remote(), START_S)
+        with contextlib.suppress(psutil.Error):
+            self._process = psutil.Process(number)
+        return number
 
     async def put(self, messages: Sequence[Message]) -> None:
-        await self._answer(self.handle.put.remote(list(messages)))
+        await self._answer(self.handle.put.remote(list(messages)), CALL_S)
 
     async def poll(self) -> list[Report]:
-        """All reports that have come, waiting for the first. Raises what the engine raised."""
-        found = [await self._reports.get()]
+        """All reports that have come, waiting for the first; none after a silence in which it was there.
+        Raises Failed where its engine did, LostWorker where it is gone or stopped."""
+        try:
+            async with asyncio.timeout(CALL_S):
+                found = [await self._reports.get()]
+        except TimeoutError:
+            await self._answer(self.handle.process.remote(), CALL_S)
+            return []
         while not self._reports.empty():
             found.append(self._reports.get_nowait())
         for each in found:
-            if isinstance(each, BaseException):
+            if isinstance(each, Exception):
                 raise each
         return [each for each in found if isinstance(each, Report)]
+
+    def lose(self, reason: str) -> None:
+        """Ends the process, and ``poll`` raises LostWorker."""
+        import ray
+
+        ray.kill(self.handle, no_restart=True)
+        self._reports.put_nowait(LostWorker(reason))
 
     def pick(self, kept: Any) -> Any:
         """A reference to what was kept; in a list it travels as one, and the data never comes here."""
@@ -119,13 +140,16 @@ class Actor:
 
     async def held(self) -> int:
         """Blocks in use."""
-        return await self._answer(self.handle.held.remote())
+        return await self._answer(self.handle.held.remote(), CALL_S)
 
     async def end(self) -> None:
         """Ends the process; it has nothing to say any more."""
         import ray
 
         ray.kill(self.handle, no_restart=True)
+        if self._process is not None:
+            with contextlib.suppress(psutil.Error):
+                self._process.resume()  # Ray asks it to end, and one that is stopped does not hear
         if self._writer is not None:
             self._writer.close()
             await asyncio.wait_for(self._ended.wait(), CALL_S)
@@ -135,24 +159,25 @@ class Actor:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Reads reports until the process ends. Whoever does not know the secret is not heard."""
+        reason = "its process has ended"
         try:
             with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, TimeoutError):
                 said = await asyncio.wait_for(reader.readexactly(SECRET_BYTES), CALL_S)
                 if not hmac.compare_digest(said, self._secret):
                     return
                 self._writer = writer
-                try:
-                    while True:
-                        (size,) = _SIZE.unpack(await reader.readexactly(_SIZE.size))
-                        self._reports.put_nowait(pickle.loads(await reader.readexactly(size)))
-                except (asyncio.IncompleteReadError, ConnectionError):
-                    self._reports.put_nowait(LostWorker("its process has ended"))
+                while True:
+                    (size,) = _SIZE.unpack(await reader.readexactly(_SIZE.size))
+                    self._reports.put_nowait(pickle.loads(await reader.readexactly(size)))
+        except Exception as error:  # whatever a report is that cannot be read, more will not be
+            reason = f"its reports cannot be read ({type(error).__name__}: {error})"
         finally:
             writer.close()
             if self._writer is writer:
+                self._reports.put_nowait(LostWorker(reason))
                 self._ended.set()
 
-    async def _answer(self, reference: Any, wait_s: float = CALL_S) -> Any:
+    async def _answer(self, reference: Any, wait_s: float) -> Any:
         import ray
 
         try:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from labs.serving.config import Config
 from labs.serving.costs import Costs, Wires, fit
 from labs.serving.engine import Shape
 from labs.serving.fleet import Block, Fitted, Fleet
-from labs.serving.layout import Layout
 from labs.serving.measures import quantile
 from labs.serving.request import Request
 from labs.serving.trace import Arrival
@@ -24,6 +24,10 @@ BUSY_SHARE = 0.15  # of all cores, by other programs: more is refused
 LOOK_S = 0.25
 LENGTHS = (8, 16, 32, 64, 128, 192, 256, 384, 512)
 BATCHES = (2, 4, 8, 16)
+CHUNKS = (32, 64, 128)
+"""In turn, so that pieces of many sizes attend to many earlier keys."""
+OUTPUT = 12
+"""Tokens written behind each prompt: the first step after a prompt is dearer than those that follow."""
 
 
 def busy() -> float:
@@ -47,14 +51,21 @@ def calibrate(fleet: Fleet, config: Config, repeats: int = 1) -> tuple[Fitted, l
     return fitted(blocks), blocks
 
 
+def calibrated(fleet: Fleet, config: Config) -> Fitted:
+    """What is known of these workers; calibrated now where others were, in a run that is resumed."""
+    if fleet.fitted.costs is None and not fleet.fitted.refused:
+        fleet.fitted, _ = calibrate(fleet, config)
+    return fleet.fitted
+
+
 def run_blocks(fleet: Fleet, config: Config, repeats: int = 1) -> list[Block]:
     """Every size under the colocated policies, and hand-overs."""
     found = []
     for repeat in range(repeats):
         for policy in ("prefill_first", "chunked"):
-            layout = config.layout(policy)
-            for trace in _scripts(config, repeat):
-                found.append(fleet.serve(layout, trace))
+            for index, trace in enumerate(_scripts(config, repeat)):
+                chunk = CHUNKS[(index + repeat) % len(CHUNKS)]
+                found.append(fleet.serve(config.layout(policy, chunk), trace))
         found.append(fleet.serve(config.layout("disaggregated"), _spaced(config, repeat)))
     return found
 
@@ -82,11 +93,13 @@ def wires_of(blocks: Sequence[Block]) -> Wires:
 
     pack = _line([pair for block in blocks for pair in block.seen.packs])
     travel = _line([pair for block in blocks for pair in block.seen.travels])
+    store = _line([pair for block in blocks for _, report in block.seen.reports for pair in report.stored])
     return Wires(
         middle([seconds for block in blocks for seconds in block.seen.submits]),
         middle([seconds for block in blocks for seconds in block.seen.delivers]),
         *pack,
         *travel,
+        *store,
     )
 
 
@@ -112,10 +125,10 @@ def _scripts(config: Config, repeat: int) -> Iterator[list[Arrival]]:
     longest = min(config.context, config.blocks * 16) - 16
     for length in LENGTHS:
         if length <= longest:
-            yield [_request(numbers, drawn, length, 4) for _ in range(config.workers)]
+            yield [_request(numbers, drawn, length, OUTPUT) for _ in range(config.workers)]
     for batch in BATCHES:
         mixed = [min(longest, drawn.choice(LENGTHS[2:])) for _ in range(batch)]
-        yield [_request(numbers, drawn, length, 10) for length in mixed for _ in range(config.workers)]
+        yield [_request(numbers, drawn, length, OUTPUT) for length in mixed for _ in range(config.workers)]
 
 
 def _spaced(config: Config, repeat: int) -> list[Arrival]:
@@ -138,17 +151,16 @@ def _request(
 def best_chunk(config: Config, costs: Costs, wires: Wires, chunks: Sequence[int] = (32, 64, 128, 256)) -> int:
     """The chunk size under which most requests of the config's load meet their limits, the shortest gaps
     deciding between equals: in the simulator, on requests that are not measured."""
-    from labs.serving.measures import Limits, measure
+    from labs.serving.measures import measure
+    from labs.serving.model import limits_of, load_of
     from labs.serving.simulator import simulate
-    from labs.serving.trace import Load, arrivals
+    from labs.serving.trace import arrivals
     from labs.serving.weights import kv_bytes_per_token
 
-    trace = arrivals(Load(config.rate, config.prompt, config.output, seed=config.seed + 1), 200)
-    limits = Limits(config.ttft_ms / 1e3, config.itl_ms / 1e3)
+    trace = arrivals(replace(load_of(config), seed=config.seed + 1), 200)
+    limits, size = limits_of(config), kv_bytes_per_token(config.width, config.layers)
     found = {}
     for chunk in chunks:
-        layout: Layout = config.layout("chunked", chunk)
-        size = kv_bytes_per_token(config.width, config.layers)
-        done = measure(simulate(trace, layout, costs, wires, size).served, limits)
+        done = measure(simulate(trace, config.layout("chunked", chunk), costs, wires, size).served, limits)
         found[chunk] = (-round(done.attained, 2), done.itl_p99 + done.ttft_p50)
     return min(found, key=lambda chunk: found[chunk])

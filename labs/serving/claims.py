@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from labs.lab import Claim, Interval, Results, all_of, at_least, at_most
 from labs.serving import derived, extrapolation
@@ -22,9 +22,9 @@ def shorter_stall(policy: str) -> Callable[[Results], bool | None]:
         if mine is None or other is None or results.machine.cores < results.config.workers:
             return None
         usual = derived.of_blocks(results, "prefill_first", "itl_p50_s")
-        if usual is None or other.value < SEEN * usual.value:
+        if usual is None or not other.low or other.value < SEEN * usual.value:
             return None  # too few prompts: none has stalled a writer
-        budget = results.recorded(derived.live_address(policy), "budget_tokens")
+        budget = derived.recorded(results, derived.live_address(policy), "budget_tokens")
         if policy == "chunked" and (not budget or budget[-1] > results.config.prompt / 2):
             return None  # the limits are so loose that the best chunk is a whole prompt
         return at_most(Interval(mine.value / other.value, mine.low / other.high, mine.high / other.low), 1.0)
@@ -36,40 +36,48 @@ def books_balance(results: Results) -> bool | None:
     """Little's law, in every block of every policy."""
     verdicts = []
     for policy in POLICIES:
-        address = derived.live_address(policy)
-        row = results.recorded(address, "little_off_fraction") if results.has(address) else []
+        row = derived.recorded(results, derived.live_address(policy), "little_off_fraction")
         verdicts.append(at_most(Interval.exact(row[-1]), 0.05) if row else None)
     return all_of(*verdicts)
 
 
-def map_rows(results: Results) -> dict[extrapolation.Case, Interval]:
-    """Goodput disaggregated over colocated, of each case: as measured, with its range under every change."""
+def map_ratios(results: Results) -> dict[extrapolation.Case, list[float]]:
+    """Goodput disaggregated over colocated, of each case: as measured, and then under every change. Without
+    the cases in which colocated workers attain the limits at no rate: there is nothing to divide by."""
     found = {}
     for case in extrapolation.map_cases(results.config):
-        row = results.recorded(MAP, f"{case.key}_ratio") if results.has(MAP) else []
-        if row:
-            found[case] = Interval(row[0], min(row), max(row))
+        apart, together = (
+            derived.recorded(results, MAP, f"{case.key}_{kind}_requests_per_s")
+            for kind in (extrapolation.DISAGGREGATED, extrapolation.COLOCATED)
+        )
+        if together and all(together):
+            found[case] = [mine / other for mine, other in zip(apart, together, strict=True)]
     return found
 
 
+def spread(ratios: Sequence[float]) -> Interval:
+    """The first, as measured, with the range under every change."""
+    return Interval(ratios[0], min(ratios), max(ratios))
+
+
 def loses_where_writing_dominates(results: Results) -> bool | None:
-    """In every case of the map with many more tokens written than read, under every change."""
-    rows = [ratio for case, ratio in map_rows(results).items() if case.output >= case.prompt]
+    """In every case of the map with at least as many tokens written as read, under every change."""
+    rows = [spread(row) for case, row in map_ratios(results).items() if case.output >= case.prompt]
     return all_of(*(at_most(ratio, 1.0) for ratio in rows)) if rows else None
 
 
-def reading_favours_it(results: Results) -> bool | None:
-    """The case with the longest prompts for its outputs stands better than the one with the longest
-    outputs."""
-    rows = sorted(map_rows(results).items(), key=lambda row: row[0].prompt / row[0].output)
-    if len(rows) < 2:
-        return None
-    (_, few), (_, many) = rows[0], rows[-1]
-    if not few.value or not many.value:
-        return None
-    return at_least(
-        Interval(many.value / few.value, many.low / max(few.high, 1e-9), many.high / max(few.low, 1e-9)), 1.0
-    )
+def short_outputs_favour_it(results: Results) -> bool | None:
+    """For the same prompts and limits it stands better with the shortest outputs than with any others, under
+    every change."""
+    rows = map_ratios(results)
+    verdicts = []
+    for case, few in rows.items():
+        if case.output == min(each.output for each in rows):
+            for other, many in rows.items():
+                if (other.prompt, other.limits) == (case.prompt, case.limits) and other != case and all(many):
+                    better = spread([mine / theirs for mine, theirs in zip(few, many, strict=True)])
+                    verdicts.append(at_least(better, 1.0))
+    return all_of(*verdicts) if verdicts else None
 
 
 CLAIMS = (
@@ -88,9 +96,9 @@ CLAIMS = (
         "Undecidable at rates at which few decodes meet a prompt, or where workers share cores.",
     ),
     Claim(
-        "The books balance: requests in the house are rate times stay (Little's law).",
+        "The books balance: requests in the house, as workers count them, are rate times stay (Little).",
         books_balance,
-        "If it fails, a request was lost or counted twice, or processes have different clocks.",
+        "If it fails, a request was lost or served twice, or reports of steps were.",
     ),
     Claim(
         "With one worker to read and one to write, disaggregation is to be avoided where outputs are as "
@@ -100,8 +108,8 @@ CLAIMS = (
         "help: see the sweep over workers of a normal run.",
     ),
     Claim(
-        "Long prompts with short outputs are where disaggregation stands best (simulated).",
-        reading_favours_it,
-        "They are what stalls writers, and the load on both kinds of workers is more alike.",
+        "The shorter the outputs, the better disaggregation stands, at any prompts and limits (simulated).",
+        short_outputs_favour_it,
+        "The worker that reads has more of the work, so that less of the memory and cores idles.",
     ),
 )

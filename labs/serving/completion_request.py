@@ -7,6 +7,7 @@ refused with its name, unless it is left at its default. Source: OpenAI, "API re
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +39,7 @@ class Refused(ValueError):
 
 @dataclass(frozen=True)
 class Completion:
-    """prompts: each as its tokens. stops: sequences of bytes."""
+    """prompts: each as its tokens. seed: any where none was asked for. stops: sequences of bytes."""
 
     model: str
     prompts: tuple[tuple[int, ...], ...]
@@ -72,7 +73,7 @@ def parse(body: bytes, model: str) -> Completion:
         _prompts(asked.get("prompt")),
         _number(asked, "max_tokens", 16, whole=True, least=1, most=10**6),
         _number(asked, "temperature", 1.0, whole=False, least=0, most=2),
-        _number(asked, "seed", 0, whole=True, least=0, most=2**63 - 1),
+        _number(asked, "seed", random.getrandbits(63), whole=True, least=0, most=2**63 - 1),
         _stops(asked.get("stop")),
         _flag(asked, "stream"),
         _flag(options, "include_usage"),

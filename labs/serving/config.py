@@ -11,6 +11,10 @@ from labs.serving.weights import HEAD
 WHOLE_PROMPTS = 512
 """Tokens of a step that reads whole prompts: several short ones together, a longer one alone."""
 
+NEIGHBOURS = 8
+"""Sequences that each worker decodes at a time where workers are neighbours, with so many tokens each:"""
+NEIGHBOUR_PROMPT, NEIGHBOUR_OUTPUT = 64, 24
+
 
 @dataclass(frozen=True)
 class Config:
@@ -31,7 +35,7 @@ class Config:
         12.0, unit="requests/s", help="Poisson arrivals, to all workers together", minimum=0.01, maximum=1e5
     )
     prompt: int = setting(256, unit="tokens", help="mean prompt; from half to 1.5 times it", minimum=1)
-    output: int = setting(24, unit="tokens", help="mean tokens written, likewise", minimum=1)
+    output: int = setting(24, unit="tokens", help="mean tokens written, likewise", minimum=2)
     requests: int = setting(
         120,
         quick=24,
@@ -43,12 +47,12 @@ class Config:
     ttft_ms: float = setting(
         500.0,
         unit="ms",
-        help="limit to the first token that goodput is counted by",
+        help="limit to the first token",
         minimum=1e-3,
         maximum=1e7,
     )
     itl_ms: float = setting(
-        25.0, unit="ms", help="limit that 99 % of a request's gaps must meet", minimum=1e-3, maximum=1e7
+        25.0, unit="ms", help="limit that 99 % of a request's gaps are to meet", minimum=1e-3, maximum=1e7
     )
     seed: int = setting(0, unit="", help="of the weights and the load", minimum=0)
 
@@ -65,6 +69,13 @@ class Config:
             raise ValueError(
                 f"serving: a prompt of {prompt} and {output} more tokens do not fit the "
                 f"context of {self.context} and the {self.blocks * 16} tokens of the cache"
+            )
+        neighbours = NEIGHBOURS * -(-(NEIGHBOUR_PROMPT + NEIGHBOUR_OUTPUT) // 16)
+        if self.context < NEIGHBOUR_PROMPT + NEIGHBOUR_OUTPUT or self.blocks < neighbours:
+            raise ValueError(
+                f"serving: context={self.context} and blocks={self.blocks} leave no room for {NEIGHBOURS} "
+                f"sequences of {NEIGHBOUR_PROMPT + NEIGHBOUR_OUTPUT} tokens, which tell what workers take "
+                f"from each other: a context of that many and {neighbours} blocks"
             )
 
     def layout(self, policy: str, chunk: int = 0) -> Layout:

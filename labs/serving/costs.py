@@ -1,10 +1,11 @@
 """How long a step takes, fitted to steps that were run.
 
-  step = a + p prompts + b new + c pairs + g earlier + s [decodes > 0] + d decodes + e context
+  step = a + r [prompts > 0] + p prompts + b new + c pairs + g earlier
+           + s [decodes > 0] + d decodes + e context
 
 the terms of ``labs.serving.engine.Shape``: a piece of a prompt costs by its tokens and by the pairs of
-queries and keys in it, a decode by the sequence and by the keys it reads. Prompt and decode of a mixed batch
-share ``a``.
+queries and keys in it, a decode by the sequence and by the keys it reads. Each kind reads all weights, once
+for all of its kind; prompt and decode of a mixed batch share ``a`` alone.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ class Costs:
     writing: float = 0.0
     decodes: float = 0.0
     context: float = 0.0
+    reading: float = 0.0
 
     def seconds(self, shape: Shape) -> float:
         return (
             self.step
+            + self.reading * (shape.prompts > 0)
             + self.prompts * shape.prompts
             + self.new * shape.new
             + self.pairs * shape.pairs
@@ -45,7 +48,8 @@ class Costs:
 @dataclass(frozen=True)
 class Wires:
     """What lies between workers and who asks, seconds: submit (request to engine), deliver (token to asker),
-    and a hand-over: pack + pack_byte x bytes of the sender's own time, then travel + travel_byte x bytes."""
+    and a hand-over: pack + pack_byte x bytes of the sender's own time, travel + travel_byte x bytes, then
+    store + store_byte x bytes of the receiver's own time, before its next step."""
 
     submit: float = 0.0
     deliver: float = 0.0
@@ -53,6 +57,8 @@ class Wires:
     pack_byte: float = 0.0
     travel: float = 0.0
     travel_byte: float = 0.0
+    store: float = 0.0
+    store_byte: float = 0.0
 
 
 def terms(shape: Shape) -> list[float]:

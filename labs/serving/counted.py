@@ -9,28 +9,35 @@ from labs.serving.worker import Report
 
 @dataclass
 class Counters:
-    """Since the start. in_house: integral over time of the requests in the house (requests x s)."""
+    """Since the start."""
 
     accepted: int = 0
     finished: int = 0
     refused: int = 0
     aborted: int = 0
+    failed: int = 0
     retried: int = 0
     lost_workers: int = 0
     tokens: int = 0
     hand_overs: int = 0
     handed_bytes: int = 0
-    in_house: float = 0.0
-    changed: float = 0.0
 
 
 @dataclass
 class Seen:
-    """Seconds, for the cost model. packs: (bytes, the sender's own time); travels: (bytes, until it is
-    there); submits and delivers: of requests and of reports; reports: (worker, step)."""
+    """Seconds, for the cost model. packs: (bytes, the sender's own time to take out and pack); travels:
+    (bytes, until it is there); submits and delivers: of requests and of reports; reports: (worker, step)."""
 
     packs: list[tuple[int, float]] = field(default_factory=list)
     travels: list[tuple[int, float]] = field(default_factory=list)
     submits: list[float] = field(default_factory=list)
     delivers: list[float] = field(default_factory=list)
     reports: list[tuple[int, Report]] = field(default_factory=list)
+
+    @property
+    def in_house(self) -> float:
+        """Requests x seconds: on workers, as these say, and on the way to them and back."""
+        found = sum(self.submits) + sum(seconds for _, seconds in self.travels)
+        for (_, report), deliver in zip(self.reports, self.delivers, strict=True):
+            found += sum(report.stayed) + len(report.stayed) * (report.free - report.ended + deliver)
+        return found

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 
-from labs.lab import Interval, Measurement, Results
+from labs.lab import Interval, Measurement, NotMeasured, Results
 from labs.serving import live
 from labs.serving.costs import Costs, Wires
 from labs.serving.layout import POLICIES
@@ -18,14 +18,20 @@ CALIBRATION = f"{COSTS}/calibration"
 MEDIANS = ("ttft_p50", "itl_p50")
 
 
+def recorded(results: Results, address: str, name: str) -> Sequence[float]:
+    """Nothing where the variant was not run, or had nothing of this name to record."""
+    try:
+        return results.recorded(address, name)
+    except NotMeasured:
+        return ()
+
+
 def fitted(results: Results) -> tuple[Costs, Wires] | None:
     """What calibration recorded; None where it was refused."""
-    if not results.has(CALIBRATION):
-        return None
     found: list[dict[str, float]] = []
     for kind, prefix in ((Costs, "cost"), (Wires, "wire")):
         values = {
-            each.name: results.recorded(CALIBRATION, f"{prefix}_{each.name}_s") for each in fields(kind)
+            each.name: recorded(results, CALIBRATION, f"{prefix}_{each.name}_s") for each in fields(kind)
         }
         if not all(values.values()):
             return None
@@ -39,14 +45,13 @@ def live_address(policy: str) -> str:
 
 def void(results: Results, policy: str) -> bool:
     """Whether the load generator was too late for this policy's times to count."""
-    late = results.recorded(live_address(policy), "late_fraction")
+    late = recorded(results, live_address(policy), "late_fraction")
     return bool(late) and late[-1] > live.LATE
 
 
 def of_blocks(results: Results, policy: str, key: str) -> Interval | None:
     """Median over blocks with their range. key: ``itl_max_s`` and the like."""
-    address = live_address(policy)
-    row = sorted(results.recorded(address, f"block_{key}")) if results.has(address) else []
+    row = sorted(recorded(results, live_address(policy), f"block_{key}"))
     if not row or void(results, policy):
         return None
     return Interval(row[len(row) // 2], row[0], row[-1])
@@ -56,21 +61,24 @@ def in_simulator(results: Results, policy: str) -> list[Measures]:
     """The blocks that were measured, in the simulator with fitted costs."""
     costs = fitted(results)
     address = live_address(policy)
-    if costs is None or not results.has(address):
+    budget = recorded(results, address, "budget_tokens")
+    if costs is None or not budget:
         return []
-    count = len(results.recorded(address, "block_ttft_p50_s"))
-    budget = results.recorded(address, "budget_tokens")
-    chunk = int(budget[-1]) if budget else 0
-    return [simulated(results.config, policy, block, *costs, chunk) for block in range(1, count + 1)]
+    count = len(recorded(results, address, "block_ttft_p50_s"))
+    return [
+        simulated(results.config, policy, block, *costs, int(budget[-1])) for block in range(1, count + 1)
+    ]
 
 
 def told(results: Results, policy: str, key: str) -> Interval | None:
     """Measured over simulated, of the median ``key`` of each block: the median of these with their range."""
     if void(results, policy):
         return None
-    measured = results.recorded(live_address(policy), f"block_{key}_s")
+    measured = recorded(results, live_address(policy), f"block_{key}_s")
     ratios = sorted(
-        mine / getattr(said, key) for mine, said in zip(measured, in_simulator(results, policy), strict=False)
+        mine / getattr(said, key)
+        for mine, said in zip(measured, in_simulator(results, policy), strict=False)
+        if getattr(said, key)  # a block in which nobody writes a second token has no gaps
     )
     if not ratios:
         return None
@@ -78,17 +86,24 @@ def told(results: Results, policy: str, key: str) -> Interval | None:
 
 
 def penalty(results: Results) -> Interval | None:
-    """A step that decodes while the neighbours do too, over the same step alone."""
-    pair = f"{NEIGHBOURS}/{live.TOGETHER}", f"{NEIGHBOURS}/{live.ALONE}"
-    return results.ratio(*pair) if results.has(*pair) else None
+    """A step that decodes while the neighbours do too, over the same step alone: medians over rounds of each
+    round's median step, with the range that the rounds allow."""
+    together, alone = (
+        sorted(recorded(results, f"{NEIGHBOURS}/{name}", "round_decode_step_s"))
+        for name in (live.TOGETHER, live.ALONE)
+    )
+    if not together or not alone:
+        return None
+    middle = together[len(together) // 2] / alone[len(alone) // 2]
+    return Interval(middle, together[0] / alone[-1], together[-1] / alone[0])
 
 
 def derive(results: Results) -> Sequence[Measurement]:
-    """The ratio for each policy and median."""
+    """For each policy and median its value, and its ratio to what was simulated."""
     found = []
     for policy in POLICIES:
         for key in MEDIANS:
-            ratio = told(results, policy, key)
-            if ratio is not None:
-                found.append(Measurement(f"{policy}_{key}_ratio", ratio))
+            rows = {f"{policy}_{key}_s": of_blocks(results, policy, f"{key}_s")}
+            rows[f"{policy}_{key}_ratio"] = told(results, policy, key)
+            found += [Measurement(name, row) for name, row in rows.items() if row is not None]
     return found

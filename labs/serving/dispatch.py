@@ -24,12 +24,13 @@ class Overloaded(Exception):
 
 @dataclass
 class Assigned:
-    """A request in the house: on which worker (None: on its way), what it has written."""
+    """A request in the house: on which worker (None: on its way), what it has written. attempts: how often a
+    worker was given its prompt to read."""
 
     request: Request
     worker: int | None
     written: list[int] = field(default_factory=list)
-    attempts: int = 1
+    attempts: int = 0
 
     @property
     def load(self) -> int:
@@ -45,6 +46,7 @@ class Dispatcher:
             raise ValueError(f"limit={limit} requests: at least 1 must be served at a time")
         self.roles, self.limit = list(roles), limit
         self.alive = [True] * len(roles)
+        self.only: int | None = None  # the one worker that is given requests, where not all are
         self.requests: dict[int, Assigned] = {}
         self._assigned: list[dict[int, Assigned]] = [{} for _ in roles]
 
@@ -54,7 +56,7 @@ class Dispatcher:
         if len(self.requests) >= self.limit:
             raise Overloaded(f"{self.limit} requests are being served already; try again later")
         self.requests[request.number] = Assigned(request, None)
-        return self._assign(request.number, ("both", "prefill"))
+        return self._read(request.number)
 
     def token(self, token: Token) -> bool:
         """Notes a token; False where nobody waits for it (aborted, or written before its worker was lost)."""
@@ -96,14 +98,22 @@ class Dispatcher:
         """(worker, what is left of it) for a request whose worker was lost: what it has written is read
         again."""
         assigned = self.requests[number]
-        assigned.attempts += 1
-        return self._assign(number, ("both", "prefill")), assigned.request.after(assigned.written)
+        return self._read(number), assigned.request.after(assigned.written)
+
+    def _read(self, number: int) -> int | None:
+        worker = self._assign(number, ("both", "prefill"))
+        self.requests[number].attempts += worker is not None
+        return worker
 
     def _assign(self, number: int, roles: Sequence[Role]) -> int | None:
         assigned = self.requests[number]
         if assigned.worker is not None:
             self._assigned[assigned.worker].pop(number, None)
-        able = [index for index, role in enumerate(self.roles) if role in roles and self.alive[index]]
+        able = [
+            index
+            for index, role in enumerate(self.roles)
+            if role in roles and self.alive[index] and self.only in (None, index)
+        ]
         assigned.worker = min(able, key=self._load) if able else None
         if assigned.worker is not None:
             self._assigned[assigned.worker][number] = assigned

@@ -26,7 +26,7 @@ from labs.serving.completion_text import Text
 from labs.serving.dispatch import Overloaded
 from labs.serving.prometheus import exposition
 from labs.serving.request import Request
-from labs.serving.service import Closing, Service, Stream
+from labs.serving.service import Closing, Service, Stream, Unfinished
 
 MOST_BYTES = 4 * 2**20  # of a request's body
 
@@ -98,6 +98,11 @@ class Endpoint:
 
     def _submit(self, asked: Completion) -> list[Stream]:
         """All prompts, or none where one is refused."""
+        if len(asked.prompts) > self.service.limit:  # it is no use to come again
+            raise Refused(
+                f"{len(asked.prompts)} prompts in one request; {self.service.limit} are served at a time",
+                "prompt",
+            )
         streams: list[Stream] = []
         try:
             for index, prompt in enumerate(asked.prompts):
@@ -127,7 +132,7 @@ class Endpoint:
             if not gathering.done():
                 return Response(status_code=499)  # nobody reads it
             found = gathering.result()
-        except Closing as error:
+        except (Closing, Unfinished) as error:
             return _error(503, str(error), "server_error")
         finally:
             hung_up.cancel()

@@ -2,7 +2,7 @@
 
   queue -> admitted when its blocks are free -> reads its prompt -> writes a token a step -> gone
 
-Time comes in as ``step(now)`` and computing is an ``Executor``, so that the very same code serves on a worker
+It is told when requests came, and computing is an ``Executor``, so that the very same code serves on a worker
 and runs in the simulator. A sequence is admitted when every block that it can ever need is free: none is
 thrown out later, and what was accepted is finished (vLLM admits earlier and recomputes what it throws out).
 """
@@ -29,8 +29,8 @@ class Executor(Protocol):
     def take_out(self, blocks: Sequence[int], tokens: int) -> tuple[Any, int]:
         """(keys and values of the first ``tokens`` in these blocks, their bytes), to be sent."""
 
-    def put_in(self, blocks: Sequence[int], payload: Any, skipped: int) -> None:
-        """The payload's blocks from the one numbered ``skipped`` on are stored in ``blocks``."""
+    def put_in(self, blocks: Sequence[int], payload: Any, skipped: int) -> int:
+        """The payload's blocks from the one numbered ``skipped`` on are stored in ``blocks``; their bytes."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ def shape_of(works: Sequence[Work]) -> Shape:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step did. waited: seconds in the queue of each request it admitted. held: blocks then in use."""
+    """What a step did. arrived: when those came who left with it. held: blocks in use after it."""
 
     events: Sequence[Event]
     shape: Shape
-    waited: Sequence[float]
+    arrived: Sequence[float]
     held: int
 
 
@@ -119,26 +119,27 @@ class Engine:
         for running in [each for each in self.active if each.request.number == number]:
             self._leave(running)
 
-    def step(self, now: float) -> Step | None:
-        """One step beginning at ``now``; its events are true when it ends. None: there is nothing to do."""
-        waited = self._admit(now)
+    def step(self) -> Step | None:
+        """One step; its events are true when it ends. None: there is nothing to do."""
+        self._admit()
         reading = [each for each in self.active if each.missing > 1]
         writing = [each for each in self.active if each.missing == 1]
         works = self.policy(reading, writing, self.budget)
         if not works:
             return None
-        held = self.pool.held
         tokens = iter(self.executor.run(works))
         events: list[Event] = []
+        arrived: list[float] = []
         for work in works:
             writes = work.writes
             self._computed(work)
             if writes:
                 events += self._write(work.running, next(tokens))
-        return Step(events, shape_of(works), waited, held)
+                if work.running not in self.active:
+                    arrived.append(work.running.arrived)
+        return Step(events, shape_of(works), arrived, self.pool.held)
 
-    def _admit(self, now: float) -> list[float]:
-        waited = []
+    def _admit(self) -> None:
         while self.handed and len(self.active) < self.most:
             running, payload = self.handed[0]
             shared = self._hold(running)
@@ -149,7 +150,6 @@ class Engine:
             running.published = shared
             self._publish(running)
             self.active.append(running)
-            waited.append(now - running.arrived)
         while self.queue and not self.handed and len(self.active) < self.most:
             running = self.queue[0]
             shared = self._hold(running)
@@ -161,8 +161,6 @@ class Engine:
             self.hits += running.computed
             self.looked_up += len(running.tokens)
             self.active.append(running)
-            waited.append(now - running.arrived)
-        return waited
 
     def _hold(self, running: Running) -> int | None:
         """Holds all blocks that the sequence can need; how many of them have its tokens' keys already."""
@@ -203,10 +201,11 @@ class Engine:
         self.pool.release(running.blocks)
 
 
-def check_fits(request: Request, capacity: int) -> None:
-    """ValueError where the request needs more than ``capacity`` tokens of keys and values."""
+def check_fits(request: Request, capacity: int, of: str = "the cache") -> None:
+    """ValueError where the request needs more than ``capacity`` tokens of keys and values. of: what has no
+    more."""
     if request.total - 1 > capacity:
         raise ValueError(
             f"a prompt of {len(request.prompt)} tokens and {request.output} more need room for "
-            f"{request.total - 1} tokens of keys and values; the cache has {capacity}"
+            f"{request.total - 1} tokens of keys and values; {of} has {capacity}"
         )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from labs.lab import Recorder
+from labs.serving.calibrating import calibrated
 from labs.serving.config import WHOLE_PROMPTS, Config
 from labs.serving.costs import Costs, Wires
 from labs.serving.engine import Shape
@@ -22,7 +23,7 @@ from labs.serving.layout import Layout
 from labs.serving.measures import Limits
 from labs.serving.model import costs_of, wires_of
 from labs.serving.simulator import simulate
-from labs.serving.trace import Load, arrivals, at_rate
+from labs.serving.trace import Load, arrivals
 from labs.serving.weights import kv_bytes_per_token
 
 ATTAINED = 0.9
@@ -30,16 +31,18 @@ CHUNKS = (64, 128, 256)
 LIMITS = {"tight": (3.0, 2.5), "loose": (10.0, 6.0)}
 """How often what a lone request takes: to its first token, and between tokens."""
 STEPS = 6  # of the search: each halves the logarithm of what is left
-LASTS = 5  # of a trace at the highest rate, in limits to the first token
-WIDEST = 64  # rates from capacity / WIDEST to capacity are searched
+LASTS = 5  # of a trace, in limits to the first token: long enough for a queue to outgrow the limit
+WIDEST = 64  # the search begins with rates from capacity / WIDEST to capacity
+GRAIN = WIDEST ** (1 / 2**STEPS) - 1
+"""A goodput that is found lies so much, as a share, below the least rate that was seen to fail."""
+MOST_DOUBLINGS = 10  # beyond capacity
 COLOCATED, DISAGGREGATED = "colocated", "disaggregated"
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is served by what. prefill: workers that read in a disaggregated layout, 0 for the best of "
-    "several.
-    requests: for each worker."""
+    """What is served by what. prefill: workers that read in a disaggregated layout, 0 for the best of
+    several. requests: for each worker."""
 
     prompt: int
     output: int
@@ -82,23 +85,25 @@ def layouts(case: Case, config: Config) -> dict[str, list[Layout]]:
 
 @lru_cache(maxsize=4096)
 def goodput(case: Case, layout: Layout, config: Config, costs: Costs, wires: Wires) -> float:
-    """Requests/s; 0 where not even the lowest rate attains it."""
+    """Requests/s, to ``GRAIN``; 0 where not even the lowest rate attains it."""
     size = kv_bytes_per_token(config.width, config.layers)
     limits = limits_of(case, costs)
     reading, writing = lone(case, costs)
     capacity = 2 * case.workers / (reading + case.output * writing / 4)
-    load = Load(capacity, case.prompt, case.output, case.common, case.seed)
-    # Long enough for a queue to outgrow the limit where the rate is too high.
-    count = max(case.requests * case.workers, int(LASTS * limits.ttft * capacity))
-    trace = arrivals(load, count)
 
     def attains(rate: float) -> bool:
-        done = simulate(at_rate(trace, capacity, rate), layout, costs, wires, size).served
+        count = max(case.requests * case.workers, int(LASTS * limits.ttft * rate))
+        trace = arrivals(Load(rate, case.prompt, case.output, case.common, case.seed), count)
+        done = simulate(trace, layout, costs, wires, size).served
         return sum(limits.met(each) for each in done) >= ATTAINED * len(done)
 
     low, high = capacity / WIDEST, capacity
     if not attains(low):
         return 0.0
+    for _ in range(MOST_DOUBLINGS):  # what writes in large batches serves more than that
+        if not attains(high):
+            break
+        low, high = high, 2 * high
     for _ in range(STEPS):
         middle = (low * high) ** 0.5
         low, high = (middle, high) if attains(middle) else (low, middle)
@@ -109,7 +114,7 @@ def best(case: Case, config: Config, costs: Costs, wires: Wires) -> dict[str, fl
     """The best goodput of each kind of layout, requests/s. What is equal in several cases is searched once:
     colocated layouts send nothing."""
     same = replace(case, prefill=0)
-    local = replace(wires, pack=0.0, pack_byte=0.0, travel=0.0, travel_byte=0.0)
+    local = replace(wires, pack=0.0, pack_byte=0.0, travel=0.0, travel_byte=0.0, store=0.0, store_byte=0.0)
     return {
         kind: max(
             goodput(same, layout, config, costs, wires if layout.disaggregated else local) for layout in row
@@ -165,15 +170,16 @@ def sweep_cases(config: Config) -> list[tuple[str, float, Case, float]]:
 
 
 def winner_map(config: Config, recorder: Recorder) -> Callable[[], object]:
-    """Records ``KEY_ratio`` for each case: goodput disaggregated over colocated, under each change."""
+    """Records the goodput of both kinds for each case, under each change: ``KEY_colocated`` and
+    ``KEY_disaggregated``."""
     there = fleet(config, recorder)
 
     def step() -> dict[str, object]:
         costs, wires = _costs(config, there, recorder)
         for _, changed, over, seed in sensitivity(config, costs, wires):
             for case in map_cases(config):
-                found = best(replace(case, seed=seed), config, changed, over)
-                recorder.record(case.key, _ratio(found), "ratio")
+                for kind, rate in best(replace(case, seed=seed), config, changed, over).items():
+                    recorder.record(f"{case.key}_{kind}", rate, "requests_per_s")
         return {"tokens": {}, "leaked": 0}
 
     return step
@@ -203,16 +209,10 @@ def _costs(config: Config, there: Fleet, recorder: Recorder) -> tuple[Costs, Wir
     from labs.calibration import current
     from labs.machine import load_cached
 
-    costs, wires = there.fitted.costs, there.fitted.wires
+    found = calibrated(there, config)
+    costs, wires = found.costs, found.wires
     recorder.record("fitted", float(costs is not None), "")
     if costs is None or wires is None:
         machine = load_cached() or current()[0]
         return costs_of(config, machine), wires_of(machine)
     return costs, wires
-
-
-def _ratio(found: dict[str, float]) -> float:
-    """1 where neither attains the limits at any rate."""
-    if not found[COLOCATED]:
-        return float(WIDEST) if found[DISAGGREGATED] else 1.0
-    return found[DISAGGREGATED] / found[COLOCATED]

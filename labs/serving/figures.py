@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from labs.figure import NAN, Bars, Chart, Figure, Series
+from labs.figure import Bars, Chart, Figure, Series
 from labs.lab import Results
 from labs.serving import claims, derived, extrapolation
 from labs.serving.layout import POLICIES
+from labs.serving.model import predict
 from labs.serving.ways import SIMULATED
 
 SWEEPS = f"{SIMULATED}/sweeps"
@@ -31,7 +32,9 @@ def figure(results: Results) -> Sequence[Figure]:
 
 
 def _policies(results: Results) -> list[str]:
-    return [policy for policy in POLICIES if results.recorded(derived.live_address(policy), "itl_p50_s")]
+    return [
+        policy for policy in POLICIES if derived.recorded(results, derived.live_address(policy), "itl_p50_s")
+    ]
 
 
 def _times(results: Results, key: str, title: str) -> Figure | None:
@@ -40,16 +43,19 @@ def _times(results: Results, key: str, title: str) -> Figure | None:
         return None
     kinds = ("p50", "p99") if key == "ttft" else ("p50", "p99", "max")
     series = {
-        kind: [results.recorded(derived.live_address(p), f"{key}_{kind}_s")[-1] for p in policies]
+        kind: [derived.recorded(results, derived.live_address(p), f"{key}_{kind}_s")[-1] for p in policies]
         for kind in kinds
     }
     config = results.config
     void = [policy for policy in policies if derived.void(results, policy)]
+    requests = min(len(derived.recorded(results, derived.live_address(p), "ttft_s")) for p in policies)
     note = (
         f"{config.rate:g} requests/s, prompts of {config.prompt} and outputs of {config.output} tokens on "
         f"average, {config.workers} workers; the same requests under each policy"
     )
-    refused = results.recorded(derived.CALIBRATION, "refused") if results.has(derived.CALIBRATION) else ()
+    if key == "ttft" and requests < 100:
+        note += f". p99 of {requests} requests is the longest of them"
+    refused = derived.recorded(results, derived.CALIBRATION, "refused")
     if refused and refused[-1]:
         note += ". Not simulated: calibration was refused, other programs were busy"
     if void:
@@ -61,14 +67,15 @@ def _told(results: Results) -> Figure | None:
     policies = [policy for policy in _policies(results) if derived.in_simulator(results, policy)]
     if not policies:
         return None
+    formulas = {each.key: each.value for each in predict(results.config, results.machine)}
     labels, measured, said, before = [], [], [], []
     for policy in policies:
         for key in derived.MEDIANS:
             labels.append(f"{policy}: {key}")
             rows = [getattr(each, key) for each in derived.in_simulator(results, policy)]
             said.append(sorted(rows)[len(rows) // 2])
-            measured.append(results.recorded(derived.live_address(policy), f"{key}_s")[-1])
-            before.append(results.predicted(derived.live_address(policy), f"{key}_s") or NAN)
+            measured.append(derived.recorded(results, derived.live_address(policy), f"{key}_s")[-1])
+            before.append(formulas[f"{policy}_{key}_s"])
     return Bars(
         "Medians measured, simulated with fitted costs, and from the machine's constants",
         "time (s)",
@@ -82,31 +89,35 @@ def _told(results: Results) -> Figure | None:
 def _goodput(results: Results) -> Figure | None:
     policies = _policies(results)
     rows = {
-        policy: results.recorded(derived.live_address(policy), "block_goodput_requests_per_s")
+        policy: derived.recorded(results, derived.live_address(policy), "block_met_requests_per_s")
         for policy in policies
     }
     if not policies or not all(rows.values()):
         return None
     config = results.config
+    shares = (
+        derived.recorded(results, derived.live_address(policy), "attained_fraction") for policy in policies
+    )
     return Bars(
         "Requests that met both limits",
         "rate (requests/s)",
         policies,
-        {"goodput": [sorted(row)[len(row) // 2] for row in rows.values()]},
+        {"met both": [sorted(row)[len(row) // 2] for row in rows.values()]},
         note=f"offered {config.rate:g}/s; first token within {config.ttft_ms:g} ms, 99 % of a request's "
-        f"gaps within {config.itl_ms:g} ms; median of blocks",
+        f"gaps within {config.itl_ms:g} ms; median of blocks. Share of all requests that did: "
+        + ", ".join(f"{policy} {row[-1]:.0%}" for policy, row in zip(policies, shares, strict=True) if row),
     )
 
 
 def _memory(results: Results) -> Figure | None:
     """KV occupancy, and what a hand-over takes."""
     policies = _policies(results)
-    held = {p: results.recorded(derived.live_address(p), "occupancy_fraction") for p in policies}
+    held = {p: derived.recorded(results, derived.live_address(p), "occupancy_fraction") for p in policies}
     if not policies or not all(held.values()):
         return None
     note = f"of {results.config.blocks} blocks on each worker, mean over steps"
-    sent = results.recorded(derived.live_address("disaggregated"), "handed_B")
-    takes = results.recorded(derived.live_address("disaggregated"), "hand_over_p50_s")
+    sent = derived.recorded(results, derived.live_address("disaggregated"), "handed_B")
+    takes = derived.recorded(results, derived.live_address("disaggregated"), "hand_over_p50_s")
     if sent and takes:
         note += (
             f"; disaggregated: {sent[-1] / 2**20:.1f} MiB handed over, {1e3 * takes[-1]:.1f} ms each "
@@ -127,14 +138,15 @@ def _neighbours(results: Results) -> Figure | None:
         "time over that alone (ratio)",
         ["decode of 8 sequences on every worker at once"],
         {"measured": [ratio.value], "lowest": [ratio.low], "highest": [ratio.high]},
-        note="1: workers take nothing from each other; bounds of the 95 % interval",
+        note="1: workers take nothing from each other; bounds: the range over rounds",
     )
 
 
 def _map(results: Results) -> Figure | None:
-    rows = claims.map_rows(results)
+    rows = {case: claims.spread(row) for case, row in claims.map_ratios(results).items()}
     if not rows:
         return None
+    missing = len(extrapolation.map_cases(results.config)) - len(rows)
     return Bars(
         "Winner map: goodput of disaggregated over colocated workers",
         "goodput over the best colocated layout's (ratio)",
@@ -145,26 +157,27 @@ def _map(results: Results) -> Figure | None:
             "highest under changes": [ratio.high for ratio in rows.values()],
         },
         note=f"simulated with {_origin(results, claims.MAP)}, 2 workers; above 1 disaggregation wins. "
-        f"Colocated: the better of whole prompts and "
-        "chunks of "
+        f"Goodput: the highest rate at which {extrapolation.ATTAINED:.0%} of requests meet both limits, to "
+        f"{extrapolation.GRAIN:.0%}. Colocated: the better of whole prompts and chunks of "
         f"{', '.join(map(str, extrapolation.CHUNKS))}. Changes: another seed; costs of reading or writing "
-        "25 % higher",
+        "25 % higher"
+        + (f". Left out, colocated workers attain them at no rate: {missing} cases" * (missing > 0)),
     )
 
 
 def _origin(results: Results, variant: str) -> str:
     """Of the costs that a simulation was run with."""
-    fitted = results.recorded(variant, "fitted")
+    fitted = derived.recorded(results, variant, "fitted")
     return "fitted costs" if fitted and fitted[-1] else "costs from the machine's constants"
 
 
 def _sweep(results: Results, name: str) -> Figure | None:
-    x = results.recorded(SWEEPS, f"{name}_x") if results.has(SWEEPS) else []
+    x = derived.recorded(results, SWEEPS, f"{name}_x")
     if not x:
         return None
     title, label = AXES[name]
     series = [
-        Series(kind, x, results.recorded(SWEEPS, f"{name}_{kind}_requests_per_s"), "line")
+        Series(kind, x, derived.recorded(results, SWEEPS, f"{name}_{kind}_requests_per_s"), "line")
         for kind in (extrapolation.COLOCATED, extrapolation.DISAGGREGATED)
     ]
     return Chart(
@@ -174,5 +187,5 @@ def _sweep(results: Results, name: str) -> Figure | None:
         series,
         x_log=name in ("workers", "link"),
         note=f"simulated with {_origin(results, SWEEPS)}; each kind with its best chunk size or ratio of "
-        f"workers",
+        f"workers; goodput as in the winner map, to {extrapolation.GRAIN:.0%}",
     )

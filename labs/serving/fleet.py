@@ -26,7 +26,7 @@ from labs.serving.trace import Arrival
 from labs.serving.worker import Model
 
 T = TypeVar("T")
-PATIENCE_S = 300.0  # for a block of load
+PATIENCE_S = 300.0  # for anything, and for a block of load after its last request is due
 LEAD_S = 0.05  # before the first request is due
 SPIN_S = 0.5e-3  # an event loop's timer is late by so much; the rest is waited for awake
 
@@ -88,8 +88,9 @@ class Fleet:
             ) from None
 
     def serve(self, layout: Layout, trace: Sequence[Arrival], only: int | None = None) -> Block:
-        """The whole trace, each request when it is due. only: the one worker that gets requests."""
-        return self.run(self._serve(layout, trace, only))
+        """The whole trace, each request when it is due. only: the one worker that gets requests. TimeoutError
+        where it is not served PATIENCE_S after the last is due; the workers then have none of it any more."""
+        return self.run(self._serve(layout, trace, only), trace[-1].at + PATIENCE_S)
 
     def close(self) -> None:
         self.run(self.service.close(0.0), 60.0)
@@ -101,21 +102,22 @@ class Fleet:
     async def _serve(self, layout: Layout, trace: Sequence[Arrival], only: int | None) -> Block:
         service = self.service
         await service.change(layout)
+        service.dispatcher.only = only  # until the next change
         service.watched = True
-        if only is not None:  # the others get nothing
-            service.dispatcher.alive = [index == only for index in range(layout.workers)]
         begin = self.now() + LEAD_S
-        tasks = []
-        for arrival in trace:
-            due = begin + arrival.at
-            await self._until(due)
-            tasks.append(asyncio.ensure_future(self._one(arrival.request, due)))
-            await asyncio.sleep(0)  # it is submitted now
-        served = list(await asyncio.gather(*tasks))
+        tasks: list[asyncio.Task[Served]] = []
+        try:
+            for arrival in trace:
+                due = begin + arrival.at
+                await self._until(due)
+                tasks.append(asyncio.ensure_future(self._one(arrival.request, due)))
+                await asyncio.sleep(0)  # it is submitted now
+            served = list(await asyncio.gather(*tasks))
+        finally:
+            service.watched = False
+            for task in tasks:
+                task.cancel()
         span = self.now() - begin
-        service._count()
-        service.watched = False
-        service.dispatcher.alive = [True] * layout.workers
         return Block(served, service.counters, service.seen, span, await service.held())
 
     async def _until(self, due: float) -> None:
@@ -127,9 +129,13 @@ class Fleet:
 
     async def _one(self, request: Request, due: float) -> Served:
         found = Served(request.number, due, self.now())
-        async for token, at in self.service.submit(request):
-            found.tokens.append(token.token)
-            found.at.append(at)
+        stream = self.service.submit(request)
+        try:
+            async for token, at in stream:
+                found.tokens.append(token.token)
+                found.at.append(at)
+        finally:
+            stream.cancel()
         return found
 
 

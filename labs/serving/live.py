@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from labs.lab import Recorder
 from labs.serving import calibrating
-from labs.serving.config import Config
+from labs.serving.config import NEIGHBOUR_OUTPUT, NEIGHBOUR_PROMPT, NEIGHBOURS, Config
 from labs.serving.costs import residual
 from labs.serving.fleet import Block, fleet
 from labs.serving.measures import little, measure, quantile
@@ -20,8 +20,6 @@ from labs.serving.weights import VOCABULARY
 
 LATE = 0.05  # of the median time to the first token: a generator that is later makes the run void
 ALONE, TOGETHER = "alone", "together"
-NEIGHBOURS = 8  # sequences that each worker decodes
-NEIGHBOUR_PROMPT, NEIGHBOUR_OUTPUT = 64, 24
 
 Step = Callable[[], object]
 
@@ -41,9 +39,11 @@ class LiveStep:
     def __init__(self, config: Config, recorder: Recorder, policy: str) -> None:
         self.config, self.recorder = config, recorder
         self.fleet = fleet(config, recorder)
-        chunk, found = 0, self.fleet.fitted
-        if policy == "chunked" and found.costs is not None and found.wires is not None:
-            chunk = calibrating.best_chunk(config, found.costs, found.wires)
+        chunk = 0
+        if policy == "chunked":
+            found = calibrating.calibrated(self.fleet, config)
+            if found.costs is not None and found.wires is not None:
+                chunk = calibrating.best_chunk(config, found.costs, found.wires)
         self.layout = config.layout(policy, chunk)
         self.calls, self.blocks = 0, list[Block]()
 
@@ -67,7 +67,7 @@ class LiveStep:
             note("block_itl_p50", part.itl_p50, "s")
             note("block_itl_p99", part.itl_p99, "s")
             note("block_itl_max", part.itl_max, "s")
-            note("block_goodput", part.goodput, "requests_per_s")
+            note("block_met", part.met, "requests_per_s")
             note("block_throughput", part.throughput, "tokens_per_s")
         whole = measure(served, limits)
         for key in ("ttft_p50", "ttft_p99", "itl_p50", "itl_p99", "itl_max"):
@@ -86,7 +86,7 @@ class LiveStep:
 
 
 def _little(block: Block) -> float:
-    return little(block.served, block.counters.in_house, block.span)
+    return little(block.served, block.seen.in_house, block.span)
 
 
 def proof_of(block: Block) -> dict[str, object]:
@@ -118,11 +118,13 @@ def neighbours(config: Config, recorder: Recorder, together: bool) -> Step:
     """A batch of sequences on one worker while the others rest, or the same batch on each."""
     there = fleet(config, recorder)
     trace = neighbour_trace(config, config.workers if together else 1)
+    rounds: list[float] = []
 
     def step() -> dict[str, object]:
         block = there.serve(config.layout("chunked", NEIGHBOURS + 64), trace, only=None if together else 0)
-        for seconds in _decode_steps(block):
-            recorder.record("decode_step", seconds, "s")
+        rounds.append(quantile(_decode_steps(block), 0.5))
+        for seconds in rounds[1:]:  # the first call is the cold one
+            recorder.record("round_decode_step", seconds, "s")
         return proof_of(block)
 
     return step
@@ -140,9 +142,8 @@ def _decode_steps(block: Block) -> list[float]:
 def neighbour_trace(config: Config, workers: int) -> Sequence[Arrival]:
     drawn = random.Random(config.seed)
     prompts = [tuple(drawn.choices(range(VOCABULARY), k=NEIGHBOUR_PROMPT)) for _ in range(NEIGHBOURS)]
-    output = min(NEIGHBOUR_OUTPUT, config.context - NEIGHBOUR_PROMPT - 1)
     return [
-        Arrival(0.0, Request(number * workers + worker, prompt, output))
+        Arrival(0.0, Request(number * workers + worker, prompt, NEIGHBOUR_OUTPUT))
         for number, prompt in enumerate(prompts)
         for worker in range(workers)
     ]

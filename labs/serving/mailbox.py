@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from labs.serving.actors import LostHandOver, LostWorker
+from labs.serving.actors import LostHandOver
 from labs.serving.worker import Message, Receive, Report
 
 
@@ -17,14 +17,15 @@ class Held(Protocol):
     async def poll(self) -> list[Report]: ...
     async def process(self) -> int: ...
     async def held(self) -> int: ...
+    def lose(self, reason: str) -> None: ...
     def pick(self, kept: Any) -> Any: ...
     async def end(self) -> None: ...
 
 
 class Mailbox:
     """Delivers in a task of its own. again: gets the number of a request whose keys and values were lost on
-    the way. What is posted to a worker that is gone is dropped: whoever listens to the worker sees that it
-    is."""
+    the way. A worker that does not take what is posted is given up: what is lost with these messages is known
+    to nobody else, and whoever listens to the worker hears of it and serves them elsewhere."""
 
     def __init__(self, worker: Held, again: Callable[[int], None]) -> None:
         self.worker, self._again = worker, again
@@ -53,8 +54,9 @@ class Mailbox:
                     await self.worker.put(messages)
                 except LostHandOver:
                     await self._one_by_one(messages)
-        except LostWorker:
+        except Exception as error:
             self._waiting.clear()
+            self.worker.lose(f"it has not taken its messages ({type(error).__name__}: {error})")
         finally:
             self._task = None
 

@@ -1,8 +1,8 @@
 """What is measured of served requests: times to tokens, goodput, and whether the books balance.
 
-TTFT is arrival to first token, with its time in the queue; ITL each gap between tokens; TPOT the mean gap of
-a request, which hides stalls. Goodput is the rate of requests that meet both limits (Zhong et al. 2024,
-section 2).
+TTFT is arrival to first token, with its time in the queue; ITL each gap between tokens, not their mean over a
+request (TPOT), which hides stalls. How many meet both limits depends on how many come: the highest rate at
+which 90 % do is goodput (Zhong et al. 2024, section 2), which ``extrapolation`` searches.
 """
 
 from __future__ import annotations
@@ -31,10 +31,6 @@ class Served:
         return [later - earlier for earlier, later in zip(self.at, self.at[1:], strict=False)]
 
     @property
-    def tpot(self) -> float:
-        return (self.at[-1] - self.at[0]) / (len(self.at) - 1) if len(self.at) > 1 else 0.0
-
-    @property
     def stay(self) -> float:
         """Seconds in the house."""
         return self.at[-1] - self.submitted
@@ -61,14 +57,15 @@ class Limits:
 
 @dataclass(frozen=True)
 class Measures:
-    """Of all requests together: times in seconds, goodput in requests/s, throughput in tokens/s."""
+    """Of all requests together: times in seconds, met in requests/s that met both limits, throughput in
+    tokens/s."""
 
     ttft_p50: float
     ttft_p99: float
     itl_p50: float
     itl_p99: float
     itl_max: float
-    goodput: float
+    met: float
     attained: float  # share of requests that met the limits
     throughput: float
 
@@ -102,7 +99,8 @@ def quantile(values: Sequence[float], share: float) -> float:
 def little(served: Sequence[Served], counted: float, span: float) -> float:
     """Little's law (1961): requests in the house on average = rate x stay. How far it is off, as a share.
 
-    counted: integral over time of the number in the house, as the dispatcher counts it (requests x s).
+    served: rate and stay, as who asks sees them. counted: integral over time of the number in the house, as
+    workers report it (requests x s, ``Seen.in_house``).
     """
     expected = sum(each.stay for each in served)
     return abs(counted - expected) / max(expected, 1e-12) if span > 0 else math.inf

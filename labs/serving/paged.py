@@ -4,7 +4,8 @@ forward.
 All tokens of a step stand behind each other in one row, so that every linear layer sees one matrix. Only
 attention knows sequences: it is replaced (``Attention.attend``) by one that stores keys and values by slot,
 lets the single tokens read theirs by block table (``kernels.decode_attention``), and gives each piece of a
-prompt its own.
+prompt its own. Where the model is one that it takes, ``labs.serving.compiled`` computes the single
+tokens by themselves, in one compiled call.
 
 The cache is one tensor (blocks, layers, 2, kv_heads, block_size, head_dim): what leaves for another worker is
 a row of it for each block, and what one head reads of a block lies in one piece.
@@ -22,6 +23,7 @@ import torch.nn.functional as F
 
 import kernels
 from labs.models.gpt import GPT
+from labs.serving.compiled import CompiledDecode, takes
 from labs.serving.policies import Work
 
 
@@ -69,38 +71,51 @@ class PagedGPT:
         self.flat = self.cache.view(-1, block_size, 1, config.size_of_head)
         self.slots = self.cache.view(-1, config.size_of_head)
         self.batch: Batch | None = None
+        self.decode = CompiledDecode(model, self.cache) if takes(model) else None
         for layer, block in enumerate(model.blocks):
             block.attention.attend = self._attention_of(layer)
 
     @torch.inference_mode()
     def run(self, works: Sequence[Work]) -> list[int]:
         """See ``Executor.run``."""
-        order = sorted(range(len(works)), key=lambda index: works[index].count > 1)  # single tokens first
-        sorted_works = [works[index] for index in order]
+        singles = [index for index, work in enumerate(works) if work.count == 1]
+        rest = [index for index, work in enumerate(works) if work.count > 1]
+        found: dict[int, int] = {}
+        if self.decode is None:
+            rest = singles + rest
+        elif singles:
+            mine = [works[index] for index in singles]
+            logits = self.decode(
+                [work.running.tokens[work.start] for work in mine],
+                [work.start for work in mine],
+                [work.running.blocks for work in mine],
+            )
+            rows = [row for row, work in enumerate(mine) if work.writes]
+            chosen = _choose(logits[rows], [mine[row] for row in rows])
+            found |= zip((singles[row] for row in rows), chosen, strict=True)
+        if rest:
+            found |= zip(rest, self._forward([works[index] for index in rest]), strict=True)
+        return [found[index] for index, work in enumerate(works) if work.writes]
+
+    def _forward(self, works: Sequence[Work]) -> list[int]:
+        """Through the model's own blocks, single tokens first: the next token of each, any number where it
+        does not write."""
         row: list[int] = []
         positions: list[int] = []
-        for work in sorted_works:
+        ends: list[int] = []
+        for work in works:
             end = work.start + work.count
             row += work.running.tokens[work.start : end]
             positions += range(work.start, end)
-        self.batch = self._batch(sorted_works)
+            ends.append(len(row) - 1)
+        self.batch = self._batch(works)
         where = torch.tensor(positions)
         x = self.model.embedding(torch.tensor([row]), where)
         rotation = self.model.rotation(where, x.dtype)
         for block in self.model.blocks:
             x = block(x, rotation=rotation)
         self.batch = None
-        ends, writers, place = [], [], 0
-        for index, work in zip(order, sorted_works, strict=True):
-            place += work.count
-            if work.writes:
-                ends.append(place - 1)
-                writers.append(index)
-        if not ends:
-            return []
-        logits = self.model.head(self.model.norm(x[0, ends]))
-        chosen = dict(zip(writers, _choose(logits, [works[index] for index in writers]), strict=True))
-        return [chosen[index] for index in sorted(chosen)]
+        return _choose(self.model.head(self.model.norm(x[0, ends])), works)
 
     def take_out(self, blocks: Sequence[int], tokens: int) -> tuple[Any, int]:
         """NumPy (blocks, layers, 2, kv_heads, block_size, head_dim), a copy, and its bytes."""
@@ -108,10 +123,10 @@ class PagedGPT:
         payload = self.cache[list(blocks[:count])].numpy()
         return payload, payload.nbytes
 
-    def put_in(self, blocks: Sequence[int], payload: Any, skipped: int) -> None:
+    def put_in(self, blocks: Sequence[int], payload: Any, skipped: int) -> int:
         """ValueError: a payload of other shape or dtype (another model's)."""
         if len(blocks) == 0:
-            return
+            return 0
         wanted = (len(blocks) + skipped, *self.cache.shape[1:])
         kind = np.dtype(str(self.cache.dtype).removeprefix("torch."))
         if payload.shape != wanted or payload.dtype != kind:
@@ -119,9 +134,8 @@ class PagedGPT:
                 f"keys and values of shape {payload.shape} ({payload.dtype}) arrive; this model has {wanted} "
                 f"({kind})"
             )
-        with torch.inference_mode():
-            part = np.array(payload[skipped:])  # what comes out of the object store is read-only
-            self.cache[list(blocks)] = torch.from_numpy(part)
+        self.cache.numpy()[list(blocks)] = payload[skipped:]
+        return int(payload[skipped:].nbytes)
 
     def _batch(self, works: Sequence[Work]) -> Batch:
         """Slots are those of layer 0's keys; layers and values follow at fixed distances."""
@@ -211,11 +225,12 @@ class PagedGPT:
 
 
 def _choose(logits: torch.Tensor, works: Sequence[Work]) -> list[int]:
-    """The likeliest token of each row, or of the row with noise: the largest of logits / temperature + Gumbel
-    noise is a draw from softmax(logits / temperature) (Gumbel 1954). The noise is that of seed and place."""
+    """The likeliest token of each row, or of the row with noise: the largest of logits + temperature x Gumbel
+    noise is a draw from softmax(logits / temperature) (Gumbel 1954), at any temperature. The noise is that of
+    seed and place."""
     for row, work in enumerate(works):
         request = work.running.request
         if request.temperature > 0:
             noise = np.random.default_rng((request.seed, work.running.written)).gumbel(size=logits.shape[1])
-            logits[row] = logits[row] / request.temperature + torch.from_numpy(noise).to(logits.dtype)
+            logits[row] += torch.from_numpy(request.temperature * noise).to(logits.dtype)
     return logits.argmax(-1).tolist()

@@ -13,13 +13,14 @@ def exposition(service: Service) -> str:
     def add(name: str, kind: str, text: str, values: dict[str, float]) -> None:
         lines.append(f"# HELP perflab_{name} {text}")
         lines.append(f"# TYPE perflab_{name} {kind}")
-        lines.extend(f"perflab_{name}{labels} {value:g}" for labels, value in values.items())
+        lines.extend(f"perflab_{name}{labels} {value!r}" for labels, value in values.items())
 
     for name, value, text in (
         ("requests_accepted", counters.accepted, "Requests that were accepted."),
         ("requests_finished", counters.finished, "Requests whose last token was written."),
         ("requests_refused", counters.refused, "Requests answered with 429."),
         ("requests_aborted", counters.aborted, "Requests given up by their client."),
+        ("requests_failed", counters.failed, "Requests given up after losing several workers."),
         ("requests_retried", counters.retried, "Requests read again because a worker was lost."),
         ("workers_lost", counters.lost_workers, "Workers that were lost and replaced."),
         ("tokens_written", counters.tokens, "Tokens that were written."),

@@ -7,12 +7,14 @@ import errno
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from labs.lab import nearest
 from labs.serving.config import WHOLE_PROMPTS, Config
 from labs.serving.layout import Layout
+from labs.serving.model import worker_bytes
 from labs.serving.weights import HEAD
 from labs.serving.worker import Model
 
@@ -20,6 +22,7 @@ API_KEY = "PERFLAB_API_KEY"
 NAME = "perflab-gpt"
 BACKLOG = 2048  # connections that wait to be taken
 GRACE_S = 10.0  # for requests in the house, when it shuts down
+LOOK_S = 0.05  # a signal is noticed after so long
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,16 @@ class Options:
 
 def options_of(
     policy: str,
-    counts: Mapping[str, int],
+    counts: Mapping[str, int | None],
     settings: Mapping[str, str],
     host: str,
     port: int,
     api_key: str,
     limit: int,
 ) -> Options:
-    """What the command line says. counts: workers, prefill, decode, budget (0: the policy's own) and blocks.
-    settings: width, layers, context of the model. ValueError: what cannot be."""
+    """What the command line says. counts: workers, prefill, decode, budget and blocks, None where it does not
+    say. settings: width, layers, context of the model. ValueError: what cannot be, what the policy does not
+    use, and what this machine's memory has no room for."""
     model = dict(width=Config.width, layers=Config.layers, context=Config.context)
     for key, text in settings.items():
         if key not in model:
@@ -63,18 +67,36 @@ def options_of(
     if model["width"] % HEAD:
         raise ValueError(f"--set width={model['width']} is no multiple of {HEAD}, the size of a head")
     apart = policy == "disaggregated"
-    if apart and min(counts["prefill"], counts["decode"]) < 1:
-        raise ValueError(
-            f"--prefill {counts['prefill']} --decode {counts['decode']}: each must be at least 1 worker"
-        )
+    for name in ("workers",) if apart else ("prefill", "decode"):
+        if counts.get(name) is not None:
+            instead = "--prefill and --decode" if apart else "--workers"
+            raise ValueError(f"--{name} says nothing under --policy {policy}; give {instead}")
+    given = {name: value for name, value in counts.items() if value is not None}
+    prefill, decode = given.get("prefill", 1), given.get("decode", 1)
+    if apart and min(prefill, decode) < 1:
+        raise ValueError(f"--prefill {prefill} --decode {decode}: each must be at least 1 worker")
     layout = Layout(
         policy,
-        workers=counts["prefill"] + counts["decode"] if apart else counts["workers"],
-        prefill=counts["prefill"],
-        budget=counts["budget"] or (Config.chunk if policy == "chunked" else WHOLE_PROMPTS),
-        blocks=counts["blocks"],
+        workers=prefill + decode if apart else given.get("workers", 2),
+        prefill=prefill,
+        budget=given.get("budget", Config.chunk if policy == "chunked" else WHOLE_PROMPTS),
+        blocks=given.get("blocks", Config.blocks),
     )
+    _check_memory(layout, **model)
     return Options(layout, Model(**model), host, port, api_key, limit)
+
+
+def _check_memory(layout: Layout, width: int, layers: int, context: int) -> None:
+    """ValueError where the workers' weights and caches are more than is free."""
+    import psutil
+
+    needed = layout.workers * worker_bytes(width, layers, layout.capacity)
+    free = float(psutil.virtual_memory().available)
+    if needed > free:
+        raise ValueError(
+            f"{layout.workers} workers with width={width}, layers={layers} and {layout.blocks} blocks need "
+            f"about {needed / 2**30:.1f} GiB; {free / 2**30:.1f} GiB are free"
+        )
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -93,8 +115,9 @@ def bound(host: str, port: int) -> socket.socket:
 
 
 def serve(options: Options, now: Callable[[], float], wall: Callable[[], float]) -> int:
-    """Serves until SIGINT or SIGTERM; then finishes what was accepted. Exit status 0, or 1 where a request
-    could not be finished. now: the clock; wall: seconds since 1970."""
+    """Serves until SIGINT or SIGTERM; what was accepted then has GRACE_S to finish, or until the signal comes
+    again. Exit status 0, or 1 where a request could not be finished. now: the clock; wall: seconds since
+    1970. ValueError: no worker starts."""
     from labs.concurrency import cluster
     from labs.unrecorded import Unrecorded
 
@@ -112,9 +135,9 @@ async def _serve(
 ) -> int:
     import uvicorn
 
-    from labs.serving.actors import Actor
+    from labs.serving.actors import Actor, LostWorker
     from labs.serving.endpoint import Endpoint
-    from labs.serving.service import Service
+    from labs.serving.service import Closing, Service
 
     stopping: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again at its end: they stop here
@@ -123,24 +146,44 @@ async def _serve(
         lambda: Actor(options.model, now), options.layout, now, options.limit, options.model.context
     )
     try:
-        await service.ready()
+        await _unless(stopping, service.ready())
+        if stopping:
+            return 0
         application = Endpoint(service, NAME, wall, options.api_key).application()
         config = uvicorn.Config(
             application,
-            log_level="warning",
+            log_level="critical",  # how it ends is said by the exit status
             access_log=False,
             lifespan="off",
             backlog=BACKLOG,
-            timeout_graceful_shutdown=int(GRACE_S),
+            timeout_graceful_shutdown=int(GRACE_S) + 5,  # the service, which ends first, ends all answers
         )
-        if not stopping:
-            listening.listen(BACKLOG)  # who reads the line below can connect at once
-            host, port = listening.getsockname()[:2]
-            print(_welcome(options, host, port), flush=True)
-            await uvicorn.Server(config).serve(sockets=[listening])
+        listening.listen(BACKLOG)  # who reads the line below can connect at once
+        host, port = listening.getsockname()[:2]
+        print(_welcome(options, host, port), flush=True)
+        server = uvicorn.Server(config)
+        serving = asyncio.ensure_future(server.serve(sockets=[listening]))
+        while not (server.should_exit or serving.done()):
+            await asyncio.sleep(LOOK_S)
+        left = await service.close(GRACE_S, lambda: server.force_exit)
+        await serving
+        return 1 if left else 0
+    except (LostWorker, Closing, OSError) as error:
+        raise ValueError(f"no worker of this model can be started: {error}") from None
     finally:
-        left = await service.close(GRACE_S if not stopping else 1.0)
-    return 1 if left else 0
+        await service.close(0.0)
+
+
+async def _unless(stopping: list[int], work: Coroutine[Any, Any, None]) -> None:
+    """Waits for the work, but not after a signal."""
+    task = asyncio.ensure_future(work)
+    while not (task.done() or stopping):
+        await asyncio.wait([task], timeout=LOOK_S)
+    if not task.done():
+        task.cancel()
+        await asyncio.wait([task])
+    elif not stopping:
+        task.result()
 
 
 def _welcome(options: Options, host: str, port: int) -> str:
@@ -152,8 +195,8 @@ def _welcome(options: Options, host: str, port: int) -> str:
         else f"{layout.workers} workers"
     )
     lines = [
-        f"perflab serve: http://{shown}:{port}/v1/completions (model {NAME!r}, {layout.policy}, {roles}, "
-        f"process {os.getpid()}); Ctrl-C ends it"
+        f"perflab serve: http://{shown}:{port}/v1/completions (model {NAME!r} with random weights, "
+        f"{layout.policy}, {roles}, process {os.getpid()}); Ctrl-C ends it"
     ]
     if host not in ("127.0.0.1", "::1") and not options.api_key:
         lines.append(f"perflab serve: anyone who reaches {host} can use it; set {API_KEY} to ask for a key")

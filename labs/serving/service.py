@@ -24,11 +24,18 @@ from labs.serving.request import HandOver, Request, Token
 from labs.serving.worker import Abort, Add, Receive, Report, Reset
 
 STARTS = 5
-"""Replacements for one worker after which it is given up: something kills it each time."""
+"""Replacements for one worker after which it is given up, if none of them has finished a request: something
+kills it each time."""
+ATTEMPTS = 5
+"""Workers that a request is lost with until it is given up: it may be what kills them."""
 
 
 class Closing(Exception):
-    """The service takes no more requests: it is shutting down, or no worker is left."""
+    """The service takes no more requests: it is shutting down, or no worker of a role is left."""
+
+
+class Unfinished(Exception):
+    """This request was accepted and cannot be finished; others can."""
 
 
 class Stream:
@@ -69,14 +76,15 @@ class Service:
         self.limit = limit
         self.dispatcher = Dispatcher(layout.roles, limit)
         self._mail = [Mailbox(start(), self._again) for _ in layout.roles]
-        self.counters, self.seen = Counters(changed=now()), Seen()
+        self.counters, self.seen = Counters(), Seen()
         self.occupancy = [0.0] * len(layout.roles)
         self.hits = [(0, 0)] * len(layout.roles)  # (found, looked up) prompt tokens
         self.watched = False  # whether ``seen`` is written
         self._streams: dict[int, Stream] = {}
         self._sent: dict[int, tuple[int, float]] = {}  # request -> (bytes or 0, when it was posted)
         self._stranded: deque[int | HandOver] = deque()
-        self._starts = [0] * len(layout.roles)
+        self._starts = [0] * len(layout.roles)  # since a worker in this place has finished something
+        self._given_up: set[int] = set()
         self._generation = 0
         self._unset: set[int] = set()  # workers that have not built their engine yet
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -86,11 +94,6 @@ class Service:
     @property
     def workers(self) -> list[Held]:
         return [box.worker for box in self._mail]
-
-    @property
-    def longest(self) -> int:
-        """Tokens, read and written, of the longest request that can be served."""
-        return min(self.layout.capacity, self.context)
 
     async def ready(self) -> None:
         """All workers are there and know their role."""
@@ -109,7 +112,7 @@ class Service:
             )
         self.layout, self._generation = layout, self._generation + 1
         self.dispatcher = Dispatcher(layout.roles, self.limit)
-        self.counters, self.seen = Counters(changed=self.now()), Seen()
+        self.counters, self.seen = Counters(), Seen()
         await self._reset()
 
     async def _reset(self) -> None:
@@ -137,10 +140,10 @@ class Service:
             raise Closing("the service is shutting down")
         if self.failure is not None:
             raise Closing(str(self.failure))
-        check_fits(request, self.longest)
+        check_fits(request, self.layout.capacity)
+        check_fits(request, self.context, "the model's context")
         if request.number in self._streams:
             raise ValueError(f"request {request.number} is being served already")
-        self._count()
         try:
             index = self.dispatcher.submit(request)
         except Overloaded:
@@ -155,12 +158,12 @@ class Service:
             self._mail[index].post(Add(request))
         return stream
 
-    async def close(self, wait_s: float) -> int:
-        """No new requests; those in the house have ``wait_s`` to finish. How many did not: their streams end
-        with Closing. The workers' processes end."""
+    async def close(self, wait_s: float, hurry: Callable[[], bool] = lambda: False) -> int:
+        """No new requests; those in the house have ``wait_s`` to finish, or until ``hurry``. How many did
+        not: their streams end with Closing. The workers' processes end."""
         self._closing = True
         end = self.now() + wait_s
-        while self._streams and self.failure is None and self.now() < end:
+        while self._streams and self.failure is None and self.now() < end and not hurry():
             await asyncio.sleep(0.02)
         left = len(self._streams)
         for stream in list(self._streams.values()):
@@ -169,7 +172,7 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._tasks, *(box.close() for box in self._mail), return_exceptions=True)
         for worker in self.workers:
-            with contextlib.suppress(LostWorker):
+            with contextlib.suppress(Exception):  # one that does not end keeps no other from ending
                 await worker.end()
         return left
 
@@ -177,23 +180,21 @@ class Service:
 
     async def _listen(self, index: int) -> None:
         worker = self._mail[index].worker
-        while True:
-            try:
-                reports = await worker.poll()
-            except LostWorker as error:
-                await self._replace(index, error)
-                return
-            except Exception as error:  # the engine itself failed: the service cannot go on
-                self._fail(Closing(f"worker {index} failed: {type(error).__name__}: {error}"))
-                return
-            for report in reports:
-                if report.generation == self._generation:
-                    self._take(index, report)
+        try:
+            while True:
+                for report in await worker.poll():
+                    if report.generation == self._generation:
+                        self._take(index, report)
+        except LostWorker as error:
+            lost = error
+        except Exception as error:  # the engine or the service itself failed: it cannot go on
+            self._fail(Closing(f"worker {index} failed: {error}"))
+            return
+        await self._replace(index, lost)
 
     def _take(self, index: int, report: Report) -> None:
         now = self.now()
         self._unset.discard(index)
-        self._count()
         if self.watched:
             self.seen.reports.append((index, report))
             self.seen.delivers.append(now - report.free)
@@ -212,6 +213,7 @@ class Service:
                 self.counters.tokens += 1
                 self._streams[event.number].tokens.put_nowait((event, now))
                 if event.finished:
+                    self._starts[index] = 0
                     self.counters.finished += 1
                     del self._streams[event.number]
 
@@ -224,6 +226,7 @@ class Service:
         if index is None:
             self._stranded.append(event)
             return
+        self._starts[source] = 0
         self.counters.hand_overs += 1
         self.counters.handed_bytes += event.size_bytes
         if self.watched:
@@ -235,7 +238,6 @@ class Service:
     def _cancel(self, number: int) -> None:
         if number not in self._streams:
             return
-        self._count()
         index = self.dispatcher.forget(number)
         del self._streams[number]
         self.counters.aborted += 1
@@ -254,11 +256,7 @@ class Service:
             await self._mail[index].worker.end()
         while self._starts[index] < STARTS:
             self._starts[index] += 1
-            worker = self._start()
-            try:
-                await worker.process()
-                await worker.put([Reset(self.layout, self.layout.roles[index], self._generation)])
-            except (LostWorker, OSError):
+            if (worker := await self._another(index)) is None:
                 continue
             self._mail[index] = Mailbox(worker, self._again)
             self.dispatcher.restored(index)
@@ -270,8 +268,24 @@ class Service:
                 else:
                     self._again(item)
             return
-        if not any(self.dispatcher.alive):
+        self._given_up.add(index)
+        role = self.layout.roles[index]
+        if all(each in self._given_up for each, other in enumerate(self.layout.roles) if other == role):
             self._fail(Closing(f"worker {index} was started {STARTS} times and lost each time: {error}"))
+
+    async def _another(self, index: int) -> Held | None:
+        """A new worker with an empty engine; None where it does not come up."""
+        worker = None
+        try:
+            worker = self._start()
+            await worker.process()
+            await worker.put([Reset(self.layout, self.layout.roles[index], self._generation)])
+            return worker
+        except Exception:
+            if worker is not None:
+                with contextlib.suppress(Exception):
+                    await worker.end()
+            return None
 
     def _resume(self, event: HandOver) -> None:
         if event.request.number in self._streams:
@@ -284,6 +298,12 @@ class Service:
     def _again(self, number: int) -> None:
         if number not in self._streams:
             return
+        if self.dispatcher.requests[number].attempts >= ATTEMPTS:
+            self.dispatcher.forget(number)
+            reason = f"request {number} was given up: it was lost with a worker {ATTEMPTS} times"
+            self._streams.pop(number).tokens.put_nowait(Unfinished(reason))
+            self.counters.failed += 1
+            return
         index, request = self.dispatcher.retry(number)
         self.counters.retried += 1
         if index is None:
@@ -295,14 +315,6 @@ class Service:
         self.failure = error
         for stream in self._streams.values():
             stream.tokens.put_nowait(error)
-
-    # --- counting ---------------------------------------------------------------------------------
-
-    def _count(self) -> None:
-        """Adds the time since the last change of the number in the house."""
-        now = self.now()
-        self.counters.in_house += len(self.dispatcher.requests) * (now - self.counters.changed)
-        self.counters.changed = now
 
     def _background(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

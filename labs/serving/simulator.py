@@ -23,10 +23,12 @@ from labs.serving.trace import Arrival
 
 
 class Nothing:
-    """An executor that computes nothing: every token is 0. kv_bytes: of a token's keys and values."""
+    """An executor that computes nothing: every token is 0. kv_bytes: of a token's keys and values. stored:
+    bytes of each that was handed over to it."""
 
     def __init__(self, block_size: int, kv_bytes: int) -> None:
         self.block_size, self.kv_bytes = block_size, kv_bytes
+        self.stored: list[int] = []
 
     def run(self, works: Sequence[Work]) -> list[int]:
         return [0] * sum(work.writes for work in works)
@@ -34,17 +36,17 @@ class Nothing:
     def take_out(self, blocks: Sequence[int], tokens: int) -> tuple[Any, int]:
         return None, -(-tokens // self.block_size) * self.block_size * self.kv_bytes
 
-    def put_in(self, blocks: Sequence[int], payload: Any, skipped: int) -> None:
-        pass
+    def put_in(self, blocks: Sequence[int], payload: Any, skipped: int) -> int:
+        self.stored.append(len(blocks) * self.block_size * self.kv_bytes)
+        return self.stored[-1]
 
 
 @dataclass
 class Simulated:
-    """served: every request's times. occupancy: mean share of blocks held in steps. sent: bytes handed over.
-    hits: share of prompt tokens found in a pool."""
+    """served: every request's times. sent: bytes handed over. hits: share of prompt tokens found in a pool.
+    leaked: blocks held at the end."""
 
     served: list[Served]
-    occupancy: float
     sent: int
     hits: float
     leaked: int
@@ -53,6 +55,7 @@ class Simulated:
 @dataclass
 class _Worker:
     engine: Engine
+    executor: Nothing
     busy: bool = False
 
 
@@ -65,11 +68,12 @@ class _Simulation:
     served: dict[int, Served] = field(default_factory=dict)
     heap: list[tuple[float, int, Callable[[float], None]]] = field(default_factory=list)
     sent: int = 0
-    held: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        executor = Nothing(self.layout.block_size, self.kv_bytes)
-        self.workers = [_Worker(self.layout.engine(role, executor)) for role in self.layout.roles]
+        self.workers = []
+        for role in self.layout.roles:
+            executor = Nothing(self.layout.block_size, self.kv_bytes)
+            self.workers.append(_Worker(self.layout.engine(role, executor), executor))
         self.dispatcher = Dispatcher(self.layout.roles, limit=10**9)
         self.order = itertools.count()
 
@@ -91,12 +95,13 @@ class _Simulation:
     def _start(self, worker: _Worker, now: float) -> None:
         if worker.busy:
             return
-        step = worker.engine.step(now)
+        step = worker.engine.step()
         if step is None:
             return
         worker.busy = True
-        self.held.append(step.held)
-        end = now + self.costs.seconds(step.shape)
+        stored, worker.executor.stored = worker.executor.stored, []
+        began = now + sum(self.wires.store + self.wires.store_byte * size for size in stored)
+        end = began + self.costs.seconds(step.shape)
         free = end
         for event in step.events:
             if isinstance(event, HandOver):
@@ -145,7 +150,6 @@ def simulate(
     engines = [worker.engine for worker in run.workers]
     return Simulated(
         list(run.served.values()),
-        sum(run.held) / max(1, len(run.held)) / layout.blocks,
         run.sent,
         sum(engine.hits for engine in engines) / max(1, sum(engine.looked_up for engine in engines)),
         sum(engine.pool.held for engine in engines),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from labs.serving.request import Request
 from labs.serving.weights import VOCABULARY
@@ -42,7 +42,8 @@ class Arrival:
 
 
 def arrivals(load: Load, count: int, first: int = 0) -> list[Arrival]:
-    """``count`` requests, numbered from ``first``; those of another ``first`` are others."""
+    """``count`` requests, numbered from ``first``; those of another ``first`` are others. At another rate the
+    same ones come in the same order."""
     if count < 1:
         raise ValueError(f"count={count} requests; there must be at least 1")
     drawn = random.Random(f"{load.seed} {first}")
@@ -54,11 +55,6 @@ def arrivals(load: Load, count: int, first: int = 0) -> list[Arrival]:
         prompt = common + tuple(drawn.choices(range(VOCABULARY), k=max(1, own)))
         found.append(Arrival(now / load.rate, Request(number, prompt, _length(drawn, load.output))))
     return found
-
-
-def at_rate(trace: list[Arrival], old: float, new: float) -> list[Arrival]:
-    """The same requests in the same order, arriving ``new / old`` times as fast."""
-    return [replace(each, at=each.at * old / new) for each in trace]
 
 
 def _length(drawn: random.Random, mean: int) -> int:

@@ -11,10 +11,9 @@ import torch
 import torch.distributed as dist
 
 from labs.machine import Machine, load_cached
-from labs.models.formulas import flops_per_token
 from labs.models.text import Batches, standard_library
 from labs.train.options import Options
-from labs.train.strategies import Trainer
+from labs.train.strategies import Trainer, flops_per_token
 from parallel import checkpoint, link, memory
 from parallel.checkpoint import PerRank, RandomGenerators
 from parallel.checkpoint_background import BackgroundSaver
@@ -29,7 +28,8 @@ class StepReport:
     """One step, as this rank saw it; loss is that of the whole batch before the step.
 
     communicated_bytes: payload of this rank's calls. exposed_seconds: it was blocked in communication.
-    peak_bytes: the most that torch held at once in the last step whose memory was counted.
+    peak_bytes: the most that torch held at once in the last step whose memory was counted; counted: this is
+    one, and its times are longer for that.
     mfu: share of the ranks' peak FLOP/s that the model's own FLOPs make up; None where no peak is known.
     """
 
@@ -40,6 +40,7 @@ class StepReport:
     communicated_bytes: int
     exposed_seconds: float
     peak_bytes: int
+    counted: bool
     mfu: float | None
 
     def line(self, steps: int) -> str:
@@ -51,6 +52,7 @@ class StepReport:
             f"communicated {self.communicated_bytes / 1e6:.3f} MB",
             f"peak memory {self.peak_bytes / 1e6:.2f} MB",
             f"exposed {self.exposed_seconds * 1e3:.1f} of {self.seconds * 1e3:.1f} ms",
+            *(["(slower: its memory was counted)"] if self.counted else []),
         ]
         return "  ".join(parts)
 
@@ -93,16 +95,17 @@ def train(options: Options, trainer: Trainer, device: torch.device, done: int = 
     text = standard_library().train
     batches = Batches(text, options.batch, options.length, options.seed, share, shares)
     peak = peak_flops(device, world)
-    flops = flops_per_token(options.model(), options.length) * options.batch * options.length
-    held = trainer.checkpointed.held_bytes()
+    flops = flops_per_token(options) * options.batch * options.length
+    held = trainer.checkpointed.held_bytes() + trainer.buffer_bytes
     peak_bytes = 0
     saver = BackgroundSaver() if options.background_save else None
     save = checkpoint.save if saver is None else saver.save
     for step in range(done, options.steps):
         tokens, targets = (tensor.to(device) for tensor in batches[step])
+        counted = step - done < MEMORY_STEPS
         start = time.perf_counter()
         with link.counted() as traffic:
-            if step - done < MEMORY_STEPS:
+            if counted:
                 with memory.tracked(device) as tracker:
                     loss = trainer.step(tokens, targets)
                 peak_bytes = held + tracker.peak_bytes
@@ -122,6 +125,7 @@ def train(options: Options, trainer: Trainer, device: torch.device, done: int = 
             sum(traffic.payload.values()),
             traffic.waited_seconds,
             peak_bytes,
+            counted,
             flops / seconds / peak if peak else None,
         )
         if options.checkpoint and ((step + 1) % options.save_every == 0 or step + 1 == options.steps):

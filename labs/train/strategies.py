@@ -7,7 +7,9 @@ rounding.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
+from labs.models import formulas
 from labs.models.gpt import GPT
 from labs.models.layers import FeedForward
 from labs.train.options import Options
@@ -34,6 +37,7 @@ from parallel.expert import MixtureOfExperts
 from parallel.expert_state import average_gradients
 from parallel.fsdp import fully_shard
 from parallel.local_sgd import DiLoCo, LocalSGD
+from parallel.memory import tracked
 from parallel.mixture import DenseMixtureOfExperts
 from parallel.tensor_plan import Column, Row, Style, parallelize
 from parallel.vocabulary_loss import vocab_parallel_cross_entropy
@@ -41,14 +45,19 @@ from parallel.zero import ZeroRedundancyOptimizer
 
 BALANCE = 0.01
 """Weight of the loss that balances experts (Fedus et al. 2021, section 2.2)."""
+VISITED = 2
+"""Experts of a block that a token visits, where there are as many."""
 
 
 class Trainer:
     """A model made parallel, with what a step does. ``shares``: by how many ranks a batch is divided.
 
     call: (tokens, targets) -> this rank's loss, with a graph. after_backward: what the strategy still does to
-    the gradients. optimizer: what steps, where it is not the checkpoint's AdamW itself.
+    the gradients. optimizer: what steps, where it is not the checkpoint's AdamW itself. penalty: what is
+    minimised beside the loss, of the last call. buffer_bytes: what was allocated for good beside the model.
     """
+
+    buffer_bytes = 0
 
     def __init__(
         self,
@@ -57,8 +66,9 @@ class Trainer:
         shares: int = 1,
         after_backward: Callable[[], None] = lambda: None,
         optimizer: Any = None,
+        penalty: Callable[[], torch.Tensor | float] = lambda: 0.0,
     ) -> None:
-        self.checkpointed, self.call = checkpointed, call
+        self.checkpointed, self.call, self.penalty = checkpointed, call, penalty
         self.shares, self.after_backward = shares, after_backward
         self.optimizer = optimizer or checkpointed.optimizer
 
@@ -66,7 +76,7 @@ class Trainer:
         """One step of the optimizer; this rank's loss before it."""
         self.optimizer.zero_grad()
         loss = self.call(tokens, targets)
-        loss.backward()
+        (loss + self.penalty()).backward()
         self.after_backward()
         self.optimizer.step()
         return loss.detach()
@@ -75,7 +85,22 @@ class Trainer:
 def build(options: Options, device: torch.device) -> Trainer:
     """The model on ``device`` by the strategy that is asked for. ValueError: it does not fit the ranks."""
     torch.manual_seed(options.seed)
-    return BUILDERS[options.strategy](options, device)
+    with tracked(device) as tracker:
+        trainer = BUILDERS[options.strategy](options, device)
+        gc.collect()  # parameters that were replaced by views or shards are no longer held
+    trainer.buffer_bytes = tracker.live_bytes - trainer.checkpointed.held_bytes()
+    return trainer
+
+
+def flops_per_token(options: Options) -> int:
+    """The model's own, forward and backward. With experts: those of the ones that a token visits, and of the
+    router."""
+    config = options.model()
+    if options.strategy != "expert":
+        return formulas.flops_per_token(config, options.length)
+    visited = replace(config, hidden=min(VISITED, options.experts) * config.size_of_hidden)
+    router = 3 * 2 * config.width * options.experts * config.layers
+    return formulas.flops_per_token(visited, options.length) + router
 
 
 def loss_of(model: Callable[..., torch.Tensor], tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -192,27 +217,23 @@ def context(options: Options, device: torch.device) -> Trainer:
 
 
 def expert(options: Options, device: torch.device) -> Trainer:
-    """Each block's feed-forward layer becomes several, of which a token visits two."""
+    """Each block's feed-forward layer becomes several, of which a token visits ``VISITED``."""
     model = GPT(options.model())
     layers = []
     for block in model.blocks:
         experts = [FeedForward(options.model()) for _ in range(options.experts)]
         router = nn.Linear(options.width, options.experts, bias=False)
-        dense = DenseMixtureOfExperts(router, experts, top_k=min(2, options.experts))
+        dense = DenseMixtureOfExperts(router, experts, top_k=min(VISITED, options.experts))
         block.feed_forward = MixtureOfExperts.from_dense(dense)
         layers.append(block.feed_forward)
     model.to(device)
 
-    def loss(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        found = loss_of(model, tokens, targets)
-        balance = torch.stack([layer.auxiliary_loss for layer in layers]).mean()
-        return found + BALANCE * balance
-
     return Trainer(
         CheckpointedExperts(model, adamw(model, options)),
-        loss,
+        partial(loss_of, model),
         shares=dist.get_world_size(),
         after_backward=partial(average_gradients, model),
+        penalty=lambda: BALANCE * torch.stack([layer.auxiliary_loss for layer in layers]).mean(),
     )
 
 

@@ -3,9 +3,11 @@
 Answer. Successive halving: train all configurations a little, the best 1/eta of them eta times as much, and
 so on. Hyperband hedges where the first rung should be; ASHA promotes without waiting for a rung to fill;
 population based training lets the worst take over from the best. Each can only know what its first rung
-knows, and early losses may rank configurations the wrong way round: curves that are drawn on to the end rank
-them better. Faster in wall time: promotion that waits for nobody, workers that stay warm, trials of one shape
-in one vmapped step, and cheaper fidelities.
+knows, and early losses may rank configurations the wrong way round: halving by them then misses the best,
+synchronous or not, and curves that are drawn on to the end find it. Faster in wall time: workers that stay
+warm, and trials of one shape in one vmapped step. Not much faster: promotion that waits for nobody, which
+keeps workers busier where jobs are late and has them train more trials; cheaper steps, whose calls cost as
+much. Fewer steps are the fidelity that saves time.
 
 Formulas:
   rungs         r, eta r, eta^2 r, ... R steps; rung k has floor(n / eta^k) trials
@@ -42,9 +44,10 @@ LAB = Lab(
     answer=(
         "Successive halving: train all configurations a little and send the best on to more, rung by rung; "
         "Hyperband hedges over first rungs, ASHA promotes without waiting. A search can only know what its "
-        "first rung knows, and early losses may rank the wrong way round, which extrapolated curves mend. "
-        "Faster: asynchronous promotion, warm workers, trials of one shape in one vmapped step, cheaper "
-        "fidelities."
+        "first rung knows: early losses may rank the wrong way round, and halving by them misses the best, "
+        "which extrapolated curves find. Faster: those curves, warm workers, trials of one shape in one "
+        "vmapped step. Promotion that waits for nobody keeps workers busier and trains more trials; cheaper "
+        "steps of a small model save little, fewer steps much."
     ),
     config=Config,
     predict=predict,
@@ -53,7 +56,7 @@ LAB = Lab(
     claims=CLAIMS,
     figure=figure,
     memory_bytes=memory_bytes,
-    seconds=4.0,
+    seconds=8.0,
     sources=(
         "Jamieson, Talwalkar: Non-stochastic Best Arm Identification, AISTATS 2016",
         "Li et al.: Hyperband, JMLR 2018; A System for Massively Parallel Hyperparameter Tuning, MLSys 2020",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 EARLY = 6
 """Losses that are taken up to the first rung: what a curve is drawn on from."""
+MOST_LOSSES = 20_000
 LOOKS = (1, 2, 3, 4, 6, 9)
 """Times half of the first rung: where curves are drawn on to see who goes on."""
 
@@ -24,23 +25,34 @@ class Config:
     """A search among configurations of AdamW for a small GPT, and the workers that run it."""
 
     configurations: int = setting(
-        27, full=81, unit="configurations", help="drawn at random, the same for every method", minimum=2
+        27,
+        full=81,
+        unit="configurations",
+        help="drawn at random, the same for every method",
+        minimum=2,
+        maximum=1000,
     )
-    most_steps: int = setting(216, full=648, unit="steps", help="of a whole training", minimum=2)
+    most_steps: int = setting(
+        216, full=648, unit="steps", help="of a whole training", minimum=2, maximum=100_000
+    )
     least_steps: int = setting(24, full=72, unit="steps", help="the first rung", minimum=1)
-    eta: int = setting(3, unit="", help="of so many trials of a rung one goes on", minimum=2)
+    eta: int = setting(3, unit="", help="of so many trials of a rung one goes on", minimum=2, maximum=1000)
     workers: int = setting(2, unit="workers", help="processes that train", minimum=1, maximum=256)
-    population: int = setting(8, full=16, unit="members", help="of population based training", minimum=2)
+    population: int = setting(
+        8, full=16, unit="members", help="of population based training", minimum=2, maximum=1000
+    )
     target_nats: float = setting(
         0.02, unit="nats", help="how near to random search's best is near enough", minimum=0.0
     )
-    width: int = setting(32, unit="numbers", help="width of the GPT; a multiple of 32", minimum=2 * HEAD)
+    width: int = setting(
+        32, unit="numbers", help="width of the GPT; a multiple of 32", minimum=2 * HEAD, maximum=32_768
+    )
     layers: int = setting(1, full=2, unit="blocks", help="blocks of the GPT", minimum=1, maximum=100)
     length: int = setting(32, unit="tokens", help="tokens of a sequence", minimum=4, maximum=4096)
-    sequences: int = setting(8, unit="sequences", help="of a step", minimum=4)
+    sequences: int = setting(8, unit="sequences", help="of a step", minimum=4, maximum=4096)
     seed: int = setting(0, unit="", help="of configurations, initial values and batches", minimum=0)
     peer_trials: int = setting(
-        8, quick=4, unit="trials", help="that Ray Tune runs, and warm workers too", minimum=2
+        8, quick=4, unit="trials", help="that Ray Tune runs, and warm workers too", minimum=2, maximum=1000
     )
     together: int = setting(8, unit="trials", help="in one step of JAX", minimum=2, maximum=1024)
     late_probability: float = setting(
@@ -49,7 +61,9 @@ class Config:
     late_factor: float = setting(
         5.0, unit="", help="times as long as the others takes a job that is late", minimum=1.0
     )
-    simulated_workers: int = setting(9, unit="workers", help="on the simulated clock", minimum=1)
+    simulated_workers: int = setting(
+        9, unit="workers", help="on the simulated clock", minimum=1, maximum=1000
+    )
 
     def __post_init__(self) -> None:
         if self.width % (2 * HEAD):
@@ -60,6 +74,13 @@ class Config:
             raise ValueError(
                 f"tuning: most_steps={self.most_steps} is below least_steps={self.least_steps}: a whole "
                 "training is at least as long as the first rung"
+            )
+        looked = self.configurations * (self.most_steps // self.least_steps + EARLY)
+        if looked > MOST_LOSSES:
+            raise ValueError(
+                f"tuning: configurations={self.configurations} with a loss every least_steps="
+                f"{self.least_steps} of most_steps={self.most_steps} steps are {looked} losses, and searches "
+                f"are planned with {MOST_LOSSES} at most: take fewer configurations, or a longer first rung"
             )
 
     def rungs(self) -> list[int]:
@@ -83,10 +104,11 @@ class Config:
 
         return Task(self.width, self.layers, self.length, self.sequences, self.milestones(), self.seed)
 
-    def points(self) -> list[Point]:
+    def points(self, count: int | None = None) -> list[Point]:
+        """So many points, all configurations by default; more begin with the fewer."""
         from labs.tuning.space import draw
 
-        return draw(self.configurations, self.seed)
+        return draw(self.configurations if count is None else count, self.seed)
 
     def scheduler(self, name: str) -> Scheduler:
         """The search called ``name``, at its beginning."""
@@ -107,7 +129,7 @@ class Config:
         if name == "extrapolating":
             return kinds.Extrapolating(points, self.looks(), most, self.target_nats)
         if name == "population":
-            return kinds.PopulationBased(points[: self.population], least, most, self.seed)
+            return kinds.PopulationBased(self.points(self.population), least, most, self.seed)
         raise ValueError(f"there is no method {name!r}; there is {', '.join(METHODS)}")
 
 

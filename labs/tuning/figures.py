@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from labs.figure import NAN, Bars, Chart, Figure, Series, Span, Timeline, measured_and_predicted
-from labs.lab import Results
+from labs.lab import Interval, Results
 from labs.tuning import curves, stragglers
 from labs.tuning.config import METHODS
-from labs.tuning.ways import FIDELITIES, FIDELITY, SEARCH, START, TOGETHER
+from labs.tuning.ways import FIDELITIES, FIDELITY, SEARCH, START, TOGETHER, TOGETHER_STEPS
 
 TITLES = {
     "random": "random search",
@@ -63,33 +63,37 @@ def _losses(results: Results) -> Figure | None:
 
 def _faster(results: Results) -> Figure | None:
     """Each way to be faster by itself, against what it replaces."""
-    gains: dict[str, float] = {}
+    measured: dict[str, float] = {}
+    simulated: dict[str, float] = {}
+    note = "each by itself; a search without a bar never came within the target"
     if "random" in _searched(results):
-        whole = results.seconds(f"{SEARCH}/random").value
         for name in ("asha", "asha_extrapolated", "extrapolating"):
-            reached = curves.time_to_target(results, f"{SEARCH}/{name}")
-            gains[f"{TITLES[name]}: to the target, against full random search"] = (
-                whole / reached if reached else NAN
+            share = curves.share_to_target(results, f"{SEARCH}/{name}")
+            measured[f"{TITLES[name]}: to the target, against full random search"] = (
+                1 / share.value if share else NAN
             )
         if results.config.late_probability and results.config.simulated_workers > 1:
-            busier = stragglers.gain(results, "asha", "successive_halving").value
-            gains["promotion that waits for nobody: work in the same time, with stragglers"] = busier
+            faster = stragglers.times_as_fast(results, "asha", "successive_halving")
+            simulated["ASHA, against full rungs, with stragglers"] = faster.value
+            note += (
+                f"; ASHA's on a simulated clock, 95 % [{faster.low:.2f}, {faster.high:.2f}] over who is late"
+            )
     for text, new, base in (
         ("warm workers, against Ray Tune's process a trial", f"{START}/warm_workers", f"{START}/ray_tune"),
         (
-            "trials in one vmapped step, against torch in turn",
+            "trials in one vmapped step, against torch on all workers",
             f"{TOGETHER}/jax_vmap",
-            f"{TOGETHER}/torch_in_turn",
+            f"{TOGETHER}/torch_at_once",
         ),
     ):
         if results.has(new, base):
-            gains[text] = results.seconds(base).value / results.seconds(new).value
-    if not gains:
+            measured[text] = results.seconds(base).value / results.seconds(new).value
+    labels = [*measured, *simulated]
+    if not labels:
         return None
-    note = "each by itself; a search without a bar never came within the target"
-    return Bars(
-        "How much faster", "times as fast (ratio)", list(gains), {"measured": list(gains.values())}, note=note
-    )
+    columns = {"measured": measured, "simulated": simulated}
+    bars = {name: [column.get(label, NAN) for label in labels] for name, column in columns.items() if column}
+    return Bars("How much faster", "times as fast (ratio)", labels, bars, note=note)
 
 
 def _rungs(results: Results) -> Figure | None:
@@ -149,9 +153,11 @@ def _workers(results: Results, name: str) -> Figure | None:
         for worker in range(results.config.workers)
     ]
     busy = results.recorded(address, "utilisation_ratio")[-1]
-    return Timeline(
-        f"{TITLES[name]}: who trained when", rows, note=f"{busy:.0%} of the workers' time with a job"
-    )
+    note = f"{busy:.0%} of the workers' time with a job"
+    if name == "extrapolating":
+        count, of = results.recorded(address, "given_up")[-1], results.config.configurations
+        note += f"; {count:.0f} of {of} trials were given up"
+    return Timeline(f"{TITLES[name]}: who trained when", rows, note=note)
 
 
 def _methods(results: Results) -> Figure | None:
@@ -160,9 +166,14 @@ def _methods(results: Results) -> Figure | None:
         return None
     addresses = [f"{SEARCH}/{name}" for name in names]
 
-    def column(value: object) -> float:
-        return value if isinstance(value, float) else NAN
+    def column(value: Interval | float | None) -> float:
+        found = value.value if isinstance(value, Interval) else value
+        return NAN if found is None else found
 
+    note = "regret: its best loss less that of random search over the same configurations"
+    if "population" in names:
+        count = results.recorded(f"{SEARCH}/population", "taken_over")[-1]
+        note += f"; in the population {count:.0f} times a member took over from a better one"
     return Bars(
         "What each search costs and finds",
         "ratio, or nats",
@@ -172,7 +183,7 @@ def _methods(results: Results) -> Figure | None:
             "regret (nats)": [column(curves.regret(results, each)) for each in addresses],
             "utilisation": [results.recorded(each, "utilisation_ratio")[-1] for each in addresses],
         },
-        note="regret: its best loss less that of random search over the same configurations",
+        note=note,
     )
 
 
@@ -184,7 +195,7 @@ def _late(results: Results) -> Figure | None:
     if "random" not in names:
         return None
     config = results.config
-    late = [stragglers.utilisations(results, name) for name in names]
+    late = [[trace.utilisation for trace in stragglers.traces(results, name)] for name in names]
     return Bars(
         "Workers that wait for stragglers",
         "utilisation (ratio)",
@@ -210,14 +221,17 @@ def _start(results: Results) -> Figure | None:
     default, warm = f"{START}/ray_tune", f"{START}/warm_workers"
     if results.has(default, warm):
         share = 1 - results.seconds(warm).value / results.seconds(default).value
-        note += f"; {share:.0%} of Ray Tune's default is start-up"
+        note += (
+            f"; {share:.0%} of the time of Ray Tune's default is not training: its own start (imports in the "
+            "driver are not counted), each trial's process and imports, and what it does between trials"
+        )
     return measured_and_predicted(
         results, results.variants(START), "A process a trial, or warm workers", note=note
     )
 
 
 def _together(results: Results) -> Figure | None:
-    note = f"a few steps of {results.config.together} trials"
+    note = f"{TOGETHER_STEPS} steps and a loss of {results.config.together} trials that are made already"
     return measured_and_predicted(
         results, results.variants(TOGETHER), "One after another, or in one step", note=note
     )
@@ -235,7 +249,8 @@ def _fidelity(results: Results) -> Figure | None:
     for name in names:
         mine = curves.curves(results, f"{FIDELITY}/{name}")
         losses = [mine.get(trial, {}).get(most, float("inf")) for trial in range(len(whole))]
-        costs.append(curves.share_of_random(results, f"{FIDELITY}/{name}") or NAN)
+        share = curves.share_of_random(results, f"{FIDELITY}/{name}")
+        costs.append(share.value if share else NAN)
         agreements.append(curves.rank_correlation(losses, whole))
     for step in config.rungs()[:-1]:
         names.append(f"{step} of {most} steps")

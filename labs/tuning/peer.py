@@ -13,10 +13,11 @@ from typing import Any
 from labs.tuning.space import Point
 from labs.tuning.training import Task, Training
 
-QUIET = {
+SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard files
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is the command's
     "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "5",  # a trial past its time is ended, and not asked to end for ten minutes
 }
 
 
@@ -73,12 +74,21 @@ def by_class(task: Task, points: Sequence[Point], stop: int) -> Any:
     return Trial
 
 
-def tuned(task: Task, points: Sequence[Point], stop: int, workers: int, reuse: bool) -> list[float]:
+def load() -> None:
+    """Import Ray Tune into the driver, which is no part of a search: its settings are read then."""
+    os.environ.update(SETTINGS)
+    from ray import tune  # noqa: F401
+
+
+def tuned(
+    task: Task, points: Sequence[Point], stop: int, workers: int, reuse: bool, patience_s: float
+) -> list[float]:
     """The loss of each point after ``stop`` steps, each trained once, ``workers`` at a time.
 
-    RuntimeError: a trial failed. The process has a Ray cluster already.
+    RuntimeError: a trial failed. TimeoutError: not all have ended after ``patience_s``. The process has a Ray
+    cluster already.
     """
-    os.environ.update(QUIET)
+    load()
     from ray import tune
 
     trainable = (by_class if reuse else by_function)(task, points, stop)
@@ -87,14 +97,23 @@ def tuned(task: Task, points: Sequence[Point], stop: int, workers: int, reuse: b
             tune.with_resources(trainable, {"cpu": 1}),
             param_space={"place": tune.grid_search(list(range(len(points))))},
             tune_config=tune.TuneConfig(
-                metric="loss", mode="min", max_concurrent_trials=workers, reuse_actors=reuse
+                metric="loss",
+                mode="min",
+                max_concurrent_trials=workers,
+                reuse_actors=reuse,
+                time_budget_s=patience_s,
             ),
             run_config=tune.RunConfig(name="trials", storage_path=folder, verbose=0),
         )
         found = tuner.fit()
     if found.errors:
         raise RuntimeError(f"Ray Tune: {len(found.errors)} of {len(points)} trials failed: {found.errors[0]}")
-    losses = {result.metrics["config"]["place"]: result.metrics["loss"] for result in found}
+    ended = [result.metrics for result in found if result.metrics and "loss" in result.metrics]
+    if len(ended) < len(points):
+        raise TimeoutError(
+            f"Ray Tune: {len(ended)} of {len(points)} trials had ended after {patience_s:.1f} s, the limit"
+        )
+    losses = {metrics["config"]["place"]: metrics["loss"] for metrics in ended}
     return [losses[place] for place in range(len(points))]
 
 

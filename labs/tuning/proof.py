@@ -13,7 +13,7 @@ from typing import Any
 
 from labs.lab import Check
 from labs.tuning.config import Config
-from labs.tuning.training import Task, Training
+from labs.tuning.training import Task, Training, one_thread
 from labs.tuning.ways import (
     FIDELITIES,
     FIDELITY,
@@ -22,8 +22,6 @@ from labs.tuning.ways import (
     TOGETHER_STEPS,
     Trained,
     cheaper,
-    peer_points,
-    together_points,
 )
 
 SAME = 1e-4  # nats; the same operations on the same numbers, but for how many threads share them
@@ -48,9 +46,9 @@ def check(config: Config, outputs: Mapping[str, object]) -> list[Check]:
             found.append(Check(address, error, SAME, AGAINST[group]))
             continue
         if group == START:
-            points, stop, dtype, tolerance = peer_points(config), config.most_steps, None, SAME
+            points, stop, dtype, tolerance = config.points(config.peer_trials), config.most_steps, None, SAME
         else:
-            points, stop, tolerance = together_points(config), TOGETHER_STEPS, ROUNDED
+            points, stop, tolerance = config.points(config.together), TOGETHER_STEPS, ROUNDED
             dtype = "float64"
         expected = _expected(config, tuple(points), stop, dtype)
         against = f"torch in {dtype}" if dtype else "one process, one after another"
@@ -69,20 +67,14 @@ def _furthest(found: Any, expected: Sequence[float]) -> float:
 
 def again(task: Task, trained: Trained) -> list[float]:
     """The loss after each job, from one training that never leaves this process."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as on a worker: sums are in the same order
-    try:
+    losses = []
+    with one_thread():
         training = Training(task, trained.jobs[0].point)
-        losses = []
         for job in trained.jobs:
             training.become(job.point)
             training.advance(job.stop)
             losses.append(training.loss())
-        return losses
-    finally:
-        torch.set_num_threads(threads)
+    return losses
 
 
 _known: dict[Any, list[float]] = {}
@@ -95,14 +87,11 @@ def _expected(config: Config, points: tuple[Any, ...], stop: int, dtype: str | N
     task = replace(config.task(), milestones=())
     key = task, points, stop, dtype
     if key not in _known:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            _known[key] = []
+        losses = []
+        with one_thread():
             for point in points:
                 training = Training(task, point, dtype=getattr(torch, dtype) if dtype else None)
                 training.advance(stop)
-                _known[key].append(training.loss())
-        finally:
-            torch.set_num_threads(threads)
+                losses.append(training.loss())
+        _known[key] = losses
     return _known[key]

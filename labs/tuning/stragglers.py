@@ -28,15 +28,21 @@ def simulated(results: Results, name: str, seed: int, late: bool = True) -> Trac
     return search(config.scheduler(name), workers)
 
 
-def utilisations(results: Results, name: str) -> list[float]:
+def traces(results: Results, name: str) -> list[Trace]:
     """Of each draw."""
-    return [simulated(results, name, seed).utilisation for seed in range(DRAWS)]
+    return [simulated(results, name, seed) for seed in range(DRAWS)]
 
 
-def gain(results: Results, new: str, base: str) -> Interval:
+def busier(results: Results, new: str, base: str) -> Interval:
     """utilisation(new) / utilisation(base) over the draws: the mean with its 95 % interval."""
-    pairs = zip(utilisations(results, new), utilisations(results, base), strict=True)
-    return _mean([mine / other for mine, other in pairs])
+    pairs = zip(traces(results, new), traces(results, base), strict=True)
+    return _mean([mine.utilisation / other.utilisation for mine, other in pairs])
+
+
+def times_as_fast(results: Results, new: str, base: str) -> Interval:
+    """seconds(base) / seconds(new), likewise. Who is busier may also have more to do."""
+    pairs = zip(traces(results, new), traces(results, base), strict=True)
+    return _mean([other.seconds / mine.seconds for mine, other in pairs])
 
 
 def _mean(values: Sequence[float]) -> Interval:

@@ -108,12 +108,16 @@ class Together:
         begin = {name: np.asarray(value.detach().numpy()) for name, value in model.named_parameters()}
         stacked = {name: np.repeat(value[None], count, 0) for name, value in begin.items()}
         zeros = {name: np.zeros_like(value) for name, value in stacked.items()}
-        self.state: Any = (stacked, zeros, zeros, np.zeros(count, np.int32))
+        self.begin: Any = (stacked, zeros, zeros, np.zeros(count, np.int32))
         self.points = tuple(
             np.asarray(column, np.float32) for column in zip(*(p.values for p in points), strict=True)
         )
         self.advanced, self.loss = _compiled(task.layers)
-        self.steps = 0
+        self.rewind()
+
+    def rewind(self) -> None:
+        """As they were made."""
+        self.state, self.steps = self.begin, 0
 
     def step(self) -> None:
         tokens, targets = (tensor.numpy() for tensor in batch(self.task, self.steps))

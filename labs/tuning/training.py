@@ -6,6 +6,8 @@ is the points' doing.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,9 @@ VALIDATION_SEQUENCES = 32
 WARM_UP = 4
 """Steps in which the learning rate rises to the point's."""
 EPSILON = 1e-8
+FEW = 2
+SLOWER = 10
+"""Times as long as its first few steps promise a training may take before it is given up."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,19 @@ class Task:
 
         heads = self.width // HEAD
         return GPTConfig(width=self.width, layers=self.layers, heads=heads, context=self.length, bias=False)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """As on a worker: faster on tensors as small as these, and sums are in one order."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Training:
@@ -67,6 +85,16 @@ class Training:
         (group,) = self.optimizer.param_groups
         group["betas"] = (1 - point.momentum_loss, 1 - point.variance_loss)
         group["weight_decay"] = point.weight_decay
+
+    def rewind(self, parameters: Sequence[torch.Tensor]) -> None:
+        """As it was made, with these parameters."""
+        import torch
+
+        self.steps = 0
+        self.optimizer.state.clear()
+        with torch.no_grad():
+            for mine, value in zip(self.model.parameters(), parameters, strict=True):
+                mine.copy_(value)
 
     def _restore(self, state: State) -> None:
         """Parameters and moments are the state's, the hyperparameters this trial's own."""
@@ -112,6 +140,36 @@ class Training:
 
         with torch.no_grad():
             return float(_loss(self.model, *validation(self.task)))
+
+
+class InTurn:
+    """Trials that are made, to be trained for some steps from their beginning as often as one likes."""
+
+    def __init__(self, task: Task, points: Sequence[Point]) -> None:
+        self.trainings = [Training(task, point) for point in points]
+        self.begin = [value.detach().clone() for value in self.trainings[0].model.parameters()]
+
+    def losses(self, steps: int) -> list[float]:
+        """Of each after ``steps`` steps, in nats."""
+        found = []
+        for training in self.trainings:
+            training.rewind(self.begin)
+            training.advance(steps)
+            found.append(training.loss())
+        return found
+
+
+def longest_s(task: Task, point: Point, steps: int, now: Callable[[], float]) -> float:
+    """Seconds after which so many steps are given up: SLOWER times as many as the first few promise, a
+    model's making and a loss among them, once all is warm."""
+    seconds = 0.0
+    for _ in range(2):
+        begin = now()
+        training = Training(task, point)
+        training.advance(FEW)
+        training.loss()
+        seconds = now() - begin
+    return SLOWER * seconds * steps / FEW
 
 
 def _loss(model: Any, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

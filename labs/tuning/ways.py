@@ -3,26 +3,29 @@
 ``search``     each method on warm workers, to its end
 ``start``      the same few whole trainings: Ray Tune with a process a trial, with processes used again, and
                warm workers
-``together``   trials one after another in torch and in JAX, and all in one step of JAX
+``together``   trials that are made already, for a few steps: one after another in torch and in JAX, in torch
+               as many at once as there are workers, and all in one step of JAX
 ``fidelity``   all configurations on something cheaper than the whole training
+
+A search, a fidelity and Ray Tune run once (``max_rounds=1``): all together take half a minute. What is cold
+is taken out before: the workers have trained, and the driver has imported Ray Tune.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from labs.concurrency import cluster
-from labs.concurrency.pools import Step
+from labs.concurrency.pools import PATIENCE_S, Step
 from labs.lab import Recorder, Variant
 from labs.lab import Step as Timed
 from labs.tuning import peer
 from labs.tuning.config import METHODS, Config
-from labs.tuning.running import Trace, search
+from labs.tuning.running import Trace
 from labs.tuning.schedulers import RandomSearch, Scheduler
 from labs.tuning.schedulers.job import Job
-from labs.tuning.training import Task
+from labs.tuning.training import Task, longest_s
 
 SEARCH, START, TOGETHER, FIDELITY = "search", "start", "together", "fidelity"
 FIDELITIES = ("shorter_sequences", "smaller_batch", "narrower")
@@ -86,10 +89,11 @@ def _on_workers(
         recorder.record("workers_start", workers.start_s, "s")
 
         def run() -> Trained:
-            workers.forget(task(config))
             state = scheduler(config)
-            trace = search(state, workers)
+            trace = workers.search(state, task(config))
             record(trace, recorder)
+            for name, count in state.counted.items():
+                recorder.record(name, count, "")
             best = state.best()
             if best is None:
                 raise RuntimeError(
@@ -122,17 +126,16 @@ def _cheaper(name: str) -> Callable[[Config, Recorder], Timed]:
     )
 
 
-def peer_points(config: Config) -> Sequence[Any]:
-    from labs.tuning.space import draw
-
-    return draw(config.peer_trials, config.seed)
-
-
 def _tune(reuse: bool) -> Callable[[Config, Recorder], Timed]:
     def setup(config: Config, recorder: Recorder) -> Timed:
         cluster.cluster(config.workers, recorder)
-        task, points = config.task(), peer_points(config)
-        return lambda: peer.tuned(task, points, config.most_steps, config.workers, reuse)
+        peer.load()
+        task, points = config.task(), config.points(config.peer_trials)
+        rounds = -(-len(points) // config.workers)
+        patience_s = PATIENCE_S * (1 + rounds) + rounds * longest_s(
+            task, points[0], config.most_steps, recorder.now
+        )
+        return lambda: peer.tuned(task, points, config.most_steps, config.workers, reuse, patience_s)
 
     return setup
 
@@ -140,43 +143,36 @@ def _tune(reuse: bool) -> Callable[[Config, Recorder], Timed]:
 def _warm(config: Config, recorder: Recorder) -> Timed:
     from labs.tuning import workers as warm
 
-    owner, points = object(), peer_points(config)
+    owner, points = object(), config.points(config.peer_trials)
     workers = warm.borrow(config.workers, config.task(), points[0], recorder, owner)
 
     def run() -> list[float]:
-        workers.forget(config.task())
         state = RandomSearch(points, config.most_steps)
-        search(state, workers)
+        workers.search(state)
         return [state.losses[trial][config.most_steps] for trial in range(len(points))]
 
     return Step(run, lambda: warm.give_back(owner))
 
 
-def together_points(config: Config) -> Sequence[Any]:
-    from labs.tuning.space import draw
-
-    return draw(config.together, config.seed)
-
-
 def _torch_in_turn(config: Config, recorder: Recorder) -> Timed:
-    import torch
-
-    from labs.tuning.training import Training
+    from labs.tuning.training import InTurn, one_thread
 
     def run() -> list[float]:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # which is faster, on tensors as small as these
-        try:
-            found = []
-            for training in [Training(task, point) for point in points]:
-                training.advance(TOGETHER_STEPS)
-                found.append(training.loss())
-            return found
-        finally:
-            torch.set_num_threads(threads)
+        with one_thread():
+            return trials.losses(TOGETHER_STEPS)
 
-    task, points = replace(config.task(), milestones=()), together_points(config)
+    trials = InTurn(replace(config.task(), milestones=()), config.points(config.together))
     return run
+
+
+def _torch_at_once(config: Config, recorder: Recorder) -> Timed:
+    """As many at once as there are workers, which have made them before."""
+    from labs.tuning import workers as warm
+
+    owner, points = object(), config.points(config.together)
+    workers = warm.borrow(config.workers, config.task(), points[0], recorder, owner)
+    workers.hold(replace(config.task(), milestones=()), points)
+    return Step(lambda: workers.advance_held(TOGETHER_STEPS), lambda: warm.give_back(owner))
 
 
 def _jax(at_once: int) -> Callable[[Config, Recorder], Timed]:
@@ -186,14 +182,14 @@ def _jax(at_once: int) -> Callable[[Config, Recorder], Timed]:
         from labs.tuning.together import Together
         from labs.tuning.training import validation
 
-        task, points = config.task(), together_points(config)
+        task, points = config.task(), config.points(config.together)
         size = at_once or len(points)
-        parts = [points[begin : begin + size] for begin in range(0, len(points), size)]
+        parts = [Together(task, points[begin : begin + size]) for begin in range(0, len(points), size)]
 
         def run() -> list[float]:
             found: list[float] = []
-            for part in parts:
-                trials = Together(task, part)
+            for trials in parts:
+                trials.rewind()
                 for _ in range(TOGETHER_STEPS):
                     trials.step()
                 found += trials.losses(*validation(task)).tolist()
@@ -212,8 +208,9 @@ def variants(config: Config) -> Sequence[Variant]:
     found += [
         Variant(START, "ray_tune", _tune(reuse=False), max_rounds=1, unavailable=no_peer),
         Variant(START, "ray_tune_reused", _tune(reuse=True), max_rounds=1, unavailable=no_peer),
-        Variant(START, "warm_workers", _warm, max_rounds=1, unavailable=missing),
+        Variant(START, "warm_workers", _warm, max_rounds=3, unavailable=missing),
         Variant(TOGETHER, "torch_in_turn", _torch_in_turn),
+        Variant(TOGETHER, "torch_at_once", _torch_at_once, threads=0, unavailable=missing),
         Variant(TOGETHER, "jax_in_turn", _jax(1), threads=0, clock="jax"),
         Variant(TOGETHER, "jax_vmap", _jax(0), threads=0, clock="jax"),
     ]

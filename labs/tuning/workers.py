@@ -6,13 +6,17 @@ no particular one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from labs.concurrency import cluster
 from labs.concurrency.pools import PATIENCE_S
 from labs.lab import Recorder
+from labs.tuning.running import Trace, search
+from labs.tuning.schedulers import Scheduler
 from labs.tuning.schedulers.job import Job, Losses
-from labs.tuning.training import State, Task, Training, validation
+from labs.tuning.space import Point
+from labs.tuning.training import InTurn, State, Task, Training, longest_s, validation
 
 KEPT = 2
 """States of a trial: population based training copies the last one while its owner goes on."""
@@ -40,6 +44,13 @@ class Worker:
         losses = training.advance(job.stop)
         return losses, training.state()
 
+    def hold(self, task: Task, points: Sequence[Point]) -> None:
+        """Make these trials, for ``advance_held``."""
+        self.held = InTurn(task, points)
+
+    def advance_held(self, steps: int) -> list[float]:
+        return self.held.losses(steps)
+
 
 class WarmWorkers:
     """``labs.tuning.running.Workers`` on Ray actors. start_s: seconds until all were warm, the cluster's own
@@ -49,15 +60,19 @@ class WarmWorkers:
         if count < 1:
             raise ValueError(f"count={count} workers: a search needs at least 1")
         self.cluster = cluster.cluster(count, recorder)
+        self.count, self.task, self.point, self.now = count, task, point, recorder.now
+        begin = self.now()
+        self._start()
+        self.start_s = self.now() - begin
+        self.longest_step_s = longest_s(task, point, 1, self.now)
+
+    def _start(self) -> None:
         import ray
 
-        self.count, self.task, self.now = count, task, recorder.now
-        begin = self.now()
         actor = ray.remote(num_cpus=0)(Worker)  # as many as there are: nothing is left to be scheduled
-        self.actors = [actor.remote() for _ in range(count)]
-        self._get([each.warm.remote(task, point) for each in self.actors], "workers that start")
-        self.start_s = self.now() - begin
-        self.forget()
+        self.actors = [actor.remote() for _ in range(self.count)]
+        self._get([each.warm.remote(self.task, self.point) for each in self.actors], "workers that start")
+        self._forget()
 
     def _get(self, references: Any, what: str) -> Any:
         import ray
@@ -67,25 +82,45 @@ class WarmWorkers:
         except ray.exceptions.GetTimeoutError:
             raise TimeoutError(f"waited {PATIENCE_S:g} s for {what}") from None
 
-    def forget(self, task: Task | None = None) -> None:
-        """Before another search, of another task if one is given: no state is kept."""
-        self.task = task or self.task
+    def _forget(self) -> None:
+        """No state is kept, and no job runs."""
+        self.current = self.task
         self.states: dict[tuple[int, int], Any] = {}
         self.flying: dict[Any, tuple[int, Job, Any]] = {}
+
+    def search(self, scheduler: Scheduler, task: Task | None = None) -> Trace:
+        """Run it to the end, on another task if one is given (at most as costly as the workers' own).
+
+        Where that fails the workers are started anew before the error goes on: a job that still runs must not
+        take time from whoever comes next.
+        """
+        self._forget()
+        self.current = task or self.task
+        try:
+            return search(scheduler, self)
+        except Exception:
+            self._kill()
+            self._start()
+            raise
+
+    def patience_s(self) -> float:
+        """How long the next job may take to end: as the longest of those that run, and more."""
+        return PATIENCE_S + self.longest_step_s * max(job.steps for _, job, _ in self.flying.values())
 
     def submit(self, worker: int, job: Job) -> None:
         state = None if job.source is None else self.states[job.source, job.start]
         run = self.actors[worker].run.options(num_returns=2)
-        losses, reached = run.remote(self.task, job, state)
+        losses, reached = run.remote(self.current, job, state)
         self.flying[losses] = worker, job, reached
 
     def wait(self) -> tuple[int, Losses]:
         import ray
 
-        ready, _ = ray.wait(list(self.flying), num_returns=1, timeout=PATIENCE_S)
+        patience = self.patience_s()
+        ready, _ = ray.wait(list(self.flying), num_returns=1, timeout=patience)
         if not ready:
             jobs = "; ".join(f"worker {worker}: {job}" for worker, job, _ in self.flying.values())
-            raise TimeoutError(f"waited {PATIENCE_S:g} s for {jobs}")
+            raise TimeoutError(f"waited {patience:.0f} s for {jobs}")
         worker, job, reached = self.flying.pop(ready[0])
         losses = ray.get(ready[0])
         self.states[job.trial, job.stop] = reached
@@ -94,22 +129,50 @@ class WarmWorkers:
             del self.states[job.trial, step]
         return worker, losses
 
-    def close(self) -> None:
+    def hold(self, task: Task, points: Sequence[Point]) -> None:
+        """Make these trials, shared among the workers, for ``advance_held``."""
+        shares = [points[place :: self.count] for place in range(self.count)]
+        self.holding = [actor for actor, share in zip(self.actors, shares, strict=True) if share]
+        made = [
+            actor.hold.remote(task, share)
+            for actor, share in zip(self.holding, filter(None, shares), strict=True)
+        ]
+        self._get(made, "workers that make trials")
+
+    def advance_held(self, steps: int) -> list[float]:
+        """The losses of the trials after ``steps`` steps from their beginning, all workers at once."""
+        found = self._get(
+            [actor.advance_held.remote(steps) for actor in self.holding], "trials that are held"
+        )
+        count = sum(map(len, found))
+        return [found[place % self.count][place // self.count] for place in range(count)]
+
+    def _kill(self) -> None:
         import ray
 
-        self.forget()
+        self._forget()
         for actor in self.actors:
             ray.kill(actor)
+
+    close = _kill
 
 
 _kept: list[tuple[WarmWorkers, list[object]]] = []
 
 
 def borrow(count: int, task: Task, point: Any, recorder: Recorder, owner: object) -> WarmWorkers:
-    """The process's workers, started at the first call, until every owner has given them back."""
+    """The process's workers, started at the first call, until every owner has given them back.
+
+    ValueError: there are workers already, and they are not as many or have another task.
+    """
     if not _kept:
         _kept.append((WarmWorkers(count, task, point, recorder), []))
     workers, owners = _kept[0]
+    if (workers.count, workers.task) != (count, task):
+        raise ValueError(
+            f"{count} workers for {task} are asked for, and there are {workers.count} for {workers.task}: "
+            "give those back first"
+        )
     owners.append(owner)
     return workers
 

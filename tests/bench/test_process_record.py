@@ -32,6 +32,21 @@ def test_cpu_seconds_and_where_the_main_thread_stood():
     json.dumps(found, allow_nan=False)
 
 
+def test_a_long_record_keeps_samples_of_all_of_it(monkeypatch):
+    from bench.profile import process
+
+    monkeypatch.setattr(process, "MOST_SAMPLES", 16)
+    found = counted(lambda: time.sleep(0.6))
+    times = [row[0] / 1e9 for row in found["series"]]
+    assert 4 <= len(times) < 16
+    assert times == sorted(times)
+    assert times[0] < 0.2
+    assert times[-1] > 0.3
+    names = dict(zip(found["columns"], found["series"][-1], strict=True))
+    assert names["resident_kB"] > 1000
+    assert found["places"][names["place"]][0].startswith("<lambda> (test_process_record.py:")
+
+
 def test_what_came_before_restart_does_not_count():
     record = ProcessRecord()
     record.start()

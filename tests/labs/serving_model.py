@@ -57,7 +57,7 @@ def run_all(engines, budget: int = 10_000) -> dict[int, list[Token]]:
     found: dict[int, list[Token]] = {}
     for _ in range(budget):
         for each in engines:
-            step = each.step(0.0)
+            step = each.step()
             for event in step.events if step else ():
                 if isinstance(event, Token):
                     found.setdefault(event.number, []).append(event)

@@ -22,7 +22,10 @@ class ThreadWorker:
 
     def __init__(self) -> None:
         self.reports, self.dead = queue.SimpleQueue(), False
-        self.worker = Worker(MODEL, time.perf_counter, self.reports.put)
+        self.worker = Worker(MODEL, time.perf_counter, self.report)
+
+    def report(self, report):
+        self.reports.put(report)
 
     async def _call(self, function, *arguments):
         if self.dead:
@@ -62,9 +65,20 @@ class ThreadWorker:
     async def end(self):
         self.kill()
 
+    def lose(self, reason):
+        self.kill()
+
     def kill(self):
         self.dead = True
         self.worker.put([Stop()])
+
+
+class SlowWorker(ThreadWorker):
+    """A step takes 3 ms more: a request is there for as long as it takes to do something to it."""
+
+    def report(self, report):
+        super().report(report)
+        time.sleep(3e-3)
 
 
 def layout(policy: str = "chunked", **settings) -> Layout:

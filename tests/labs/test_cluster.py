@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 
 import psutil
 import pytest
@@ -174,6 +175,54 @@ def test_reports_are_kept_in_order():
     assert reports.since(3) == []
 
 
+def test_a_rank_that_is_started_again_is_known():
+    reports = Reports()
+    assert [reports.begin(rank) for rank in (0, 1, 0, 1, 2)] == [False, False, True, True, False]
+
+
+def test_failures_do_not_go_on_from_another_runs_checkpoint(tmp_path):
+    (tmp_path / "step-7-1").mkdir()
+    kept = dict(checkpoint=str(tmp_path))
+    with pytest.raises(ValueError, match="has checkpoints of another run"):
+        launch.check(Options(**SMALL, **kept), 2, failures=1)
+    launch.check(Options(**SMALL, **kept, resume=True), 2, failures=1)
+    launch.check(Options(**SMALL, **kept), 2, failures=0)
+
+
+class Asked:
+    """In place of the actor: what it is asked for is what ``ray.get`` is given."""
+
+    def __init__(self):
+        self.since = self
+
+    def remote(self, seen):
+        return seen
+
+
+@pytest.mark.ray
+@NO_RAY
+@pytest.mark.parametrize(
+    ("errors", "lost"), [(["GetTimeoutError"] * 2, 0), (["GetTimeoutError", "RaySystemError"], 1)]
+)
+def test_a_cluster_that_answers_late_loses_no_report(errors, lost, monkeypatch):
+    import ray
+
+    waiting = [getattr(ray.exceptions, name)("late") for name in errors]
+
+    def get(seen, timeout):
+        if waiting:
+            raise waiting.pop(0)
+        ended.set()
+        return [Joined(0, "node", 0)][seen:]
+
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(launch, "POLL_S", 0.001)
+    ended, found, gone = threading.Event(), [], []
+    launch._follow(Asked(), found, gone, lambda report: None, ended)
+    assert len(gone) == lost
+    assert found == ([] if lost else [Joined(0, "node", 0)])
+
+
 def test_the_training_has_all_options_of_torchruns():
     given, options = parse(["--ranks", "3", "--strategy", "fsdp", "--steps", "5", "--spread"])
     assert (given.ranks, given.spread, given.failures) == (3, True, 0)
@@ -183,8 +232,8 @@ def test_the_training_has_all_options_of_torchruns():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--ranks", "0"], "--ranks 0 and --failures 0: at least 1 and 0"),
-        (["--failures", "-1"], "at least 1 and 0"),
+        (["--ranks", "0"], "--ranks is 0; it is at least 1"),
+        (["--failures", "-1"], "--failures is -1; it is not negative"),
         (["--failures", "2"], "say where with --checkpoint DIR"),
         (["--strategy", "dpp"], "did you mean 'ddp'"),
         (["--batch", "0"], "--batch is 0; it is at least 1"),

@@ -346,7 +346,7 @@ def test_a_real_group_is_measured_proved_and_recorded(monkeypatch):
     from pathlib import Path
 
     from bench.measure import measure_group
-    from bench.world import Worlds
+    from bench.world.steps import Worlds
 
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     worlds = Worlds()

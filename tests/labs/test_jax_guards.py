@@ -78,6 +78,27 @@ def test_changes_of_arrays_dictionaries_and_objects_are_seen():
             guarded(function)(X)
 
 
+def test_what_is_taken_away_or_only_looked_at_is_told_apart():
+    state, weights, table = {"seen": [np.zeros(3)]}, jnp.ones(3), [np.zeros(2000), {"deep": jnp.zeros(2)}]
+
+    def reads(x):
+        return x + weights.sum() + table[1]["deep"].sum() + len(state) + table[0].sum()
+
+    guarded(reads)(X)
+
+    def replaces(x):
+        table[1]["deep"] = x
+        return x
+
+    def removes(x):
+        state.pop("seen")
+        return x
+
+    for function, name in ((replaces, "table"), (removes, "state")):
+        with pytest.raises(TransformError, match=f"changes '{name}'"):
+            guarded(function)(X)
+
+
 def test_what_was_traced_before_has_no_side_effect_any_more():
     """The reason for the guard: from the second call on nothing happens, and so nothing is said."""
     seen = []

@@ -12,6 +12,7 @@ from stated import Stated, machine
 
 from labs import figure as figures
 from labs.lab import configure, find
+from labs.machine import Curve
 from labs.precision import LAB, claims, measured, model, sizes
 from labs.precision.figures import front
 
@@ -77,20 +78,30 @@ def test_every_variant_is_predicted_and_times_have_a_suspect():
 
 
 def test_a_token_by_hand():
-    """10^9 bytes at 8 GB/s, and the calls; int4 on a machine that computes slowly is bound by its slots.
-
-    The machine copies 16 GB/s over twice its cache: up to half of that was still there.
-    """
+    """10^9 bytes from memory, and the calls; int4 on a machine that computes slowly is bound by its slots."""
     config = configure(LAB, "quick", {"width": 1280, "layers": 12})
     weights = 12 * 12 * 1280**2
     seconds, because = model.token_seconds(config, machine(), "float32")
     moved = sizes.token_bytes(config.large, "float32")
     assert moved == pytest.approx(4 * weights, rel=0.01)
-    assert seconds == pytest.approx(moved / 8e9 + 12 * (30 * 1e-6 + 6 * 2e-6))
+    assert seconds == pytest.approx(moved / model.reading(machine()) + 12 * (30 * 1e-6 + 6 * 2e-6))
     assert "memory is the limit" in because
     seconds, because = model.token_seconds(config, machine(vector_float32_all_flops=1e9), "int4")
     assert seconds == pytest.approx(2 * 4 * weights / 1e9, rel=0.01)
     assert "compute is the limit" in because
+
+
+def test_what_caches_keep_is_taken_off_whatever_their_size():
+    """16 MB at 16 GB/s take 1 ms, a quarter of it at 64 GB/s 1/16 ms: 12 MB from memory take 15/16 ms.
+
+    Where a quarter already comes from memory, all of it does. A sheet's curve is one point.
+    """
+    assert model.reading(machine()) == pytest.approx(12e6 / (15e-3 / 16))
+    for sizes_, rates in (((4e6, 8e6, 16e6), (20e9, 20e9, 20e9)), ((1.0,), (20e9,))):
+        flat = dict.fromkeys(("copy_all", "read_all"), Curve(sizes_, rates))
+        assert model.reading(replace(machine(), curves=flat)) == pytest.approx(20e9)
+    slower = {"copy_all": Curve((1.0,), (20e9,)), "read_all": Curve((1.0,), (10e9,))}
+    assert model.reading(replace(machine(), curves=slower)) == 10e9
 
 
 def test_more_tokens_in_a_pass_read_no_more():
@@ -103,12 +114,23 @@ def test_more_tokens_in_a_pass_read_no_more():
 def test_the_large_model_outgrows_the_cache(monkeypatch):
     from labs import calibration_facts
 
+    monkeypatch.setattr(calibration_facts, "memory_bytes", lambda: 64e9)
     for cache, least in ((32e6, 1e9), (512e6, 8e9)):
         monkeypatch.setattr(calibration_facts, "caches", lambda cache=cache: {"l3_bytes": cache})
         config = configure(LAB, "quick")
         weights = 4 * config.large.layers * sum(m.numbers for m in sizes.matrices(config.large))
         assert least <= weights < least + 4 * 4 * 12 * config.width**2
         assert sizes.token_bytes(config.large, "distilled") > 1.5 * cache
+
+
+def test_the_large_model_fits_the_memory(monkeypatch):
+    """Two cores of a processor with half a gigabyte of cache may have but a share of it, and 24 GB."""
+    from labs import calibration_facts
+
+    monkeypatch.setattr(calibration_facts, "caches", lambda: {"l3_bytes": 512e6})
+    for memory in (8e9, 24e9):
+        monkeypatch.setattr(calibration_facts, "memory_bytes", lambda memory=memory: memory)
+        assert LAB.memory_bytes(configure(LAB, "quick")) < 0.55 * memory
 
 
 def test_a_quick_run_fits_in_four_gigabytes(monkeypatch):
@@ -152,7 +174,7 @@ BITS = {
         "cache_int8": 2.001,
         "cache_int4": 2.1,
     },
-    **{"pruned": 2.2, "structured": 3.0, "healed": 2.5, "low_rank": 2.8, "early_exit": 2.05},
+    **{"pruned": 2.2, "structured": 3.0, "healed": 2.5, "tuned": 1.95, "low_rank": 2.8, "early_exit": 2.05},
     **{"distilled": 2.4, "alone": 2.5},
 }
 
@@ -166,6 +188,7 @@ def predicted_results(times=None, bits=None, rounds=50.0):
         spread = [mean + 0.1 * math.sin(i) + 0.001 * math.cos(7 * i) * (form != "float32") for i in range(40)]
         values[f"quality/{form}", "bits_per_byte_bits"] = spread
     values["quality/speculative", "rounds_rounds"] = [rounds]
+    values["quality/speculative", "acceptance_share"] = [0.7]
     values["quality/early_exit", "left_early_share"] = [0.4]
     values["quality/float32", "trained_steps_steps"] = [1500.0]
     values["quality/float32", "trained_in_full_share"] = [1.0]
@@ -184,7 +207,10 @@ def test_all_claims_hold_when_the_predictions_come_true():
         (claims.four_bits_cost_little, {"bits": {"int4": 2.5}}),
         (claims.structure_costs_more, {"bits": {"pruned": 4.0}}),
         (claims.healing_wins_back, {"bits": {"healed": 2.9}}),
+        (claims.healing_wins_back, {"bits": {"tuned": 1.7}}),
         (claims.rounds_give_more, {"rounds": 128.0}),
+        (claims.speculation_pays, {"rounds": 100.0}),
+        (claims.speculation_pays, {"times": {"speculative/round": 1.0}}),
         (claims.fewer_bits_are_faster, {"times": {"token/int8": 1.0}}),
         (claims.prompts_gain_less, {"times": {"prompt/int4": 1e-9}}),
         (claims.structure_is_faster, {"times": {"smaller/structured": 1.0}}),
@@ -198,11 +224,27 @@ def test_each_claim_can_fail(claim, changes):
     assert claim(predicted_results(**changes)) is False
 
 
-def test_a_model_that_has_learned_nothing_decides_nothing_about_learning():
-    untrained = predicted_results(bits=dict.fromkeys(BITS, 6.0), rounds=128.0)
-    for claim in (claims.structure_costs_more, claims.healing_wins_back, claims.rounds_give_more):
-        assert claim(untrained) is None
-    assert claims.half_is_free(untrained) is True
+OF_QUALITY = (
+    *(claims.half_is_free, claims.four_bits_cost_little, claims.structure_costs_more),
+    *(claims.healing_wins_back, claims.rounds_give_more, claims.speculation_pays),
+)
+
+
+def test_a_model_that_hardly_uses_its_blocks_decides_nothing_about_quality():
+    """It can lose nothing by losing them, and is easy to guess."""
+    short = predicted_results(bits={form: bits + 1.7 for form, bits in BITS.items()})
+    for claim in OF_QUALITY:
+        assert claim(short) is None
+    assert claims.fewer_bits_are_faster(short) is True
+
+
+def test_training_that_does_the_whole_model_no_good_is_not_held_against_healing():
+    assert claims.healing_wins_back(predicted_results(bits={"tuned": 2.4, "healed": 2.7})) is True
+    assert claims.healing_wins_back(predicted_results(bits={"tuned": 2.4, "healed": 2.8})) is False
+
+
+def test_nothing_is_healed_where_nothing_was_lost():
+    assert claims.healing_wins_back(predicted_results(bits={"structured": 2.0})) is None
 
 
 def test_the_claim_about_files_can_fail():
@@ -259,7 +301,8 @@ def test_the_front_is_what_nothing_beats(points, more_is_better):
 def test_figures_carry_their_numbers_and_survive_json():
     drawn = LAB.figure(predicted_results())
     assert [each.title for each in drawn] == [
-        "Storage against quality", "Speed against quality", "One step over a long KV cache",
+        "Storage against quality", "Speed against quality", "Speculative decoding",
+        "One step over a long KV cache",
     ]  # fmt: skip
     for each in drawn:
         assert figures.to_json(figures.from_json(figures.to_json(each))) == figures.to_json(each)

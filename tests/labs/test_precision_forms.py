@@ -17,8 +17,9 @@ from labs.precision import compress, forms, layers, sizes, storage
 from labs.precision.cache import StoredCache, quantize, with_cache_of
 from labs.precision.early_exit import EarlyExit
 from labs.precision.exact import in_float64
+from labs.precision.model import tokens_per_round
 from labs.precision.quality import bits_per_byte, held_out
-from labs.precision.speculative import speculate, tokens_per_round
+from labs.precision.speculative import speculate
 from labs.precision.training import distillation
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import time
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
@@ -20,6 +21,7 @@ from labs.serving.paged import PagedGPT
 from labs.serving.policies import LEAST_CHUNK, Running, Work, chunked, prefill_first
 from labs.serving.request import HandOver, Request
 from labs.serving.simulator import Nothing
+from labs.serving.worker import Add, Model, Receive, Reset, Stop, Worker, _Packing
 
 REQUESTS = requests(8)
 pytestmark = pytest.mark.filterwarnings("ignore:kernels.decode_attention")  # float64 runs torch's own
@@ -90,7 +92,7 @@ def test_requests_that_come_while_others_are_served_write_the_same():
     while waiting or not one.idle:
         if waiting:
             one.add(waiting.pop(0), 0.0)
-        for event in one.step(0.0).events:
+        for event in one.step().events:
             found.setdefault(event.number, []).append(event)
     assert tokens_of(found) == expected()
 
@@ -203,7 +205,7 @@ def test_pieces_of_prompts_add_up_to_the_whole(lengths, budget):
         one = Engine(Nothing(4, 1), BlockPool(200, 4), policy, budget)
         for number, length in enumerate(lengths):
             one.add(Request(number, (number,) * length, 1), 0.0)
-        while (step := one.step(0.0)) is not None:
+        while (step := one.step()) is not None:
             shapes.append(step.shape)
     for shapes in (chunks, whole):
         assert sum(shape.new + shape.decodes for shape in shapes) == sum(lengths)
@@ -259,12 +261,12 @@ def test_blocks_are_held_by_who_needs_them_and_shared_by_equal_tokens(actions, p
             with suppress(ValueError):  # too long for this cache
                 pool_of.add(Request(number, tuple(prompt), output), 0.0)
         elif action == "step":
-            pool_of.step(0.0)
+            pool_of.step()
         elif pool_of.active:
             pool_of.abort(pool_of.active[0].request.number)
         check()
     for _ in range(1000):
-        if pool_of.step(0.0) is None:
+        if pool_of.step() is None:
             break
     assert pool_of.idle
     assert pool_of.pool.held == 0
@@ -291,10 +293,11 @@ def test_a_full_cache_lets_requests_wait_in_order():
     one = Layout("chunked", blocks=4, block_size=4, budget=64).engine("both", Nothing(4, 1))
     for number in range(3):
         one.add(Request(number, tuple(range(number * 10, number * 10 + 9)), 4), 1.0)
-    assert len(one.step(3.0).waited) == 1
+    one.step()
+    assert len(one.active) == 1
     assert [each.request.number for each in one.active] == [0]
     order = []
-    while (step := one.step(4.0)) is not None:
+    while (step := one.step()) is not None:
         order += [event.number for event in step.events if event.finished]
     assert order == [0, 1, 2]
     with pytest.raises(ValueError, match="room for 17 tokens of keys and values; the cache has 16"):
@@ -305,11 +308,73 @@ def test_what_is_handed_over_waits_for_blocks_and_is_not_sent_twice():
     last = Layout("disaggregated", blocks=4, block_size=4).engine("decode", Nothing(4, 1))
     for number in (0, 1):
         last.receive(HandOver(Request(number, (number,) * 10, 4, written=1), None, 1), 0.0)
-    assert len(last.step(0.0).waited) == 1
+    last.step()
+    assert len(last.active) == 1
     assert len(last.handed) == 1
     found = run_all([last])
     assert [event.place for event in found[1]] == [1, 2, 3]
     assert last.pool.held == 0
+
+
+LAYOUT = Layout("disaggregated", blocks=20, block_size=4)
+
+
+def worker_of(clock, reports):
+    """Its clock moves only while it computes (1 s), takes out (10 s), sends (100 s) or stores (1000 s)."""
+
+    class Slow(Nothing):
+        def run(self, works):
+            clock[0] += 1.0
+            return super().run(works)
+
+        def take_out(self, blocks, tokens):
+            clock[0] += 10.0
+            return super().take_out(blocks, tokens)
+
+        def put_in(self, blocks, payload, skipped):
+            clock[0] += 1000.0
+            return super().put_in(blocks, payload, skipped)
+
+    def share(payload):
+        clock[0] += 100.0
+        return payload
+
+    worker = Worker(Model(64, 1, 64), lambda: clock[0], reports.append, share)
+    worker._caches = {(20, 4): _Packing(Slow(4, 1), worker.now)}
+    return worker
+
+
+def run_one_step(worker, reports, *messages):
+    worker.put(messages)
+    end = time.monotonic() + 30
+    while len(reports) < 2:
+        assert time.monotonic() < end, "waited 30 s for the step"
+        time.sleep(0.01)
+    worker.put([Stop()])
+    worker._thread.join(30)
+
+
+def test_what_is_taken_out_is_no_part_of_the_step():
+    clock, reports = [0.0], []
+    worker = worker_of(clock, reports)
+    both = (Add(Request(number, (number,) * 9, 3)) for number in range(2))
+    run_one_step(worker, reports, Reset(LAYOUT, "prefill", 0), *both)
+    step = reports[-1]
+    assert (step.began, step.ended, step.free) == (0.0, 1.0, 221.0)
+    assert step.stayed == [1.0, 1.0]
+    assert step.stored == []
+    assert step.held == 0
+
+
+def test_what_is_stored_is_no_part_of_the_step():
+    clock, reports = [0.0], []
+    worker = worker_of(clock, reports)
+    hand_over = HandOver(Request(0, (1,) * 9, 2, written=1), None, 12)
+    run_one_step(worker, reports, Reset(LAYOUT, "decode", 0), Receive(hand_over))
+    step = reports[-1]
+    assert step.stored == [(8, 1000.0)]  # two blocks of four tokens: the last token is computed here
+    assert (step.began, step.ended, step.free) == (1000.0, 1001.0, 1001.0)
+    assert step.stayed == [1001.0]
 
 
 def test_an_aborted_request_leaves_nothing_wherever_it_stands():
@@ -318,11 +383,11 @@ def test_an_aborted_request_leaves_nothing_wherever_it_stands():
     for number in range(4):
         first.add(Request(number, (number,) * 20, 5), 0.0)
     first.abort(3)
-    hand_overs = [event for event in first.step(0.0).events if isinstance(event, HandOver)]
+    hand_overs = [event for event in first.step().events if isinstance(event, HandOver)]
     for event in hand_overs:
         last.receive(event, 0.0)
     last.abort(0)
-    last.step(0.0)
+    last.step()
     last.abort(1)
     last.abort(77)
     found = run_all([last])

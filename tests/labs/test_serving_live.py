@@ -1,12 +1,14 @@
 """The serving lab on real Ray actors: same tokens, a killed process, load, and the command with Ctrl-C."""
 
 import asyncio
+import concurrent.futures
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 
 import psutil
@@ -14,7 +16,7 @@ import pytest
 
 from labs.concurrency import cluster
 from labs.lab import find
-from labs.serving import LAB, calibrating, fleet
+from labs.serving import LAB, actors, calibrating, fleet
 from labs.serving.config import Config
 from labs.serving.layout import POLICIES
 from labs.serving.request import Request
@@ -101,11 +103,73 @@ def test_a_killed_process_is_replaced_and_its_requests_finish_with_the_same_toke
     assert workers.run(tokens_of(1), 60) == expected
     assert service.counters.lost_workers == 1
     assert service.counters.retried > 0
+    wait_for_all_workers(service)
+    assert workers.run(service.held(), 30) == 0
+
+
+def test_a_process_that_is_stopped_is_replaced_and_its_requests_finish(workers, monkeypatch):
+    """It neither ends nor answers; and nobody posts it anything that would be left unanswered."""
+    monkeypatch.setattr(actors, "CALL_S", 1.0)
+    service = workers.service
+    requests = [Request(number, tuple(range(number, number + 40)), 60) for number in range(6)]
+
+    async def tokens_of(stopped):
+        async def one(request):
+            return [token.token async for token, _ in service.submit(request)]
+
+        found = [asyncio.ensure_future(one(request)) for request in requests]
+        if stopped:
+            process = await service.workers[0].process()
+            while service.counters.tokens < 12:
+                await asyncio.sleep(0.001)
+            os.kill(process, signal.SIGSTOP)
+        tokens = await asyncio.gather(*found)
+        return tokens if not stopped else (tokens, process)
+
+    workers.run(service.change(TINY.layout("chunked")))
+    expected = workers.run(tokens_of(False), 60)
+    workers.run(service.change(TINY.layout("chunked")))
+    tokens, process = workers.run(tokens_of(True), 60)
+    assert tokens == expected
+    assert service.counters.lost_workers == 1
+    wait_for_all_workers(service)
+    end = time.monotonic() + 30
+    while psutil.pid_exists(process) and psutil.Process(process).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < end, "waited 30 s for the process to end"
+        time.sleep(0.05)
+
+
+def test_a_report_that_cannot_be_read_is_the_end_of_its_worker(workers, monkeypatch):
+    service = workers.service
+    loads, spoiled = actors.pickle.loads, []
+
+    def spoil(content):
+        if not spoiled and service.counters.tokens > 3:
+            spoiled.append(content)
+            raise AttributeError("no such class here")
+        return loads(content)
+
+    async def tokens_of():
+        async def one(number):
+            return [t.token async for t, _ in service.submit(Request(number, (number,) * 30, 20))]
+
+        return await asyncio.gather(*map(one, range(4)))
+
+    workers.run(service.change(TINY.layout("chunked")))
+    expected = workers.run(tokens_of(), 60)
+    workers.run(service.change(TINY.layout("chunked")))
+    monkeypatch.setattr(actors.pickle, "loads", spoil)
+    assert workers.run(tokens_of(), 60) == expected
+    assert spoiled
+    assert service.counters.lost_workers == 1
+    wait_for_all_workers(service)
+
+
+def wait_for_all_workers(service):
     end = time.monotonic() + 30
     while not all(service.dispatcher.alive):
         assert time.monotonic() < end, "waited 30 s for the worker's successor"
         time.sleep(0.05)
-    assert workers.run(service.held(), 30) == 0
 
 
 def test_calibration_finds_costs_and_is_refused_on_a_busy_host(workers):
@@ -127,6 +191,42 @@ def test_calibration_finds_costs_and_is_refused_on_a_busy_host(workers):
     assert refused.costs is None
     assert "of the cores" in refused.refused
     assert not blocks
+
+
+def test_what_is_not_finished_is_the_exit_status():
+    """A second Ctrl-C does not wait for it; who asked is told."""
+    command = [sys.executable, "-m", "bench.cli", "serve", "--workers", "1", "--port", "0"]
+    command += ["--blocks", "1024", "--set", "width=64", "--set", "layers=2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        url = process.stdout.readline().split()[2]
+        body = json.dumps({"prompt": ["hello"] * 16, "max_tokens": 1000, "temperature": 0}).encode()
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(status_of, urllib.request.Request(url, body))
+            metrics = url.removesuffix("/v1/completions") + "/metrics"
+            end = time.monotonic() + 30
+            while "requests_in_house 16" not in urllib.request.urlopen(metrics, timeout=30).read().decode():
+                assert time.monotonic() < end, "waited 30 s for the requests to arrive"
+            for _ in range(2):
+                os.kill(process.pid, signal.SIGINT)
+                time.sleep(0.1)
+            assert process.wait(30) == 1
+            assert answer.result(30) != 200
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.stdout.close()
+        process.wait(10)
+
+
+def status_of(request):
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
 
 
 def test_the_command_serves_and_leaves_nothing_behind_after_ctrl_c():

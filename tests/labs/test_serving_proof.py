@@ -50,9 +50,10 @@ def cells():
                     assert block.leaked == 0
                     measured[policy, rate].append(block.served)
                     said[policy, rate].append(simulate(trace, layout, found.costs, found.wires, size).served)
-        late = quantile([s.submitted - s.due for rows in measured.values() for r in rows for s in r], 0.5)
-        first_tokens = [each.ttft for rows in measured.values() for row in rows for each in row]
-        assert late < live.LATE * quantile(first_tokens, 0.5), "the load generator was late: the run is void"
+        for cell, rows in measured.items():
+            late = quantile([each.submitted - each.due for row in rows for each in row], 0.5)
+            first_token = quantile([each.ttft for row in rows for each in row], 0.5)
+            assert late < live.LATE * first_token, f"the load generator was late for {cell}: the run is void"
         yield {cell: (together(measured[cell]), together(said[cell])) for cell in measured}
     finally:
         fleet.shut_down()
@@ -60,22 +61,22 @@ def cells():
 
 
 def together(blocks):
-    """Measures of all requests; goodput as the mean of the blocks'."""
+    """Measures of all requests; how many met both limits as the mean of the blocks' rates."""
     limits = limits_of(CONFIG)
     parts = [measure(row, limits) for row in blocks]
     whole = measure([each for row in blocks for each in row], limits)
-    return whole, sum(part.goodput for part in parts) / len(parts)
+    return whole, sum(part.met for part in parts) / len(parts)
 
 
 def rows(cells):
     for (policy, rate), ((mine, good), (other, said)) in cells.items():
         for key in ("ttft_p50", "itl_p50", "ttft_p99", "itl_p99"):
             yield policy, rate, key, getattr(mine, key) / getattr(other, key)
-        yield policy, rate, "goodput", good / said
+        yield policy, rate, "met", good / said
 
 
-def test_medians_tails_and_goodput_are_told(cells):
-    bounds = dict(ttft_p50=0.10, itl_p50=0.10, ttft_p99=0.25, itl_p99=0.25, goodput=0.15)
+def test_medians_tails_and_how_many_meet_the_limits_are_told(cells):
+    bounds = dict(ttft_p50=0.10, itl_p50=0.10, ttft_p99=0.25, itl_p99=0.25, met=0.15)
     wrong = []
     for policy, rate, key, ratio in rows(cells):
         print(f"{policy:14} {rate:4g}/s {key:9} measured / simulated {ratio:.3f} (within {bounds[key]:.0%})")
@@ -95,6 +96,11 @@ def test_the_right_policy_wins_where_they_differ(cells):
                 if abs(mine[0] / mine[1] - 1) > DIFFERENT:
                     total += 1
                     right += (mine[0] < mine[1]) == (said[0] < said[1])
+        for one, other in itertools.combinations(POLICIES, 2):
+            mine, said = ([cells[p, rate][side][1] for p in (one, other)] for side in (0, 1))
+            if abs(mine[0] / mine[1] - 1) > DIFFERENT:
+                total += 1
+                right += (mine[0] < mine[1]) == (said[0] < said[1])
     print(f"{right} of {total} pairs that differ by more than {DIFFERENT:.0%}")
     assert total
     assert right >= 0.9 * total

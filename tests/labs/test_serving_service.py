@@ -5,20 +5,23 @@ import asyncio
 import concurrent.futures
 import http.client
 import json
+import signal
 import socket
 import time
 import urllib.error
 import urllib.request
 
 import pytest
-from serving_workers import MODEL, Served, ThreadWorker, layout, service_of
+from serving_workers import MODEL, Served, SlowWorker, ThreadWorker, layout, service_of
 
-from labs.serving.actors import LostHandOver
+from labs.serving import serve as serving
+from labs.serving.actors import LostHandOver, LostWorker
 from labs.serving.completion_text import Text
 from labs.serving.dispatch import Dispatcher, Overloaded
 from labs.serving.request import HandOver, Request, Token
 from labs.serving.serve import bound, options_of
-from labs.serving.service import Closing
+from labs.serving.service import ATTEMPTS, STARTS, Closing, Unfinished
+from labs.serving.worker import Add, Receive
 
 PROMPTS = [tuple((7 * n + k) % 256 for k in range(10 + 9 * n)) for n in range(6)]
 
@@ -82,7 +85,7 @@ def test_every_layout_writes_the_same(expected):
 @pytest.mark.parametrize(("policy", "victim"), [("chunked", 0), ("disaggregated", 0), ("disaggregated", 1)])
 def test_a_lost_workers_requests_are_finished_elsewhere_with_the_same_tokens(policy, victim, expected):
     async def with_a_loss():
-        async with service_of(layout(policy)) as service:
+        async with service_of(layout(policy), start=SlowWorker) as service:
 
             async def kill():
                 # One that only reads is soon done with these prompts: it is lost at once, the others on the
@@ -150,6 +153,93 @@ def test_a_worker_that_cannot_be_started_ends_every_stream_with_a_reason():
                 service.submit(Request(1, PROMPTS[0], 2))
 
     run(doomed())
+
+
+@pytest.mark.parametrize("error", [LostWorker("no answer for 60 s"), ValueError("cannot be sent")])
+def test_a_worker_that_does_not_take_a_message_is_replaced(error, expected):
+    """Nobody else knows what was in it."""
+
+    class Deaf(ThreadWorker):
+        refuses = 1
+
+        async def put(self, messages):
+            if Deaf.refuses and any(isinstance(each, Add) for each in messages):
+                Deaf.refuses -= 1
+                raise error
+            await super().put(messages)
+
+    async def with_a_loss():
+        async with service_of(layout(), start=Deaf) as service:
+            found = await served(service)
+            assert service.counters.lost_workers == 1
+            return found
+
+    assert run(with_a_loss()) == expected
+
+
+def test_a_role_that_nobody_can_fill_ends_every_stream_with_a_reason():
+    class Failing(ThreadWorker):
+        """Those that write (the second and all later ones) are lost with the first hand-over."""
+
+        made = 0
+
+        def __init__(self):
+            super().__init__()
+            Failing.made += 1
+            self.writes = Failing.made > 1
+
+        async def put(self, messages):
+            if self.writes and any(isinstance(each, Receive) for each in messages):
+                self.kill()
+            await super().put(messages)
+
+    async def failing():
+        async with service_of(layout("disaggregated"), start=Failing) as service:
+            for number in range(2 * STARTS):
+                with pytest.raises((Closing, Unfinished)):
+                    async for _ in service.submit(Request(number, PROMPTS[0], 30)):
+                        pass
+                if service.failure is not None:
+                    break
+            assert "was started 5 times and lost each time" in str(service.failure)
+            assert service.dispatcher.alive == [True, False]
+
+    run(asyncio.wait_for(failing(), 60))
+
+
+def test_a_request_that_kills_its_workers_is_given_up_and_the_others_are_served(expected):
+    poison = 66
+
+    class Mortal(ThreadWorker):
+        async def put(self, messages):
+            if any(isinstance(each, Add) and each.request.number == poison for each in messages):
+                self.kill()
+            await super().put(messages)
+
+    async def poisoned():
+        async with service_of(layout(workers=3), start=Mortal) as service:
+            doomed = service.submit(Request(poison, PROMPTS[0], 30))
+            found = await served(service)
+            with pytest.raises(Unfinished, match=f"was lost with a worker {ATTEMPTS} times"):
+                async for _ in doomed:
+                    pass
+            assert service.counters.failed == 1
+            assert await served(service) == found
+            assert all(service.dispatcher.alive)
+            return found
+
+    assert run(asyncio.wait_for(poisoned(), 60)) == expected
+
+
+def test_a_worker_may_be_lost_any_number_of_times_if_it_works_in_between(expected):
+    async def often():
+        async with service_of(layout(workers=1)) as service:
+            for _ in range(STARTS + 2):
+                service.workers[0].kill()
+                assert await served(service) == expected
+            return service.counters.lost_workers
+
+    assert run(asyncio.wait_for(often(), 90)) == STARTS + 2
 
 
 def test_a_full_house_refuses_and_loses_nothing(expected):
@@ -283,6 +373,16 @@ def test_noise_is_the_seeds(endpoint):
         for seed in (1, 1, 2)
     ]
     assert texts[0] == texts[1] != texts[2]
+    asked = {"prompt": "abc", "temperature": 1.5, "max_tokens": 20}
+    assert post(endpoint, asked)[1]["choices"] != post(endpoint, asked)[1]["choices"]  # of no seed: any
+
+
+def test_the_least_temperature_takes_the_likeliest(endpoint):
+    texts = [
+        post(endpoint, {"prompt": "abc", "temperature": value, "max_tokens": 20})[1]["choices"][0]["text"]
+        for value in (0, 1e-40)
+    ]
+    assert texts[0] == texts[1]
 
 
 def test_a_stop_sequence_ends_the_text_before_it(endpoint, expected):
@@ -313,6 +413,7 @@ def test_a_stop_sequence_ends_the_text_before_it(endpoint, expected):
         ({"prompt": [1, 256]}, 400, "from 0 to 255"),
         ({"prompt": ["a"] * 17}, 400, "17 prompts in one request"),
         ({"prompt": "x" * 10**6}, 400, "a prompt of 1000000 tokens and 16 more need room for"),
+        ({"prompt": "x" * 300}, 400, "315 tokens of keys and values; the model's context has 256"),
         (b'{"prompt": "' + b"x" * (5 * 2**20) + b'"}', 413, "more than 4194304 bytes"),
         ({"prompt": "x", "max_tokens": -1}, 400, "max_tokens=-1 must be a whole number"),
         ({"prompt": "x", "max_tokens": True}, 400, "max_tokens=True"),
@@ -325,7 +426,7 @@ def test_a_stop_sequence_ends_the_text_before_it(endpoint, expected):
         ({"prompt": "x", "stream": "yes"}, 400, "must be true or false"),
         ({"prompt": "x", "model": "other"}, 404, "there is no model 'other'"),
     ],
-    ids=range(21),
+    ids=range(22),
 )
 def test_wrong_requests_are_answered_with_what_is_wrong(endpoint, body, status, message):
     found, answer = post(endpoint, body)
@@ -339,12 +440,18 @@ def test_one_of_several_prompts_that_does_not_fit_takes_none_with_it(endpoint):
     endpoint.wait_until_empty()
 
 
-def test_a_client_that_hangs_up_frees_its_blocks_and_the_others_are_served(endpoint, expected):
-    aborted = endpoint.service.counters.aborted
+@pytest.fixture
+def slow():
+    one = Served(layout(blocks=128), start=SlowWorker)
+    yield one
+    one.close()
+
+
+def test_a_client_that_hangs_up_frees_its_blocks_and_the_others_are_served(slow, expected):
     body = json.dumps({"prompt": "x" * 100, "max_tokens": 150, "temperature": 0, "stream": True})
     silent = json.dumps({"prompt": "y" * 100, "max_tokens": 150, "temperature": 0})
     for text, streamed in ((body, True), (body, True), (silent, False)):
-        client = socket.create_connection(("127.0.0.1", endpoint.port), timeout=30)
+        client = socket.create_connection(("127.0.0.1", slow.port), timeout=30)
         client.sendall(
             b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"
             % (len(text), text.encode())
@@ -354,20 +461,26 @@ def test_a_client_that_hangs_up_frees_its_blocks_and_the_others_are_served(endpo
         else:
             time.sleep(0.05)
         client.close()
-    _, answer = post(endpoint, {"prompt": list(PROMPTS[0]), "max_tokens": 30, "temperature": 0})
+    _, answer = post(slow, {"prompt": list(PROMPTS[0]), "max_tokens": 30, "temperature": 0})
     assert answer["choices"][0]["text"] == text_of(expected[0])
-    endpoint.wait_until_empty()
-    assert endpoint.service.counters.aborted >= aborted + 3
+    slow.wait_until_empty()
+    assert slow.service.counters.aborted == 3
 
 
-def test_500_connections_at_once_get_an_answer_each_and_nothing_is_lost(endpoint):
-    """300 may be in the house: all others are told to come again, none is lost or forgotten."""
-    before = endpoint.service.counters.finished
+@pytest.fixture
+def small():
+    one = Served(layout(blocks=128), limit=8, start=SlowWorker)
+    yield one
+    one.close()
+
+
+def test_500_connections_at_once_get_an_answer_each_and_nothing_is_lost(small):
+    """8 may be in the house: all others are told to come again, none is lost or forgotten."""
     body = json.dumps({"prompt": "hello", "max_tokens": 2, "temperature": 0})
     connections = []
     try:
         for _ in range(500):
-            connection = http.client.HTTPConnection("127.0.0.1", endpoint.port, timeout=60)
+            connection = http.client.HTTPConnection("127.0.0.1", small.port, timeout=60)
             connection.request("POST", "/v1/completions", body)
             connections.append(connection)
         answers = []
@@ -381,10 +494,65 @@ def test_500_connections_at_once_get_an_answer_each_and_nothing_is_lost(endpoint
         for connection in connections:
             connection.close()
     served = [content for status, content in answers if status == 200]
-    assert {status for status, _ in answers} <= {200, 429}
+    assert {status for status, _ in answers} == {200, 429}
     assert len({content["choices"][0]["text"] for content in served}) == 1
-    assert endpoint.service.counters.finished - before == len(served)
-    endpoint.wait_until_empty()
+    assert small.service.counters.finished == len(served) >= 8
+    assert small.service.counters.refused == 500 - len(served)
+    small.wait_until_empty()
+
+
+def test_more_prompts_than_are_ever_served_at_a_time_are_refused_for_good(small):
+    status, answer = post(small, {"prompt": ["x"] * 9})
+    assert (status, answer["error"]["param"]) == (400, "prompt")
+    assert "9 prompts in one request; 8 are served at a time" in answer["error"]["message"]
+    assert post(small, {"prompt": ["x"] * 8, "max_tokens": 1})[0] == 200
+
+
+def test_a_request_that_is_given_up_is_answered_with_503_and_a_reason():
+    class Mortal(ThreadWorker):
+        async def put(self, messages):
+            if any(isinstance(each, Add) and len(each.request.prompt) == 13 for each in messages):
+                self.kill()
+            await super().put(messages)
+
+    one = Served(layout(workers=2), start=Mortal)
+    try:
+        status, answer = post(one, {"prompt": "x" * 13})
+        assert status == 503
+        assert "it was lost with a worker 5 times" in answer["error"]["message"]
+        assert post(one, {"prompt": "x"})[0] == 200
+    finally:
+        one.close()
+
+
+def metrics(endpoint):
+    with urllib.request.urlopen(endpoint.url + "/metrics", timeout=30) as answer:
+        lines = answer.read().decode().splitlines()
+    return dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+
+
+def test_metrics_lose_no_digits_and_say_when_nothing_is_held(slow):
+    slow.service.counters.handed_bytes = 12_345_678_901
+    assert metrics(slow)["perflab_handed_over_bytes_total"] == "12345678901"
+    held = [f'perflab_cache_held_ratio{{worker="{index}"}}' for index in (0, 1)]
+    client = socket.create_connection(("127.0.0.1", slow.port), timeout=30)
+    body = json.dumps({"prompt": "x" * 100, "max_tokens": 100, "stream": True}).encode()
+    client.sendall(
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    )
+    assert b"200 OK" in client.recv(100)
+    until(lambda: sum(float(metrics(slow)[name]) for name in held) > 0)
+    client.close()  # what it held is given back without a step
+    until(lambda: [metrics(slow)[name] for name in held] == ["0.0", "0.0"])
+    assert post(slow, {"prompt": "y", "max_tokens": 2})[0] == 200
+    until(lambda: [metrics(slow)[name] for name in held] == ["0.0", "0.0"])
+
+
+def until(holds, wait_s=20.0):
+    end = time.monotonic() + wait_s
+    while not holds():
+        assert time.monotonic() < end, f"waited {wait_s:g} s"
+        time.sleep(0.05)
 
 
 def test_a_key_is_asked_for_and_overload_is_429():
@@ -433,7 +601,7 @@ def test_what_may_begin_a_stop_is_held_back():
 
 # --- the command -------------------------------------------------------------------------------------
 
-COUNTS = dict(workers=2, prefill=1, decode=1, budget=0, blocks=64)
+COUNTS = dict(workers=None, prefill=None, decode=None, budget=None, blocks=64)
 
 
 @pytest.mark.parametrize(
@@ -448,6 +616,12 @@ COUNTS = dict(workers=2, prefill=1, decode=1, budget=0, blocks=64)
         ("chunked", {}, {"layers": "-1"}, {}, "layers=-1 must be a whole number"),
         ("chunked", {}, {}, {"port": 70000}, "port=70000 is no port"),
         ("chunked", {}, {}, {"limit": 0}, "limit=0 requests"),
+        ("chunked", {"budget": 0}, {}, {}, "budget=0 must be at least 1"),
+        ("chunked", {"prefill": 1}, {}, {}, "--prefill says nothing under --policy chunked; give --workers"),
+        ("chunked", {"decode": 1}, {}, {}, "--decode says nothing under --policy chunked; give --workers"),
+        ("disaggregated", {"workers": 3}, {}, {}, "--workers says nothing .*; give --prefill and --decode"),
+        ("chunked", {"blocks": 10**8}, {}, {}, "need about .* GiB; .* GiB are free"),
+        ("chunked", {}, {"width": "640000"}, {}, "need about .* GiB; .* GiB are free"),
     ],
 )
 def test_options_that_cannot_be_are_refused(policy, counts, settings, more, message):
@@ -466,6 +640,7 @@ def test_the_command_says_what_is_wrong_in_one_line_and_exits_with_2(tmp_path):
                 ["--policy", "disaggregated", "--prefill", "0"],
                 "--prefill 0 --decode 1: each must be at least 1",
             ),
+            (["--blocks", "100000000"], "2 workers with width=256, layers=4 and 100000000 blocks need"),
             (["--port", taken], f"cannot listen on 127.0.0.1 port {taken}: it is taken"),
         ):
             status, out, err = perflab("serve", *options, folder=tmp_path)
@@ -473,6 +648,46 @@ def test_the_command_says_what_is_wrong_in_one_line_and_exits_with_2(tmp_path):
             assert err.startswith("perflab: ")
             assert message in err
             assert err.count("\n") == 1
+
+
+def test_a_signal_ends_the_wait_for_workers():
+    async def forever(ended):
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(True)
+
+    async def stopped():
+        stopping, ended = [], []
+        waiting = asyncio.ensure_future(serving._unless(stopping, forever(ended)))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        stopping.append(2)
+        await asyncio.wait_for(waiting, 5)
+        return ended
+
+    async def failing():
+        raise LostWorker("gone")
+
+    assert run(stopped()) == [True]
+    with pytest.raises(LostWorker, match="gone"):
+        run(serving._unless([], failing()))
+
+
+def test_workers_that_cannot_start_are_one_line(monkeypatch):
+    class Gone(ThreadWorker):
+        async def process(self):
+            raise LostWorker("its process has ended")
+
+    monkeypatch.setattr("labs.serving.actors.Actor", lambda model, now: Gone())
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    options = options_of("chunked", COUNTS, {}, "127.0.0.1", 0, "", 8)
+    try:
+        with socket.socket() as listening, pytest.raises(ValueError, match="started: its process has ended"):
+            run(serving._serve(options, listening, time.perf_counter, time.time))
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def test_a_port_that_is_taken_is_said_at_once():

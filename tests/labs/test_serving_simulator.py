@@ -12,15 +12,17 @@ from hypothesis import strategies as st
 from labs.serving import calibrating, extrapolation
 from labs.serving.config import Config
 from labs.serving.costs import Costs, Wires, fit, residual, terms
+from labs.serving.counted import Seen
 from labs.serving.engine import Shape
 from labs.serving.layout import POLICIES, Layout
 from labs.serving.measures import Limits, Served, little, measure, quantile
 from labs.serving.request import Request
 from labs.serving.simulator import Nothing, simulate
-from labs.serving.trace import Arrival, Load, arrivals, at_rate
+from labs.serving.trace import Arrival, Load, arrivals
+from labs.serving.worker import Report
 
-COSTS = Costs(2e-3, 1e-3, 1e-4, 1e-7, 5e-8, 1e-3, 4e-4, 1e-6)
-WIRES = Wires(1e-3, 2e-3, 5e-4, 1e-9, 3e-3, 2e-9)
+COSTS = Costs(2e-3, 1e-3, 1e-4, 1e-7, 5e-8, 1e-3, 4e-4, 1e-6, 5e-4)
+WIRES = Wires(1e-3, 2e-3, 5e-4, 1e-9, 3e-3, 2e-9, 2e-4, 1e-10)
 KV = 1000
 
 
@@ -38,7 +40,7 @@ def test_a_lone_request_takes_what_the_formulas_say():
     )
 
 
-def test_a_hand_over_takes_pack_and_travel_in_the_first_gap():
+def test_a_hand_over_takes_pack_travel_and_store_in_the_first_gap():
     trace = [Arrival(0.0, Request(0, tuple(range(100)), 3))]
     layout = Layout("disaggregated", budget=512, block_size=16)
     size = 7 * 16 * KV  # whole blocks are sent
@@ -47,14 +49,17 @@ def test_a_hand_over_takes_pack_and_travel_in_the_first_gap():
     pack, travel = WIRES.pack + size * WIRES.pack_byte, WIRES.travel + size * WIRES.travel_byte
     writing = [COSTS.seconds(Shape(decodes=1, context=context)) for context in (101, 102)]
     first = WIRES.submit + reading + pack + WIRES.deliver
-    second = first + travel + writing[0] + WIRES.deliver
+    store = WIRES.store + size * WIRES.store_byte  # of the 100 tokens' 7 blocks, whose last is not full
+    second = first + travel + store + writing[0] + WIRES.deliver
     assert found.at == pytest.approx([first, second, second + writing[1]])
 
 
 def test_pieces_of_a_prompt_cost_what_the_whole_does():
     """But for what a step costs by itself: an earlier simulation charged pieces twice and so made a
     winner."""
-    free = replace(COSTS, step=0.0, prompts=0.0, earlier=0.0, decodes=0.0, writing=0.0, context=0.0)
+    free = replace(
+        COSTS, step=0.0, reading=0.0, prompts=0.0, earlier=0.0, decodes=0.0, writing=0.0, context=0.0
+    )
     trace = [Arrival(0.0, Request(0, (1,) * 512, 1))]
     first = [
         times(trace, layout, free, Wires())[0].at[0]
@@ -101,7 +106,7 @@ def test_the_simulator_takes_the_steps_that_the_model_does():
             for each in requests(5, common=8):
                 engine.add(each, 0.0)
             row = []
-            while (step := engine.step(0.0)) is not None:
+            while (step := engine.step()) is not None:
                 row.append((step.shape, step.held))
             shapes.append(row)
         assert shapes[0] == shapes[1]
@@ -149,7 +154,7 @@ def test_no_cost_is_negative():
     found = fit(steps)
     assert all(getattr(found, field.name) >= 0 for field in fields(Costs))
     assert any(getattr(found, field.name) > 0 for field in fields(Costs))
-    with pytest.raises(ValueError, match="5 steps do not tell 8 costs apart"):
+    with pytest.raises(ValueError, match="5 steps do not tell 9 costs apart"):
         fit(steps[:5])
 
 
@@ -174,7 +179,8 @@ def test_a_load_is_fixed_by_its_seed_and_has_its_rate():
     assert abs(rate - 20) < 4 * 20 / math.sqrt(2000)
     lengths = [len(each.request.prompt) for each in trace]
     assert (min(lengths), max(lengths)) == (20, 60)
-    faster = at_rate(trace, 20.0, 40.0)
+    faster = arrivals(replace(load, rate=40.0), 2000)
+    assert [each.request for each in faster] == [each.request for each in trace]
     assert [each.at * 2 for each in faster] == pytest.approx([each.at for each in trace])
 
 
@@ -215,9 +221,8 @@ def test_measures_by_hand():
     assert (found.ttft_p50, found.ttft_p99) == (1.0, 2.0)
     assert (found.itl_p50, found.itl_max) == (0.5, 1.0)
     assert found.attained == pytest.approx(1 / 3)  # a gap of 1 s; in time; a first token after 2 s
-    assert found.goodput == pytest.approx(1 / 4)
+    assert found.met == pytest.approx(1 / 4)
     assert found.throughput == pytest.approx(6 / 4)
-    assert served[0].tpot == 0.75
     assert quantile([3, 1, 2, 4], 0.5) == 2
     with pytest.raises(ValueError, match="nothing was served"):
         measure([], Limits(1, 1))
@@ -227,6 +232,22 @@ def test_little_sees_a_request_that_the_counter_forgot():
     served = [Served(n, float(n), float(n), [1], [n + 2.0]) for n in range(10)]
     assert little(served, counted=20.0, span=11.0) == 0
     assert little(served, counted=18.0, span=11.0) == pytest.approx(0.1)
+
+
+def report(began, ended, free, stayed):
+    return Report(0, (), Shape(), began, ended, free, 0, (), stayed, (), 0, 0)
+
+
+def test_what_workers_report_is_what_who_asks_sees_but_for_what_is_lost():
+    """A request: 0.25 s on its way, 1 on the first worker, 0.5 taken out and packed, 0.125 until that is
+    heard, 0.125 travelling, 1 on the second worker, 0.125 until that is heard."""
+    seen = Seen(submits=[0.25], travels=[(8, 0.125)], delivers=[0.125, 0.125])
+    seen.reports = [(0, report(0.0, 1.0, 1.5, [1.0])), (1, report(1.875, 2.875, 2.875, [1.0]))]
+    served = [Served(0, 0.0, -0.125, [1, 1], [1.5, 3.0])]
+    assert seen.in_house == pytest.approx(0.25 + 1.0 + 0.5 + 0.125 + 0.125 + 1.0 + 0.125)
+    assert little(served, seen.in_house, 3.0) == pytest.approx(0.0)
+    seen.reports[1] = (1, report(1.875, 2.875, 2.875, []))
+    assert little(served, seen.in_house, 3.0) > 0.3
 
 
 # --- beyond what is at hand --------------------------------------------------------------------------
@@ -242,6 +263,23 @@ def test_goodput_falls_with_costs_and_rises_with_workers():
     assert extrapolation.goodput(more, wide, config, COSTS, WIRES) > 1.5 * rate > 0
     slow = replace(WIRES, deliver=100.0)
     assert extrapolation.goodput(case, layout, config, COSTS, slow) == 0.0
+
+
+def test_goodput_is_not_held_down_by_where_the_search_begins():
+    """Who writes in large batches of cheap decodes serves far more than the lone requests' times say."""
+    config, case = Config(), extrapolation.Case(32, 64, requests=20)
+    cheap = replace(COSTS, step=5e-3, decodes=1e-5, context=0.0, new=1e-6, prompts=0.0, pairs=0.0)
+    layout = extrapolation.layouts(case, config)[extrapolation.COLOCATED][0]
+    reading, writing = extrapolation.lone(case, cheap)
+    rate = extrapolation.goodput(case, layout, config, cheap, WIRES)
+    assert rate > 2 * case.workers / (reading + case.output * writing / 4)
+    limits = extrapolation.limits_of(case, cheap)
+
+    def attained(rate):
+        trace = arrivals(Load(rate, case.prompt, case.output), int(5 * limits.ttft * rate))
+        return measure(simulate(trace, layout, cheap, WIRES, 8192).served, limits).attained
+
+    assert attained(rate) >= extrapolation.ATTAINED > attained(1.1 * rate)
 
 
 def test_a_slow_link_and_long_outputs_are_where_to_avoid_it():

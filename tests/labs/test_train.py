@@ -1,18 +1,23 @@
 """labs.train: every strategy computes what one process does, checkpoints carry over, misfits are named."""
 
+import contextlib
+import io
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from test_elastic import claimed, free_port
 
+from labs.train.__main__ import main
 from labs.train.loop import resume, train
 from labs.train.options import STRATEGIES, Options, parse
-from labs.train.strategies import build
+from labs.train.strategies import build, flops_per_token
 
 CPU = torch.device("cpu")
 SMALL = dict(width=32, layers=2, heads=4, length=24, batch=4, learning_rate=3e-3)
@@ -119,6 +124,78 @@ def test_wrong_options_are_one_line_and_status_2(given, said, capsys):
     assert said in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_the_loss_of_experts_is_the_models_without_what_balances_them(ranks):
+    for printed, right, minimised in ranks.run(2, loss_and_gradient_of_experts, backend="link"):
+        assert printed == right
+        assert minimised  # the routers still learn to balance
+
+
+def loss_and_gradient_of_experts():
+    options = Options(strategy="expert", steps=1, **SMALL)
+    trainer = build(options, CPU)
+    tokens, targets = torch.randint(256, (2, 4, 24), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        right = trainer.call(tokens, targets).item()
+    printed = trainer.step(tokens, targets).item()
+    gradients = []
+    for penalty in (trainer.penalty, lambda: 0.0):
+        trainer.optimizer.zero_grad()
+        (trainer.call(tokens, targets) + penalty()).backward()
+        gradients.append(trainer.checkpointed.model.blocks[0].feed_forward.router.weight.grad)
+    return printed, right, not torch.equal(*gradients)
+
+
+def test_flops_are_those_that_torch_counts(ranks):
+    for strategy in ("single", "expert"):
+        ((counted, predicted),) = ranks.run(1, flops_of_a_step, strategy)
+        assert counted == predicted, strategy
+
+
+def flops_of_a_step(strategy):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    options = Options(strategy=strategy, steps=1, experts=3, **SMALL)
+    trainer = build(options, CPU)
+    tokens, targets = torch.randint(256, (2, 4, 24))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the one it counts
+        trainer.step(tokens, targets)
+    return counter.get_total_flops(), flops_per_token(options) * tokens.numel()
+
+
+def test_buckets_count_as_memory(ranks):
+    """DDP's are its gradients; of ZeRO's stage 2 they stand beside them, two of the largest bucket."""
+    ((alone, parameters, peak),) = ranks.run(1, buffers_and_peak, "single")
+    assert alone == 0
+    assert peak >= 4 * parameters  # with gradients and moments
+    for strategy, factor in (("ddp", 1), ("zero2", 1)):
+        for buffers, _, peak in ranks.run(2, buffers_and_peak, strategy, backend="link"):
+            assert factor * parameters <= buffers <= factor * parameters + 1024, strategy
+            least = 4 if strategy == "ddp" else 1 + 1 + 1 / 2 + 2 / 2  # of the rest a rank holds half
+            assert peak >= least * parameters, strategy
+
+
+def buffers_and_peak(strategy):
+    """Tokens so few that activations are small beside the model."""
+    options = Options(strategy=strategy, steps=2, **{**SMALL, "batch": 2, "length": 2})
+    trainer = build(options, CPU)
+    parameters = sum(p.nbytes for p in trainer.checkpointed.model.parameters())
+    *_, report = train(options, trainer, CPU)
+    return trainer.buffer_bytes, parameters, report.peak_bytes
+
+
+def test_steps_whose_memory_is_counted_say_so(ranks):
+    ((first, second, third),) = ranks.run(1, said_of_steps, 3)
+    assert first.endswith("(slower: its memory was counted)")
+    assert second.endswith("(slower: its memory was counted)")
+    assert third.endswith(" ms")
+
+
+def said_of_steps(steps):
+    options = Options(strategy="single", steps=steps, **SMALL)
+    return [report.line(steps) for report in train(options, build(options, CPU), CPU)]
+
+
 def misfit(strategy, sizes):
     try:
         losses(strategy, 1, **sizes)
@@ -138,14 +215,59 @@ def test_what_does_not_fit_the_ranks_is_named_on_all(ranks):
             assert said in text
 
 
+def command(rank, port, arguments, world_size=2):
+    """(exit status, what stderr gets) of ``python -m labs.train`` as this rank of a world."""
+    place = {"RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        sizes = ["--backend", "shm", "--steps", "2", "--width", "32"]
+        patch.setattr(sys, "argv", ["labs.train", *sizes, *arguments])
+        for name, value in place.items():
+            patch.setenv(name, str(value))
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(io.StringIO()):
+            return main(), printed.getvalue()
+
+
+def command_of_ranks(folder, port, arguments):
+    """As one of two ranks: whoever comes first is rank 0. (rank, exit status, stderr)."""
+    rank = 0 if claimed(Path(folder) / "0") else 1
+    return rank, *command(rank, port, arguments[rank])
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_what_is_wrong_is_one_line_whichever_rank_finds_it(ranks, tmp_path, alike):
+    wrong = ["--batch", "3"]
+    found = ranks.run(
+        2, command_of_ranks, str(tmp_path), free_port(), [wrong if alike else [], wrong], backend=None
+    )
+    (_, first, said), (_, second, more) = sorted(found)
+    reason = "batch=3 sequences cannot be shared equally by 2 ranks"
+    assert second == 2
+    assert first == (2 if alike else 1)
+    who = "" if alike else "rank 1 of 2 .* raised ValueError: "
+    assert re.fullmatch(rf"labs\.train: {who}{reason}.*\n", said), said
+    assert more == ""
+
+
+@pytest.mark.parametrize(
+    ("world_size", "status", "said"),
+    [("two", 2, "WORLD_SIZE is an integer of at least 1"), (2, 1, "rank 1 of 2 did not join within 0.5 s")],
+)
+def test_ranks_that_do_not_find_each_other_say_so_in_one_line(world_size, status, said):
+    found, printed = command(0, free_port(), ["--join-timeout", "0.5"], world_size)
+    assert found == status
+    assert re.fullmatch(rf"labs\.train: {said}.*\n", printed), printed
+
+
 LINE = re.compile(
-    r"step (\d)/4  loss [\d.]+  [\d,]+ tokens/s  MFU .*  communicated [\d.]+ MB  peak memory [\d.]+ MB  "
-    r"exposed [\d.]+ of [\d.]+ ms"
+    r"step (\d)/4  loss ([\d.]+)  [\d,]+ tokens/s  MFU .*  communicated [\d.]+ MB  peak memory [\d.]+ MB  "
+    r"exposed [\d.]+ of [\d.]+ ms(  \(slower: its memory was counted\))?"
 )
 
 
-def test_the_command_prints_a_line_a_step_and_survives_a_kill(tmp_path):
-    """The one that users type, over shared memory; rank 1 is killed once, and torchrun starts both again."""
+def test_the_command_prints_a_line_a_step_and_survives_a_kill(ranks, tmp_path):
+    """The one that users type, over shared memory; rank 1 is killed once, and torchrun starts both again.
+    Every loss, before and after, is that of a run that nobody disturbs."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["--max-restarts", "2", "-m", "labs.train", "--strategy", "fsdp", "--backend", "shm"]
     command += ["--steps", "4", "--save-every", "1", "--width", "32", "--layers", "2", "--length", "24"]
@@ -163,10 +285,18 @@ def test_the_command_prints_a_line_a_step_and_survives_a_kill(tmp_path):
         assert run.wait(60) == 0, run.stderr.read()[-3000:]
     finally:
         run.kill()
-    steps = [LINE.fullmatch(line).group(1) for line in lines if line.startswith("step")]
-    assert steps[:2] == ["1", "2"]
-    assert steps[-1] == "4"
+    printed = [LINE.fullmatch(line).groups() for line in lines if line.startswith("step")]
+    steps = [int(step) for step, *_ in printed]
+    assert steps[:2] == [1, 2]
+    assert steps[-1] == 4
+    expected = dict(ranks.run(2, undisturbed, 4, backend="link")[0])
+    for step, loss, *_ in printed:
+        assert float(loss) == pytest.approx(expected[int(step)], abs=1e-4)  # printed to four digits
     assert any(line.startswith("resumed after step") for line in lines), lines
+
+
+def undisturbed(steps):
+    return losses("fsdp", steps, width=32, layers=2, length=24, batch=8, learning_rate=1e-3)
 
 
 def rank_process(agent, rank, seconds=10.0):

@@ -503,7 +503,7 @@ def test_a_state_that_cannot_be_saved_is_refused_on_all_ranks(ranks, tmp_path):
 
 def wrong_loads(folder):
     rank = dist.get_rank()
-    right = {"model": nn.Linear(3, 2), "n": 1, "g": PerRank(torch.zeros(2))}
+    right = {"model": nn.Linear(3, 2), "n": 1, "g": PerRank(torch.zeros(2)), "o": {"state": {0: 1}}}
     checkpoint.save(folder, 1, right)
     wrong = [
         {**right, "model": nn.Linear(3, 2 + rank)},
@@ -513,6 +513,8 @@ def wrong_loads(folder):
         {**right, "g": torch.zeros(2)},
         {**right, "n": PerRank(1)},
         {**right, "n": torch.zeros(1)},
+        {**right, "n": torch.optim.SGD(nn.Linear(3, 2).parameters())},
+        {**right, "o": torch.optim.SGD(nn.Linear(3, 2).parameters())},
     ]
     return [error_of(checkpoint.load, folder, state) for state in wrong]
 
@@ -528,6 +530,8 @@ def test_a_state_that_does_not_fit_is_refused_on_all_ranks(ranks, tmp_path):
         r"g is a per_rank in the checkpoint and a Tensor here",
         r"n is the same on all ranks in the checkpoint; here it is PerRank",
         r"n is a value in the checkpoint and a Tensor here",
+        r"n is a value in the checkpoint; an optimizer's state has a dict there",
+        r"o/state/0 is a value in the checkpoint; an optimizer's state has a dict there",
     ]
     for (kind, text), message in zip(first, messages, strict=True):
         assert kind == "ValueError"

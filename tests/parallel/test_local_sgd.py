@@ -265,6 +265,42 @@ def test_it_resumes_between_two_averagings(ranks, tmp_path):
     assert all(map(all, ranks.run(2, interrupted, str(tmp_path))))
 
 
+def synchronised_once_more(kind):
+    """Behind a round, behind a step alone, again, in the warm-up: (bytes communicated, did it move?)."""
+    torch.manual_seed(1)
+    model = Model(torch.float64)
+    optimizer = kind(model, inner(model, "adamw"), 2, 1)
+    found = []
+
+    def synchronised():
+        before = [p.detach().clone() for p in model.parameters()]
+        with link.counted() as traffic:
+            optimizer.synchronize()
+        moved = not all(map(torch.equal, before, model.parameters()))
+        found.append((sum(traffic.payload.values()) > 0, moved))
+
+    for step in range(1, 5):  # the first is warm-up, a round ends with the third
+        optimizer.zero_grad()
+        backward(model, dist.get_rank(), step, torch.float64)
+        optimizer.step()
+        if step != 2:
+            synchronised()
+    again = Model(torch.float64)
+    resumed = kind(again, inner(again, "adamw"), 2, 1)
+    synchronised()
+    resumed.load_state_dict(optimizer.state_dict())
+    assert not resumed.apart  # the state says so, where the number of steps alone would not
+    return found
+
+
+def test_ranks_that_agree_are_left_as_they_are(ranks):
+    """Else DiLoCo's outer momentum alone would move them."""
+    nothing, agreed = (False, False), (True, True)
+    for kind in (LocalSGD, DiLoCo):
+        for found in ranks.run(2, synchronised_once_more, kind, backend="link"):
+            assert found == [nothing, nothing, agreed, nothing], kind
+
+
 def disagreements():
     rank, found = dist.get_rank(), []
     for model, every in [

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from parallel.shm_progress import Operation
+
 SIZES = (0, 1, 2, 17, 1009, 32_768, 100_003)
 DTYPES = (
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8),
@@ -230,6 +232,52 @@ def asynchronous():
     return True
 
 
+def between_the_lines():
+    """Another thread starts an all_reduce while one that is waited for begins: before its exchange is
+    described, and while it is in flight. Each is done with its own numbers."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    group = dist.distributed_c10d._get_default_group()
+    exchange, lock, others = group._run, group._lock, []
+    dist.all_reduce(torch.ones(1))  # from the second of a dtype on it is one exchange of the caller's thread
+
+    def from_another_thread():
+        if not works:
+            others.append(torch.full((3000,), 10.0 + rank))
+            thread = threading.Thread(target=lambda: works.append(dist.all_reduce(others[-1], async_op=True)))
+            thread.start()
+            thread.join()
+
+    class Lock:
+        def acquire(self, blocking=True):
+            from_another_thread()
+            return lock.acquire()
+
+        release = staticmethod(lock.release)
+
+    def run(address):
+        status = exchange(address)
+        from_another_thread()
+        return status
+
+    works = []
+    for patch in ({"_lock": Lock()}, {"_run": run}):
+        mine = torch.full((700,), 1.0 + rank)
+        if rank == 0:
+            vars(group).update(patch)
+            dist.all_reduce(mine)
+            vars(group).update(_lock=lock, _run=exchange)
+            works.pop().wait()
+        else:
+            time.sleep(0.2)  # what rank 0 begins first is in flight until then
+            other = torch.full((3000,), 10.0 + rank)
+            for x in (other, mine) if "_lock" in patch else (mine, other):
+                dist.all_reduce(x)
+            others.append(other)
+        assert (mine == size * (size + 1) / 2).all(), patch
+        assert (others[-1] == sum(10.0 + q for q in range(size))).all(), patch
+    return True
+
+
 def messages():
     rank, size = dist.get_rank(), dist.get_world_size()
     after, before = (rank + 1) % size, (rank - 1) % size
@@ -293,6 +341,7 @@ def groups():
         *[(n, movements) for n in (1, 2, 3)],
         *[(n, shapes) for n in (1, 2, 4)],
         *[(n, asynchronous) for n in (2, 3)],
+        (2, between_the_lines),
         *[(n, messages) for n in (2, 4)],
         *[(n, groups) for n in (1, 4)],
     ],
@@ -429,3 +478,34 @@ def test_unmodified_pytorch_equals_one_process(ranks, world_size, check):
 
 def test_distributed_checkpoints(ranks, tmp_path):
     assert ranks.run(2, checkpointed, str(tmp_path), backend="shm") == [True] * 2
+
+
+@pytest.mark.parametrize("error", [None, dist.DistBackendError("it was aborted")])
+def test_a_future_is_fulfilled_once_whoever_ends_its_operation_meanwhile(error):
+    """Another thread ends it between the making of its future and what comes after; and once more."""
+    operation = Operation(None, None, "all_reduce", iter(()), ["result"], 1.0)
+
+    class Settling:
+        """The operation's lock, behind whose first release another thread gets its turn."""
+
+        def __enter__(self):
+            self.lock.acquire()
+
+        def __exit__(self, *_):
+            self.lock.release()
+            if not self.had_its_turn:
+                self.had_its_turn = True
+                operation.settle(error)
+
+        lock, had_its_turn = threading.Lock(), False
+
+    operation._settling = Settling()
+    future = operation.get_future()
+    operation.settle(None)  # what has been broken off meanwhile does not succeed
+    assert future.done()
+    assert operation.error is error
+    if error is None:
+        assert future.value() == ["result"]
+    else:
+        with pytest.raises(Exception, match="aborted"):
+            future.value()

@@ -290,6 +290,31 @@ def test_state_is_that_of_one_process_at_any_world_size(ranks, stage, kind, worl
     plain.load_state_dict(end[1])
 
 
+def loaded_over_a_consolidated_state():
+    _, model, optimizer, _ = distributed(1, "adamw", torch.float64, SMALL, True)
+    tokens = batches(3, 1, 2)
+    train(model, optimizer, tokens[:1], dist.get_rank(), None)
+    optimizer.consolidate_state_dict(to=0)
+    states = [optimizer.state_dict() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(states)
+    first = copy.deepcopy(states[0])
+    train(model, optimizer, tokens[1:], dist.get_rank(), None)
+    optimizer.consolidate_state_dict(to=0)
+    optimizer.load_state_dict(first)
+    with pytest.raises(RuntimeError, match="call consolidate_state_dict"):
+        optimizer.state_dict()
+    optimizer.consolidate_state_dict(to=0)
+    if dist.get_rank() == 0:
+        torch.testing.assert_close(optimizer.state_dict(), first, rtol=0, atol=0)
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3, dtype=torch.float64))]})
+    with pytest.raises(RuntimeError, match="call consolidate_state_dict"):
+        optimizer.state_dict()
+
+
+def test_a_consolidated_state_does_not_outlive_what_it_was_taken_of(ranks):
+    ranks.run(2, loaded_over_a_consolidated_state)
+
+
 def refused_states(state):
     _, _, optimizer, _ = distributed(1, "adamw", torch.float64, None, True)
     few, odd = copy.deepcopy(state), copy.deepcopy(state)

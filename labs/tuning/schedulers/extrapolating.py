@@ -11,7 +11,7 @@ for going on with the most promising. Both have distributions over curves; here 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from labs.tuning.schedulers.job import Job, Scheduler, by_extrapolation, ranked
@@ -55,6 +55,10 @@ class Extrapolating(Scheduler):
         self.given_up |= hopeless
         for trial in hopeless:
             del self.promise[trial]
+
+    @property
+    def counted(self) -> Mapping[str, int]:
+        return {"given_up": len(self.given_up)}
 
     @property
     def _exhausted(self) -> bool:

@@ -105,6 +105,11 @@ class Scheduler(ABC):
         start = self.done.get(trial, 0)
         return Job(trial, self.points[trial], start, stop, trial if start else None)
 
+    @property
+    def counted(self) -> Mapping[str, int]:
+        """name -> of what only this kind of search does."""
+        return {}
+
     def best(self) -> tuple[int, float] | None:
         """(trial, loss) with the smallest loss after ``most`` steps; None: no loss there is a number."""
         ended = [

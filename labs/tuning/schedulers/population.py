@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from labs.tuning.schedulers.job import Job, Scheduler
 from labs.tuning.space import Point, mutated
@@ -58,6 +58,10 @@ class PopulationBased(Scheduler):
         self.waiting.extend(
             Job(trial, self.points[trial], start, self.stop, sources[trial]) for trial in sorted(sources)
         )
+
+    @property
+    def counted(self) -> Mapping[str, int]:
+        return {"taken_over": self.copied}
 
     @property
     def _exhausted(self) -> bool:

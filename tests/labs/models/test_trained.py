@@ -73,6 +73,9 @@ def test_the_full_one_is_taken_where_it_is_kept():
     assert chosen("kept") is trained.SHORT
     save(path_of(trained.FULL), {"x": torch.zeros(1)}, {"steps": 1})
     assert chosen("kept") is trained.FULL
+    assert chosen("kept", ("gpt", "student")) is trained.SHORT  # stopped before it came to the student
+    save(path_of(trained.FULL, "student"), {"x": torch.zeros(1)}, {"steps": 1})
+    assert chosen("kept", ("gpt", "student")) is trained.FULL
     with pytest.raises(ValueError, match="there is no recipe 'huge'; there are kept, full, short, tiny"):
         gpt("huge")
 

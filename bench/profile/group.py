@@ -4,46 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.profile.steps import record
 from bench.rounds import Timed
 from bench.traces.events import Job
-from bench.world import WorldStep
-
-
-def record(
-    step: Callable[[], object],
-    steps: int,
-    path: Path,
-    together: Callable[[], object] = lambda: None,
-    wait: Callable[[Any], object] = lambda output: None,
-) -> None:
-    """``steps`` calls into a report of torch.profiler at ``path``. together: called before recording begins
-    and before its first step, where several ranks record. wait: for what a call returned. What is counted of
-    the process is of as many calls before, without a profiler."""
-    from bench.profile.process import ProcessRecord
-    from bench.profile.recorders import TorchRecorder
-
-    together()
-    process = ProcessRecord()
-    process.start()
-    try:
-        for _ in range(steps):
-            wait(step())
-    finally:
-        counted = process.stop() | {"steps": steps}
-    recorder = TorchRecorder(steps, counted=counted)
-    together()
-    recorder.start()
-    try:
-        together()  # starting takes a while, on each rank another
-        for _ in range(steps + 1):  # torch's schedule drops the first
-            wait(step())
-            recorder.step()
-    finally:
-        recorder.stop(path)
+from bench.world.steps import WorldStep
 
 
 def profiles(
@@ -76,7 +44,7 @@ def _profile(timed: Timed, count: int, folder: Path) -> Job:
 
 
 def _said(job: Job, first: Job | None) -> dict[str, Any]:
-    from bench.diagnose import diagnose
+    from bench.diagnosis.verdict import diagnose
     from bench.traces.diff import difference
 
     sentence = ""

@@ -12,18 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.diagnosis.causes import CAUSES, LEAST, NONE, Evidence, percent
-from bench.diagnosis.facts import Facts, facts_of
-from bench.diagnosis.verdict import Diagnosis, decide, weight
+from bench.diagnosis.causes import LEAST, Evidence, percent
+from bench.diagnosis.facts import Facts
+from bench.diagnosis.verdict import Diagnosis, decide, diagnose, weight
 from bench.report.units import text_of
-from bench.traces.events import Job
-
-__all__ = ["CAUSES", "NONE", "Diagnosis", "Facts", "decide", "diagnose", "facts_of"]
-
-
-def diagnose(job: Job) -> Diagnosis:
-    """Of one job, of all its ranks. ValueError: its reports have no timeline."""
-    return decide(facts_of(job))
 
 
 def diagnose_path(path: Path, as_json: bool) -> int:
@@ -42,14 +34,15 @@ def diagnose_program(words: Sequence[str], as_json: bool) -> int:
     """Run a Python program under torch.profiler, then say what held it up; the program's status when it
     failed.
 
-    The program's own output stays where it is; the diagnosis follows it.
+    The program's own output stays where it is, and the diagnosis follows it; with ``as_json`` it goes to
+    stderr, so that stdout is JSON and nothing else.
     """
     from bench.profile.command import profile_program
     from bench.traces.load import load
 
     with tempfile.TemporaryDirectory(prefix="perflab-diagnose-") as folder:
         place = Path(folder) / "profile"
-        status = profile_program(words, "torch", place, memory=False)
+        status = profile_program(words, "torch", place, memory=False, quiet=as_json)
         if status:
             return status
         if not place.is_dir() or not any(place.iterdir()):
@@ -86,24 +79,25 @@ def _from_results(path: Path, as_json: bool) -> int:
         print(json.dumps({name: one.to_json() for name, one in diagnoses.items()}, indent=1))
         return 0
     for name, one in diagnoses.items():
-        print(text_of(f"{name}: {headline(one)}"))
+        for line in lines(name, one):
+            print(text_of(line))
     return 0
 
 
 def headline(diagnosis: Diagnosis) -> str:
     """The verdict in a sentence."""
     evidence, second = diagnosis.evidence, diagnosis.second
-    next_ = f"; next: {second.cause} ({percent(second.share)})" if second and weight(second) > 0.02 else ""
+    next_ = f"; next: {second.cause} ({_part(second)})" if second and weight(second) > 0.02 else ""
     if evidence is None:
         return f"no bottleneck ({diagnosis.sure}): nothing costs {percent(LEAST)} of the time{next_}"
-    what = _gain(evidence)
-    return f"{evidence.cause} ({diagnosis.sure}): {what}{next_}"
+    gain = evidence.gain
+    faster = f", about {gain:.2f}x faster without it" if gain is not None else ""
+    return f"{evidence.cause} ({diagnosis.sure}): {_part(evidence)}{faster}{next_}"
 
 
-def _gain(evidence: Evidence) -> str:
-    if evidence.cause == "memory_capacity":
-        return f"a step takes {percent(evidence.share)} of the memory there is for it"
-    return f"{percent(evidence.share)} of the time, up to {evidence.gain:.2f}x faster without it"
+def _part(evidence: Evidence) -> str:
+    """ "70 % of the time", or of the room in memory."""
+    return f"{percent(evidence.share)} of the {evidence.of}"
 
 
 def lines(source: str, diagnosis: Diagnosis) -> list[str]:

@@ -5,9 +5,10 @@ import time
 
 import pytest
 
-from bench.diagnose import CAUSES, NONE
+from bench.diagnosis.causes import CAUSES, NONE
 from bench.measure import measure_group
-from bench.profiled import record
+from bench.profile.recorders import TorchRecorder
+from bench.profile.steps import record
 from bench.traces.load import load
 from bench.traces.steps import steps
 from labs.lab import Check, Lab, Variant
@@ -79,6 +80,28 @@ def test_a_second_recording_in_one_process_is_whole(tmp_path):
         record(lambda: None, 3, folder / "report.json.gz")
         assert len(steps(load(folder).traces[0])) == 3
     assert profiler.profile.start is before
+
+
+def test_a_report_that_cannot_be_written_leaves_torchs_profiler_as_it_was(tmp_path):
+    from torch import autograd, profiler
+
+    before = profiler.profile.start, autograd.profiler.profile.__enter__
+    with pytest.raises(Exception, match="nowhere"):
+        record(lambda: None, 3, tmp_path / "nowhere" / "report.json.gz")
+    assert (profiler.profile.start, autograd.profiler.profile.__enter__) == before
+
+
+def test_what_was_counted_beforehand_comes_without_a_series_of_other_steps(tmp_path):
+    record(lambda: time.sleep(0.01), 4, tmp_path / "report.json.gz")
+    (trace,) = load(tmp_path).traces
+    assert trace.process["steps"] == 4
+    assert "series" not in trace.process
+    recorder = TorchRecorder()
+    recorder.start()
+    time.sleep(0.05)
+    recorder.stop(tmp_path / "other.json.gz")
+    other = load(tmp_path / "other.json.gz").traces[0].process
+    assert len(other["series"][0]) == len(other["columns"])
 
 
 def test_a_variant_whose_profile_fails_is_an_error_of_the_group():
