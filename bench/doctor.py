@@ -115,9 +115,7 @@ def _threads() -> Finding:
                 WARNING, "threads", f"{name}={value}: {cores - int(value)} of {cores} cores stay idle"
             )
     if cores < (os.cpu_count() or 1):
-        return Finding(
-            GOOD, "threads", f"{cores} of {os.cpu_count()} cores are usable here (affinity, control groups)"
-        )
+        return Finding(GOOD, "threads", f"{cores} of {os.cpu_count()} cores are usable here (affinity)")
     return Finding(GOOD, "threads", f"libraries choose their own number for {cores} cores")
 
 
