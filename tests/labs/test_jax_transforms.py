@@ -29,7 +29,7 @@ from labs.jax_transforms import (
     sharding,
     training,
 )
-from labs.lab import configure, find
+from labs.lab import NotMeasured, configure, find
 
 SIZES = dict(
     products=5, samples=3, features=6, width=8, batch=5, steps=9, hidden=5, inputs=3, outputs=7, parameters=4,
@@ -338,7 +338,7 @@ class Strict(Stated):
 
     def recorded(self, variant, name):
         if (variant, name) not in self.values:
-            raise KeyError(f"{variant} recorded no {name!r}")
+            raise NotMeasured(f"{variant} recorded no {name!r}")
         return super().recorded(variant, name)
 
 

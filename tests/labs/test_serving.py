@@ -11,7 +11,7 @@ from stated import Stated, machine
 from bench.results import LabResults
 from labs import figure as figures
 from labs import load
-from labs.lab import Interval, configure
+from labs.lab import Interval, NotMeasured, configure
 from labs.serving import derived, extrapolation
 from labs.serving import figures as drawn
 from labs.serving.claims import CLAIMS
@@ -34,7 +34,7 @@ class Recorded(Stated):
 
     def recorded(self, variant, name):
         if not self.values.get((variant, name)):
-            raise LookupError(f"{variant} recorded no {name!r}")
+            raise NotMeasured(f"{variant} recorded no {name!r}")
         return self.values[variant, name]
 
 
