@@ -1,7 +1,7 @@
 """The formulas: seconds of a step, healthy and with each fault.
 
-healthy     FLOPs / matrix peak + (TRIPS x activations + 28 B x parameters) / copy bandwidth
-            + calls x AUTOGRAD x cost of a call
+healthy     FLOPs / half of min(matrix peak, 4 x float32's) + calls x AUTOGRAD x cost of a call
+            + (TRIPS x activations + 28 B x parameters) / copy bandwidth
 input       + sequences x time of a read; read ahead max(healthy, time of a read)
 python      + probabilities x (an item, a float, a call, three operations, a logarithm)
 dispatch    calls x pieces
@@ -28,6 +28,7 @@ from labs.lab import Interval, Measurement, Prediction, Results
 from labs.machine import Machine
 
 REACHED = 0.5  # assumed: of the FMA peak, by torch's products of this size
+FED = 4.0  # assumed: of float32's peak, what matrix units reach of theirs when they are fed from memory
 AUTOGRAD = 3  # plain calls that a recorded call and its part of backward cost
 TRIPS = 5  # of a kept tensor: written, read on, read in backward, its gradient written and read
 ADAMW_BYTES = 28  # of a parameter: itself, gradient, two moments read; all but the gradient written
@@ -77,7 +78,10 @@ def healthy(
     sequences = config.sequences if sequences is None else sequences
     length = config.length if length is None else length
     gpt = config.gpt()
-    peak = machine.peak(precision or precision_of(machine), unit="matrix", threads=threads)
+    precision = precision or precision_of(machine)
+    peak = machine.peak(precision, unit="matrix", threads=threads)
+    if precision == "bfloat16":
+        peak = min(peak, FED * machine.peak("float32", threads=threads))
     flops = flops_per_token(gpt, length) * sequences * length
     activations = activation_bytes(gpt, sequences, length)
     rate = machine.bandwidth(activations / pieces, threads=threads)

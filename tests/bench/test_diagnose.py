@@ -109,6 +109,16 @@ def test_page_faults_cost_what_the_kernel_spent_on_them_and_some_more():
     assert share["allocator"] == pytest.approx(1.7 * 0.1)
 
 
+def test_seconds_of_the_kernel_are_not_pythons():
+    """Memory that is given back by a call in Python is a gap between operators, too."""
+    found = decide(replace(HEALTHY, gaps=0.4, system=0.3, fault_share=0.25))
+    share = {one.cause: one.share for one in found.ranked}
+    assert share["python"] == pytest.approx(0.4 * 0.7)
+    assert found.bottleneck == "allocator"
+    device = decide(replace(HEALTHY, gaps=0.4, system=0.3, on_device=True, calling=0.0))
+    assert device.evidence.share == pytest.approx(0.4)  # the host's kernel takes nothing of a device's time
+
+
 def test_what_the_hosts_memory_and_threads_cost_is_no_share_of_a_devices_time():
     sick = SICK["allocator"] | SICK["oversubscription"]
     assert decide(replace(HEALTHY, on_device=True, calling=0.0, **sick)).bottleneck == NONE
@@ -117,6 +127,13 @@ def test_what_the_hosts_memory_and_threads_cost_is_no_share_of_a_devices_time():
 def test_a_narrow_type_that_is_no_faster_here_is_not_advised():
     assert decide(replace(HEALTHY, wide_products=0.95, faster=1.29)).bottleneck == NONE
     assert decide(replace(HEALTHY, wide_products=0.95, faster=1.31)).bottleneck == "compute_precision"
+
+
+def test_products_never_become_as_much_faster_as_matrix_units_are():
+    share = [
+        decide(replace(HEALTHY, wide_products=0.8, faster=times)).evidence.share for times in (2.0, 15.0)
+    ]
+    assert share == pytest.approx([0.4, 0.6])
 
 
 def test_threads_that_seldom_take_turns_are_not_too_many():

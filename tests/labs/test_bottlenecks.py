@@ -25,7 +25,7 @@ from labs.bottlenecks.claims import (
     named_right,
 )
 from labs.bottlenecks.job import Job, Run, best_precision
-from labs.bottlenecks.model import REACHED, derive, healthy, predict, seconds
+from labs.bottlenecks.model import FED, REACHED, derive, healthy, predict, seconds
 from labs.bottlenecks.proof import check, precision_of
 from labs.bottlenecks.ranks import eager_exchange, even_shares, late_exchange, shares, uneven_shares
 from labs.bottlenecks.ways import HEALTHY, ON_DEVICE, PAIRS, RANKED, setup_of
@@ -317,6 +317,14 @@ def test_a_step_is_its_products_its_bytes_and_its_calls():
     assert healthy(config, slower) - healthy(config, here) == pytest.approx(
         flops / REACHED * (1 / 50e9 - 1 / 100e9)
     )
+
+
+def test_matrix_units_are_fed_from_memory():
+    config = configure(LAB, "quick")
+    fed, beyond = (
+        machine(**CONSTANTS | {"matrix_bfloat16_1_flops": times * 50e9}) for times in (FED, 3 * FED)
+    )
+    assert healthy(config, fed) == healthy(config, beyond)
 
 
 # --- claims ------------------------------------------------------------------------------------------
