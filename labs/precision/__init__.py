@@ -9,13 +9,13 @@ matter: arithmetic is its limit.
 
 Formulas (``model.py``, ``sizes.py``), for W weights in matrices:
   file      W times bytes of a weight + scales, masks, and what stays float32
-  a token   max(bytes read / bandwidth, 2 W slots / vector peak) + calls
-  a prompt  2 W tokens / peak of the format
+  a token   bytes read / bandwidth + 2 W slots / vector peak where weights are widened + calls
+  a prompt  max(2 W tokens / peak of the format, bytes read / bandwidth)
   a round   k draft tokens + one pass of the large model, for (1 - a^(k+1)) / (1 - a) tokens
 
-Quality is measured on a GPT that ``make model`` trained (a shorter training where it has not run), as bits
-per byte of held-out files of the standard library; speed on a gigabyte of random weights, so that memory is
-measured.
+Quality is measured on a GPT that ``make model`` trained (a shorter training where it has not run, which
+decides nothing about quality), as bits per byte of held-out files of the standard library; speed on a
+gigabyte of random weights, so that memory is measured.
 
 Sources: Dettmers et al. 2022, "LLM.int8()"; Frantar et al. 2022, "GPTQ"; Sheng et al. 2023, "FlexGen"; Han et
 al. 2015 (pruning); Michel et al. 2019 (heads); Hu et al. 2021, "LoRA"; Hinton et al. 2015 (distillation);

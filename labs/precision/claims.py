@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from labs.lab import Claim, Interval, Results, all_of, at_least, at_most
 from labs.precision.measured import LEARNED, excess, has_learned, one, tokens_of_a_round, unhealed
+from labs.precision.model import tokens_per_round
 
 
-def _costs(results: Results, form: str, most: float) -> bool | None:
-    found = excess(results, form)
+def _costs(results: Results, form: str, most: float, base: str = "float32") -> bool | None:
+    found = excess(results, form, base)
     return at_most(found, most) if found is not None and has_learned(results) else None
 
 
@@ -67,13 +68,20 @@ def rounds_give_more(results: Results) -> bool | None:
 
 
 def speculation_pays(results: Results) -> bool | None:
-    """A round gives more tokens than one by one take its time."""
-    count = tokens_of_a_round(results)
-    if count is None or not results.has("speculative/round", "speculative/token"):
+    """A round gives more tokens than it costs tokens' time, where its acceptance is predicted to do it."""
+    whole, token = "speculative/round", "speculative/token"
+    count, share = tokens_of_a_round(results), one(results, "speculative", "acceptance_share")
+    expected, alone = results.predicted(whole), results.predicted(token)
+    if not (count and share is not None and expected and alone and results.has(whole, token)):
         return None
-    cost = results.ratio("speculative/round", "speculative/token")
-    faster = Interval(count / cost.value, count / cost.high, count / cost.low)
-    return at_least(faster, 1.0) if has_learned(results) else None
+    if not has_learned(results) or tokens_per_round(share, results.config.lookahead) < expected / alone:
+        return None
+    cost = results.ratio(whole, token)
+    return at_least(Interval(count / cost.value, count / cost.high, count / cost.low), 1.0)
+
+
+def teaching_helps(results: Results) -> bool | None:
+    return _costs(results, "distilled", 0.0, "alone")
 
 
 def exits_save(results: Results) -> bool | None:
@@ -172,10 +180,15 @@ CLAIMS = (
         f"They are the large model's own (proved). A draft that is often wrong gives one a round. {NEEDS}",
     ),
     Claim(
-        "Speculative decoding is faster than one token after the other.",
+        "Where its acceptance is predicted to pay, speculative decoding is faster than token after token.",
         speculation_pays,
         "A round must give more tokens than it costs tokens' time; the picture shows from which acceptance "
-        f"on. If it fails, is the draft too often wrong, or too slow, bound by calls? {NEEDS}",
+        f"on. If it fails, is the draft slower than its bytes, bound by calls? {NEEDS}",
+    ),
+    Claim(
+        "A student needs fewer bits per byte when the model teaches it than when it learns as long alone.",
+        teaching_helps,
+        f"The teacher's probabilities say more than the byte that came. {NEEDS}",
     ),
     Claim(
         "A bfloat16 KV cache makes attention over it at least 1.2 times as fast.",

@@ -79,7 +79,9 @@ def _speculation(results: Results) -> Iterator[Figure]:
     if share is not None and count:
         series.append(Series("the trained model and its draft", [share], [count / cost]))
     note = f"{ahead} proposals a round, which costs {cost:.2f} tokens' time; it pays above 1"
-    yield Chart("Speculative decoding", "proposals accepted (share)", "speed (x)", series, note=note)
+    yield Chart(
+        "Speculative decoding", "probability that a proposal is right (share)", "speed (x)", series, note=note
+    )
 
 
 def _cache(results: Results) -> Iterator[Figure]:

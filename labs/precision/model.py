@@ -3,11 +3,13 @@
 Storage     the numbers of each matrix times the bytes of one, with scales, masks and columns: exact
 A token     max(bytes it reads / bandwidth of memory, slots / vector peak) + calls
             A slot is a vector instruction on 16 weights, each worth 2 FLOPs. A weight of float32 needs 1
-            (the FMA), int8 3 (load with sign extension, to float, FMA), int4 4 (a mask or shift more).
+            (the FMA), int8 3 (load with sign extension, to float, FMA), int4 4 (a mask or shift more). Of
+            widened weights it is the sum, not the larger: a core that waits for a line has too little room
+            to widen ahead. Of compressed rows a weight also waits for the FMA of the one before.
 A prompt    max(2 FLOPs a weight and token / peak of the format's unit, bytes of the weights / bandwidth)
 A round     k tokens of the draft and one pass of k + 1 of the large model: it reads its weights once; of
             proposals that are right with probability a it gives (1 - a^(k + 1)) / (1 - a) tokens
-A KV cache  bytes of keys and values / bandwidth
+A KV cache  bytes of keys and values / bandwidth; of int8 also slots and calls, one a head
 """
 
 from __future__ import annotations
@@ -62,6 +64,10 @@ def token_seconds(
     weights = model.layers * sum(matrix.numbers for matrix in sizes.matrices(model))
     peak = machine.peak("float32", threads=0)
     compute = 2 * weights * (SLOTS.get(form, 1) + tokens - 1) / peak
+    if form == "sparse":  # one sum a row, a gathered number at a time
+        compute = (1 - sizes.SPARSITY) * weights * (machine.get("fma_latency_s") or 0.0) / machine.cores
+    together = (moved / rate, compute)
+    seconds = sum(together) if form in (*SLOTS, "sparse") else max(together)
     calls = model.layers * (BLOCK_CALLS + (6 * QUANTIZED_CALLS if form in SLOTS else 0))
     over = calls * (machine.get("torch_call_s") or 0.0)
     over += 6 * model.layers * (machine.get("torch_parallel_region_s") or 0.0)
@@ -70,7 +76,7 @@ def token_seconds(
         f"{moved / 1e6:.0f} MB at {rate / 1e9:.1f} GB/s = {moved / rate * 1e3:.2f} ms, computing "
         f"{compute * 1e3:.2f} ms ({limit} is the limit), {calls} calls {over * 1e3:.2f} ms"
     )
-    return max(moved / rate, compute) + over, because
+    return seconds + over, because
 
 
 def round_seconds(config: Config, machine: Machine) -> tuple[float, str]:
@@ -120,9 +126,17 @@ def cache_bytes(config: Config, form: str) -> float:
 def cache_seconds(config: Config, machine: Machine, form: str) -> tuple[float, str]:
     moved = cache_bytes(config, form)
     rate = reading(machine)
-    calls = 2 * config.sequences * config.cache_heads * (QUANTIZED_CALLS if form == "int8" else 1)
+    if form != "int8":
+        return moved / rate, f"{moved / 1e6:.0f} MB at {rate / 1e9:.1f} GB/s"
+    numbers = 2 * config.sequences * config.context * config.cache_heads * 128
+    compute = 2 * numbers * SLOTS[form] / machine.peak("float32", threads=0)
+    calls = 2 * config.sequences * config.cache_heads * QUANTIZED_CALLS
     over = calls * (machine.get("torch_call_s") or 0.0)
-    return moved / rate + over, f"{moved / 1e6:.0f} MB at {rate / 1e9:.1f} GB/s and {calls} calls"
+    because = (
+        f"{moved / 1e6:.0f} MB at {rate / 1e9:.1f} GB/s, computing {compute * 1e3:.2f} ms, {calls} calls "
+        f"{over * 1e3:.2f} ms"
+    )
+    return moved / rate + compute + over, because
 
 
 def predict(config: Config, machine: Machine) -> Sequence[Prediction]:

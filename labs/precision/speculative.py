@@ -23,12 +23,12 @@ from labs.models.gpt import GPT
 
 @dataclass(frozen=True)
 class Decoded:
-    """tokens: (1, prompt + count). rounds: passes of the large model. proposed, accepted: by the small
-    one."""
+    """tokens: (1, prompt + count). rounds: passes of the large model. judged: proposals of the small one, of
+    each round up to the first that was wrong: those behind it had no chance. accepted: the right ones."""
 
     tokens: torch.Tensor
     rounds: int
-    proposed: int
+    judged: int
     accepted: int
 
 
@@ -50,7 +50,7 @@ def speculate(target: GPT, draft: GPT, prompt: torch.Tensor, count: int, lookahe
         raise ValueError(f"{end} tokens do not fit the context of {room}")
     target_cache, draft_cache = target.new_cache(end), draft.new_cache(end)
     tokens = prompt
-    rounds = proposed = accepted = 0
+    rounds = judged = accepted = 0
     while tokens.shape[1] < end:
         ahead = min(lookahead, end - tokens.shape[1] - 1)  # the round's own token always comes on top
         guess = tokens
@@ -63,5 +63,5 @@ def speculate(target: GPT, draft: GPT, prompt: torch.Tensor, count: int, lookahe
         tokens = torch.cat((guess[:, : tokens.shape[1] + right], choices[None, right : right + 1]), 1)
         for cache in (*target_cache, *draft_cache):  # keys of refused tokens are overwritten
             cache.length = min(cache.length, tokens.shape[1] - 1)
-        rounds, proposed, accepted = rounds + 1, proposed + ahead, accepted + right
-    return Decoded(tokens, rounds, proposed, accepted)
+        rounds, judged, accepted = rounds + 1, judged + min(right + 1, ahead), accepted + right
+    return Decoded(tokens, rounds, judged, accepted)

@@ -65,7 +65,7 @@ def _speculative_text(config: Config, recorder: Recorder) -> Step:
         done = [speculate(target, draft, each[None], config.tokens, config.lookahead) for each in starts]
         recorder.record("rounds", sum(each.rounds for each in done), "rounds")
         recorder.record(
-            "acceptance", sum(e.accepted for e in done) / max(1, sum(e.proposed for e in done)), "share"
+            "acceptance", sum(e.accepted for e in done) / max(1, sum(e.judged for e in done)), "share"
         )
         return torch.cat([each.tokens for each in done])
 

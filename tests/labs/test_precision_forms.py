@@ -284,8 +284,11 @@ def test_speculation_gives_the_large_models_own_tokens(lookahead, count, length,
     found = speculate(target, draft, prompt, count, lookahead)
     assert found.tokens.equal(target.generate(prompt, count))
     assert found.rounds + found.accepted == count
+    assert found.accepted <= found.judged <= found.accepted + found.rounds
+    assert found.judged <= lookahead * found.rounds
     if noise == 0:
         assert found.rounds == -(-count // (lookahead + 1))
+        assert found.judged == found.accepted
 
 
 def test_what_cannot_be_decoded_is_refused():
