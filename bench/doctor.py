@@ -114,9 +114,7 @@ def _threads() -> Finding:
         worst = BAD if any(level == BAD for level, _ in found) else WARNING
         return Finding(worst, "threads", "; ".join(text for _, text in found))
     if cores < (os.cpu_count() or 1):
-        return Finding(
-            GOOD, "threads", f"{cores} of {os.cpu_count()} cores are usable here (affinity, control groups)"
-        )
+        return Finding(GOOD, "threads", f"{cores} of {os.cpu_count()} cores are usable here (affinity)")
     return Finding(GOOD, "threads", f"libraries choose their own number for {cores} cores")
 
 

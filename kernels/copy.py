@@ -1,4 +1,4 @@
-"""Copies: the limit of everything that is bound by memory, to stand beside it in the same run."""
+"""Copies, and a pass in place: the limits of what is bound by memory, to stand beside it in the same run."""
 
 from __future__ import annotations
 
@@ -24,6 +24,15 @@ def _streamed_copy(chunk, source, target):
     store_fence()
 
 
+@chunked
+def _rewrite(chunk, source, targets):
+    full_width()
+    first, last = chunk * _CHUNK, min(source.size, (chunk + 1) * _CHUNK)
+    for row in range(targets.shape[0]):
+        for j in range(first, last):
+            targets[row, j] += source[j]
+
+
 def copy(source: torch.Tensor, target: torch.Tensor) -> None:
     """target = source, both float32, contiguous and one-dimensional, of the same size."""
     _copy(-(-source.numel() // _CHUNK), source, target)
@@ -32,3 +41,9 @@ def copy(source: torch.Tensor, target: torch.Tensor) -> None:
 def streamed_copy(source: torch.Tensor, target: torch.Tensor) -> None:
     """The same past the caches (non-temporal stores), in whole vectors of 16."""
     _streamed_copy(-(-source.numel() // _CHUNK), source, target)
+
+
+def rewrite(source: torch.Tensor, targets: torch.Tensor) -> None:
+    """targets += source, (elements,) and (rows, elements), float32 and contiguous: the source is read once,
+    each row read and written where it lies."""
+    _rewrite(-(-source.numel() // _CHUNK), source, targets)

@@ -11,6 +11,7 @@ Registration alone costs microseconds, which small tensors do not repay: below a
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -25,10 +26,13 @@ from kernels.interpreter import interpreting, repair
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 FLOATS_AND_DOUBLE = (*FLOATS, torch.float64)
+LEAST_CAPABILITY = (8, 0)
+"""Of an NVIDIA GPU: what the kernels are compiled and checked for begins here, and so does Triton."""
 
 
 class FallbackWarning(UserWarning):
-    """The kernels do not take these tensors; torch's own operation ran instead."""
+    """The kernels do not take these tensors, and torch's own operation ran instead; or they cannot use what
+    makes them fast."""
 
 
 def register(
@@ -137,6 +141,8 @@ def _unsupported(
         return f"there are no kernels for device {device.type!r}"
     if first.layout is not torch.strided:
         return f"there are no kernels for layout {first.layout}"
+    if device.type == "cuda" and (reason := gpu_lacks(device)):
+        return reason
     for tensor in (first, *others):
         if tensor is None:
             continue
@@ -145,6 +151,25 @@ def _unsupported(
             return f"the kernels take {taken}, not {str(tensor.dtype).removeprefix('torch.')}"
         if tensor.device != device:
             return f"the tensors are on {device} and {tensor.device}"
+    return ""
+
+
+def gpu_lacks(device: torch.device) -> str:
+    """Why no Triton kernel can run on this CUDA device; empty where they can."""
+    return _gpu_lacks(device)
+
+
+# As torch.compiler.assume_constant_result has it, which would import the compiler, and Triton, now.
+gpu_lacks._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@cache
+def _gpu_lacks(device: torch.device) -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "the kernels for GPUs need triton, which is not installed"
+    if not torch.version.hip and (found := torch.cuda.get_device_capability(device)) < LEAST_CAPABILITY:
+        least, have = (".".join(map(str, capability)) for capability in (LEAST_CAPABILITY, found))
+        return f"the kernels take GPUs of compute capability {least} and above, not {have}"
     return ""
 
 

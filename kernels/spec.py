@@ -51,9 +51,10 @@ class Benchmark:
 
     operation: the public function. direction: ``forward``, ``backward`` or ``forward+backward``.
     ways(device): builds the steps that do the same work, ours as ``kernels``, the others by the peer's name.
-    bytes_moved: what must cross memory at least, each tensor once. flops: where arithmetic is the limit,
-    else 0. target: the least speed-up over the best peer that the project aims at on a CPU, None where it has
-    promised none.
+    bytes_moved: what must cross memory at least, each tensor once. rewritten: so many tensors are read and
+    written where they lie, beside one that is read (0: as much is read as is written elsewhere). flops: of
+    its products, else 0. holds_less: to hold less memory is what it is for. target: the least speed-up over
+    the best peer that the project aims at on a CPU, None where it has promised none.
     """
 
     operation: str
@@ -64,6 +65,8 @@ class Benchmark:
     bytes_moved: int
     flops: int = 0
     target: float | None = None
+    rewritten: int = 0
+    holds_less: bool = False
 
     @property
     def name(self) -> str:
@@ -156,6 +159,7 @@ class Operation:
                     sum(self.bytes_moved(shapes, part) for part in parts),
                     sum(self.flops(shapes, part) for part in parts),
                     target,
+                    holds_less=self.most != NEVER,
                 )
 
     def _ways(self, case: Case, dtype: torch.dtype, direction: str) -> Callable[[str], dict[str, Step]]:

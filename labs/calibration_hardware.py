@@ -24,6 +24,7 @@ from labs.machine import Curve, affinity
 
 KIBI, MEBI, GIBI = 2**10, 2**20, 2**30
 RUN_SECONDS = 0.002  # of one timed run: long against a wake-up, short against a scheduler's time slice
+RATE_SECONDS = 0.1  # of all runs of one rate, where they are long
 Work = Callable[[int], object]
 """Runs without the GIL for a given number of iterations."""
 Figures = dict[str, tuple[float, str]]
@@ -67,7 +68,8 @@ def pin(place: int) -> None:
 
 
 def together(works: Sequence[Work], iterations: int, runs: int = 5) -> float:
-    """Seconds of the fastest of ``runs`` in which every thread does ``iterations`` of its own work."""
+    """Seconds of the fastest of ``runs`` in which every thread does ``iterations`` of its own work, after one
+    that is not timed; infinite where there is no other."""
     if len(works) == 1:
         return best(lambda: works[0](iterations), runs)
     barrier = threading.Barrier(len(works), timeout=60)
@@ -95,11 +97,15 @@ def together(works: Sequence[Work], iterations: int, runs: int = 5) -> float:
         reason = failures[0] if failures else "not finished within 120 s"
         raise RuntimeError(f"a calibration thread failed: {reason!r}")
     rounds = list(zip(*spans, strict=True))[1:]
-    return min(max(end for _, end in span) - min(start for start, _ in span) for span in rounds)
+    spans_s = (max(end for _, end in span) - min(start for start, _ in span) for span in rounds)
+    return min(spans_s, default=math.inf)
 
 
 def rate(works: Sequence[Work], amount: float, seconds: float = RUN_SECONDS, runs: int = 5) -> float:
-    """Units per second of all works together, where one iteration of one work is ``amount`` units."""
+    """Units per second of all works together, where one iteration of one work is ``amount`` units.
+
+    Of ``runs`` as many as fit RATE_SECONDS, at least 3: a copy of a gigabyte is long against any disturbance.
+    """
     iterations = 1
     while True:
         start = time.perf_counter()
@@ -109,7 +115,9 @@ def rate(works: Sequence[Work], amount: float, seconds: float = RUN_SECONDS, run
             break
         iterations *= 4 if elapsed * 8 < seconds else 2
     seconds += 1e-4 * (len(works) - 1)  # waking many threads takes longer, and is part of the time
-    iterations = max(1, round(iterations * seconds / elapsed))
+    each = elapsed / iterations
+    iterations = max(1, round(seconds / each))
+    runs = min(runs, max(3, int(RATE_SECONDS / (each * iterations))))
     return amount * iterations * len(works) / together(works, iterations, runs)
 
 
@@ -218,7 +226,7 @@ def bandwidths(threads: int, sizes: Sequence[int], runs: int = 9) -> dict[str, l
     grain = 2 * kernel.STREAMS * kernel.LANES32
     with ExitStack() as stack:
         buffers = [stack.enter_context(Buffer(sizes[-1] // threads)) for _ in range(threads)]
-        together([partial(_fill, buffer.floats, seed) for seed, buffer in enumerate(buffers)], 1, runs=1)
+        together([partial(_fill, buffer.floats, seed) for seed, buffer in enumerate(buffers)], 1, runs=0)
         found: dict[str, list[float]] = {"copy": [], "read": []}
         for size in sizes:
             count = size // threads // 4 // grain * grain

@@ -18,7 +18,6 @@ import argparse
 import difflib
 import math
 import statistics
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -377,19 +376,18 @@ def main(name: str) -> None:
 
     from labs import load
 
-    options = vars(parser(load(name), name).parse_args())
+    read = parser(load(name), name)
+    options = vars(read.parse_args())
     overrides = {
         key[4:]: value for key, value in options.items() if key.startswith("set_") and value is not None
     }
     runners = {entry.value: entry for entry in entry_points(group="perflab.runner")}
     if len(runners) != 1:
         there = f"there are {len(runners)}: {', '.join(sorted(runners))}" if runners else "there is none"
-        print(
-            f"labs.{name}: one installed distribution has to offer a runner (entry point perflab.runner), "
-            f"and {there}; pip install -e . where perflab lies",
-            file=sys.stderr,
+        read.error(
+            f"one installed distribution has to offer a runner (entry point perflab.runner), and {there}; "
+            "pip install -e . where perflab lies"
         )
-        raise SystemExit(2)
     (runner,) = runners.values()
     raise SystemExit(
         runner.load()(name, scale=options["scale"] or "normal", overrides=overrides, output=options["output"])

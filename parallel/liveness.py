@@ -73,11 +73,13 @@ def started(pid: int) -> int | None:
 
 
 def this_host() -> str:
+    """What processes that see each other under /proc have in common: this boot and the PID namespace. One
+    word."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
+        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
     except OSError:  # no /proc: no peer is recognised as a process of this host
-        return f"{os.uname().nodename} {os.getpid()}"
+        return f"{os.uname().nodename}/{os.getpid()}"
 
 
 class Watch(threading.Thread):

@@ -32,7 +32,6 @@ class _Held:
 class StageRunner:
     """Runs ``module``, number ``index`` of the pipeline.
 
-    peak: the most micro-batches that were held at once in the step.
     early: gradients of weights that came with those of inputs in the step, though in a second half.
     """
 
@@ -41,20 +40,15 @@ class StageRunner:
         self._held: dict[int, _Held] = {}
         self._begun: dict[int, list[GradientEdge]] = {}  # where gradients begin, by micro-batch
         self._sources = Sources(module) if index == 0 else None
-        self.peak = self.early = 0
+        self.early = 0
 
     def clear(self) -> None:
         """Before a step: forget what one that failed has left."""
         self._held.clear()
         self._begun.clear()
-        self.peak = self.early = 0
+        self.early = 0
         if self._sources is not None:
             self._sources.take()
-
-    @property
-    def held(self) -> int:
-        """Micro-batches that are held now."""
-        return len(self._held)
 
     def forward(self, microbatch: int, inputs: Sequence[Any]) -> tuple[torch.Tensor, ...]:
         """The outputs, with their graph."""

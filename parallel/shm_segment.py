@@ -29,6 +29,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from parallel.liveness import this_host
+
 LINE = 64
 SLOTS, SLOT_BYTES = 4, 1 << 17
 """Of each rank for collectives: chunks stay in the second-level cache on their way from core to core."""
@@ -108,7 +110,7 @@ class Segment:
         secret = secrets.token_hex(8)
         self._map(descriptor)
         self._memory[:8] = bytes.fromhex(secret)
-        store.set("segment", f"{os.getpid()} {descriptor} {secret} {_machine()}")
+        store.set("segment", f"{os.getpid()} {descriptor} {secret} {this_host()}")
         return descriptor
 
     def _open(self, store: Any, deadline: float, timeout: float) -> int:
@@ -119,10 +121,10 @@ class Segment:
                 )
             time.sleep(0.001)
         process, number, secret, machine = store.get("segment").decode().split()
-        if machine != _machine():
+        if machine != this_host():
             raise ValueError(
                 f"shm: ranks 0 and {self.rank} are on different hosts or in different containers (boot and "
-                f"PID namespace {machine} and {_machine()}); shm joins processes of one host, gloo others"
+                f"PID namespace {machine} and {this_host()}); shm joins processes of one host, gloo others"
             )
         path = f"/proc/{process}/fd/{number}"
         try:
@@ -264,10 +266,3 @@ class Segment:
     def take(self, area: Area, member: int, rounds: int) -> None:
         """Say that ``member``, which is this rank, is done with this many rounds."""
         self._words[(area.taken_base + member * LINE - self._address) // 8] = rounds
-
-
-def _machine() -> str:
-    """What processes that can see each other under /proc have in common: this boot and the PID namespace."""
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        boot = file.read().strip()
-    return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"

@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.report.units import format_seconds
+from bench.suites.kernel_table import Row
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 LONG = (
@@ -33,7 +36,8 @@ def blocks(kind):
 
 BLOCKS = [[line for line in block.splitlines() if line.strip()] for block in blocks("console")]
 COMMANDS = [command for block in BLOCKS for command in block]
-QUICK = [[command for command in block if not command.startswith(LONG)] for block in BLOCKS]
+SWAPPED = "python swap_kernels.py"  # has a test of its own
+QUICK = [[line for line in block if not line.startswith(LONG) and line != SWAPPED] for block in BLOCKS]
 SLOW = [block for block in BLOCKS if any(command.startswith(LONG) for command in block)]
 
 
@@ -49,8 +53,9 @@ def folder(tmp_path, finished_run):
     return tmp_path
 
 
-def run(command, folder, timeout):
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+def run(command, folder, timeout, **variables):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, **variables}
     done = subprocess.run(
         command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout
     )
@@ -83,6 +88,36 @@ def test_quick_commands(block, folder, request):
     if any("--target sm_" in command for command in block):
         request.getfixturevalue("compiling_alone")
     run_in_order(block, folder, 100)
+
+
+COUNTING = """
+import atexit
+from torch.utils._python_dispatch import TorchDispatchMode
+
+class Counting(TorchDispatchMode):
+    calls = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "perflab":
+            self.calls.add(func.name().removeprefix("perflab::"))
+        return func(*args, **(kwargs or {}))
+
+Counting().__enter__()
+atexit.register(lambda: print(*sorted(Counting.calls)))
+"""
+
+
+@pytest.mark.timeout(300)
+def test_the_swapped_kernels_are_what_runs(folder):
+    """Forward and backward; those that the README names as left to torch are."""
+    (folder / "counting").mkdir()
+    (folder / "counting" / "sitecustomize.py").write_text(COUNTING)  # imported when Python starts
+    said, calls = run(SWAPPED, folder, 200, PYTHONPATH="counting").stdout.splitlines()
+    assert re.fullmatch(r"loss [\d.]+ and [\d.]+; step \d+ ms and \d+ ms", said)
+    found = set(calls.split())
+    assert {"attention", "attention_backward", "gelu", "gelu_backward"} <= found
+    assert any(name.startswith("cross_entropy") for name in found)
+    assert not any("norm" in name for name in found)
 
 
 @pytest.mark.proof
@@ -140,30 +175,88 @@ def test_figures_are_those_of_the_committed_results():
 
 def kernel_figures(saved):
     """The README's lines about the committed run of bench/suites/test_kernels.py."""
-    rows = [entry["extra_info"]["row"] for entry in saved["benchmarks"] if "row" in entry["extra_info"]]
-    assert {row["allocator"] for row in rows} == {"default", "tuned"}
-    machine = saved["machine_info"]
-    where = f"{machine['cpu']['brand_raw']}, {machine['perflab']['usable_cores']} cores"
+    found = [entry["extra_info"]["row"] for entry in saved["benchmarks"] if "row" in entry["extra_info"]]
+    rows = [Row(**row) for row in found]
+    assert {row.allocator for row in rows} == {"default", "tuned"}
     yield (
-        f"From [docs/kernels.json](docs/kernels.json), {where}, float32; "
-        "speed-up over the fastest peer, with glibc's default allocator and with one that keeps its memory:"
+        f"From [docs/kernels.json](docs/kernels.json), {machine_of(saved)}, float32; speed-up over the "
+        "fastest peer with its 95 % interval, with glibc's default allocator and with one that keeps its "
+        "memory:"
     )
     yield ""
-    yield "| operation | default | tuned | fastest peer (tuned) | of a copy (tuned) | aim |"
+    yield "| operation | default | tuned | fastest peer (tuned) | of its limit (tuned) | aim |"
     yield "|---|--:|--:|---|--:|---|"
-    for name in dict.fromkeys(row["name"] for row in rows):
-        columns = {row["allocator"]: row for row in rows if row["name"] == name}
+    for name in dict.fromkeys(row.name for row in rows):
+        columns = {row.allocator: row for row in rows if row.name == name}
         tuned = columns["tuned"]
-        limit = f"{tuned['fraction']:.0%}" if tuned["fraction"] is not None and not tuned["flops"] else ""
-        speedups = [f"{columns[mode]['speedup']:.2f}x" for mode in ("default", "tuned")]
-        aim = f"{tuned['target']:.2f}x" if tuned["target"] is not None else ""
-        yield f"| {' | '.join([name, *speedups, tuned['peer'], limit, aim])} |"
+        speedups = [speedup(columns[mode]) for mode in ("default", "tuned")]
+        limit = "; ".join(filter(None, [tuned.of_limit, tuned.memory]))
+        aim = f"{tuned.target:.2f}x" if tuned.target is not None else ""
+        yield f"| {' | '.join([name, *speedups, tuned.peer, limit, aim])} |"
+
+
+def left_to_torch(measured):
+    """The README's lines about kernels/crossover.json: below which size the public functions call torch."""
+    from kernels.spec import NEVER  # imported here: it takes torch
+
+    elements = measured["elements"]["cpu"]
+    sizes = ", ".join(f"{name} {count:,}" for name, count in elements.items() if 0 < count < NEVER)
+    always = ", ".join(name for name, count in elements.items() if count == NEVER)
+    yield (
+        "On the CPU the public functions leave to torch's own operation what has fewer elements than "
+        f"([kernels/crossover.json](kernels/crossover.json), measured where it says): {sizes}; and "
+        f"everything: {always}."
+    )
+
+
+def machine_of(saved):
+    machine = saved["machine_info"]
+    return f"{machine['cpu']['brand_raw']}, {machine['perflab']['usable_cores']} cores"
+
+
+def speedup(row):
+    return f"{row.speedup:.2f}x ({row.low:.2f} to {row.high:.2f})"
 
 
 def test_kernel_figures_are_those_of_the_committed_run():
     saved = json.loads((ROOT / "docs" / "kernels.json").read_text())
     block = README.split("<!-- kernels -->\n")[1].split("<!-- /kernels -->")[0]
     assert block.strip() == "\n".join(kernel_figures(saved))
+
+
+def parallel_figures(saved):
+    """The README's lines about the committed run of bench/suites/test_parallel.py: two ranks, and of more
+    the largest tensor."""
+    lines = [entry["extra_info"]["line"] for entry in saved["benchmarks"] if "line" in entry["extra_info"]]
+    largest = max(line.get("bytes", 0) for line in lines)
+    yield (
+        f"From [docs/parallel.json](docs/parallel.json), {machine_of(saved)}; speed-up over the peer with "
+        "its 95 % interval:"
+    )
+    yield ""
+    yield "| ours | its time | against | its time | speed-up | aim |"
+    yield "|---|--:|---|--:|--:|---|"
+    for line in lines:
+        if line["ranks"] == 2 or line.get("bytes") == largest:
+            times = [format_seconds(line[side]) for side in ("seconds", "peer_seconds")]
+            ratio = f"{line['ratio']:.2f}x ({line['low']:.2f} to {line['high']:.2f})"
+            aim = f"{line['aim']:.2f}x" if line["aim"] is not None else ""
+            yield f"| {' | '.join([line['name'], times[0], line['peer'], times[1], ratio, aim])} |"
+
+
+def test_parallel_figures_are_those_of_the_committed_run():
+    """No table without a run."""
+    path = ROOT / "docs" / "parallel.json"
+    block = README.split("<!-- parallel -->\n")[1].split("<!-- /parallel -->")[0]
+    assert block.strip() == (
+        "\n".join(parallel_figures(json.loads(path.read_text()))) if path.exists() else ""
+    )
+
+
+def test_what_is_left_to_torch_is_as_measured():
+    saved = json.loads((ROOT / "kernels" / "crossover.json").read_text())
+    block = README.split("<!-- crossover -->\n")[1].split("<!-- /crossover -->")[0]
+    assert block.strip() == "\n".join(left_to_torch(saved))
 
 
 def test_links_lead_somewhere():

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 class Row:
     """Ours beside the fastest peer; low and high bound the speed-up; fraction is limit / ours.
 
-    left_out: peers that were not timed in rounds: how many times slower than the fastest they are in a call.
+    limit: what the fraction is of. left_out: peers that were not timed in rounds: how many times slower than
+    the fastest they are in a call. peak_fraction: share of the FLOP/s that the cores reached in the same run.
+    held_bytes, peer_held_bytes: by how much a call grows memory, where that is what the operation is for.
     """
 
     name: str
@@ -33,6 +35,10 @@ class Row:
     flops: float
     target: float | None
     left_out: Mapping[str, float] = field(default_factory=dict)
+    limit: str = "a copy"
+    peak_fraction: float | None = None
+    held_bytes: int | None = None
+    peer_held_bytes: int | None = None
 
     @classmethod
     def of(
@@ -42,8 +48,12 @@ class Row:
         medians: Mapping[str, float],
         against: Mapping[str, Comparison],
         left_out: Mapping[str, float],
+        peak: float | None = None,
+        held: Mapping[str, int | None] | None = None,
     ) -> Row:
-        """against: each peer compared with ours, so that its ratio is our speed-up over it."""
+        """against: each peer compared with ours, so that its ratio is our speed-up over it. peak: FLOP/s of
+        all cores for the line's dtype. held: bytes that a call of ours ("kernels") and of each peer holds.
+        """
         peer = min(against, key=lambda name: against[name].ratio)
         limit = medians["limit"] / medians["kernels"] if "limit" in medians else None
         return cls(
@@ -59,12 +69,35 @@ class Row:
             line.flops / medians["kernels"],
             line.target if allocator == "tuned" else None,  # targets are about kernels, not page faults
             left_out,
+            "a pass in place" if line.rewritten else "a copy",
+            line.flops / medians["kernels"] / peak if line.flops and peak else None,
+            held["kernels"] if held else None,
+            held[peer] if held else None,
         )
 
     @property
     def verdict(self) -> str:
         """Against the target; without one, against the peer."""
         return verdict(self.low, self.high, self.target)
+
+    @property
+    def of_limit(self) -> str:
+        """How near it comes to the limit that it is nearest to; nothing where one of them is not known."""
+        if self.flops and self.peak_fraction is None:
+            return ""
+        limits = [(self.fraction or 0.0, self.limit), (self.peak_fraction or 0.0, "the FLOP/s")]
+        share, limit = max(limits)
+        return f"{share:.0%} of {limit}" if share else ""
+
+    @property
+    def memory(self) -> str:
+        """What a call holds of ours and of the peer; empty where that is not what the operation is for."""
+        from bench.report.units import format_quantity
+
+        if self.held_bytes is None or self.peer_held_bytes is None:
+            return ""
+        held = (self.held_bytes, self.peer_held_bytes)
+        return " against ".join(format_quantity(one, "B", digits=2) for one in held)
 
 
 HEADINGS = (
@@ -76,6 +109,7 @@ HEADINGS = (
     "speed-up",
     "95 % interval",
     "of limit",
+    "memory",
     "target",
 )
 LEFT = ("operation", "malloc", "best peer", "target")
@@ -117,9 +151,7 @@ def _left_out(rows: list[Row]) -> str:
 def _cells(row: Row) -> tuple[str, ...]:
     from bench.report.units import format_seconds
 
-    limit = f"{row.fraction:.0%} of copy" if row.fraction is not None else ""
-    if row.flops:
-        limit = f"{row.flops / 1e9:.0f} GFLOP/s"
+    limit = ", ".join(filter(None, [row.of_limit, f"{row.flops / 1e9:.0f} GFLOP/s" if row.flops else ""]))
     return (
         row.name,
         row.allocator,
@@ -129,6 +161,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.speedup:.2f}",
         f"[{row.low:.2f}, {row.high:.2f}]",
         limit,
+        row.memory,
         f"{row.target:.2f} {row.verdict}" if row.target is not None else row.verdict,
     )
 

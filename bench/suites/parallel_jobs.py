@@ -1,6 +1,7 @@
 """What ``test_parallel.py`` times on every rank of a world, as functions of this module that make a step:
 
     all_reduce_<backend>_<bytes>             dist.all_reduce of a plain float32 tensor
+    exchange_<bytes>                         what an all_reduce over shm does when Python has got there
     cpu_<backend>_<bytes>                    CPU seconds of all ranks for COPIES of them (returned, not timed)
     train_<ours|torch>_<strategy>_<backend>  a step of the GPT at TOKENS tokens a rank
 
@@ -18,6 +19,7 @@ from labs.models.configuration import GPTConfig
 
 BACKENDS = ("gloo", "shm")
 SIZES = tuple(1 << power for power in (10, 12, 16, 18, 20, 22, 24, 26))
+EXCHANGED = 1 << 12
 COPIES = 20
 STRATEGIES = ("ddp", "zero1", "fsdp")
 TOKENS, LENGTH = 256, 128
@@ -44,6 +46,28 @@ def all_reduce(backend: str, size: int) -> Step:
 
     group, tensor = group_of(backend), torch.rand(size // 4)
     return lambda: dist.all_reduce(tensor, group=group)
+
+
+def exchange(size: int) -> Step:
+    """The exchange alone, without torch.distributed's way to it: as ``ShmGroup.allreduce`` describes it."""
+    import torch
+    import torch.distributed as dist
+
+    from parallel.shm_exchange import RUNNING, STALLED
+
+    group, tensor = group_of("shm"), torch.rand(size // 4)
+    dist.all_reduce(tensor, group=group)  # it compiles the reduction, and keeps it
+    itemsize, reduce, signature = group._sums[tensor.dtype]
+    count, address, lane, run = tensor.numel(), tensor.data_ptr(), group._lane, group._run
+
+    def step() -> object:
+        lane.describe_all_reduce(signature, count, address, count * itemsize, reduce)
+        while run(lane.address) in (STALLED, RUNNING):
+            pass
+        lane.before += lane.rounds
+        return tensor
+
+    return step
 
 
 def cpu(backend: str, size: int) -> Step:
@@ -158,6 +182,7 @@ BUILDERS: dict[tuple[str, str], Callable[[Any, Any], tuple[Any, Any]]] = {
 }
 
 # A world finds what to run by its name.
+globals()[f"exchange_{EXCHANGED}"] = partial(exchange, EXCHANGED)
 for _backend in BACKENDS:
     for _size in SIZES:
         globals()[f"all_reduce_{_backend}_{_size}"] = partial(all_reduce, _backend, _size)

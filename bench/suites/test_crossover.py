@@ -12,18 +12,22 @@ crossover, serves better. The forward pass decides: the backward runs what the f
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 from pathlib import Path
 from statistics import median
 
 import pytest
+import torch
 
 from bench.plugin import TABLES
 from bench.rounds import Timed, pairs, time_together
 from bench.stats import Comparison, compare_pairs
 from kernels.op import without_crossover
 from kernels.spec import NEVER, Sized, Step, sized
+from labs.calibration_facts import model_name
+from labs.machine import usable_cores
 
 SIZES = Path(__file__).parents[2] / "kernels" / "crossover.json"
 LONG_SECONDS, LARGE_ELEMENTS = 0.02, 1 << 22
@@ -66,6 +70,15 @@ def crossover_of(found: list[tuple[int, Comparison]]) -> int:
     return sizes[min(range(len(sizes)), key=cost)]
 
 
+def between(found: list[tuple[int, Comparison]]) -> list[int]:
+    """[the largest size at which torch's surely serves better, the smallest from which ours surely does], by
+    the 95 % intervals; 0 and NEVER where there is none."""
+    torchs = [elements for elements, comparison in found if comparison.high < 1]
+    last = torchs[-1] if torchs else 0
+    ours = [elements for elements, comparison in found if comparison.low > 1 and elements > last]
+    return [last, ours[0] if ours else NEVER]
+
+
 def say(config: pytest.Config, text: str) -> None:
     """A line of the terminal's summary."""
     config.stash.setdefault(TABLES, []).append(lambda width: text + "\n")
@@ -73,11 +86,12 @@ def say(config: pytest.Config, text: str) -> None:
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_crossover(name: str, pytestconfig: pytest.Config) -> None:
-    crossovers = []
+    crossovers, intervals = [], []
     for one in OPERATIONS[name]:  # several where an option makes another operation of it: gelu
         with without_crossover():
             found = measure(one)
         crossovers.append(min(one.most, crossover_of(found)))
+        intervals.append(between(found))
         shown = ", ".join(f"{size}: {comparison.ratio:.2f}" for size, comparison in found)
         where = "at no size" if crossovers[-1] == NEVER else f"from {crossovers[-1]} elements"
         say(pytestconfig, f"{name}: ours {where} (elements: torch's time over ours: {shown})")
@@ -85,7 +99,14 @@ def test_crossover(name: str, pytestconfig: pytest.Config) -> None:
     if pytestconfig.getoption("write_crossover"):
         data = json.loads(SIZES.read_text())
         data["elements"]["cpu"][name] = max(crossovers)
-        data["elements"]["cpu"] = dict(sorted(data["elements"]["cpu"].items()))
+        data["measured"]["cpu"][name] = {
+            "between": intervals[crossovers.index(max(crossovers))],
+            "on": f"{model_name()}, {usable_cores()} cores",
+            "torch": torch.__version__,
+            "date": datetime.date.today().isoformat(),
+        }
+        for part in ("elements", "measured"):
+            data[part]["cpu"] = dict(sorted(data[part]["cpu"].items()))
         SIZES.write_text(json.dumps(data, indent=2) + "\n")
 
 

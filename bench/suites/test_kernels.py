@@ -3,11 +3,12 @@
     pytest bench/suites/test_kernels.py --quick [--device cuda]
 
 Each line is timed in interleaved rounds in one process: ours, torch eager, torch.compile, the peers that its
-family names, and ``limit``, a copy of as many bytes as the operation must move. The speed-up is against the
-fastest peer, the fraction is limit / ours. The allocator is fixed when a process starts (with glibc's default
-a large output is page-faulted anew at every call), so the tuned column is measured by a child process. The
-table stands at the end of the run. A quick run times only the lines for which ``kernels.spec`` states a
-target.
+family names, and ``limit``, a copy of as many bytes as the operation must move, or a pass in place for what
+is updated in place. The speed-up is against the fastest peer, the fraction is limit / ours; products are also
+held against the cores' FLOP/s, measured in the same run. The allocator is fixed when a process starts (with
+glibc's default a large output is page-faulted anew at every call), so the tuned column is measured by a child
+process. The table stands at the end of the run. A quick run times only the lines for which ``kernels.spec``
+states a target.
 
 A peer whose best warm call takes several times as long as another's is not the fastest: its rounds are
 spared, and it is named below the table.
@@ -62,9 +63,16 @@ def device(pytestconfig: pytest.Config) -> str:
 
 
 def _limit(line: Benchmark, device: str) -> Callable[[], object]:
-    """A copy that moves as many bytes as the operation must, as fast as this machine copies."""
+    """What moves as many bytes as the operation must, as fast as this machine does: a copy, or a pass in
+    place, which is faster, since no line is fetched only to be overwritten."""
     import torch
 
+    if line.rewritten and device == "cpu":
+        from kernels.copy import rewrite
+
+        elements = line.bytes_moved // 4 // (2 * line.rewritten + 1)
+        gradient, states = torch.rand(elements), torch.rand(line.rewritten, elements)
+        return lambda: rewrite(gradient, states)
     elements = max(1024, line.bytes_moved // 8)
     source, target = torch.rand(elements, device=device), torch.empty(elements, device=device)
     if device == "cuda":
@@ -76,6 +84,30 @@ def _limit(line: Benchmark, device: str) -> Callable[[], object]:
 
     ways = [lambda: copy(source, target), lambda: streamed_copy(source, target)]
     return min(ways, key=lambda way: min(timeit.repeat(way, number=3, repeat=5)))
+
+
+@cache
+def _peaks() -> dict[str, float]:
+    """FLOP/s of all cores by dtype; bfloat16's without a unit of its own is float32's."""
+    from labs.calibration_hardware import peaks
+    from labs.machine import usable_cores
+
+    found = {name: value for name, (value, _) in peaks(usable_cores()).items()}
+    single = found["vector_float32_all_flops"]
+    return {"float32": single, "bfloat16": found.get("matrix_bfloat16_all_flops", single)}
+
+
+def _peak(line: Benchmark, device: str) -> float | None:
+    return _peaks().get(str(line.dtype).removeprefix("torch.")) if line.flops and device == "cpu" else None
+
+
+def _held(line: Benchmark, device: str, ways: Mapping[str, Step]) -> dict[str, int | None] | None:
+    """By how much a call of each grows memory, where that is what the operation is for."""
+    from labs.memory import extra_bytes
+
+    if not line.holds_less or device != "cpu":
+        return None
+    return {name: extra_bytes(step) for name, step in ways.items()}
 
 
 def _contenders(peers: Mapping[str, Step]) -> tuple[dict[str, Step], dict[str, float]]:
@@ -124,7 +156,8 @@ def test_kernel(name: str, paired: Paired, device: str, rows: list[Row], pytestc
     if len(ways) == 1:
         results = {next(iter(ways)): results}
     against = {peer: results[peer] for peer in compared}
-    row = Row.of(line, allocator_mode(), paired.medians, against, left_out)
+    held = _held(line, device, {name: functions[name] for name in ("kernels", *compared)})
+    row = Row.of(line, allocator_mode(), paired.medians, against, left_out, _peak(line, device), held)
     rows.append(row)
     paired.extra_info["kernels"]["row"] = vars(row)
 

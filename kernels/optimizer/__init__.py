@@ -38,6 +38,8 @@ class _OnePass(torch.optim.Optimizer):
     """``step`` of all six: gather each group's tensors as torch does, then update them in one pass."""
 
     _step_group: Callable[[Group], None]
+    _measured_as: str
+    """The name under which ``kernels/crossover.json`` has its update."""
 
     @_use_grad_for_differentiable
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -74,7 +76,7 @@ class _OnePass(torch.optim.Optimizer):
                 op.warn_once(name, f"there are no kernels for {reason}")
             return "torch"
         if lists[0] and not compiling:
-            least = op.crossover(name, lists[0][0].device.type)
+            least = op.crossover(self._measured_as, lists[0][0].device.type)
             if least and sum(map(elements_of, lists[0])) < least:
                 return "small"
         return "kernels"
@@ -103,6 +105,8 @@ def _unsuitable(group: Group, lists: Lists, steps: list[Any]) -> str:
     for device in devices:
         if device.type not in ("cpu", "cuda"):
             return f"tensors on device {device.type!r}"
+        if device.type == "cuda" and op.gpu_lacks(device):
+            return f"tensors on {device}: {op.gpu_lacks(device)}"
     for device in set(map(device_of, steps)):
         if device.type != "cpu" and {device} != devices:
             return f"steps that are counted on {device}, where the parameters are not"
@@ -147,6 +151,8 @@ def _rate(group: Group, params: list[Any]) -> torch.Tensor:
 class SGD(_OnePass, torch.optim.SGD):
     """``torch.optim.SGD``: gradient descent, with momentum, dampening, Nesterov's step, weight decay."""
 
+    _measured_as = "SGD"
+
     def _step_group(self, group: Group) -> None:
         lists = self._gather(group, 3)
         params, grads, buffers = lists
@@ -186,6 +192,8 @@ class SGD(_OnePass, torch.optim.SGD):
 class Adagrad(_OnePass, torch.optim.Adagrad):
     """``torch.optim.Adagrad``: the rate of each element falls with the sum of its squared gradients."""
 
+    _measured_as = "Adagrad"
+
     def _step_group(self, group: Group) -> None:
         lists = self._gather(group, 4)
         options = {name: group[name] for name in ("lr_decay", "weight_decay", "eps", "maximize")}
@@ -208,6 +216,8 @@ class Adagrad(_OnePass, torch.optim.Adagrad):
 class RMSprop(_OnePass, torch.optim.RMSprop):
     """``torch.optim.RMSprop``: gradients over their root mean square, with momentum, centered or not."""
 
+    _measured_as = "RMSprop"
+
     def _step_group(self, group: Group) -> None:
         params, grads, squares, buffers, means, steps = self._gather(group, 6)
         lists = [params, grads, squares, means, buffers, steps]
@@ -227,6 +237,8 @@ class RMSprop(_OnePass, torch.optim.RMSprop):
 class Adadelta(_OnePass, torch.optim.Adadelta):
     """``torch.optim.Adadelta``: gradients in the units of the changes that they have caused."""
 
+    _measured_as = "Adadelta"
+
     def _step_group(self, group: Group) -> None:
         lists = self._gather(group, 5)
         options = {name: group[name] for name in ("rho", "eps", "weight_decay", "maximize")}
@@ -243,6 +255,8 @@ class Adadelta(_OnePass, torch.optim.Adadelta):
 
 
 class _AdamStep(_OnePass):
+    _measured_as = "Adam"
+
     def _step_group(self, group: Group) -> None:
         lists = self._gather(group, 6)
         options = {

@@ -7,7 +7,7 @@ lets it; donation reuses memory; ``shard_map`` cuts work over devices, and the c
 All ask for pure functions: what Python does while JAX traces happens once.
 
 Formulas (``costs.py``, and ``predict`` in each problem's file):
-  call       call + arrays x cost of an array + handing over to XLA's thread, from 1000 FLOPs on
+  call       call + arrays x cost of an array + waking XLA's thread, from 1000 FLOPs on
   loop       turns x call; vmap: one call + FLOPs / rate + bytes / bandwidth
   gradient   3 x forward's FLOPs, less the gradient of the data; under checkpoint 4 x (in a scan)
   scan       steps x (FLOPs / rate + kernels x start of a kernel)

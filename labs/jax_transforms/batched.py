@@ -9,7 +9,7 @@ from labs.jax_transforms import costs
 from labs.jax_transforms.arrays import random, to_jax, to_torch
 from labs.jax_transforms.config import Config
 from labs.jax_transforms.excerpts import BATCHED
-from labs.jax_transforms.staging import Staged
+from labs.jax_transforms.staging import Staged, waited
 from labs.lab import Prediction, Recorder, Step, Variant
 from labs.machine import Machine
 from labs.one_thread import OneThread
@@ -38,7 +38,7 @@ def _jax(name: str) -> Callable[[Any, Recorder], Step]:
         if name == "loop":
             product = jax.jit(jnp.matmul)
             pairs = list(zip(left, right, strict=True))
-            return lambda: [product(a, b) for a, b in pairs]
+            return waited(lambda: [product(a, b) for a, b in pairs])
 
         def turns(left: Any, right: Any) -> Any:
             return jax.lax.map(lambda pair: pair[0] @ pair[1], (left, right))
@@ -71,9 +71,7 @@ def variants(config: Config) -> Sequence[Variant]:
     work: dict[str, Any] = dict(
         flops=2.0 * config.products * SIZE**3, bytes_moved=3.0 * costs.FLOAT * config.products * SIZE**2
     )
-    found = [
-        Variant(GROUP, name, _jax(name), clock="jax", threads=0, **work) for name in ("loop", "map", "vmap")
-    ]
+    found = [Variant(GROUP, name, _jax(name), threads=0, **work) for name in ("loop", "map", "vmap")]
     names = ("torch_loop", "torch_bmm", "torch_vmap")
     return [*found, *(Variant(GROUP, name, _torch(name), **work) for name in names)]
 
@@ -85,12 +83,12 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     moved = 3.0 * costs.FLOAT * count * SIZE**2
     memory, alone = (moved / machine.bandwidth(moved, threads=threads) for threads in (0, 1))
     text = f"{count} x 2 x {SIZE}^3 FLOPs at the rate of scalar code {us(arithmetic)}"
-    turn = 3 * machine["jax_kernel_s"]
+    turn, wake = 3 * machine["jax_kernel_s"], machine["jax_wake_s"]
     operation = machine["torch_call_s"]
     said = {
         "loop": (
-            count * call,
-            f"{count} calls in a row x {us(call)}",
+            count * call + wake,
+            f"{count} calls in a row x {us(call)} + waking XLA's thread {us(wake)}",
             "how long the two threads of a call keep one another waiting",
         ),
         "map": (

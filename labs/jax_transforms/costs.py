@@ -1,6 +1,6 @@
 """What predictions are made of: dispatch, products, kernels, new pages.
 
-jitted call  = call + arrays x cost of an array + handing over to XLA's thread (from 1000 FLOPs on)
+jitted call  = call + arrays x cost of an array + waking XLA's thread and its answer (from 1000 FLOPs on)
 calls in a row = the slower of dispatching one and of handing over and computing the one before
 program      = FLOPs / rate of the library's product + kernels x start of a kernel + bytes / bandwidth; a
                small product has one core's share of the rate, a large one two hand-overs between threads
@@ -19,7 +19,7 @@ def jitted_call(machine: Machine, arrays: float = 1.0, flops: float = INLINE_FLO
     """Seconds of a call before and after its arithmetic. arrays: pairs of one that goes in and one that
     comes out; half a pair for one of the two."""
     seconds = machine["jax_call_s"] + max(arrays - 1, 0.0) * machine["jax_array_s"]
-    return seconds + (machine["jax_handover_s"] if flops >= INLINE_FLOPS else 0.0)
+    return seconds + (machine["jax_wake_s"] if flops >= INLINE_FLOPS else 0.0)
 
 
 def streamed_call(machine: Machine, arrays: float, inside: float) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 from labs.jax_transforms import costs
 from labs.jax_transforms.arrays import random, to_jax, to_torch
 from labs.jax_transforms.config import Config
-from labs.jax_transforms.staging import Staged
+from labs.jax_transforms.staging import Staged, waited
 from labs.lab import Prediction, Recorder, Step, Variant
 from labs.machine import Machine
 from labs.one_thread import OneThread
@@ -74,7 +74,7 @@ def _jax_jacobian(name: str) -> Callable[[Any, Recorder], Step]:
         if name == "loop":
             row = jax.jit(lambda x, a, b, basis: jax.vjp(lambda x: function(x, a, b), x)[1](basis)[0])
             basis = list(jnp.eye(config.outputs))
-            return lambda: [row(x, first, second, each) for each in basis]
+            return waited(lambda: [row(x, first, second, each) for each in basis])
         mode = jax.jacfwd if name == "forward" else jax.jacrev
         return Staged(recorder, mode(function), x, first, second)
 
@@ -95,7 +95,7 @@ def _jax_hessian(name: str) -> Callable[[Any, Recorder], Step]:
             slope = jax.grad(loss)
             product = jax.jit(lambda x, rows, basis: jax.jvp(lambda x: slope(x, rows), (x,), (basis,))[1])
             basis = list(jnp.eye(config.parameters))
-            return lambda: [product(x, rows, each) for each in basis]
+            return waited(lambda: [product(x, rows, each) for each in basis])
         outer = jax.jacfwd if name == "forward_over_reverse" else jax.jacrev
         return Staged(recorder, outer(jax.grad(loss)), x, rows)
 
@@ -152,15 +152,14 @@ def hessian_flops(config: Config) -> float:
 
 def variants(config: Config) -> Sequence[Variant]:
     found = [
-        Variant(JACOBIAN, name, _jax_jacobian(name), clock="jax", threads=0)
-        for name in ("forward", "reverse", "loop")
+        Variant(JACOBIAN, name, _jax_jacobian(name), threads=0) for name in ("forward", "reverse", "loop")
     ]
     found += [
         Variant(JACOBIAN, name, _torch_jacobian(name))
         for name in ("torch_jacfwd", "torch_jacrev", "torch_loop")
     ]
     found += [
-        Variant(HESSIAN, name, _jax_hessian(name), clock="jax", threads=0)
+        Variant(HESSIAN, name, _jax_hessian(name), threads=0)
         for name in ("forward_over_reverse", "reverse_over_reverse", "loop")
     ]
     return [*found, Variant(HESSIAN, "torch_func", _torch_hessian("torch_func"))]
@@ -180,7 +179,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
         )
         for group, count in numbers.items()
     }
-    function = machine["torch_func_call_s"]
+    function, wake = machine["torch_func_call_s"], machine["jax_wake_s"]
     product = "a product of thin matrices, far from the rate of the square one"
     dispatch = "how long the two threads of a call keep one another waiting"
     layers = "torch.func's Python, which depends on the operation and on what is nested"
@@ -205,8 +204,8 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     say(
         JACOBIAN,
         "loop",
-        config.outputs * row[JACOBIAN],
-        f"{config.outputs} calls x {us(row[JACOBIAN])}",
+        config.outputs * row[JACOBIAN] + wake,
+        f"{config.outputs} calls x {us(row[JACOBIAN])} + waking XLA's thread {us(wake)}",
         dispatch,
     )
     one = PASS_OPERATIONS * machine["torch_recorded_call_s"]
@@ -221,8 +220,8 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     for name in ("forward_over_reverse", "reverse_over_reverse"):
         text = f"{config.parameters} passes at once: {hessian:.3g} FLOPs, one call"
         say(HESSIAN, name, seconds, text, product)
-    text = f"{config.parameters} calls x {us(row[HESSIAN])}"
-    say(HESSIAN, "loop", config.parameters * row[HESSIAN], text, dispatch)
+    text = f"{config.parameters} calls x {us(row[HESSIAN])} + waking XLA's thread {us(wake)}"
+    say(HESSIAN, "loop", config.parameters * row[HESSIAN] + wake, text, dispatch)
     operations = OPERATIONS["torch_func"]
     seconds = costs.torch_program(machine, hessian, operations, "func", threads=1)
     say(HESSIAN, "torch_func", seconds, f"{operations} operations x {us(function)}", layers)

@@ -13,7 +13,7 @@ from labs.jax_transforms import costs
 from labs.jax_transforms.arrays import random, to_jax, to_torch
 from labs.jax_transforms.config import Config
 from labs.jax_transforms.excerpts import LOOPS
-from labs.jax_transforms.staging import Staged
+from labs.jax_transforms.staging import Staged, waited
 from labs.lab import Prediction, Recorder, Step, Variant
 from labs.machine import Machine
 from labs.one_thread import OneThread
@@ -128,7 +128,7 @@ def _jax(name: str, gradient: bool) -> Callable[[Any, Recorder], Step]:
                     state = turn(state, row)
                 return state
 
-            return loop
+            return waited(loop)
         function, shown = last_state(name, config.steps), LOOPS.get(name)
         return Staged(recorder, function, *given, compilations=COMPILATIONS, excerpt=shown)
 
@@ -180,10 +180,7 @@ def variants(config: Config) -> Sequence[Variant]:
         for name in names:
             is_torch = name.startswith("torch")
             setup = (_torch if is_torch else _jax)(name, group == GRADIENT)
-            clock: Any = "host" if is_torch else "jax"
-            found.append(
-                Variant(group, name, setup, factor * flops(config), clock=clock, threads=int(is_torch))
-            )
+            found.append(Variant(group, name, setup, factor * flops(config), threads=int(is_torch)))
     return found
 
 
@@ -202,11 +199,13 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     for name, count in KERNELS.items():
         seconds = call + costs.program(machine, forward, 2 * steps, steps * count)
         say(GROUP, name, seconds, f"{forward:.3g} FLOPs, {steps} steps x {count} kernels x {us(kernel)}")
-    say(GROUP, "loop", steps * turn, f"{steps} calls of one jitted step x {us(turn)}")
+    wake = machine["jax_wake_s"]
+    text = f"{steps} calls of one jitted step x {us(turn)} + waking XLA's thread {us(wake)}"
+    say(GROUP, "loop", steps * turn + wake, text)
     say(
         GROUP,
         "eager",
-        steps * OPERATIONS * eager + costs.program(machine, forward, 2 * steps, 0),
+        steps * OPERATIONS * eager + wake + costs.program(machine, forward, 2 * steps, 0),
         f"{steps} steps x {OPERATIONS} eager operations x {us(eager)}",
         "operators of Python's syntax on JAX arrays cost more than the function that the constant comes from",
     )

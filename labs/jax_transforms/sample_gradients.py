@@ -8,7 +8,7 @@ from typing import Any
 from labs.jax_transforms import costs, networks
 from labs.jax_transforms.arrays import leaves, to_jax, to_torch
 from labs.jax_transforms.config import Config
-from labs.jax_transforms.staging import Staged
+from labs.jax_transforms.staging import Staged, waited
 from labs.lab import Prediction, Recorder, Step, Variant
 from labs.machine import Machine
 from labs.one_thread import OneThread
@@ -53,7 +53,7 @@ def _jax(name: str) -> Callable[[Any, Recorder], Step]:
         if name == "loop":
             gradient = jax.jit(jax.grad(one))
             pairs = list(zip(inputs, targets, strict=True))
-            return lambda: [gradient(weights, x, y) for x, y in pairs]
+            return waited(lambda: [gradient(weights, x, y) for x, y in pairs])
         return Staged(recorder, jax.vmap(jax.grad(one), (None, 0, 0)), weights, inputs, targets)
 
     return setup
@@ -84,7 +84,7 @@ def _torch(name: str) -> Callable[[Any, Recorder], Step]:
 
 def variants(config: Config) -> Sequence[Variant]:
     flops = networks.gradient_flops(sizes(config), config.samples)
-    found = [Variant(GROUP, name, _jax(name), flops, clock="jax", threads=0) for name in ("loop", "vmap")]
+    found = [Variant(GROUP, name, _jax(name), flops, threads=0) for name in ("loop", "vmap")]
     found += [Variant(GROUP, name, _torch(name), flops) for name in ("torch_loop", "torch_func")]
     if config.compile:
         lacking = missing_compiler()
@@ -108,7 +108,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     gradient, function = machine["torch_recorded_call_s"], machine["torch_func_call_s"]
     said = {
         "loop": (
-            samples * each,
+            samples * each + machine["jax_wake_s"],
             f"{samples} calls in a row x {us(each)}; inside, {KERNELS} kernels and {3 * weights:.3g} B "
             f"{us(alone)}",
             "dispatch of a program with so many arrays in and out",

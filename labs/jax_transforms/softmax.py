@@ -78,8 +78,7 @@ def _torch(config: Config, recorder: Recorder) -> Step:
 def variants(config: Config) -> Sequence[Variant]:
     moved = 2.0 * costs.FLOAT * config.side**2
     found = [
-        Variant(GROUP, name, _jax(name), bytes_moved=moved, clock="jax", threads=0)
-        for name in ("jit", "pallas_interpret")
+        Variant(GROUP, name, _jax(name), bytes_moved=moved, threads=0) for name in ("jit", "pallas_interpret")
     ]
     return [*found, Variant(GROUP, "torch", _torch, bytes_moved=moved, threads=0)]
 

@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from labs.jax_transforms.excerpts import Excerpt
-from labs.lab import Recorder
+from labs.lab import Recorder, Step
 
 Carry = Callable[[Any, Sequence[Any]], Sequence[Any]]
 
 
 class Staged:
-    """The step ``jax.jit(function, **options)(*arguments)``.
+    """The step ``jax.jit(function, **options)(*arguments)``, waited for: what is only handed to XLA's thread
+    takes a time that depends on how many calls stand in a row.
 
     carry: ``carry(output, arguments)`` are the arguments of the next call, where that goes on from this one.
     compilations: how many there are in all; those after the first are made at the end, for a median.
@@ -38,9 +39,11 @@ class Staged:
         excerpt: Excerpt | None = None,
         **options: Any,
     ) -> None:
+        import jax
+
         self._recorder, self._function, self._options = recorder, function, options
         self._arguments, self._carry, self._compilations = arguments, carry, compilations
-        self._excerpt = excerpt
+        self._excerpt, self._wait = excerpt, jax.block_until_ready
         self._lowered: Any = None
         self._program: Any = None
         self._seconds: list[tuple[float, float]] = []
@@ -48,7 +51,7 @@ class Staged:
     def __call__(self) -> Any:
         if self._program is None:
             self._lowered, self._program = self._compiled()
-        output = self._program(*self._arguments)
+        output = self._wait(self._program(*self._arguments))
         if self._carry is not None:
             self._arguments = tuple(self._carry(output, self._arguments))
         return output
@@ -82,6 +85,13 @@ class Staged:
         if self._excerpt is not None:
             lines = self._excerpt.lines(self._lowered, self._program)
             self._recorder.text(self._excerpt.title, f"{self._excerpt.explains}\n\n{lines}")
+
+
+def waited(step: Step) -> Step:
+    """A step of other calls of JAX's, which ends when they are done."""
+    import jax
+
+    return lambda: jax.block_until_ready(step())
 
 
 def kernels(hlo: str) -> int:

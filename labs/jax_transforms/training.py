@@ -10,7 +10,7 @@ from labs.jax_transforms import costs, networks
 from labs.jax_transforms.arrays import to_jax, to_torch
 from labs.jax_transforms.config import Config
 from labs.jax_transforms.excerpts import CHECKPOINT, DONATED, PLAIN
-from labs.jax_transforms.staging import Staged
+from labs.jax_transforms.staging import Staged, waited
 from labs.lab import Prediction, Recorder, Step, Variant
 from labs.machine import Machine
 from labs.programming_models.torch_ways import compiled_first
@@ -79,7 +79,7 @@ def _jax(name: str) -> Callable[[Any, Recorder], Step]:
         inputs, targets = to_jax(networks.batch(sizes(config), config.batch))
         function = jax_step(jax_loss(name == "checkpoint"))
         if name == "eager":
-            return lambda: function(weights, inputs, targets)
+            return waited(lambda: function(weights, inputs, targets))
         if name in (FORWARD, GRADIENT):
             function = jax_loss() if name == FORWARD else jax.value_and_grad(jax_loss())
         if name != "donated":
@@ -127,7 +127,7 @@ def variants(config: Config) -> Sequence[Variant]:
     forward = networks.product_flops(sizes(config), config.batch)
     whole = networks.gradient_flops(sizes(config), config.batch)
     found = [
-        Variant(GROUP, name, _jax(name), forward if name == FORWARD else whole, clock="jax", threads=0)
+        Variant(GROUP, name, _jax(name), forward if name == FORWARD else whole, threads=0)
         for name in ("step", FORWARD, GRADIENT, "donated", "checkpoint", "eager")
     ]
     found.append(Variant(GROUP, "torch", _torch("torch"), whole, threads=0))
@@ -180,7 +180,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
             suspect,
         ),
         "eager": (
-            eager + costs.product_seconds(machine, whole, PRODUCTS["step"]),
+            eager + machine["jax_wake_s"] + costs.product_seconds(machine, whole, PRODUCTS["step"]),
             f"{operations} operations with eager gradients x {us(machine['jax_recorded_call_s'])}, "
             f"{UPDATE * leaves} of the update, {whole:.3g} FLOPs",
             "Python in JAX's tracer, which runs at every call and depends on the operation",

@@ -48,6 +48,13 @@ def numpy_threads(multiplications: float) -> int:
     return 0 if multiplications > BLAS_SHARES_FROM else 1
 
 
+def numpy_bytes(machine: Machine, numbers: float, largest: float) -> tuple[float, str]:
+    """Moving so many numbers in and out of operations, whose largest array has so many."""
+    moved = FLOAT * numbers
+    seconds = moved / machine.bandwidth(3 * FLOAT * largest)
+    return seconds, f"{moved:.3g} B of every operation {us(seconds)}"
+
+
 def numpy_calls(machine: Machine, products: int, reductions: int, others: int) -> tuple[float, str]:
     found = [
         (products, "products", machine["numpy_product_call_s"]),

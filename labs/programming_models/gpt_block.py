@@ -15,7 +15,8 @@ from labs.wording import us
 NAMES = ("torch", "torch_compile", "torch_export", "jax", "jax_jit", "numpy")
 EPSILON = 1e-5
 NUMPY = (8, 6, 55)  # products, reductions, everything else with the views
-CALLS, PRODUCTS, KERNELS = 38, 6, 6
+CALLS, PRODUCTS = 38, 6
+KERNELS = {"torch_compile": 4, "jax_jit": 35}  # that each compiler makes of the rest (predicted, and counted)
 MODULES, JAX_CALLS = 13, 90
 
 
@@ -112,6 +113,12 @@ def multiplications(config: Config) -> int:
     return 4 * config.tokens * config.width**2
 
 
+def numpy_numbers(config: Config) -> float:
+    """In all operands and results of NumPy's block but the products': activations, and scores."""
+    tokens = config.tokens
+    return 138.0 * tokens * config.width + 12.0 * HEADS * tokens**2
+
+
 def flops(config: Config) -> float:
     """Twelve width x width matrices a token (attention four, feed-forward eight), and the scores."""
     tokens, width = config.tokens, config.width
@@ -124,7 +131,14 @@ def cost(config: Config, machine: Machine, name: str) -> Cost:
     work = f"{flops(config):.3g} FLOPs at the FMA peak {us(compute)}"
     if name == "numpy":
         calls, text = costs.numpy_calls(machine, *NUMPY)
-        return Cost(calls + compute, f"{text} + {work}", "where, and a tanh and powers of many numbers")
+        largest = 4 * config.tokens * config.width
+        moved, bytes_text = costs.numpy_bytes(machine, numpy_numbers(config), largest)
+        exponentials = (2 * largest + HEADS * config.tokens**2) * machine["numpy_exp_s"]
+        return Cost(
+            calls + moved + exponentials + compute,
+            f"{text} + {bytes_text} + tanh (as two exponentials) and softmax {us(exponentials)} + {work}",
+            "views that are copied, and tanh against exp",
+        )
     if name == "jax":
         call, wake = machine["jax_eager_array_call_s"], machine["jax_wake_s"]
         return Cost(
@@ -133,7 +147,7 @@ def cost(config: Config, machine: Machine, name: str) -> Cost:
             "functions of jax.numpy that are jitted themselves count as one, others as several calls",
         )
     if name == "jax_jit":
-        pieces = PRODUCTS + 2 + KERNELS
+        pieces = PRODUCTS + 2 + KERNELS[name]
         entry, inner = costs.entry(machine, name), pieces * machine["jax_product_call_s"]
         return Cost(
             entry + inner + compute,
@@ -143,12 +157,11 @@ def cost(config: Config, machine: Machine, name: str) -> Cost:
         )
     products = PRODUCTS * machine["torch_product_call_s"]
     if name == "torch_compile":
-        entry, kernels = machine["torch_compiled_call_s"], KERNELS * machine["torch_call_s"]
+        entry, kernels = machine["torch_compiled_call_s"], KERNELS[name] * machine["torch_call_s"]
         return Cost(
             entry + products + kernels + compute,
-            f"a compiled call {us(entry)} + {PRODUCTS} products {us(products)} + {KERNELS} "
-            "generated "
-            f"kernels {us(kernels)} + {work}",
+            f"a compiled call {us(entry)} + {PRODUCTS} products {us(products)} + {KERNELS[name]} "
+            f"generated kernels {us(kernels)} + {work}",
             "attention, which stays a library call; small products run below the FMA peak",
         )
     calls = (CALLS - PRODUCTS) * machine["torch_call_s"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from labs.lab import Prediction
 from labs.machine import Machine
-from labs.programming_models import chain, expected, payback, training_step
+from labs.programming_models import chain, expected, gpt_block, payback, training_step
 from labs.programming_models.config import HEADS, Config
 from labs.programming_models.costs import FLOAT, Cost
 from labs.programming_models.ways import NETWORKS, unavailable
@@ -27,6 +27,13 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
         for name in part.NAMES:
             if not unavailable(group, name):
                 say(group, name, part.cost(config, machine, name))
+    made = {f"chain_{config.elements}": chain.KERNELS, "training_step": training_step.KERNELS}
+    for group, kernels in (made | {"gpt_block": gpt_block.KERNELS}).items():
+        for name, count in kernels.items():
+            if not unavailable(group, name):
+                because = "loops that the compiler leaves beside the library's products"
+                suspect = "another version of the compiler, which fuses by other rules"
+                found.append(Prediction(f"{group}/{name}", "kernels", count, because, suspect))
     return [*found, *payback.predict(config, machine), *expected.predict(config)]
 
 

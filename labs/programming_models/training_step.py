@@ -26,6 +26,7 @@ LOSS_CALLS = 2 * LAYERS + 2 * (LAYERS - 1) + 3
 BACKWARD_CALLS = 11  # transposes, views and second products, beside one operation for each of the forward's
 LOSS_PRODUCTS = 3 * LAYERS - 1
 UPDATE_CALLS = 2 * LAYERS  # parameters
+KERNELS = {"torch_compile": 6, "jax_jit": 19}  # that each compiler makes of the rest (predicted, and counted)
 NUMPY = (LOSS_PRODUCTS, LAYERS + 1, 32)
 """NumPy's step by hand: products, reductions, and everything else with a mean's division and the views."""
 
@@ -133,6 +134,11 @@ def multiplications(config: Config) -> int:
     return config.batch * config.width**2
 
 
+def numpy_numbers(config: Config) -> float:
+    """In all operands and results of NumPy's step but the products': activations, and the update."""
+    return 38.0 * config.batch * config.width + 5.0 * LAYERS * config.width**2
+
+
 def flops(config: Config) -> float:
     """Of the matrix products: one forward and two backward a layer, but no gradient of the input."""
     products = 3 * LAYERS - 1
@@ -146,10 +152,10 @@ def cost(config: Config, machine: Machine, name: str) -> Cost:
     work = f"{count:.3g} FLOPs at the FMA peak {us(compute)}"
     if name == "jax_jit":
         entry = costs.entry(machine, name)
-        inner = 2 * LOSS_PRODUCTS * machine["jax_product_call_s"]
+        inner = (LOSS_PRODUCTS + KERNELS[name]) * machine["jax_product_call_s"]
         return Cost(
             entry + inner + compute,
-            f"a call {us(entry)} + {LOSS_PRODUCTS} products and as many fused kernels {us(inner)} + {work}",
+            f"a call {us(entry)} + {LOSS_PRODUCTS} products and {KERNELS[name]} kernels {us(inner)} + {work}",
             "small products run below the FMA peak; eight arguments are unpacked, seven outputs made; "
             "XLA spreads independent products over threads, which must be free",
         )
@@ -165,17 +171,22 @@ def cost(config: Config, machine: Machine, name: str) -> Cost:
         )
     if name == "numpy":
         calls, text = costs.numpy_calls(machine, *NUMPY)
-        return Cost(calls + compute, f"{text} + {work}", "small products run below the FMA peak")
+        moved, bytes_text = costs.numpy_bytes(machine, numpy_numbers(config), config.batch * config.width)
+        return Cost(
+            calls + moved + compute,
+            f"{text} + {bytes_text} + {work}",
+            "small products run below the FMA peak",
+        )
     recorded, call = machine["torch_recorded_call_s"], machine["torch_call_s"]
     product = machine["torch_product_call_s"]
     products = LOSS_PRODUCTS * product
     update = UPDATE_CALLS * call
     if name == "torch_compile":
-        entry = machine["torch_compiled_gradient_s"]
+        entry, kernels = machine["torch_compiled_gradient_s"], KERNELS[name] * call
         return Cost(
-            entry + products + update + compute,
-            f"a compiled call and its gradient {us(entry)} + {LOSS_PRODUCTS} products "
-            f"{us(products)} + {UPDATE_CALLS} updates {us(update)} + {work}",
+            entry + products + kernels + update + compute,
+            f"a compiled call and its gradient {us(entry)} + {LOSS_PRODUCTS} products {us(products)} + "
+            f"{KERNELS[name]} kernels {us(kernels)} + {UPDATE_CALLS} updates {us(update)} + {work}",
             "guards on eight arguments and the autograd function around the graph; small products "
             "below the peak",
         )

@@ -66,7 +66,11 @@ class CompiledDecode:
     def __call__(self, tokens: list[int], positions: list[int], tables: list[list[int]]) -> torch.Tensor:
         """Logits (sequences, vocabulary) of the token that each sequence has at its position; its keys and
         values are stored. tables: the blocks of each, up to its position at least. Valid until the next
-        call."""
+        call. ValueError: a position beyond the context."""
+        if max(positions) >= self.config.context:
+            raise ValueError(
+                f"a token at position {max(positions)} does not fit the context of {self.config.context}"
+            )
         sequences, size = len(tokens), self.cache.shape[4]
         table = np.zeros((sequences, max(positions) // size + 1), np.int64)
         for row, (position, blocks) in enumerate(zip(positions, tables, strict=True)):

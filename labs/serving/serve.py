@@ -146,7 +146,10 @@ async def _serve(
         lambda: Actor(options.model, now), options.layout, now, options.limit, options.model.context
     )
     try:
-        await _unless(stopping, service.ready())
+        try:
+            await _unless(stopping, service.ready())
+        except (LostWorker, Closing, OSError) as error:
+            raise ValueError(f"no worker of this model can be started: {error}") from None
         if stopping:
             return 0
         application = Endpoint(service, NAME, wall, options.api_key).application()
@@ -168,8 +171,6 @@ async def _serve(
         left = await service.close(GRACE_S, lambda: server.force_exit)
         await serving
         return 1 if left else 0
-    except (LostWorker, Closing, OSError) as error:
-        raise ValueError(f"no worker of this model can be started: {error}") from None
     finally:
         await service.close(0.0)
 

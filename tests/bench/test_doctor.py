@@ -51,18 +51,6 @@ def test_a_module_of_the_folder_that_would_be_taken_for_ours_is_warned_of(monkey
     assert str(tmp_path / "bench.py") in finding.text
 
 
-def test_a_quota_below_the_cores_is_a_warning_that_says_what_to_do(monkeypatch):
-    from labs import machine
-
-    monkeypatch.setattr(machine, "affinity", lambda: set(range(8)))
-    for quota, level in ((None, None), (8.0, doctor.GOOD), (2.5, doctor.WARNING)):
-        monkeypatch.setattr(machine, "cpu_quota", lambda quota=quota: quota)
-        found = findings("quota")
-        assert [finding.level for finding in found] == ([level] if level else [])
-    assert "2.5 cores' time on 8 cores" in found[0].text
-    assert "pin the process to 2 of them" in found[0].text
-
-
 def test_a_distribution_that_owns_our_names_is_bad(monkeypatch, tmp_path):
     metadata = tmp_path / "kernels_hub-1.0.dist-info"
     metadata.mkdir()
@@ -84,6 +72,18 @@ def test_a_folder_that_shadows_ours_is_bad(tmp_path):
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert "'import labs' finds" in done.stdout, done.stderr
+
+
+def test_a_quota_below_the_cores_is_a_warning_that_says_what_to_do(monkeypatch):
+    from labs import machine
+
+    monkeypatch.setattr(machine, "affinity", lambda: set(range(8)))
+    for quota, level in ((None, None), (8.0, doctor.GOOD), (2.5, doctor.WARNING)):
+        monkeypatch.setattr(machine, "cpu_quota", lambda quota=quota: quota)
+        found = findings("quota")
+        assert [finding.level for finding in found] == ([level] if level else [])
+    assert "2.5 cores' time on 8 cores" in found[0].text
+    assert "pin the process to 2 of them" in found[0].text
 
 
 def test_a_busy_machine_is_noticed():

@@ -8,6 +8,7 @@ import torch
 from bench.stats import Comparison
 from bench.suites.kernel_table import Row, render
 from bench.suites.test_kernels import _contenders
+from kernels.copy import rewrite
 from kernels.spec import Benchmark, benchmarks
 
 
@@ -15,13 +16,13 @@ def line(target=1.3, flops=0):
     return Benchmark("layer_norm", "forward", "8x8", torch.float32, dict, 512, flops, target)
 
 
-def row(ratio, target=1.3, width=0.02, **more):
+def row(ratio, target=1.3, width=0.02, peak=None, held=None, **more):
     against = {
         "slow peer": Comparison(9.0, 8.9, 9.1, "slower"),
         "peer": Comparison(ratio, ratio - width, ratio + width, "slower"),
     }
     medians = {"kernels": 1e-3, "slow peer": 9e-3, "peer": ratio * 1e-3, "limit": 8e-4}
-    return Row.of(line(target, **more), "tuned", medians, against, {"hopeless peer": 7.4})
+    return Row.of(line(target, **more), "tuned", medians, against, {"hopeless peer": 7.4}, peak, held)
 
 
 def test_the_fastest_peer_counts():
@@ -49,8 +50,26 @@ def test_lost_lines_are_shown_as_well():
     text = render([row(1.5), row(0.5), row(1.0, flops=10**6)], 130)
     assert "0.50" in text
     assert "missed" in text
-    assert "80% of copy" in text
+    assert "80% of a copy" in text
     assert "1 GFLOP/s" in text
+
+
+def test_the_limit_that_is_nearest_is_shown_and_what_is_held():
+    assert row(1.5, flops=10**6, peak=2e9).of_limit == "80% of a copy"
+    assert row(1.5, flops=10**6, peak=1.1e9).of_limit == "91% of the FLOP/s"
+    assert row(1.5, flops=10**6).of_limit == ""  # the copy alone says nothing about a product
+    held = {"kernels": 40 << 20, "peer": 250 << 20, "slow peer": 1}
+    assert row(1.5, held=held).memory == "40 MiB against 250 MiB"
+    assert row(1.5).memory == ""
+
+
+def test_a_pass_in_place_is_the_limit_of_what_is_updated_in_place():
+    for item in benchmarks():
+        assert (item.rewritten > 0) == item.operation.startswith(("Ada", "SGD")), item.name
+    source, targets = torch.rand(40_000), torch.rand(3, 40_000)
+    expected = targets + source
+    rewrite(source, targets)
+    assert torch.equal(targets, expected)
 
 
 def test_a_peer_that_was_not_timed_is_named():

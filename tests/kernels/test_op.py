@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import kernels
 from kernels import op
@@ -32,6 +33,28 @@ def test_another_device_runs_torchs_own(nothing_said):
     with pytest.warns(FallbackWarning, match="no kernels for device 'meta'"):
         out = kernels.softmax(torch.empty(10, 10, device="meta"), -1)
     assert out.device.type == "meta"
+
+
+@pytest.mark.parametrize("why", ["capability 8.0 and above, not 7.5", "triton, which is not installed"])
+def test_a_gpu_that_the_kernels_do_not_take_runs_torchs_own(monkeypatch, nothing_said, why):
+    """A tensor of a CUDA device without data, which torch has also where there is no such device."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    if "triton" in why:
+        monkeypatch.setattr(op.importlib.util, "find_spec", lambda name: None)
+    op._gpu_lacks.cache_clear()
+    try:
+        with FakeTensorMode():
+            x = torch.empty(1000, 1000, device="cuda")
+            with pytest.warns(FallbackWarning, match=why):
+                out = kernels.softmax(x, -1)
+        assert out.device.type == "cuda"
+        monkeypatch.setattr("kernels.optimizer.device_of", lambda tensor: torch.device("cuda"))
+        parameter = torch.nn.Parameter(torch.ones(3))
+        parameter.grad = torch.ones(3)
+        with pytest.warns(FallbackWarning, match=rf"kernels\.SGD: .*{why}"):
+            kernels.SGD([parameter], lr=0.1).step()
+    finally:
+        op._gpu_lacks.cache_clear()
 
 
 def test_small_tensors_run_torchs_own_and_nothing_is_said(monkeypatch, nothing_said):

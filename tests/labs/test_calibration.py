@@ -160,6 +160,16 @@ def test_rate_counts_the_work_of_all_threads(threads) -> None:
     assert 0.5 * 5_000 * threads < found <= 5_000 * threads  # 10 units in 2 ms, never more
 
 
+@pytest.mark.parametrize(
+    ("seconds", "asked", "done"), [(0.0, 2, {2}), (0.15, 9, {3}), (0.015, 9, {3, 4, 5, 6})]
+)
+def test_long_runs_are_fewer_and_at_least_three(seconds, asked, done, monkeypatch) -> None:
+    found = []
+    monkeypatch.setattr(hardware, "together", lambda works, iterations, runs: found.append(runs) or 1.0)
+    hardware.rate([lambda iterations: time.sleep((seconds or 1e-4) * iterations)], 1.0, runs=asked)
+    assert set(found) <= done
+
+
 def test_bandwidth_in_cache_is_above_that_of_memory_and_below_what_registers_allow() -> None:
     found = hardware.bandwidths(1, [32 * 1024, 128 * 2**20], runs=5)
     registers = hardware.rate([peaks.fma32], peaks.FLOPS_FMA32) / 2 * 4

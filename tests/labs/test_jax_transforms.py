@@ -40,7 +40,7 @@ IN_A_WORLD = sharding.DTENSOR
 ADDRESSES = [variant.address for variant in LAB.variants(SMALL)]
 HERE = [each for each in ADDRESSES if each not in (IN_A_WORLD, sharding.SHARD_MAP, misuse.VARIANT)]
 CONSTANTS = dict(
-    jax_call_s=4e-6, jax_array_s=2e-6, jax_handover_s=10e-6, jax_wait_s=20e-6,
+    jax_call_s=4e-6, jax_array_s=2e-6, jax_handover_s=10e-6, jax_wait_s=20e-6, jax_wake_s=40e-6,
     thread_switch_s=10e-6, jax_eager_call_s=5e-6,
     jax_recorded_call_s=200e-6,
     jax_kernel_s=0.3e-6, jax_compile_s=50e-3, jax_compile_kernel_s=5e-3, jax_matmul_flops=200e9,
@@ -225,8 +225,7 @@ def over_four():
 def test_each_layout_has_its_collectives(over_four):
     output, recorded = over_four
     assert LAB.check(SMALL, {sharding.SHARD_MAP: output})[0].passed
-    assert claims._collectives(None).items() <= recorded.items()
-    assert all(recorded[f"{layout}_all_devices_s"] > 0 for layout in sharding.EXPECTED)
+    assert recorded == claims._collectives(None)
 
 
 def test_collectives_are_read_from_the_program():
@@ -284,7 +283,7 @@ def test_every_time_is_predicted_with_its_numbers_and_a_suspect():
 
 def test_costs_by_hand():
     assert costs.jitted_call(MACHINE, 1, 999) == pytest.approx(4e-6)
-    assert costs.jitted_call(MACHINE, 2.5) == pytest.approx(4e-6 + 1.5 * 2e-6 + 10e-6)
+    assert costs.jitted_call(MACHINE, 2.5) == pytest.approx(4e-6 + 1.5 * 2e-6 + 40e-6)
     assert costs.streamed_call(MACHINE, 1, 1e-6) == pytest.approx(
         11e-6
     )  # handing over takes longer than a call

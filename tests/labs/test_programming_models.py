@@ -94,6 +94,9 @@ def test_every_way_computes_the_same_and_a_wrong_element_is_found(address: str) 
         assert kept.values["compile_s"] > 0
         graphs = 1  # the cell's state is another tensor from the second step on, and no other program
         assert kept.values["graphs"] == graphs
+    for each in LAB.predict(SMALL, machine(**CONSTANTS)):
+        if (each.variant, each.key) == (address, "kernels"):
+            assert kept.values["kernels"] == each.value
 
 
 @pytest.mark.parametrize(
@@ -290,7 +293,8 @@ def test_calls_of_the_block_are_those_in_the_jaxpr() -> None:
 
 
 def counting_arrays() -> tuple[type, Counter[str]]:
-    """A subclass of NumPy's array, and what was done with arrays of it: products, reductions, others."""
+    """A subclass of NumPy's array, and what was done with arrays of it: products, reductions, others, and the
+    numbers in all operands and results but the products'."""
     import numpy
 
     made: Counter[str] = Counter()
@@ -305,11 +309,16 @@ def counting_arrays() -> tuple[type, Counter[str]]:
             ] += 1
             if out is not None:
                 options["out"] = tuple(map(plain, out))
-            return numpy.asarray(getattr(ufunc, method)(*map(plain, inputs), **options)).view(Counting)
+            result = numpy.asarray(getattr(ufunc, method)(*map(plain, inputs), **options)).view(Counting)
+            if ufunc is not numpy.matmul:
+                made["numbers"] += sum(map(numpy.size, (*inputs, result)))
+            return result
 
         def __array_function__(self, function, types, arguments, options):
             made["others"] += 1
-            return function(*map(plain, arguments), **options).view(Counting)
+            result = function(*map(plain, arguments), **options).view(Counting)
+            made["numbers"] += sum(map(numpy.size, (*arguments, result)))
+            return result
 
         def reshape(self, *shape):
             made["others"] += 1
@@ -332,19 +341,24 @@ def test_calls_of_the_networks_are_those_that_numpy_makes() -> None:
 
     kind, made = counting_arrays()
 
-    def counts() -> tuple[int, ...]:
+    config = configure(
+        LAB, "quick", {"batch": 128, "width": 256, "tokens": 64}
+    )  # where vectors are few numbers
+
+    def counted(numbers: float) -> tuple[int, ...]:
         found = made["products"], made["reductions"], made["others"]
+        assert made["numbers"] == pytest.approx(numbers, rel=0.03)
         made.clear()
         return found
 
-    values, batch = ([each.view(kind) for each in part(SMALL)] for part in (
+    values, batch = ([each.view(kind) for each in part(config)] for part in (
         training_step.parameters, training_step.examples
     ))  # fmt: skip
     training_step.by_hand(values, *batch)
-    assert counts() == training_step.NUMPY
-    p = {key: value.numpy().view(kind) for key, value in gpt_block.block(SMALL).named_parameters()}
-    gpt_block.written_out(numpy, p, gpt_block.states(SMALL)[0].numpy().view(kind))
-    assert counts() == gpt_block.NUMPY
+    assert counted(training_step.numpy_numbers(config)) == training_step.NUMPY
+    p = {key: value.numpy().view(kind) for key, value in gpt_block.block(config).named_parameters()}
+    gpt_block.written_out(numpy, p, gpt_block.states(config)[0].numpy().view(kind))
+    assert counted(gpt_block.numpy_numbers(config)) == gpt_block.NUMPY
 
 
 CONSTANTS = {

@@ -171,6 +171,30 @@ def test_in_float32_by_the_kernel_each_token_is_the_likeliest_up_to_rounding():
         assert shortfall(plain(), each.prompt, wrong) > 1e-2
 
 
+def test_a_compiled_step_stays_within_the_context():
+    executor = PagedGPT(model().float(), 40, 4)
+    beyond = Running(Request(0, (1,) * 128, 9), 0.0, [1] * 129, computed=128, blocks=list(range(33)))
+    with pytest.raises(ValueError, match="position 128 does not fit the context of 128"):
+        executor.run([Work(beyond, 128, 1)])
+
+
+def test_a_step_of_many_sequences_is_that_of_each_alone():
+    """More than the six rows that a product takes at a time, of all lengths, in blocks in no order."""
+    executor, rows = PagedGPT(model().float(), 120, 4), []
+    for number in range(15):
+        tokens = [(7 * number + place) % 256 for place in range(1 + 2 * number)]
+        blocks = [(number + 15 * place) % 120 for place in range(8)]
+        rows.append(Running(Request(number, tuple(tokens), 9), 0.0, tokens, blocks=blocks))
+        if len(tokens) > 2:
+            executor.run([Work(rows[-1], 0, len(tokens) - 1)])
+    works = [Work(each, len(each.tokens) - 1, 1) for each in rows]
+    together = executor.run(works)
+    assert together == [executor.run([work])[0] for work in works]
+    compiled, executor.decode = executor.decode, None
+    assert together == executor.run(works)
+    assert compiled is not None
+
+
 # --- policies ----------------------------------------------------------------------------------------
 
 

@@ -30,13 +30,12 @@ PROMPTS = [tuple((7 * n + k) % 256 for k in range(10 + 9 * n)) for n in range(6)
 def loaded_kernel():
     """Threads of one process must not load a compiled kernel all at once; a worker's process has one
     engine."""
-    import torch
+    from labs.serving.paged import PagedGPT
+    from labs.serving.policies import Running, Work
+    from labs.serving.weights import serving_model
 
-    import kernels
-
-    cache = torch.zeros(1, 4, 1, 64)
-    row = torch.zeros(1, 1, dtype=torch.int32)
-    kernels.decode_attention(cache[:, 0], cache, cache, row, row[0] + 1)
+    executor = PagedGPT(serving_model(MODEL.width, MODEL.layers, MODEL.context), 1, 4)
+    executor.run([Work(Running(Request(0, (1,), 1), 0.0, [1], blocks=[0]), 0, 1)])
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,8 @@
 """A training script as a user would write it: joins, resumes, trains, saves. Run by torchrun in
 test_elastic.py.
 
-elastic_worker.py FOLDER STEPS EVERY: writes its losses, a line a step, into FOLDER/losses-<rank>.
+elastic_worker.py FOLDER STEPS EVERY FORM: writes its losses, a line a step, into FOLDER/losses-<rank>. FORM:
+"gloo", whole models whose gradients are averaged, or "shm", sharded by fully_shard.
 """
 
 import os
@@ -13,14 +14,18 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+import parallel.shm  # noqa: F401 (registers the backend "shm")
 from parallel import checkpoint, elastic
+from parallel.fsdp import fully_shard
 
 
-def train(folder, steps, every, world, attempt):
+def train(folder, steps, every, form, world, attempt):
     with open(folder / f"losses-{world.rank}", "a", 1) as losses:
         torch.set_num_threads(1)
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Dropout(0.1), nn.Linear(64, 16))
+        if form == "shm":
+            fully_shard(model)
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
         torch.manual_seed(world.rank)  # of dropout
         generators = checkpoint.PerRank(checkpoint.RandomGenerators())
@@ -35,9 +40,10 @@ def train(folder, steps, every, world, attempt):
             optimizer.zero_grad()
             loss = (model(x) - x).square().mean()
             loss.backward()
-            for parameter in model.parameters():
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= world.world_size
+            if form == "gloo":
+                for parameter in model.parameters():
+                    dist.all_reduce(parameter.grad)
+                    parameter.grad /= world.world_size
             optimizer.step()
             if step % every == 0:
                 checkpoint.save(saved, step, state)
@@ -46,6 +52,6 @@ def train(folder, steps, every, world, attempt):
 
 
 if __name__ == "__main__":
-    with elastic.join("gloo", timeout=60) as world:
-        folder, steps, every = sys.argv[1:]
-        train(Path(folder), int(steps), int(every), world, os.environ["TORCHELASTIC_RESTART_COUNT"])
+    folder, steps, every, form = sys.argv[1:]
+    with elastic.join(form, timeout=60) as world:
+        train(Path(folder), int(steps), int(every), form, world, os.environ["TORCHELASTIC_RESTART_COUNT"])

@@ -31,7 +31,7 @@ def port():
     return free_port()
 
 
-def joined(port, rank, world_size, body, join_timeout, **environment):
+def joined(port, rank, world_size, body, join_timeout, form="gloo", **environment):
     """What ``body`` returns in a world joined as ``rank``, or the error, with the seconds from the joining
     on."""
     values = {
@@ -44,7 +44,7 @@ def joined(port, rank, world_size, body, join_timeout, **environment):
     os.environ.update({name: str(value) for name, value in values.items()})
     began = time.monotonic()
     try:
-        with elastic.join("gloo", timeout=120, join_timeout=join_timeout) as world:
+        with elastic.join(form, timeout=120, join_timeout=join_timeout) as world:
             began = time.monotonic()
             answer = body(world)
     except Exception as error:
@@ -238,11 +238,11 @@ def losses(folder, rank):
 class Training:
     """``torchrun --standalone --nproc-per-node 2`` of elastic_worker.py in ``folder``."""
 
-    def __init__(self, folder, steps, every, restarts):
+    def __init__(self, folder, steps, every, restarts, form="gloo"):
         folder.mkdir()
         self.folder = folder
         command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
-        command += ["--max-restarts", restarts, WORKER, folder, steps, every]
+        command += ["--max-restarts", restarts, WORKER, folder, steps, every, form]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCH")}
         environment |= {"PYTHONPATH": str(WORKER.parents[2]), "OMP_NUM_THREADS": "1"}
         with open(folder / "log", "wb") as log:
@@ -295,7 +295,7 @@ def processes_of(folder):
     return found
 
 
-def in_peace(folder, steps, every, port):
+def in_peace(folder, steps, every, form, port):
     """The same training, uninterrupted, without torchrun."""
     import elastic_worker
 
@@ -304,19 +304,20 @@ def in_peace(folder, steps, every, port):
         port,
         rank,
         2,
-        lambda world: elastic_worker.train(folder, steps, every, world, 0),
+        lambda world: elastic_worker.train(folder, steps, every, form, world, 0),
         20.0,
+        form,
         LOCAL_RANK=rank,
     )
 
 
-def killed_and_resumed(ranks, folder, port, kills, steps, every=5):
+def killed_and_resumed(ranks, folder, port, kills, steps, form, every=5):
     """Trains once in peace and once with ``kills`` [(rank, after so many steps of its attempt)]; same
     losses."""
-    peace, war = folder / "peace", Training(folder / "war", steps, every, len(kills))
+    peace, war = folder / "peace", Training(folder / "war", steps, every, len(kills), form)
     try:
         peace.mkdir()
-        ranks.run(2, in_peace, peace, steps, every, port, backend=None, timeout=100)
+        ranks.run(2, in_peace, peace, steps, every, form, port, backend=None, timeout=100)
         for attempt, (rank, after) in enumerate(kills):
             war.kill(rank, attempt, after)
         war.finish()
@@ -337,8 +338,10 @@ def killed_and_resumed(ranks, folder, port, kills, steps, every=5):
 
 
 @pytest.mark.proof  # tests/labs/test_train.py kills a rank of the real training once
-def test_torchrun_recovers_from_a_kill(ranks, tmp_path, port):
-    killed_and_resumed(ranks, tmp_path, port, [(1, 7)], steps=20)
+@pytest.mark.parametrize("form", ["gloo", "shm"])
+def test_torchrun_recovers_from_a_kill(ranks, tmp_path, port, form):
+    """Of whole models over gloo, and of sharded ones over shared memory."""
+    killed_and_resumed(ranks, tmp_path, port, [(1, 7)], 20, form)
 
 
 @pytest.mark.proof
@@ -363,7 +366,8 @@ def test_workers_end_when_torchrun_is_killed(tmp_path):
 
 @pytest.mark.proof
 @pytest.mark.timeout(600)
-def test_torchrun_recovers_from_twenty_kills(ranks, tmp_path, port):
+@pytest.mark.parametrize("form", ["gloo", "shm"])
+def test_torchrun_recovers_from_twenty_kills(ranks, tmp_path, port, form):
     chance = random.Random(0)
     kills = [(chance.randrange(2), chance.randint(1, 15)) for _ in range(20)]
-    killed_and_resumed(ranks, tmp_path, port, kills, steps=360)
+    killed_and_resumed(ranks, tmp_path, port, kills, 360, form)
