@@ -67,11 +67,12 @@ def record(lab: Lab, config: Any, variant: Variant, folder: Path, kind: str, ste
             "steps": steps,
         }
     )
-    command = [sys.executable, "-P", "-m"]
+    command = [sys.executable, "-m"]
     if variant.processes > 1:
         command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(variant.processes), "-m"]
     command += ["bench.profile.variant", settings]
     environment = {**without_launcher(os.environ), **allocator_environment(lab.columns[0])}
+    environment["PYTHONSAFEPATH"] = "1"  # a bench.py of the user's folder is not taken for ours
     with tempfile.TemporaryDirectory() as scratch:
         log = f"{scratch}/log"
         child = Supervised(command, environment, log)

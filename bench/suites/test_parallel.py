@@ -117,10 +117,9 @@ def _line(name: str, peer: str, found: Comparison, aim: float | None, *, inverse
 
 
 def _save(paired: Paired, ours: str, peer: str, line: Line, **what: int) -> None:
-    """The line, beside the samples of our side; not where each job has run once (--benchmark-disable)."""
-    if paired.medians:
-        seconds = paired.medians[ours], paired.medians[peer]
-        paired.extra_info[ours]["line"] = _saved(line, *seconds, **what)
+    """The line, beside the samples of our side."""
+    seconds = paired.medians[ours], paired.medians[peer]
+    paired.extra_info[ours]["line"] = _saved(line, *seconds, **what)
 
 
 def _saved(line: Line, seconds: float, peer_seconds: float, **what: int) -> dict[str, Any]:

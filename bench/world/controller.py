@@ -58,6 +58,8 @@ class World:
         command += ["--nproc-per-node", str(self.size), "-m", "bench.world.rank"]
         environment = protocol.without_launcher(os.environ)
         environment[protocol.ADDRESS] = protocol.address_of(self._store.port, self.size)
+        # As -P, for the ranks too: a bench.py of the user's folder is not taken for ours.
+        environment["PYTHONSAFEPATH"] = "1"
         self._agent = subprocess.Popen(command, env=environment, stdout=self._log, stderr=self._log)
 
     def _ask(self, operation: str, seconds: float | None = None, **content: Any) -> list[dict[str, Any]]:

@@ -115,3 +115,11 @@ def test_ranks_that_do_not_say_hello_are_ended(monkeypatch):
     with pytest.raises(TimeoutError, match="waits for ranks 0, 1 of 2 to answer 'hello'"):
         World(2)
     assert not set(psutil.Process().children(recursive=True)) - before
+
+
+def test_ranks_do_not_take_a_module_of_the_folder_for_ours(monkeypatch, tmp_path):
+    (tmp_path / "bench.py").write_text("raise SystemExit('the wrong bench')")
+    monkeypatch.chdir(tmp_path)
+    world = World(1)
+    assert not world.broken  # its rank has answered
+    world.close()

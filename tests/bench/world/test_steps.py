@@ -10,7 +10,8 @@ import pytest
 from bench import measure
 from bench.world import protocol
 from bench.world.steps import WorldClock, Worlds, WorldStep
-from labs.lab import Lab, Variant
+from labs import load
+from labs.lab import Lab, Prediction, Variant
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,20 @@ def test_what_rank_0_records_arrives_a_round_at_a_time(world):
     step.close()
     assert step.recorded == {"rank": [0.0], "call": [2.0, 3.0]}
     assert step.texts == {"who": "rank 0"}
+
+
+def test_what_ranks_record_is_kept_of_each_round(worlds):
+    lab, address = load("recording_lab"), "ranks/record"
+    wanted = {address: [Prediction(address, name, 1.0, "") for name in ("call", "rank")]}
+    found = measure.measure_group(
+        lab, lab.config(), "ranks", budget_seconds=0.3, predictions=wanted, worlds=worlds
+    )
+    (measured,) = found.measured
+    by_round = measured.extra_info["by_round"]
+    assert by_round.keys() == {"call"}  # the rank was recorded once, in the setup
+    assert len(by_round["call"]) == len(measured.timed.seconds) >= 3
+    assert by_round["call"] == sorted(set(by_round["call"]))
+    assert measured.extra_info["measured"]["rank"] == 0.0
 
 
 def test_an_error_of_all_ranks_is_one_and_the_world_goes_on(worlds, world):
