@@ -5,7 +5,7 @@ from __future__ import annotations
 from labs.lab import Claim, Interval, Results, all_of, at_least, at_most
 from labs.tuning import curves, stragglers
 from labs.tuning.model import EXACT
-from labs.tuning.ways import FIDELITIES, FIDELITY, SEARCH, START, TOGETHER
+from labs.tuning.ways import FIDELITIES, FIDELITY, PEER, SEARCH, START, TOGETHER
 
 LOADED = 2.0
 """What is measured once is known within this factor: by so much a loaded and a quiet run of one machine
@@ -131,6 +131,15 @@ def warm_is_faster(results: Results) -> bool | None:
     return at_most(Interval(ratio, ratio / LOADED, ratio * LOADED), 1 / 3)
 
 
+def own_search_is_faster(results: Results) -> bool | None:
+    """Undecidable where that is not predicted at these sizes."""
+    own, peers = f"{SEARCH}/asha", f"{SEARCH}/{PEER}"
+    if not _predicted(results, own, peers, 1 / 2):
+        return None
+    ratio = results.seconds(own).value / results.seconds(peers).value
+    return at_most(Interval(ratio, ratio / LOADED, ratio * LOADED), 1.0)
+
+
 def together_is_faster(results: Results) -> bool | None:
     """Than in turn, whatever computes; undecidable where that is not predicted at these sizes."""
     new, rivals = f"{TOGETHER}/jax_vmap", [f"{TOGETHER}/{name}" for name in ("torch_in_turn", "jax_in_turn")]
@@ -205,6 +214,14 @@ CLAIMS = (
         warm_is_faster,
         "A process imports Ray and torch before it trains. Ray Tune runs once: known within a factor of "
         f"{LOADED:g}. Undecidable where trainings are so long that this is not predicted.",
+    ),
+    Claim(
+        "Asynchronous halving on warm workers ends before that of Ray Tune over the same points and rungs, "
+        "whose processes are used again.",
+        own_search_is_faster,
+        "Ray Tune starts its processes for each search, and a report to it goes through more hands. Both run "
+        f"once: known within a factor of {LOADED:g}. Undecidable where trainings are so long that this is "
+        "not predicted.",
     ),
     Claim(
         "Trials of one shape in one vmapped step of JAX take less time than one after another, in JAX or in "

@@ -8,7 +8,7 @@ from labs.figure import NAN, Bars, Chart, Figure, Series, Span, Timeline, measur
 from labs.lab import Interval, Results
 from labs.tuning import curves, stragglers
 from labs.tuning.config import METHODS
-from labs.tuning.ways import FIDELITIES, FIDELITY, SEARCH, START, TOGETHER, TOGETHER_STEPS
+from labs.tuning.ways import FIDELITIES, FIDELITY, PEER, SEARCH, START, TOGETHER, TOGETHER_STEPS
 
 TITLES = {
     "random": "random search",
@@ -165,6 +165,17 @@ def _methods(results: Results) -> Figure | None:
     if "random" not in names:
         return None
     addresses = [f"{SEARCH}/{name}" for name in names]
+    titles = [TITLES[name] for name in names]
+    times = [curves.share_of_random(results, each) for each in addresses]
+    regrets = [curves.regret(results, each) for each in addresses]
+    busy = [results.recorded(each, "utilisation_ratio")[-1] for each in addresses]
+    peers, whole = f"{SEARCH}/{PEER}", f"{SEARCH}/random"
+    if results.has(peers):
+        titles.append("Ray Tune's ASHA")
+        times.append(Interval.exact(results.seconds(peers).value / results.seconds(whole).value))
+        least = curves.best(results, whole)
+        regrets.append(None if least is None else results.recorded(peers, "best_nats")[-1] - least)
+        busy.append(NAN)
 
     def column(value: Interval | float | None) -> float:
         found = value.value if isinstance(value, Interval) else value
@@ -177,11 +188,11 @@ def _methods(results: Results) -> Figure | None:
     return Bars(
         "What each search costs and finds",
         "ratio, or nats",
-        [TITLES[name] for name in names],
+        titles,
         {
-            "time, of random search's": [column(curves.share_of_random(results, each)) for each in addresses],
-            "regret (nats)": [column(curves.regret(results, each)) for each in addresses],
-            "utilisation": [results.recorded(each, "utilisation_ratio")[-1] for each in addresses],
+            "time, of random search's": [column(each) for each in times],
+            "regret (nats)": [column(each) for each in regrets],
+            "utilisation": busy,
         },
         note=note,
     )

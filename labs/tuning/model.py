@@ -5,7 +5,8 @@ steps      = n R for random search; sum over rungs of n_k (r_k - r_k-1) with n_k
 step       = compute of the GPT (labs/data_parallel/model.py: FLOPs, bytes, calls)
 loss       = a third of a step of the validation batch: forward only
 search     = the scheduler itself on a simulated clock: job + steps x step + milestones x loss
-Ray Tune   = its own start + rounds x (process and imports + whole training), a trial a worker in each
+Ray Tune   = its own start + rounds x (process and imports + whole training), a trial a worker in each; its
+             search, whose processes are used again: both starts once, the reports and our search
 together   = K turns of a step in torch, or K / workers; in JAX the same FLOPs and bytes, a step's thunks once
 """
 
@@ -24,7 +25,7 @@ from labs.tuning.running import Trace, search
 from labs.tuning.schedulers import RandomSearch, Scheduler
 from labs.tuning.simulated import SimulatedWorkers
 from labs.tuning.training import VALIDATION_SEQUENCES, Task
-from labs.tuning.ways import FIDELITIES, FIDELITY, SEARCH, START, TOGETHER, TOGETHER_STEPS, cheaper
+from labs.tuning.ways import FIDELITIES, FIDELITY, PEER, SEARCH, START, TOGETHER, TOGETHER_STEPS, cheaper
 
 EXACT = ("random", "successive_halving", "hyperband", "population")
 """Methods whose number of steps follows from their sizes; the others' from losses too."""
@@ -39,6 +40,8 @@ TORCH_SPAWNS = 100
 """A trial's process imports Ray, Tune and torch: as long as so many starts of a bare interpreter."""
 TUNE_SPAWNS = 30
 """Ray Tune's own start in the driver and the folders of an experiment, in the same unit."""
+REPORT_SPAWNS = 1
+"""A report to Ray Tune and its scheduler's answer, in the same unit."""
 SMALL = 4
 """By so much XLA's loops and batched products on arrays as small as these miss peak and bandwidth."""
 THUNKS_OF_BLOCK, OTHER_THUNKS = 60, 90
@@ -155,6 +158,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
             "operators on small tensors, whose calls are longer than torch.neg's; workers on shared cores"
         )
         found.append(Prediction(f"{SEARCH}/{name}", "time_s", trace.seconds, because, suspect))
+    found.append(_peer(config, machine))
     for name in FIDELITIES:
         points, other = config.points(), cheaper(config, name)
         trace = simulate(config, RandomSearch(points, config.most_steps), other, machine)
@@ -163,6 +167,20 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     found += _start(config, machine)
     found += _together(config, machine)
     return found
+
+
+def _peer(config: Config, machine: Machine) -> Prediction:
+    """Ray Tune's asynchronous halving: its starts, and as many steps as ours on as many workers."""
+    trace = simulate(config, config.scheduler("asha"), config.task(), machine)
+    start = (TORCH_SPAWNS + TUNE_SPAWNS) * machine["spawn_s"]
+    reports = len(trace.ended) * REPORT_SPAWNS * machine["spawn_s"]
+    because = (
+        f"starts of Tune and its processes of {start:.3g} s, {len(trace.ended)} reports in {reports:.3g} s "
+        f"and {trace.steps} steps in {trace.seconds:.3g} s; start and reports are fitted"
+    )
+    suspect = "who is stopped, which depends on who comes first"
+    seconds = start + reports + trace.seconds
+    return Prediction(f"{SEARCH}/{PEER}", "time_s", seconds, because, suspect, fitted=True)
 
 
 def _start(config: Config, machine: Machine) -> list[Prediction]:

@@ -1,5 +1,5 @@
 """The peer: Ray Tune, as its documentation begins (a function, a process a trial) and at its best (a class
-whose processes are used again)."""
+whose processes are used again), and its asynchronous halving."""
 
 from __future__ import annotations
 
@@ -80,6 +80,33 @@ def load() -> None:
     from ray import tune  # noqa: F401
 
 
+def by_rungs(task: Task, points: Sequence[Point], rungs: Sequence[int]) -> Any:
+    """The class API, a step of which goes on to the next rung: where a scheduler decides."""
+    from ray import tune
+
+    class Trial(tune.Trainable):
+        def setup(self, config: dict[str, Any]) -> None:
+            _one_thread()
+            self.training = Training(task, points[config["place"]])
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            self.training = Training(task, points[new_config["place"]])
+            return True
+
+        def step(self) -> dict[str, Any]:
+            stop = next(rung for rung in rungs if rung > self.training.steps)
+            losses = self.training.advance(stop)
+            return {"loss": losses[stop], "steps": stop, "done": stop == rungs[-1]}
+
+        def save_checkpoint(self, checkpoint_dir: str) -> None:
+            pass
+
+        def load_checkpoint(self, checkpoint: Any) -> None:
+            pass
+
+    return Trial
+
+
 def tuned(
     task: Task, points: Sequence[Point], stop: int, workers: int, reuse: bool, patience_s: float
 ) -> list[float]:
@@ -89,9 +116,36 @@ def tuned(
     cluster already.
     """
     load()
+    trainable = (by_class if reuse else by_function)(task, points, stop)
+    return [each["loss"] for each in _last_reports(trainable, points, workers, reuse, patience_s)]
+
+
+def searched(
+    task: Task, points: Sequence[Point], rungs: Sequence[int], eta: int, workers: int, patience_s: float
+) -> list[tuple[int, float]]:
+    """(steps, loss) of each point where Ray Tune's asynchronous halving stopped it; processes are used again.
+
+    Errors as of ``tuned``.
+    """
+    load()
+    from ray.tune.schedulers import ASHAScheduler
+
+    scheduler = ASHAScheduler("steps", max_t=rungs[-1], grace_period=rungs[0], reduction_factor=eta)
+    found = _last_reports(by_rungs(task, points, rungs), points, workers, True, patience_s, scheduler)
+    return [(each["steps"], each["loss"]) for each in found]
+
+
+def _last_reports(
+    trainable: Any,
+    points: Sequence[Point],
+    workers: int,
+    reuse: bool,
+    patience_s: float,
+    scheduler: Any = None,
+) -> list[Any]:
+    """Of each trial what it reported last, by its point's place."""
     from ray import tune
 
-    trainable = (by_class if reuse else by_function)(task, points, stop)
     with tempfile.TemporaryDirectory(prefix="perflab-tune-") as folder, _silent():
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": 1}),
@@ -99,6 +153,7 @@ def tuned(
             tune_config=tune.TuneConfig(
                 metric="loss",
                 mode="min",
+                scheduler=scheduler,
                 max_concurrent_trials=workers,
                 reuse_actors=reuse,
                 time_budget_s=patience_s,
@@ -108,13 +163,13 @@ def tuned(
         found = tuner.fit()
     if found.errors:
         raise RuntimeError(f"Ray Tune: {len(found.errors)} of {len(points)} trials failed: {found.errors[0]}")
-    ended = [result.metrics for result in found if result.metrics and "loss" in result.metrics]
+    # A trial that ran out of time has a report too, from where it was.
+    ended = [result.metrics for result in found if result.metrics and result.metrics.get("done")]
     if len(ended) < len(points):
         raise TimeoutError(
             f"Ray Tune: {len(ended)} of {len(points)} trials had ended after {patience_s:.1f} s, the limit"
         )
-    losses = {metrics["config"]["place"]: metrics["loss"] for metrics in ended}
-    return [losses[place] for place in range(len(points))]
+    return sorted(ended, key=lambda metrics: metrics["config"]["place"])
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """What is run, in groups.
 
-``search``     each method on warm workers, to its end
+``search``     each method on warm workers, to its end; Ray Tune's asynchronous halving
 ``start``      the same few whole trainings: Ray Tune with a process a trial, with processes used again, and
                warm workers
 ``together``   trials that are made already, for a few steps: one after another in torch and in JAX, in torch
@@ -13,6 +13,7 @@ is taken out before: the workers have trained, and the driver has imported Ray T
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -28,8 +29,9 @@ from labs.tuning.schedulers.job import Job
 from labs.tuning.training import Task, longest_s
 
 SEARCH, START, TOGETHER, FIDELITY = "search", "start", "together", "fidelity"
+PEER = "ray_tune_asha"
 FIDELITIES = ("shorter_sequences", "smaller_batch", "narrower")
-TOGETHER_STEPS = 6
+TOGETHER_STEPS = 12
 
 
 @dataclass(frozen=True)
@@ -126,15 +128,45 @@ def _cheaper(name: str) -> Callable[[Config, Recorder], Timed]:
     )
 
 
+def _patience_s(config: Config, trials: int, recorder: Recorder) -> float:
+    """How long Ray Tune may take for so many whole trainings: their starts, and their steps."""
+    task, rounds = config.task(), -(-trials // config.workers)
+    steps_s = longest_s(task, config.points(1)[0], config.most_steps, recorder.now)
+    return PATIENCE_S * (1 + rounds) + rounds * steps_s
+
+
+def _peers_search(config: Config, recorder: Recorder) -> Timed:
+    """Ray Tune's own asynchronous halving of the same points over the same rungs."""
+    cluster.cluster(config.workers, recorder)
+    peer.load()
+    task, points, rungs = config.task(), config.points(), config.rungs()
+    patience_s = _patience_s(config, len(points), recorder)
+
+    def run() -> Trained:
+        found = peer.searched(task, points, rungs, config.eta, config.workers, patience_s)
+        recorder.record("steps", sum(steps for steps, _ in found), "")
+        ended = {
+            trial: loss
+            for trial, (steps, loss) in enumerate(found)
+            if steps == config.most_steps and math.isfinite(loss)
+        }
+        if not ended:
+            raise RuntimeError(
+                f"Ray Tune: no trial of {len(points)} came to an end with a loss that is a number"
+            )
+        best = min(ended, key=ended.__getitem__)
+        recorder.record("best", ended[best], "nats")
+        return Trained([Job(best, points[best], 0, config.most_steps)], [ended[best]])
+
+    return run
+
+
 def _tune(reuse: bool) -> Callable[[Config, Recorder], Timed]:
     def setup(config: Config, recorder: Recorder) -> Timed:
         cluster.cluster(config.workers, recorder)
         peer.load()
         task, points = config.task(), config.points(config.peer_trials)
-        rounds = -(-len(points) // config.workers)
-        patience_s = PATIENCE_S * (1 + rounds) + rounds * longest_s(
-            task, points[0], config.most_steps, recorder.now
-        )
+        patience_s = _patience_s(config, len(points), recorder)
         return lambda: peer.tuned(task, points, config.most_steps, config.workers, reuse, patience_s)
 
     return setup
@@ -206,6 +238,7 @@ def variants(config: Config) -> Sequence[Variant]:
     found = [Variant(SEARCH, name, _method(name), max_rounds=1, unavailable=missing) for name in METHODS]
     no_peer = missing or peer.unavailable()
     found += [
+        Variant(SEARCH, PEER, _peers_search, max_rounds=1, unavailable=no_peer),
         Variant(START, "ray_tune", _tune(reuse=False), max_rounds=1, unavailable=no_peer),
         Variant(START, "ray_tune_reused", _tune(reuse=True), max_rounds=1, unavailable=no_peer),
         Variant(START, "warm_workers", _warm, max_rounds=3, unavailable=missing),

@@ -74,13 +74,15 @@ class WarmWorkers:
         self._get([each.warm.remote(self.task, self.point) for each in self.actors], "workers that start")
         self._forget()
 
-    def _get(self, references: Any, what: str) -> Any:
+    def _get(self, references: Any, what: str, longest_s: float = 0.0) -> Any:
+        """longest_s: that the work takes at most, beside what any call may wait."""
         import ray
 
+        patience = PATIENCE_S + longest_s
         try:
-            return ray.get(references, timeout=PATIENCE_S)
+            return ray.get(references, timeout=patience)
         except ray.exceptions.GetTimeoutError:
-            raise TimeoutError(f"waited {PATIENCE_S:g} s for {what}") from None
+            raise TimeoutError(f"waited {patience:.0f} s for {what}") from None
 
     def _forget(self) -> None:
         """No state is kept, and no job runs."""
@@ -132,6 +134,7 @@ class WarmWorkers:
     def hold(self, task: Task, points: Sequence[Point]) -> None:
         """Make these trials, shared among the workers, for ``advance_held``."""
         shares = [points[place :: self.count] for place in range(self.count)]
+        self.most_held = len(shares[0])
         self.holding = [actor for actor, share in zip(self.actors, shares, strict=True) if share]
         made = [
             actor.hold.remote(task, share)
@@ -141,9 +144,8 @@ class WarmWorkers:
 
     def advance_held(self, steps: int) -> list[float]:
         """The losses of the trials after ``steps`` steps from their beginning, all workers at once."""
-        found = self._get(
-            [actor.advance_held.remote(steps) for actor in self.holding], "trials that are held"
-        )
+        running = [actor.advance_held.remote(steps) for actor in self.holding]
+        found = self._get(running, "trials that are held", self.longest_step_s * steps * self.most_held)
         count = sum(map(len, found))
         return [found[place % self.count][place // self.count] for place in range(count)]
 

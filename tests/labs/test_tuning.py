@@ -266,6 +266,12 @@ class Found(Stated):
         return of_lab.get((variant, key))
 
 
+def known_ends(values, config):
+    """(step, loss) of whole trainings of random search."""
+    columns = (values["search/random", name] for name in ("loss_step", "loss_nats"))
+    return [each for each in zip(*columns, strict=True) if each[0] == config.most_steps]
+
+
 def as_hoped(**changes):
     """Curves of a known shape: slow ones end best, so that losses on the way mislead and their curves do
     not; every method simulated on them."""
@@ -296,6 +302,8 @@ def as_hoped(**changes):
         jobs = ("job_start", "job_stop", "job_begin_s", "job_end_s")
         for key in ("loss_trial", "loss_step", "loss_nats", "loss_at_s", *jobs):
             values[f"fidelity/{name}", key] = values["search/random", key]
+    times["search/ray_tune_asha"] = 5 * times["search/asha"]
+    values["search/ray_tune_asha", "best_nats"] = [min(loss for _, loss in known_ends(values, config))]
     times |= {"start/ray_tune": 12.0, "start/ray_tune_reused": 5.0, "start/warm_workers": 1.0}
     times |= {"together/torch_in_turn": 0.1, "together/torch_at_once": 0.06}
     times |= {"together/jax_in_turn": 0.07, "together/jax_vmap": 0.02}
@@ -337,6 +345,9 @@ def test_each_claim_can_fail(hoped):
     assert claims.warm_is_faster(slower(hoped, **{"start/warm_workers": 30.0})) is False
     for seconds, verdict in ((0.12, False), (0.08, False), (0.07, None)):
         assert claims.together_is_faster(slower(hoped, **{"together/jax_vmap": seconds})) is verdict
+    for times, verdict in ((1.5, None), (0.4, False)):
+        peers = {"search/ray_tune_asha": times * hoped.times["search/asha"]}
+        assert claims.own_search_is_faster(slower(hoped, **peers)) is verdict
     for name in ways.FIDELITIES:
         cheap = slower(hoped, **{f"fidelity/{name}": 0.4 * hoped.times["search/random"]})
         assert claims.cheaper_steps_cost_more_than_half(cheap) is False

@@ -20,7 +20,7 @@ from labs.tuning import claims, curves
 from labs.tuning.config import METHODS
 from labs.tuning.schedulers import AsynchronousHalving, RandomSearch
 from labs.tuning.space import draw
-from labs.tuning.training import Training, one_thread
+from labs.tuning.training import Training, longest_s, one_thread
 
 LAB = load("tuning")
 SIZES = {"configurations": 9, "most_steps": 9, "least_steps": 1, "population": 4, "length": 8, "sequences": 4}
@@ -126,6 +126,19 @@ def test_ray_tune_trains_the_same_trials_and_torch_as_many_at_once(ray_is_there)
 
 @pytest.mark.ray
 @NO_RAY
+def test_ray_tunes_halving_stops_trials_at_our_rungs_and_its_best_is_a_training_without_a_stop(ray_is_there):
+    outputs, notes = measured(TINY, ["search/ray_tune_asha"])
+    (check,) = LAB.check(TINY, outputs)
+    assert check.passed, check
+    values = notes["search/ray_tune_asha"].values
+    (job,), (loss,) = outputs["search/ray_tune_asha"].jobs, outputs["search/ray_tune_asha"].losses
+    assert (job.start, job.stop) == (0, 9)
+    assert values["best_nats"] == [loss]
+    assert 9 * 1 + 9 <= values["steps"][0] < 9 * 9, "some were stopped, and one was not"
+
+
+@pytest.mark.ray
+@NO_RAY
 def test_ray_tune_that_does_not_end_is_a_time_out(ray_is_there):
     from labs.tuning import peer
 
@@ -160,20 +173,22 @@ def test_a_job_that_does_not_end_is_named_and_takes_no_time_from_the_next_search
 
 @pytest.mark.ray
 @NO_RAY
-def test_a_long_job_is_waited_for_as_long_as_its_steps_take(ray_is_there):
+def test_a_long_job_is_waited_for_as_long_as_its_steps_take(ray_is_there, monkeypatch):
     from labs.tuning.schedulers.job import Job
 
     (point,) = draw(1, 0)
-    ray_is_there.flying = {}
-    patience = []
-    for steps in (9, 100_000):
-        ray_is_there.flying = {"reference": (0, Job(0, point, 0, steps), None)}
-        patience.append(ray_is_there.patience_s())
-    ray_is_there.flying = {}
-    assert 60 < patience[0] < 70
-    begin = time.perf_counter()
-    Training(TINY.task(), point).advance(50)
-    assert patience[1] > 60 + 2 * (time.perf_counter() - begin) / 50 * 100_000
+    assert 0 < ray_is_there.longest_step_s < 1
+    monkeypatch.setattr(ray_is_there, "longest_step_s", 0.01)
+    jobs = [Job(0, point, 0, 9), Job(1, point, 100_000, 107_200)]
+    monkeypatch.setattr(ray_is_there, "flying", {job.trial: (0, job, None) for job in jobs})
+    assert ray_is_there.patience_s() == pytest.approx(60 + 72)
+
+
+def test_a_training_is_given_up_after_ten_times_what_its_first_steps_promise_once_all_is_warm():
+    seconds = iter([0.0, 50.0, 60.0, 60.5])
+    assert longest_s(TINY.task(), draw(1, 0)[0], 100, lambda: next(seconds)) == pytest.approx(
+        10 * 0.5 / 2 * 100
+    )
 
 
 @pytest.mark.ray
