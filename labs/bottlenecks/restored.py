@@ -14,12 +14,15 @@ class Restored(Generic[Value]):
 
     def __init__(self, read: Callable[[], Value], write: Callable[[Value], object]) -> None:
         self._read, self._write = read, write
-        self._inside: list[Value] = []
+        self._jobs = 0
+        self._before: Value
 
     def enter(self) -> None:
-        self._inside.append(self._inside[0] if self._inside else self._read())
+        if not self._jobs:
+            self._before = self._read()
+        self._jobs += 1
 
     def leave(self) -> None:
-        before = self._inside.pop()
-        if not self._inside:
-            self._write(before)
+        self._jobs -= 1
+        if not self._jobs:
+            self._write(self._before)
