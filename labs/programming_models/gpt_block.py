@@ -16,7 +16,7 @@ NAMES = ("torch", "torch_compile", "torch_export", "jax", "jax_jit", "numpy")
 EPSILON = 1e-5
 NUMPY = (8, 6, 55)  # products, reductions, everything else with the views
 CALLS, PRODUCTS = 38, 6
-KERNELS = {"torch_compile": 4, "jax_jit": 35}  # that each compiler makes of the rest (predicted, and counted)
+KERNELS = {"torch_compile": 4, "jax_jit": 35}  # of the rest, in a quick run
 MODULES, JAX_CALLS = 13, 90
 
 

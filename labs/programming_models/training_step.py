@@ -26,7 +26,7 @@ LOSS_CALLS = 2 * LAYERS + 2 * (LAYERS - 1) + 3
 BACKWARD_CALLS = 11  # transposes, views and second products, beside one operation for each of the forward's
 LOSS_PRODUCTS = 3 * LAYERS - 1
 UPDATE_CALLS = 2 * LAYERS  # parameters
-KERNELS = {"torch_compile": 6, "jax_jit": 19}  # that each compiler makes of the rest (predicted, and counted)
+KERNELS = {"torch_compile": 6, "jax_jit": 19}  # of the rest, in a quick run
 NUMPY = (LOSS_PRODUCTS, LAYERS + 1, 32)
 """NumPy's step by hand: products, reductions, and everything else with a mean's division and the views."""
 

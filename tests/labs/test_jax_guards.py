@@ -94,7 +94,14 @@ def test_what_is_taken_away_or_only_looked_at_is_told_apart():
         state.pop("seen")
         return x
 
-    for function, name in ((replaces, "table"), (removes, "state")):
+    rate = 0.5
+
+    def forgets(x):
+        nonlocal rate
+        rate = None
+        return x
+
+    for function, name in ((replaces, "table"), (removes, "state"), (forgets, "rate")):
         with pytest.raises(TransformError, match=f"changes '{name}'"):
             guarded(function)(X)
 
