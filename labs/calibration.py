@@ -1,4 +1,4 @@
-"""Measure this machine's constants (``perflab calibrate``): about 15 s, once per machine and software.
+"""Measure this machine's constants (``perflab calibrate``): about 20 s, once per machine and software.
 
     python -m labs.calibration [--force]
 

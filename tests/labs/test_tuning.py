@@ -436,6 +436,16 @@ def test_an_interval_of_rank_correlations_is_around_their_difference_and_turns_w
     assert curves.closer(new, new, end).high in (0.0, math.inf)
 
 
+def test_of_a_few_trials_a_small_difference_in_rank_is_by_chance_and_a_large_one_is_not():
+    end = [float(trial) for trial in range(9)]
+    near, nearer = [1.0, 0.0, *end[2:]], [1.0, 0.0, 3.0, 2.0, *end[4:]]
+    small = curves.closer(near, nearer, end)
+    assert small.value == pytest.approx(2 / 120)  # 6 / (9 x 80) of the sums of squares, 4 - 2
+    assert small.low <= 0 < small.high
+    large = curves.closer(near, end[::-1], end)
+    assert 0 < large.low < large.value < large.high
+
+
 def test_a_searchs_share_of_time_is_as_sure_as_its_jobs_are_alike(hoped):
     """Job times that vary by more widen the interval; the value is that of both searches' seconds."""
     address = "search/extrapolating"
@@ -535,6 +545,9 @@ def test_wrong_settings_are_named(sizes, said):
 def test_sizes_that_no_machine_holds_need_memory_that_no_machine_has():
     huge = configure(LAB, "quick", {"width": 32_768, "layers": 100})
     assert LAB.memory_bytes(huge) > 1e13
+    parameters = 12 * 32_768**2 * 100
+    for more in ({"workers": huge.workers + 1}, {"together": huge.together + 1}):
+        assert LAB.memory_bytes(replace(huge, **more)) - LAB.memory_bytes(huge) > 16 * parameters
     assert LAB.memory_bytes(QUICK) < 4e9
 
 
