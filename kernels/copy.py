@@ -27,10 +27,11 @@ def _streamed_copy(chunk, source, target):
 @chunked
 def _rewrite(chunk, source, targets):
     full_width()
-    first, last = chunk * _CHUNK, min(source.size, (chunk + 1) * _CHUNK)
+    part = source[chunk * _CHUNK : (chunk + 1) * _CHUNK]
     for row in range(targets.shape[0]):
-        for j in range(first, last):
-            targets[row, j] += source[j]
+        target = targets[row, chunk * _CHUNK : (chunk + 1) * _CHUNK]
+        for j in range(part.size):  # from 0, so that no index may be counted from the end: vectors
+            target[j] += part[j]
 
 
 def copy(source: torch.Tensor, target: torch.Tensor) -> None:

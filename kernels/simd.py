@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -46,9 +46,22 @@ def host_features() -> frozenset[str]:
     return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
 
 
-def vector_bits() -> int:
-    """Width of the widest SIMD register numba's code can use here: 512, 256 or 128; 64 when unknown."""
-    features = host_features()
+def compiled_features() -> frozenset[str]:
+    """LLVM's names of the features that numba compiles for: the host's, unless NUMBA_CPU_FEATURES says
+    others, or NUMBA_CPU_NAME that there are none.
+
+    An instruction that is not among them stops LLVM, and with it the process.
+    """
+    if config.CPU_FEATURES is None:
+        return host_features()
+    return frozenset(name[1:] for name in config.CPU_FEATURES.split(",") if name.startswith("+"))
+
+
+def vector_bits(features: frozenset[str] | None = None) -> int:
+    """Width of the widest SIMD register of a CPU with these features, by default of this one: 512, 256 or
+    128; 64 when unknown."""
+    if features is None:
+        features = host_features()
     if "avx512f" in features:
         return 512
     if "avx" in features:

@@ -20,6 +20,7 @@ import os
 import struct
 import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Callable
 from functools import cache
@@ -33,6 +34,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from kernels.compiled_cache import address_of
+from kernels.op import FallbackWarning
+from kernels.simd import compiled_features, vector_bits
 
 _WORD = ir.IntType(64)
 _BYTE = ctypes.c_char
@@ -143,6 +146,7 @@ class Chunked:
 
     def _compile(self, key: tuple[Any, ...]) -> tuple[Any, int, Callable[..., bytes]]:
         """A C function of one pointer that unpacks the arguments and works off chunks; and their layout."""
+        _say_what_is_not_used()
         lines, names, layout = [], [], "@qq"
         space: dict[str, Any] = {
             "body": self.compiled,
@@ -258,6 +262,24 @@ def _gomp_parallel() -> Any:
         entry.restype = None
         return entry
     return None
+
+
+@cache
+def _say_what_is_not_used() -> None:
+    """A ``FallbackWarning``, once, where the kernels run at a fraction of what this CPU can."""
+    if vector_bits(compiled_features()) < vector_bits():
+        warnings.warn(
+            "kernels: NUMBA_CPU_NAME or NUMBA_CPU_FEATURES has numba compile for less than this CPU is; its "
+            f"vectors of {vector_bits()} bits are not used",
+            FallbackWarning,
+            stacklevel=2,
+        )
+    if torch.get_num_threads() > 1 and _gomp_parallel() is None:
+        warnings.warn(
+            "kernels: torch has no GNU OpenMP runtime; Python threads do the work, started at each call",
+            FallbackWarning,
+            stacklevel=2,
+        )
 
 
 def _run(worker: Any, address: int, block: bytearray, chunks: int) -> None:

@@ -108,7 +108,7 @@ def _not_taken(
     if value.shape[-1] != size[-1]:
         return f"the value's head has {value.shape[-1]} elements, the key's {size[-1]}"
     if size[-1] > LARGEST_HEAD:
-        return f"the kernels take heads of up to {LARGEST_HEAD} elements, not {size[-1]}"
+        return _too_wide(size[-1])
     if key_size != value.shape or size[:-3] != key_size[:-3]:
         return "the kernels do not broadcast batches"
     if query.dim() > 2 and size[-3] != key_size[-3]:
@@ -157,6 +157,10 @@ def _torch(
     )
 
 
+def _too_wide(dim: int) -> str:
+    return f"the kernels take heads of up to {LARGEST_HEAD} elements, not {dim}"
+
+
 def decode_attention(
     query: torch.Tensor,
     key_cache: torch.Tensor,
@@ -201,7 +205,12 @@ def decode_attention(
             f"query and caches have one dtype, not {query.dtype}, {key_cache.dtype} and {value_cache.dtype}"
         )
     scale = 1 / math.sqrt(dim) if scale is None else float(scale)
-    if dim > LARGEST_HEAD or use_torch("decode_attention", query, key_cache, value_cache):
+    small_or_not_taken = use_torch("decode_attention", query, key_cache, value_cache)
+    if dim > LARGEST_HEAD and not torch.compiler.is_compiling():
+        warn_once("decode_attention", _too_wide(dim))
+    if small_or_not_taken or dim > LARGEST_HEAD:
+        if query.device.type == "cpu" and not torch.compiler.is_compiling():
+            cpu_decode.check_tables(block_table, context_lengths, *key_cache.shape[:2])
         return reference.decode_attention(query, key_cache, value_cache, block_table, context_lengths, scale)
     return _decode_attention(
         query.contiguous(),

@@ -171,19 +171,12 @@ def _decode(
     keep_alive(scratch)
 
 
-def decode_attention(
-    query: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
-    block_table: torch.Tensor,
-    context_lengths: torch.Tensor,
-    scale: float,
-) -> torch.Tensor:
-    """See ``kernels.decode_attention``. ValueError: a length beyond its table, a block that is not there."""
-    sequences, heads, dim = query.shape
-    blocks, block_size, kv_heads, _ = key_cache.shape
+def check_tables(
+    block_table: torch.Tensor, context_lengths: torch.Tensor, blocks: int, block_size: int
+) -> None:
+    """ValueError: a length for which its row has no place, a block that the cache does not have."""
     found = torch.zeros(2, dtype=torch.int64)
-    _check(1, block_table, context_lengths, blocks, block_size, found)
+    _check(1, block_table.contiguous(), context_lengths.contiguous(), blocks, block_size, found)
     wrong, sequence = found.tolist()
     if wrong == 1:
         raise ValueError(
@@ -195,6 +188,20 @@ def decode_attention(
             f"block_table[{sequence}] names a block that the cache does not have: of those that its "
             f"{int(context_lengths[sequence])} keys need, all must lie between 0 and {blocks - 1}"
         )
+
+
+def decode_attention(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    context_lengths: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """See ``kernels.decode_attention``."""
+    sequences, heads, dim = query.shape
+    blocks, block_size, kv_heads, _ = key_cache.shape
+    check_tables(block_table, context_lengths, blocks, block_size)
     most = block_table.shape[1] * block_size
     parts = max(1, min(-(-most // LEAST_KEYS), -(-LEAST_CHUNKS // max(1, sequences * kv_heads))))
     out = query.new_empty(sequences, heads, parts, dim, dtype=torch.float32)

@@ -21,9 +21,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels.matmul.cpu_tile import compiled_features
 from kernels.peaks import LONG, address, declare, splat
 from kernels.peaks_matrix import BFloat
+from kernels.simd import compiled_features
 
 LANES = 16
 WEIGHT_ROWS = 4  # of one tile

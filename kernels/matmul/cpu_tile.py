@@ -20,27 +20,15 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils, config
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from kernels import peaks_matrix
 from kernels.peaks import LONG, address, declare, splat
-from kernels.simd import host_features
+from kernels.simd import compiled_features
 
 BYTE = ir.IntType(8)
 FLOAT = ir.FloatType()
-
-
-@cache
-def compiled_features() -> frozenset[str]:
-    """LLVM's names of the features that numba compiles for: the host's, unless NUMBA_CPU_FEATURES says
-    others.
-
-    An instruction that is not among them stops LLVM, and with it the process.
-    """
-    if config.CPU_FEATURES is None:
-        return host_features()
-    return frozenset(name[1:] for name in config.CPU_FEATURES.split(",") if name.startswith("+"))
 
 
 def _lanes() -> int:

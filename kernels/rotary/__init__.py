@@ -24,7 +24,8 @@ def rotary_embedding(
     """
     if use_torch("rotary_embedding", x, cos, sin):
         _check(x, cos, sin)
-        return eager(x, cos, sin, interleaved)
+        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        return eager(wide, cos, sin, interleaved).to(x.dtype)
     _check(x, cos, sin)
     return _rotary(x, cos, sin, interleaved, False)
 

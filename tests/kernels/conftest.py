@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import torch
 from families import family_of, has_triton_kernels
 
 from kernels.interpreter import interpreting
@@ -24,6 +25,13 @@ def pytest_collection_modifyitems(items):
         return has_triton_kernels(family_of(operation)) and (not first or case is operation.cases[1])
 
     items[:] = [item for item in items if chosen(**getattr(getattr(item, "callspec", None), "params", {}))]
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("torch finds no CUDA device")
+    return request.param
 
 
 @pytest.fixture

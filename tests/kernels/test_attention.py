@@ -160,10 +160,10 @@ def test_a_mask_for_each_of_five_dimensions():
     )
 
 
-def test_dropout_drops_its_share_and_backward_drops_the_same():
+def test_dropout_drops_its_share_and_backward_drops_the_same(device):
     length = dim = 64  # the values are the identity: the output is the weights
-    query, key = (random(2, 4, length, dim, seed=seed).requires_grad_() for seed in range(2))
-    value = torch.eye(dim).expand(2, 4, dim, dim).contiguous().requires_grad_()
+    query, key = (random(2, 4, length, dim, seed=seed).to(device).requires_grad_() for seed in range(2))
+    value = torch.eye(dim, device=device).expand(2, 4, dim, dim).contiguous().requires_grad_()
     torch.manual_seed(3)
     out = scaled_dot_product_attention(query, key, value, dropout_p=0.3)
     kept = out.detach() != 0
@@ -176,7 +176,7 @@ def test_dropout_drops_its_share_and_backward_drops_the_same():
     exact = [tensor.detach().double().requires_grad_() for tensor in (query, key, value)]
     weights = (exact[0] @ exact[1].transpose(-2, -1) / math.sqrt(dim)).softmax(-1) * kept / 0.7
     expected = weights @ exact[2]
-    grad = random(*out.shape, seed=8)
+    grad = random(*out.shape, seed=8).to(device)
     torch.testing.assert_close(out.double(), expected, atol=1e-6, rtol=1e-5)
     for got, want in zip(
         torch.autograd.grad(out, (query, key, value), grad),
@@ -252,16 +252,17 @@ def paged(lengths=(20, 0, 33), heads=4, kv_heads=2, dim=8, block_size=4, most=9)
     return [query, keys, values, table, torch.tensor(lengths, dtype=torch.int32)]
 
 
-def test_blocks_beyond_the_context_are_not_looked_at_and_no_keys_give_zeros():
-    arguments = paged()
+def test_blocks_beyond_the_context_are_not_looked_at_and_no_keys_give_zeros(device):
+    arguments = [tensor.to(device) for tensor in paged()]
     out = decode_attention(*arguments)
     torch.testing.assert_close(out, reference.decode_attention(*arguments))
     assert (out[1] == 0).all()
 
 
-def test_a_long_context_is_cut_into_parts():
+def test_a_long_context_is_cut_into_parts(device):
     arguments = paged((2000, 513), heads=2, kv_heads=1, block_size=100, most=20)
     arguments[3] = torch.arange(40, dtype=torch.int32).view(2, 20) % 30
+    arguments = [tensor.to(device) for tensor in arguments]
     torch.testing.assert_close(decode_attention(*arguments), reference.decode_attention(*arguments))
 
 
@@ -292,8 +293,14 @@ def test_bad_tables_are_refused(place, change, error, message):
         decode_attention(*arguments)
 
 
-def test_decode_in_double_runs_torch_and_says_so():
-    arguments = [tensor.double() if tensor.is_floating_point() else tensor for tensor in paged()]
-    with pytest.warns(FallbackWarning, match="decode_attention"):
-        out = decode_attention(*arguments)
-    torch.testing.assert_close(out, reference.decode_attention(*arguments))
+@pytest.mark.parametrize(("dtype", "dim"), [(torch.float64, 8), (torch.float32, 257)])
+def test_decode_that_the_kernels_do_not_take_runs_torch_says_so_and_refuses_bad_tables(dtype, dim):
+    query, keys, values, table, lengths = paged(dim=dim)
+    floats = [tensor.to(dtype) for tensor in (query, keys, values)]
+    with pytest.warns(FallbackWarning, match=r"decode_attention: .*(not float64|not 257)"):
+        out = decode_attention(*floats, table, lengths)
+    torch.testing.assert_close(out, reference.decode_attention(*floats, table, lengths))
+    with pytest.raises(ValueError, match=r"block_table\[2\].*between 0 and 29"):
+        decode_attention(*floats, table + 5, lengths)
+    with pytest.raises(ValueError, match=r"context_lengths\[2\] is 33"):
+        decode_attention(*floats, table[:, :8], lengths)

@@ -23,13 +23,6 @@ def kernels_alone(every_size, monkeypatch):
     monkeypatch.setattr("kernels.op._warned", set())
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request):
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("torch finds no CUDA device")
-    return request.param
-
-
 def data(*shape, seed=0, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(shape, generator=generator)

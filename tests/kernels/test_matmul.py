@@ -16,9 +16,9 @@ import kernels
 from kernels.inspect import inspect_function
 from kernels.matmul import cpu_linear, cpu_pack, cpu_product, cpu_tile, reference
 from kernels.op import FallbackWarning
-from kernels.simd import bits_as_float
+from kernels.simd import bits_as_float, compiled_features
 
-FEATURES = cpu_tile.compiled_features()
+FEATURES = compiled_features()
 needs_dot = pytest.mark.skipif(
     not {"avx512f", "avx512bf16"} <= FEATURES, reason="this CPU has no AVX-512 VDPBF16PS"
 )
@@ -52,10 +52,10 @@ def unpacked(packed, group):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_int8_is_the_nearest_multiple_of_the_row_s_scale(dtype):
+def test_int8_is_the_nearest_multiple_of_the_row_s_scale(dtype, device):
     weight = numbers(13, 301, dtype=dtype) * torch.logspace(-4, 3, 13)[:, None].to(dtype)
     weight[4] = 0
-    integers, scale = kernels.quantize_int8(weight)
+    integers, scale = (found.cpu() for found in kernels.quantize_int8(weight.to(device)))
     assert (integers.dtype, scale.dtype) == (torch.int8, torch.float32)
     expected, expected_scale = reference.quantize(weight, 301, 127)
     assert torch.equal(integers, expected)
@@ -67,10 +67,10 @@ def test_int8_is_the_nearest_multiple_of_the_row_s_scale(dtype):
 
 
 @pytest.mark.parametrize(("columns", "group"), [(128, 128), (192, 32), (192, 96), (1536, 768)])
-def test_int4_is_the_nearest_multiple_of_the_group_s_scale(columns, group):
+def test_int4_is_the_nearest_multiple_of_the_group_s_scale(columns, group, device):
     weight = numbers(7, columns)
     weight[3, :group] = 0
-    packed, scale = kernels.quantize_int4(weight, group)
+    packed, scale = (found.cpu() for found in kernels.quantize_int4(weight.to(device), group))
     assert packed.shape == (7, columns // 2)
     assert packed.dtype is torch.uint8
     assert scale.shape == (7, columns // group)
@@ -83,9 +83,9 @@ def test_int4_is_the_nearest_multiple_of_the_group_s_scale(columns, group):
     assert ((weight.double() - integers * step).abs() <= step * (0.5 + 1e-6)).all()
 
 
-def test_ties_go_to_even():
+def test_ties_go_to_even(device):
     weight = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, 126.5, 0.49999997]])
-    assert kernels.quantize_int8(weight)[0].tolist() == [[127, 0, 2, 2, 0, -2, 126, 0]]
+    assert kernels.quantize_int8(weight.to(device))[0].tolist() == [[127, 0, 2, 2, 0, -2, 126, 0]]
 
 
 @pytest.mark.parametrize("odd", [math.inf, -math.inf, math.nan])

@@ -57,6 +57,28 @@ def test_a_gpu_that_the_kernels_do_not_take_runs_torchs_own(monkeypatch, nothing
         op._gpu_lacks.cache_clear()
 
 
+@pytest.mark.parametrize(("capability", "ours"), [((7, 5), False), ((9, 0), True)])
+def test_a_graph_for_a_gpu_has_the_kernels_that_it_can_run(monkeypatch, capability, ours):
+    """In one graph, though what the GPU is cannot be traced."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    op._gpu_lacks.cache_clear()
+    torch._dynamo.reset()
+    targets = []
+
+    def backend(graph, inputs):
+        targets.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    try:
+        with FakeTensorMode():
+            x = torch.empty(1000, 1000, device="cuda")
+            torch.compile(lambda x: kernels.softmax(x, -1), fullgraph=True, backend=backend)(x)
+    finally:
+        op._gpu_lacks.cache_clear()
+        torch._dynamo.reset()
+    assert ("perflab.softmax.default" in targets) == ours
+
+
 def test_small_tensors_run_torchs_own_and_nothing_is_said(monkeypatch, nothing_said):
     calls = []
     monkeypatch.setattr("kernels.activation._softmax", lambda x: calls.append(x) or x)

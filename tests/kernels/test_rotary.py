@@ -69,3 +69,12 @@ def test_sixteen_pairs_are_turned_in_512_bit_registers():
     assert code.packed_fma >= 4
     assert not code.libm
     assert code.float64 <= 2  # the sign, once
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_small_tensors_are_computed_in_float32_too(monkeypatch, dtype):
+    """Where torch's operations serve: rounded once, as the kernels do."""
+    monkeypatch.setattr("kernels.op.crossover", lambda name, device: 1 << 40)
+    x, (cos, sin) = torch.randn(3, 7, 64).to(dtype), (table.to(dtype) for table in tables(7, 32))
+    out = kernels.rotary_embedding(x, cos, sin)
+    assert torch.equal(out, eager(x.float(), cos.float(), sin.float()).to(dtype))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kernels import threads
+from kernels.simd import vector_bits
 from kernels.threads import chunked, chunks_of
 
 
@@ -122,17 +123,31 @@ def test_a_forked_child_computes_on_one_thread_instead_of_hanging():
     assert "child 0" in done.stdout, done.stderr
 
 
-def test_a_cpu_without_wide_registers_computes_the_same():
+@pytest.mark.skipif(threads._gomp_parallel() is None, reason="torch has no GNU OpenMP runtime here")
+def test_what_is_slow_computes_the_same_and_says_so_once():
+    """Without wide registers; without the threads of torch's OpenMP runtime."""
     code = (
         "import torch, kernels, kernels.op\n"
         "kernels.op.crossover = lambda name, device: 0\n"
+        "from kernels import threads\n"
+        "torch.set_num_threads(2)\n"
+        "if lacks_openmp: threads._gomp_parallel = lambda: None\n"
         "x = torch.linspace(-5, 5, 999).view(9, 111)\n"
-        "print((kernels.softmax(x, -1) - torch.softmax(x.double(), -1)).abs().max().item() < 1e-7)\n"
+        "for y in (x, x.bfloat16()):\n"
+        "    error = (kernels.softmax(y, -1) - torch.softmax(y.double(), -1)).abs().max().item()\n"
+        "    print(error < (1e-7 if y is x else 1e-3))\n"
     )
-    environment = {**os.environ, "NUMBA_CPU_NAME": "generic"}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
-    assert done.stdout.strip() == "True", done.stderr
+    for name, lacks_openmp, said in (
+        ("generic", False, ["vectors of"] if vector_bits() > 128 else []),
+        ("", True, ["no GNU OpenMP runtime"]),
+        ("", False, []),
+    ):
+        environment = {**os.environ, **({"NUMBA_CPU_NAME": name} if name else {})}
+        command = [sys.executable, "-c", f"lacks_openmp = {lacks_openmp}\n{code}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+        assert done.stdout.split() == ["True", "True"], done.stderr
+        warned = [line for line in done.stderr.splitlines() if "FallbackWarning: kernels: " in line]
+        assert [words in line for words, line in zip(said, warned, strict=True)] == [True] * len(said), warned
 
 
 def test_wrong_arguments_are_named():
