@@ -8,11 +8,13 @@ so that time is never charged to a slice it does not belong to.
 
 from __future__ import annotations
 
+import heapq
 from typing import NamedTuple
 
 import numpy as np
 
 from bench.traces.events import Events, Kind
+from bench.traces.intervals import Intervals, subtract, union
 
 ROUNDING_NS = 1_000
 """A child may end this much after its parent, as long as most of the child lies inside."""
@@ -156,4 +158,35 @@ def innermost(events: Events, parents: np.ndarray, first: int, last: int) -> Seg
         begins[1:] = np.maximum(begins[1:], np.maximum.accumulate(ends)[:-1])
         some = ends > begins
         begins, ends, owners = begins[some], ends[some], owners[some]
+    left = subtract(union(start, end), Intervals(begins, ends))
+    left = Intervals(*(side[left.end > left.start] for side in left))
+    if len(left.start):
+        more = _resumed_without_a_child(left, rows, start, end)
+        begins, ends, owners = (
+            np.concatenate(pair) for pair in zip((begins, ends, owners), more, strict=True)
+        )
+        order = np.argsort(begins)
+        begins, ends, owners = begins[order], ends[order], owners[order]
     return Segments(begins, ends, owners)
+
+
+def _resumed_without_a_child(
+    left: Intervals, rows: np.ndarray, start: np.ndarray, end: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Segments of what slices that cross leave over: where one ends that is nobody's child, the last begun of
+    those that are still open goes on. Nothing begins within a piece of ``left``."""
+    found: list[tuple[int, int, int]] = []
+    opened: list[tuple[int, int, int]] = []  # a heap, the last begun first: (-index, end, row)
+    index = 0
+    for begin, stop in zip(left.start.tolist(), left.end.tolist(), strict=True):
+        while index < len(rows) and start[index] <= begin:
+            heapq.heappush(opened, (-index, int(end[index]), int(rows[index])))
+            index += 1
+        while begin < stop:
+            while opened[0][1] <= begin:
+                heapq.heappop(opened)
+            until = min(stop, opened[0][1])
+            found.append((begin, until, opened[0][2]))
+            begin = until
+    begins, ends, owners = zip(*found, strict=True)
+    return np.array(begins), np.array(ends), np.array(owners, dtype=np.int32)

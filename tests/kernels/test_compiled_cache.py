@@ -92,7 +92,7 @@ def test_types_of_arguments_and_flags_tell_it_apart(folder, compilations):
 
 @pytest.fixture
 def held(folder, monkeypatch):
-    """The file of whatever is asked for, which another process seems to be compiling."""
+    """The file of whatever is asked for, which another process seems to be compiling, and that one's lock."""
     path = folder / "text" / "code"
     path.parent.mkdir(parents=True)
     monkeypatch.setattr(compiled_cache, "_path", lambda *asked: path)
@@ -100,19 +100,22 @@ def held(folder, monkeypatch):
     with path.with_name("code.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         path.rename(folder / "compiled")
-        yield path
+        yield path, lock
 
 
 def test_whoever_comes_second_waits_and_loads(held, folder, compilations):
     """Two ranks that need the same reduction ask for it at the same time."""
+    path, lock = held
     results = []
     thread = threading.Thread(target=lambda: results.append(scaled(3.0)))
     thread.start()
     time.sleep(0.3)
     assert results == []
-    (folder / "compiled").rename(held)
-    held.with_name("code.lock").unlink()
-    thread.join(60)
+    (folder / "compiled").rename(path)
+    path.with_name("code.lock").unlink()
+    lock.close()
+    thread.join(compiled_cache.PATIENCE_SECONDS / 2)
+    assert not thread.is_alive()
     assert (results, compilations) == ([[5.0] * 5], [])  # what the first left there
 
 
@@ -120,7 +123,7 @@ def test_who_is_stopped_while_compiling_stops_no_other(held, compilations, monke
     monkeypatch.setattr(compiled_cache, "PATIENCE_SECONDS", 0.2)
     assert scaled(3.0) == [3.0] * 5
     assert compilations == ["scale"]
-    assert [each.name for each in held.parent.iterdir()] == ["code"]
+    assert [each.name for each in held[0].parent.iterdir()] == ["code"]
 
 
 @pytest.mark.parametrize("damage", [b"", b"short", lambda content: content[:-1] + b"x"])

@@ -215,3 +215,10 @@ def test_innermost_pieces_of_a_lane_never_overlap_and_miss_no_covered_moment(row
     if (made.events.start[1:] >= np.maximum.accumulate(made.events.end)[:-1]).all():  # one after the other
         assert lengths.tolist() == nested.tolist() == made.events.duration.tolist()
     assert lengths.sum() == total(*union(made.events.start, made.events.end))
+
+
+def test_after_slices_that_cross_the_one_around_them_goes_on():
+    spans = [(0, 5), (0, 3), (1, 4), (3, 4)]
+    made = trace([(Kind.OPERATOR, "operator", MAIN, begin, end, {}) for begin, end in spans])
+    pieces = tree.innermost(made.events, tree.parents(made.events), 0, len(spans))
+    assert (pieces.start[-1], pieces.end[-1], made.events.duration[pieces.row[-1]]) == (4, 5, 5)
