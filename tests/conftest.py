@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,11 +43,14 @@ LONG = (
 
 def pytest_ignore_collect(collection_path, config):
     """For a lane of marked tests: files that have none are not imported, to save seconds; what they import a
-    GPU machine may lack."""
+    GPU machine may lack. The kernels' fixture ``device`` brings the mark of the GPU itself."""
     lane = config.option.markexpr.partition(" ")[0]
-    if collection_path.suffix == ".py" and lane in ("alone", "gpu"):
-        return True if f"mark.{lane}" not in collection_path.read_text() else None
-    return None
+    if not collection_path.name.startswith("test_") or lane not in ("alone", "gpu"):
+        return None
+    marked = rf"mark\.{lane}"
+    if lane == "gpu" and collection_path.parent.name == "kernels":
+        marked += r"|^def test_\w+\([^)]*\bdevice\b"
+    return None if re.search(marked, collection_path.read_text(), re.MULTILINE) else True
 
 
 def pytest_collection_modifyitems(items):
