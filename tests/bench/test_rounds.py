@@ -145,9 +145,9 @@ def test_all_is_timed_within_the_seconds_but_for_the_cold_calls():
         time.sleep(0.3 if len(calls) == 1 else 1e-4)
 
     timed = {"base": Timed(compiling), "new": Timed(compiling)}
-    time_together(timed, 0.2)
+    time_together(timed, 0.5)
     assert timed["base"].cold_seconds > 0.3
-    assert min(len(item.seconds) for item in timed.values()) > 20  # and not the few of what was left
+    assert min(len(item.seconds) for item in timed.values()) > 10  # of 0.5 s nothing was left: 3 rounds
 
 
 def test_a_clock_that_is_not_there_is_named():
