@@ -17,7 +17,7 @@ def figures_of(module: str, limit_s: float) -> dict[str, tuple[float, str]]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     try:
         done = subprocess.run(
-            [sys.executable, "-m", module],
+            [sys.executable, "-P", "-m", module],
             capture_output=True, text=True, timeout=limit_s, env=environment, check=True,
         )  # fmt: skip
         return {name: (float(value), source) for name, (value, source) in json.loads(done.stdout).items()}
