@@ -139,6 +139,7 @@ def test_a_process_that_is_stopped_is_replaced_and_its_requests_finish(workers, 
         time.sleep(0.05)
 
 
+@pytest.mark.proof
 def test_a_report_that_cannot_be_read_is_the_end_of_its_worker(workers, monkeypatch):
     service = workers.service
     loads, spoiled = actors.pickle.loads, []
@@ -193,6 +194,7 @@ def test_calibration_finds_costs_and_is_refused_on_a_busy_host(workers):
     assert not blocks
 
 
+@pytest.mark.proof
 def test_what_is_not_finished_is_the_exit_status():
     """A second Ctrl-C does not wait for it; who asked is told."""
     command = [sys.executable, "-m", "bench.cli", "serve", "--workers", "1", "--port", "0"]

@@ -124,6 +124,7 @@ def test_ray_tune_trains_the_same_trials_and_torch_as_many_at_once(ray_is_there)
     assert len(outputs["together/torch_at_once"]) == 3
 
 
+@pytest.mark.proof
 @pytest.mark.ray
 @NO_RAY
 def test_ray_tunes_halving_stops_trials_at_our_rungs_and_its_best_is_a_training_without_a_stop(ray_is_there):
