@@ -64,8 +64,8 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Measure this machine's constants (kept per machine; checked again at each run)."""
+    from bench.calibrating import CalibrationFailed, calibrated
     from bench.progress import Progress
-    from bench.runner import CalibrationFailed, calibrated
     from labs.machine import cache_path
 
     progress = Progress(not as_json)
@@ -107,8 +107,8 @@ def run(
     ] = False,
 ) -> None:
     """Predict, measure, prove and report."""
+    from bench.calibrating import CalibrationFailed
     from bench.request import Request
-    from bench.runner import CalibrationFailed
     from bench.runner import run as run_request
 
     if quick and full:

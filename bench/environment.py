@@ -118,3 +118,15 @@ def shadowed_packages() -> list[str]:
         if origin != here:
             lines.append(f"'import {name}' finds {origin or 'nothing'}, not perflab's own")
     return lines
+
+
+def measuring_environment(column: str, device: str) -> dict[str, str]:
+    """Variables of a child that measures under an allocator mode: this process's, without what disturbs."""
+    environment = {**os.environ, **allocator_environment(column)}
+    environment["PYTHONUNBUFFERED"] = "1"
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # other plugins would import, slow down, or interfere
+    for name in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS"):
+        environment.pop(name, None)
+    if device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    return environment

@@ -23,23 +23,23 @@ from typing import Any
 
 from bench import results as results_file
 from bench.assemble import assemble, failures
-from bench.environment import allocator_environment
+from bench.calibrating import CalibrationFailed, calibrated
+from bench.environment import measuring_environment
 from bench.history import keep
 from bench.journal import Journal
 from bench.measure import explain
 from bench.plan import SCALE_FACTOR, Plan
 from bench.progress import Progress
 from bench.request import Request, check_output, page_path, says_what_is_wrong, settings_of
-from bench.supervise import Supervised
+from bench.supervise import Supervised, lines_of
 from bench.world.protocol import joined_size
 from bench.world.torchrun import join
 from labs import load
-from labs.home import home
 from labs.lab import Allocator, Scale
-from labs.machine import Machine, load_cached, load_sheet
+from labs.machine import Machine, load_sheet
 
 COLUMNS: tuple[Allocator, ...] = ("default", "tuned")
-SILENCE_SECONDS = 240.0  # a group that says nothing for so long hangs, and so does a calibration
+SILENCE_SECONDS = 240.0  # a group that says nothing for so long hangs
 STARTED_WITH = {
     "labs": "choice of labs",
     "scale": "size",
@@ -50,10 +50,6 @@ STARTED_WITH = {
 }
 """Fields of a Request that --resume keeps as they were, and what a user calls them."""
 SUITE = Path(__file__).parent / "suites" / "test_labs.py"
-
-
-class CalibrationFailed(RuntimeError):
-    """The machine's constants could not be measured; the message says what the process said last."""
 
 
 def journal_path(output: Path) -> Path:
@@ -211,74 +207,6 @@ def _predict(
             journal.write("elsewhere", lab=name, predictions=elsewhere)
 
 
-def calibrated(progress: Progress, force: bool = False) -> tuple[Machine, str]:
-    """This machine's constants: cached ones that still hold, or new ones; measured in a child process.
-
-    ValueError where they could not be kept; CalibrationFailed where the child fails, or says nothing for
-    ``SILENCE_SECONDS``.
-    """
-    if force or load_cached() is None:
-        _check_home()
-    with tempfile.TemporaryDirectory() as folder:
-        log = f"{folder}/log"
-        command = [sys.executable, "-P", "-m", "labs.calibration", *(["--force"] if force else [])]
-        child = Supervised(command, _environment("default", ""), log)
-        progress.phase("calibration", "measuring this machine's constants")
-        heard, said = time.monotonic(), 0
-        try:
-            while (status := child.poll()) is None:
-                lines = _lines(log)
-                if len(lines) > said:
-                    heard, said = time.monotonic(), len(lines)
-                    progress.phase("calibration", lines[-1])
-                if time.monotonic() - heard > SILENCE_SECONDS:
-                    last = lines[-1] if lines else "it said nothing"
-                    raise CalibrationFailed(f"no sign of life for {SILENCE_SECONDS:.0f} s: {last}")
-                time.sleep(0.1)
-        finally:
-            child.end()
-        machine = load_cached()
-        lines = _lines(log)
-        if status or machine is None:
-            raise CalibrationFailed(" | ".join(lines[-2:]) or f"exit status {status}")
-    import json
-
-    try:
-        message = str(json.loads(lines[-1])["message"])
-    except (ValueError, KeyError, TypeError, IndexError):
-        message = ""
-    progress.say(message or f"calibration: {machine.name}")
-    return machine, message
-
-
-def _check_home() -> None:
-    try:
-        home().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=home()):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"the machine's constants are kept in {home()}, which cannot be written ({error.strerror}); "
-            "set PERFLAB_HOME to a folder that can"
-        ) from None
-
-
-def _lines(path: str) -> list[str]:
-    with open(path, errors="replace") as file:
-        return [line.strip() for line in file if line.strip()]
-
-
-def _environment(column: str, device: str) -> dict[str, str]:
-    environment = {**os.environ, **allocator_environment(column)}
-    environment["PYTHONUNBUFFERED"] = "1"
-    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # other plugins would import, slow down, or interfere
-    for name in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS"):
-        environment.pop(name, None)
-    if device == "cpu":
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    return environment
-
-
 def measure(
     journal: Journal, settings: Mapping[str, dict[str, Any]], request: Request, progress: Progress
 ) -> None:
@@ -336,7 +264,7 @@ def _run_child(
         plan.write(plan_file)
         command = _suite_command(plan_file, folder)
         offset, _ = journal.events_from(0)
-        child = Supervised(command, _environment(column, plan.device), log)
+        child = Supervised(command, measuring_environment(column, plan.device), log)
         heard, current, hung = time.monotonic(), None, False
         silence = SILENCE_SECONDS * max(1.0, SCALE_FACTOR[plan.scale] / 3)
         try:
@@ -358,7 +286,7 @@ def _run_child(
                 time.sleep(0.1)
         finally:
             child.end()
-        last = " | ".join(_lines(log)[-2:])[-300:]
+        last = " | ".join(lines_of(log)[-2:])[-300:]
         reason = (
             f"no sign of life for {silence:.0f} s"
             if hung

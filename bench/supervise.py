@@ -82,6 +82,12 @@ def main() -> int:
     return 1 if status is None else status if status >= 0 else 128 - status
 
 
+def lines_of(path: str) -> list[str]:
+    """What a supervised command has said so far."""
+    with open(path, errors="replace") as file:
+        return [line.strip() for line in file if line.strip()]
+
+
 class Supervised:
     """A supervised command, as its asker holds it."""
 

@@ -207,6 +207,14 @@ class Results(Protocol):
         """The same lab measured under the other allocator mode."""
 
 
+def values_of(results: Results, variant: str, name: str) -> Sequence[float]:
+    """``results.recorded``, and none where nothing of this name was recorded or the variant did not run."""
+    try:
+        return results.recorded(variant, name)
+    except NotMeasured:
+        return ()
+
+
 @dataclass(frozen=True)
 class Claim:
     """A sentence that the results can refute. ``holds`` returns None when they cannot decide.

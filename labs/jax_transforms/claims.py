@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from labs.jax_transforms import (
     batched,
@@ -16,7 +16,7 @@ from labs.jax_transforms import (
     softmax,
     training,
 )
-from labs.lab import Claim, Interval, NotMeasured, Results, all_of, at_least, at_most
+from labs.lab import Claim, Interval, Results, all_of, at_least, at_most, values_of
 
 Verdict = Callable[[Results], bool | None]
 
@@ -44,17 +44,9 @@ def within(new: str, base: str, low: float, high: float) -> Verdict:
     return holds
 
 
-def several(results: Results, address: str, name: str) -> Sequence[float]:
-    """All recorded values; none where there are none."""
-    try:
-        return results.recorded(address, name) if results.has(address) else ()
-    except NotMeasured:
-        return ()
-
-
 def counted(results: Results, address: str, name: str) -> float | None:
     """The last recorded value, or None where there is none."""
-    found = several(results, address, name)
+    found = values_of(results, address, name)
     return found[-1] if found else None
 
 
@@ -74,7 +66,7 @@ def compiles_slower(slow: str, fast: str, bound: float) -> Verdict:
     """Whether compiling takes at least ``bound`` times as long, by the intervals of several compilations."""
 
     def holds(results: Results) -> bool | None:
-        both = [several(results, address, "compile_s") for address in (slow, fast)]
+        both = [values_of(results, address, "compile_s") for address in (slow, fast)]
         if not all(both):
             return None
         long, short = map(Interval.of_few, both)

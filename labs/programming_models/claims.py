@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from labs.lab import Claim, Interval, NotMeasured, Results, all_of, at_least
+from labs.lab import Claim, Interval, Results, all_of, at_least, values_of
 from labs.programming_models.expected import expected
 from labs.programming_models.payback import breakeven
 
@@ -19,14 +17,6 @@ def _faster(results: Results, group: str, fast: str, slow: str, bound: float) ->
     """Whether ``fast`` takes at most 1/bound of ``slow``'s time."""
     left, right = f"{group}/{fast}", f"{group}/{slow}"
     return at_least(results.ratio(right, left), bound) if results.has(left, right) else None
-
-
-def _recorded(results: Results, address: str, key: str) -> Sequence[float]:
-    """All recorded values; none where there are none."""
-    try:
-        return results.recorded(address, key) if results.has(address) else ()
-    except NotMeasured:
-        return ()
 
 
 def fusing_pays_past_the_cache(results: Results) -> bool | None:
@@ -60,7 +50,7 @@ def loop_inside(results: Results) -> bool | None:
 
 
 def scan_compiles_once(results: Results) -> bool | None:
-    both = [_recorded(results, f"rnn_loop/{way}", "compile_s") for way in ("jax_jit", "jax_scan")]
+    both = [values_of(results, f"rnn_loop/{way}", "compile_s") for way in ("jax_jit", "jax_scan")]
     if not all(both):
         return None
     unrolled, scan = map(Interval.of_few, both)
@@ -108,7 +98,7 @@ def _as_expected(results: Results, program: str, key: str, *ways: str) -> bool |
     wanted = expected(results.config)
     verdicts = []
     for way in ways:
-        found = _recorded(results, f"{program}/{way}", key)
+        found = values_of(results, f"{program}/{way}", key)
         verdicts.append(found[-1] == wanted[program, way][key] if found else None)
     return all_of(*verdicts)
 

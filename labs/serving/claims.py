@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from labs.lab import Claim, Interval, Results, all_of, at_least, at_most
+from labs.lab import Claim, Interval, Results, all_of, at_least, at_most, values_of
 from labs.serving import derived, extrapolation
 from labs.serving.layout import POLICIES
 from labs.serving.ways import SIMULATED
@@ -24,7 +24,7 @@ def shorter_stall(policy: str) -> Callable[[Results], bool | None]:
         usual = derived.of_blocks(results, "prefill_first", "itl_p50_s")
         if usual is None or not other.low or other.value < SEEN * usual.value:
             return None  # too few prompts: none has stalled a writer
-        budget = derived.recorded(results, derived.live_address(policy), "budget_tokens")
+        budget = values_of(results, derived.live_address(policy), "budget_tokens")
         if policy == "chunked" and (not budget or budget[-1] > results.config.prompt / 2):
             return None  # the limits are so loose that the best chunk is a whole prompt
         return at_most(Interval(mine.value / other.value, mine.low / other.high, mine.high / other.low), 1.0)
@@ -36,7 +36,7 @@ def books_balance(results: Results) -> bool | None:
     """Little's law, in every block of every policy."""
     verdicts = []
     for policy in POLICIES:
-        row = derived.recorded(results, derived.live_address(policy), "little_off_fraction")
+        row = values_of(results, derived.live_address(policy), "little_off_fraction")
         verdicts.append(at_most(Interval.exact(row[-1]), 0.05) if row else None)
     return all_of(*verdicts)
 
@@ -47,7 +47,7 @@ def map_ratios(results: Results) -> dict[extrapolation.Case, list[float]]:
     found = {}
     for case in extrapolation.map_cases(results.config):
         apart, together = (
-            derived.recorded(results, MAP, f"{case.key}_{kind}_requests_per_s")
+            values_of(results, MAP, f"{case.key}_{kind}_requests_per_s")
             for kind in (extrapolation.DISAGGREGATED, extrapolation.COLOCATED)
         )
         if together and all(together):

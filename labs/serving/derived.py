@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 
-from labs.lab import Interval, Measurement, NotMeasured, Results
+from labs.lab import Interval, Measurement, Results, values_of
 from labs.serving import live
 from labs.serving.costs import Costs, Wires
 from labs.serving.layout import POLICIES
@@ -18,20 +18,12 @@ CALIBRATION = f"{COSTS}/calibration"
 MEDIANS = ("ttft_p50", "itl_p50")
 
 
-def recorded(results: Results, address: str, name: str) -> Sequence[float]:
-    """Nothing where the variant was not run, or had nothing of this name to record."""
-    try:
-        return results.recorded(address, name)
-    except NotMeasured:
-        return ()
-
-
 def fitted(results: Results) -> tuple[Costs, Wires] | None:
     """What calibration recorded; None where it was refused."""
     found: list[dict[str, float]] = []
     for kind, prefix in ((Costs, "cost"), (Wires, "wire")):
         values = {
-            each.name: recorded(results, CALIBRATION, f"{prefix}_{each.name}_s") for each in fields(kind)
+            each.name: values_of(results, CALIBRATION, f"{prefix}_{each.name}_s") for each in fields(kind)
         }
         if not all(values.values()):
             return None
@@ -45,13 +37,13 @@ def live_address(policy: str) -> str:
 
 def void(results: Results, policy: str) -> bool:
     """Whether the load generator was too late for this policy's times to count."""
-    late = recorded(results, live_address(policy), "late_fraction")
+    late = values_of(results, live_address(policy), "late_fraction")
     return bool(late) and late[-1] > live.LATE
 
 
 def of_blocks(results: Results, policy: str, key: str) -> Interval | None:
     """Median over blocks with their range. key: ``itl_max_s`` and the like."""
-    row = sorted(recorded(results, live_address(policy), f"block_{key}"))
+    row = sorted(values_of(results, live_address(policy), f"block_{key}"))
     if not row or void(results, policy):
         return None
     return Interval(row[len(row) // 2], row[0], row[-1])
@@ -61,10 +53,10 @@ def in_simulator(results: Results, policy: str) -> list[Measures]:
     """The blocks that were measured, in the simulator with fitted costs."""
     costs = fitted(results)
     address = live_address(policy)
-    budget = recorded(results, address, "budget_tokens")
+    budget = values_of(results, address, "budget_tokens")
     if costs is None or not budget:
         return []
-    count = len(recorded(results, address, "block_ttft_p50_s"))
+    count = len(values_of(results, address, "block_ttft_p50_s"))
     return [
         simulated(results.config, policy, block, *costs, int(budget[-1])) for block in range(1, count + 1)
     ]
@@ -74,7 +66,7 @@ def told(results: Results, policy: str, key: str) -> Interval | None:
     """Measured over simulated, of the median ``key`` of each block: the median of these with their range."""
     if void(results, policy):
         return None
-    measured = recorded(results, live_address(policy), f"block_{key}_s")
+    measured = values_of(results, live_address(policy), f"block_{key}_s")
     ratios = sorted(
         mine / getattr(said, key)
         for mine, said in zip(measured, in_simulator(results, policy), strict=False)
@@ -89,7 +81,7 @@ def penalty(results: Results) -> Interval | None:
     """A step that decodes while the neighbours do too, over the same step alone: medians over rounds of each
     round's median step, with the range that the rounds allow."""
     together, alone = (
-        sorted(recorded(results, f"{NEIGHBOURS}/{name}", "round_decode_step_s"))
+        sorted(values_of(results, f"{NEIGHBOURS}/{name}", "round_decode_step_s"))
         for name in (live.TOGETHER, live.ALONE)
     )
     if not together or not alone:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from labs.figure import Bars, Chart, Figure, Series
-from labs.lab import Results
+from labs.lab import Results, values_of
 from labs.serving import claims, derived, extrapolation
 from labs.serving.layout import POLICIES
 from labs.serving.model import predict
@@ -32,9 +32,7 @@ def figure(results: Results) -> Sequence[Figure]:
 
 
 def _policies(results: Results) -> list[str]:
-    return [
-        policy for policy in POLICIES if derived.recorded(results, derived.live_address(policy), "itl_p50_s")
-    ]
+    return [policy for policy in POLICIES if values_of(results, derived.live_address(policy), "itl_p50_s")]
 
 
 def _times(results: Results, key: str, title: str) -> Figure | None:
@@ -43,19 +41,19 @@ def _times(results: Results, key: str, title: str) -> Figure | None:
         return None
     kinds = ("p50", "p99") if key == "ttft" else ("p50", "p99", "max")
     series = {
-        kind: [derived.recorded(results, derived.live_address(p), f"{key}_{kind}_s")[-1] for p in policies]
+        kind: [values_of(results, derived.live_address(p), f"{key}_{kind}_s")[-1] for p in policies]
         for kind in kinds
     }
     config = results.config
     void = [policy for policy in policies if derived.void(results, policy)]
-    requests = min(len(derived.recorded(results, derived.live_address(p), "ttft_s")) for p in policies)
+    requests = min(len(values_of(results, derived.live_address(p), "ttft_s")) for p in policies)
     note = (
         f"{config.rate:g} requests/s, prompts of {config.prompt} and outputs of {config.output} tokens on "
         f"average, {config.workers} workers; the same requests under each policy"
     )
     if key == "ttft" and requests < 100:
         note += f". p99 of {requests} requests is the longest of them"
-    refused = derived.recorded(results, derived.CALIBRATION, "refused")
+    refused = values_of(results, derived.CALIBRATION, "refused")
     if refused and refused[-1]:
         note += ". Not simulated: calibration was refused, other programs were busy"
     if void:
@@ -74,7 +72,7 @@ def _told(results: Results) -> Figure | None:
             labels.append(f"{policy}: {key}")
             rows = [getattr(each, key) for each in derived.in_simulator(results, policy)]
             said.append(sorted(rows)[len(rows) // 2])
-            measured.append(derived.recorded(results, derived.live_address(policy), f"{key}_s")[-1])
+            measured.append(values_of(results, derived.live_address(policy), f"{key}_s")[-1])
             before.append(formulas[f"{policy}_{key}_s"])
     return Bars(
         "Medians measured, simulated with fitted costs, and from the machine's constants",
@@ -89,15 +87,13 @@ def _told(results: Results) -> Figure | None:
 def _goodput(results: Results) -> Figure | None:
     policies = _policies(results)
     rows = {
-        policy: derived.recorded(results, derived.live_address(policy), "block_met_requests_per_s")
+        policy: values_of(results, derived.live_address(policy), "block_met_requests_per_s")
         for policy in policies
     }
     if not policies or not all(rows.values()):
         return None
     config = results.config
-    shares = (
-        derived.recorded(results, derived.live_address(policy), "attained_fraction") for policy in policies
-    )
+    shares = (values_of(results, derived.live_address(policy), "attained_fraction") for policy in policies)
     return Bars(
         "Requests that met both limits",
         "rate (requests/s)",
@@ -112,12 +108,12 @@ def _goodput(results: Results) -> Figure | None:
 def _memory(results: Results) -> Figure | None:
     """KV occupancy, and what a hand-over takes."""
     policies = _policies(results)
-    held = {p: derived.recorded(results, derived.live_address(p), "occupancy_fraction") for p in policies}
+    held = {p: values_of(results, derived.live_address(p), "occupancy_fraction") for p in policies}
     if not policies or not all(held.values()):
         return None
     note = f"of {results.config.blocks} blocks on each worker, mean over steps"
-    sent = derived.recorded(results, derived.live_address("disaggregated"), "handed_B")
-    takes = derived.recorded(results, derived.live_address("disaggregated"), "hand_over_p50_s")
+    sent = values_of(results, derived.live_address("disaggregated"), "handed_B")
+    takes = values_of(results, derived.live_address("disaggregated"), "hand_over_p50_s")
     if sent and takes:
         note += (
             f"; disaggregated: {sent[-1] / 2**20:.1f} MiB handed over, {1e3 * takes[-1]:.1f} ms each "
@@ -167,17 +163,17 @@ def _map(results: Results) -> Figure | None:
 
 def _origin(results: Results, variant: str) -> str:
     """Of the costs that a simulation was run with."""
-    fitted = derived.recorded(results, variant, "fitted")
+    fitted = values_of(results, variant, "fitted")
     return "fitted costs" if fitted and fitted[-1] else "costs from the machine's constants"
 
 
 def _sweep(results: Results, name: str) -> Figure | None:
-    x = derived.recorded(results, SWEEPS, f"{name}_x")
+    x = values_of(results, SWEEPS, f"{name}_x")
     if not x:
         return None
     title, label = AXES[name]
     series = [
-        Series(kind, x, derived.recorded(results, SWEEPS, f"{name}_{kind}_requests_per_s"), "line")
+        Series(kind, x, values_of(results, SWEEPS, f"{name}_{kind}_requests_per_s"), "line")
         for kind in (extrapolation.COLOCATED, extrapolation.DISAGGREGATED)
     ]
     return Chart(

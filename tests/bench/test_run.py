@@ -13,7 +13,7 @@ import psutil
 import pytest
 from command import PERFLAB, bring_labs, perflab, read
 
-from bench import runner
+from bench import calibrating, runner
 from bench.journal import Journal
 from bench.progress import Progress
 from bench.request import Request, settings_of
@@ -380,8 +380,8 @@ def test_the_command_of_each_lab_runs_it_alone_and_in_a_shell(tmp_path, monkeypa
 
 def test_a_calibration_that_hangs_is_ended_and_said(monkeypatch, run):
     child = Child(None)
-    monkeypatch.setattr(runner, "Supervised", child)
-    monkeypatch.setattr(runner, "SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(calibrating, "Supervised", child)
+    monkeypatch.setattr(calibrating, "SILENCE_SECONDS", 0.2)
     status, _, err = run("calibrate", "--json")
     assert status == 1
     assert err == "perflab: calibration failed: no sign of life for 0 s: 1 error in 0.1 s\n"

@@ -160,6 +160,18 @@ def test_rate_counts_the_work_of_all_threads(threads) -> None:
     assert 0.5 * 5_000 * threads < found <= 5_000 * threads  # 10 units in 2 ms, never more
 
 
+def test_a_first_try_that_is_interrupted_does_not_pass_for_long_work(monkeypatch) -> None:
+    found: list[int] = []
+    interruptions = iter([0.005])
+
+    def work(iterations: int) -> None:
+        time.sleep(next(interruptions, 0.0) + 1e-5 * iterations)
+
+    monkeypatch.setattr(hardware, "together", lambda works, iterations, runs: found.append(iterations) or 1.0)
+    hardware.rate([work], 1.0)
+    assert found[0] > 50  # some 200 fill 2 ms
+
+
 @pytest.mark.parametrize(
     ("seconds", "asked", "done"), [(0.0, 2, {2}), (0.15, 9, {3}), (0.015, 9, {3, 4, 5, 6})]
 )
