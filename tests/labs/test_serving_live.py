@@ -81,26 +81,28 @@ def test_the_proof_sees_a_wrong_token_a_missing_request_and_a_leak(workers):
         assert not all(check.passed for check in LAB.check(TINY, {"neighbours/together": wrong}))
 
 
+async def tokens_of(service, worker=None, sent=None):
+    """(tokens of six requests, the process that was sent a signal once some of them were there)."""
+
+    async def one(request):
+        return [token.token async for token, _ in service.submit(request)]
+
+    requests = [Request(number, tuple(range(number, number + 40)), 60) for number in range(6)]
+    found, process = [asyncio.ensure_future(one(request)) for request in requests], None
+    if worker is not None:
+        process = await service.workers[worker].process()
+        while service.counters.tokens < 12:
+            await asyncio.sleep(0.001)
+        os.kill(process, sent)
+    return await asyncio.gather(*found), process
+
+
 def test_a_killed_process_is_replaced_and_its_requests_finish_with_the_same_tokens(workers):
     service = workers.service
-    requests = [Request(number, tuple(range(number, number + 40)), 60) for number in range(6)]
-
-    async def tokens_of(victim):
-        async def one(request):
-            return [token.token async for token, _ in service.submit(request)]
-
-        found = [asyncio.ensure_future(one(request)) for request in requests]
-        if victim is not None:
-            process = await service.workers[victim].process()
-            while service.counters.tokens < 12:
-                await asyncio.sleep(0.001)
-            os.kill(process, signal.SIGKILL)
-        return await asyncio.gather(*found)
-
     workers.run(service.change(TINY.layout("disaggregated")))
-    expected = workers.run(tokens_of(None), 60)
+    expected, _ = workers.run(tokens_of(service), 60)
     workers.run(service.change(TINY.layout("disaggregated")))
-    assert workers.run(tokens_of(1), 60) == expected
+    assert workers.run(tokens_of(service, 1, signal.SIGKILL), 60)[0] == expected
     assert service.counters.lost_workers == 1
     assert service.counters.retried > 0
     wait_for_all_workers(service)
@@ -111,25 +113,10 @@ def test_a_process_that_is_stopped_is_replaced_and_its_requests_finish(workers, 
     """It neither ends nor answers; and nobody posts it anything that would be left unanswered."""
     monkeypatch.setattr(actors, "CALL_S", 1.0)
     service = workers.service
-    requests = [Request(number, tuple(range(number, number + 40)), 60) for number in range(6)]
-
-    async def tokens_of(stopped):
-        async def one(request):
-            return [token.token async for token, _ in service.submit(request)]
-
-        found = [asyncio.ensure_future(one(request)) for request in requests]
-        if stopped:
-            process = await service.workers[0].process()
-            while service.counters.tokens < 12:
-                await asyncio.sleep(0.001)
-            os.kill(process, signal.SIGSTOP)
-        tokens = await asyncio.gather(*found)
-        return tokens if not stopped else (tokens, process)
-
     workers.run(service.change(TINY.layout("chunked")))
-    expected = workers.run(tokens_of(False), 60)
+    expected, _ = workers.run(tokens_of(service), 60)
     workers.run(service.change(TINY.layout("chunked")))
-    tokens, process = workers.run(tokens_of(True), 60)
+    tokens, process = workers.run(tokens_of(service, 0, signal.SIGSTOP), 60)
     assert tokens == expected
     assert service.counters.lost_workers == 1
     wait_for_all_workers(service)
