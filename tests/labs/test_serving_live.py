@@ -137,17 +137,11 @@ def test_a_report_that_cannot_be_read_is_the_end_of_its_worker(workers, monkeypa
             raise AttributeError("no such class here")
         return loads(content)
 
-    async def tokens_of():
-        async def one(number):
-            return [t.token async for t, _ in service.submit(Request(number, (number,) * 30, 20))]
-
-        return await asyncio.gather(*map(one, range(4)))
-
     workers.run(service.change(TINY.layout("chunked")))
-    expected = workers.run(tokens_of(), 60)
+    expected = workers.run(tokens_of(service), 60)
     workers.run(service.change(TINY.layout("chunked")))
     monkeypatch.setattr(actors.pickle, "loads", spoil)
-    assert workers.run(tokens_of(), 60) == expected
+    assert workers.run(tokens_of(service), 60) == expected
     assert spoiled
     assert service.counters.lost_workers == 1
     wait_for_all_workers(service)
