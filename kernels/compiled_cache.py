@@ -6,6 +6,7 @@ versions of numba and llvmlite, the CPU that is compiled for, the code of the fu
 reaches through closures and globals, its signature and its options. What cannot be described so is compiled
 each time. A file that is damaged or was written by another version is compiled anew and replaced. Processes
 that want the same code at the same time (the ranks of a job do) compile it once: the others wait for it.
+The assembly that ``kernels.inspect`` reads is kept in the same way.
 
 Files lie in ``$PERFLAB_HOME/kernels`` or ``~/.cache/perflab/kernels``, in a folder for each text of the
 package; folders that nobody has used for a month are removed. Deleting them costs a compilation.
@@ -19,6 +20,7 @@ import hashlib
 import os
 import pickle
 import shutil
+import sys
 import time
 import types as python
 from collections.abc import Callable, Iterator
@@ -43,6 +45,7 @@ PATIENCE_SECONDS = 60.0
 """So long a process waits for another to compile; one that is stopped shall stop no other."""
 _called: list[set[str]] = []
 """Symbols met by the compilations under way, innermost last."""
+_LIBRARIES = ("numba", "llvmlite", "numpy", "torch")
 
 
 def folder() -> Path:
@@ -76,6 +79,21 @@ def address_of(signature: Any, function: Callable[..., Any], options: dict[str, 
     # would wait for it in turn.
     with global_compiler_lock, _nobody_else(path):
         return _load(path) or _compiled(signature, function, options, path)
+
+
+def kept_text(
+    signature: Any, function: Callable[..., Any], options: dict[str, Any], make: Callable[[], str]
+) -> str:
+    """What ``make`` says of a function compiled with these types and options: once for a machine."""
+    path = _path(signature, function, options, "assembly of ")
+    if path is None:
+        return make()
+    if (kept := _read(path)) is not None:
+        return kept.decode()
+    text = make()
+    _make_folder(path.parent)
+    _write(path, text.encode())
+    return text
 
 
 def _compiled(
@@ -117,8 +135,10 @@ def _describe(value: Any, seen: dict[int, int]) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         return (value.dtype.str, value.shape, value.tobytes())
     if isinstance(value, python.ModuleType):
-        return ("module", value.__name__)
-    if isinstance(value, type | numba.types.Type | np.dtype | python.BuiltinFunctionType | np.ufunc):
+        return ("module", _told_by_name(value.__name__))
+    if isinstance(value, type):
+        return (_told_by_name(value.__module__), repr(value))
+    if isinstance(value, numba.types.Type | np.dtype | python.BuiltinFunctionType | np.ufunc):
         return repr(value)
     if isinstance(value, ir.Type | ir.Value):
         return ("llvm", str(value))
@@ -142,9 +162,16 @@ def _describe(value: Any, seen: dict[int, int]) -> Any:
     raise _Unknown(type(value).__name__)
 
 
+def _told_by_name(module: str) -> str:
+    """The name, if it says what is in the module: the text of this package and the versions are known."""
+    if module.partition(".")[0] not in (*_LIBRARIES, "kernels", *sys.stdlib_module_names):
+        raise _Unknown(module)
+    return module
+
+
 def _describe_function(function: python.FunctionType, seen: dict[int, int]) -> Any:
     own = function.__module__ or ""
-    if own.partition(".")[0] in ("numba", "llvmlite", "numpy", "torch"):
+    if own.partition(".")[0] in _LIBRARIES:
         return ("library", own, function.__qualname__)
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
     found = [
@@ -170,11 +197,13 @@ def _names(code: python.CodeType) -> set[str]:
     return set(code.co_names).union(*inner)
 
 
-def _path(signature: Any, function: Callable[..., Any], options: dict[str, Any]) -> Path | None:
+def _path(
+    signature: Any, function: Callable[..., Any], options: dict[str, Any], what: str = ""
+) -> Path | None:
     try:
         described = (str(signature), _describe(function, {}), _describe(options, {}))
         digest = hashlib.sha256(repr(described).encode()).hexdigest()
-        return folder() / _surroundings() / f"{function.__name__}-{digest[:32]}"
+        return folder() / _surroundings() / f"{what}{function.__name__}-{digest[:32]}"
     except (_Unknown, OSError, ValueError):
         return None
 
@@ -186,10 +215,8 @@ def _path(signature: Any, function: Callable[..., Any], options: dict[str, Any])
 def _nobody_else(path: Path) -> Iterator[None]:
     """No other process compiles what is kept in this file, for PATIENCE_SECONDS at most."""
     name, lock = path.with_name(f"{path.name}.lock"), None
+    _make_folder(path.parent)
     with contextlib.suppress(OSError):
-        if not path.parent.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_unused(path.parent)
         lock = name.open("w")
     if lock is None:  # nothing can be written there
         yield
@@ -208,12 +235,23 @@ def _nobody_else(path: Path) -> Iterator[None]:
             name.unlink(missing_ok=True)
 
 
+def _make_folder(place: Path) -> None:
+    """The folder of this text of the package, where it can be made; those of old texts are removed then."""
+    with contextlib.suppress(OSError):
+        if not place.exists():
+            place.mkdir(parents=True, exist_ok=True)
+            _remove_unused(place)
+
+
 def _save(path: Path, compiled: Any, called: set[str]) -> None:
-    """Written beside and renamed, so that no other process reads half of it. A full disk costs nothing."""
     state = compiled._library.serialize_using_object_code()
     declared = {each.name for each in compiled._library._final_module.functions if each.is_declaration}
     external = sorted(name for name in declared if not name.startswith("llvm."))
-    data = pickle.dumps((state, compiled._wrapper_name, sorted(called), external))
+    _write(path, pickle.dumps((state, compiled._wrapper_name, sorted(called), external)))
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Written beside and renamed, so that no other process reads half of it. A full disk costs nothing."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with contextlib.suppress(OSError):
         temporary.write_bytes(hashlib.sha256(data).digest() + data)
@@ -229,13 +267,18 @@ def _remove_unused(current: Path) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def _load(path: Path) -> tuple[int, Any] | None:
+def _read(path: Path) -> bytes | None:
+    """What ``_write`` has written there; None where nothing is, or something damaged."""
     try:
         content = path.read_bytes()
     except OSError:
         return None
     check, data = content[:32], content[32:]
-    if hashlib.sha256(data).digest() != check:
+    return data if hashlib.sha256(data).digest() == check else None
+
+
+def _load(path: Path) -> tuple[int, Any] | None:
+    if (data := _read(path)) is None:
         return None
     state, name, called, external = pickle.loads(data)
     if any(symbol not in _ENTRIES for symbol in called):

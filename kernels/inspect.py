@@ -24,6 +24,7 @@ from kernels.assembly import Instructions, Loop, read_assembly
 __all__ = [
     "Instructions",
     "Loop",
+    "assembly_of",
     "check_operation",
     "inspect_function",
     "inspect_operation",
@@ -65,19 +66,37 @@ def _argument_types(function: Any, arguments: Any) -> tuple[Any, ...]:
     return tuple(value if isinstance(value, types.Type) else typeof(value) for value in arguments)
 
 
-def _assembly(function: Any, argument_types: tuple[Any, ...]) -> str:
-    """The assembly of one signature; the caller's function is left as it was."""
+def assembly_of(function: Any, argument_types: tuple[Any, ...]) -> str:
+    """The assembly of one signature of a numba function, which is left as it was.
+
+    Compiled once for a machine (see ``kernels.compiled_cache``). ValueError when the types do not fit.
+    """
+    from kernels.compiled_cache import kept_text
+
+    def compiled_before() -> str:
+        return _text(function, argument_types) if argument_types in function.overloads else ""
+
+    def make() -> str:
+        return compiled_before() or _text(_compiled_copy(function, argument_types), argument_types)
+
+    # What was compiled before is not kept, but for kernels: globals that it read may have changed since.
+    ours = function.py_func.__module__.partition(".")[0] == "kernels"
+    if not ours and (found := compiled_before()):
+        return found
+    return kept_text(argument_types, function.py_func, function.targetoptions, make)
+
+
+def _text(function: Any, argument_types: tuple[Any, ...]) -> str:
+    """Empty where it was loaded from numba's cache, which keeps no assembly."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "inspection disabled for cached code": seen by what is missing
+        assembly = function.overloads[argument_types].library.get_asm_str() or ""
+    return assembly if re.search(r"\.type\s+\S+,\s*[@%]function|\.globl", assembly) else ""
+
+
+def _compiled_copy(function: Any, argument_types: tuple[Any, ...]) -> Any:
     from numba import jit
 
-    def text(dispatcher: Any) -> str:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "inspection disabled for cached code": seen by what is missing
-            assembly = dispatcher.overloads[argument_types].library.get_asm_str() or ""
-        return assembly if re.search(r"\.type\s+\S+,\s*[@%]function|\.globl", assembly) else ""
-
-    if argument_types in function.overloads and (found := text(function)):
-        return found
-    # Not compiled for these types, or loaded from numba's cache, which keeps no assembly.
     copy = jit(**function.targetoptions)(function.py_func)
     try:
         copy.compile(argument_types)
@@ -87,7 +106,7 @@ def _assembly(function: Any, argument_types: tuple[Any, ...]) -> str:
         raise ValueError(
             f"{function.py_func.__name__} cannot be compiled for ({shown}): {reason[0]}"
         ) from None
-    return text(copy)
+    return copy
 
 
 def _is_dispatcher(value: Any) -> bool:
@@ -108,7 +127,7 @@ def inspect_function(function: Any, arguments: Any = None) -> Instructions:
     from numba.core.registry import cpu_target
 
     argument_types = _argument_types(function, arguments)
-    assembly = _assembly(function, argument_types)
+    assembly = assembly_of(function, argument_types)
     isa = binding.get_process_triple().split("-")[0].replace("arm64", "aarch64").replace("amd64", "x86_64")
     cpu = cpu_target.target_context.codegen()._get_host_cpu_name()
     shown = ", ".join(map(str, argument_types))

@@ -34,6 +34,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from kernels.compiled_cache import address_of
+from kernels.inspect import assembly_of
 from kernels.op import FallbackWarning
 from kernels.simd import compiled_features, vector_bits
 
@@ -119,10 +120,8 @@ class Chunked:
         return [tuple(fold(_signature(key), {})[1]) for key in self._workers]
 
     def assembly(self, signature: tuple[types.Type, ...]) -> str:
-        """The machine code of the body for one of ``signatures``, compiled anew where it came from disk."""
-        if signature not in self.compiled.overloads:
-            self.compiled.compile(signature)
-        return self.compiled.inspect_asm(signature)
+        """The machine code of the body for one of ``signatures``."""
+        return assembly_of(self.compiled, signature)
 
     def __call__(self, chunks: int, *arguments: Any) -> None:
         key: list[Any] = []

@@ -1,6 +1,7 @@
 """A finished run of the tiny lab, shared by the tests that read results."""
 
 import fcntl
+import gc
 import os
 import re
 import subprocess
@@ -58,6 +59,13 @@ def pytest_collection_modifyitems(items):
     here = Path(__file__).parent
     place = {here / name: number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path, len(LONG)))
+
+
+def pytest_collection_finish():
+    """What lives as long as the session, modules and tests, is not looked through at each collection of
+    garbage: half a second each, of which ``parallel.memory`` asks for one a count."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

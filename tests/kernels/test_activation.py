@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from numba import njit
 
 import kernels
 from kernels import streaming
@@ -15,6 +14,7 @@ from kernels.activation.formulas import FAMILY, translate
 from kernels.inspect import inspect_function
 from kernels.op import FallbackWarning
 from kernels.simd import exp_nonpositive_float32, full_width, host_features
+from kernels.threads import chunked
 
 PARAMETERS = {"leaky_relu": (0.1,), "softplus": (2.0, 3.0), "elu": (1.3,)}
 TORCH = {
@@ -126,8 +126,8 @@ def test_what_the_kernels_do_not_take_runs_in_torch_and_says_so(monkeypatch):
 
 
 def test_exponential_is_within_its_bounds():
-    @njit(error_model="numpy", fastmath={"contract"})
-    def over(x, out):
+    @chunked
+    def over(chunk, x, out):
         full_width()
         for i in range(x.size):
             out[i] = exp_nonpositive_float32(x[i])
@@ -136,29 +136,29 @@ def test_exponential_is_within_its_bounds():
     for low, high, bound in ((-20, 0, 1.6), (-86.9, -20, 5), (0, 88, 5)):
         x = random.uniform(low, high, 200_000).astype(np.float32)
         out = np.empty_like(x)
-        over(x, out)
+        over(1, torch.from_numpy(x), torch.from_numpy(out))
         exact = np.exp(x.astype(np.float64))
         assert (np.abs(out - exact) / np.spacing(exact.astype(np.float32))).max() < bound
     odd = np.array([0x7FFFFFFF, 0xFFC00000, 0x7F800001], np.uint32).view(np.float32)  # NaN of any payload
     x = np.concatenate([odd, np.array([0.0, -0.0, -np.inf, -87.1, -1e30], np.float32)])
     out = np.empty_like(x)
-    over(x, out)
+    over(1, torch.from_numpy(x), torch.from_numpy(out))
     np.testing.assert_array_equal(out, np.array([*[np.nan] * 3, 1, 1, 0, 0, 0], np.float32))
 
 
 @pytest.mark.skipif("avx512f" not in host_features(), reason="512-bit registers are AVX-512's")
 def test_loops_are_packed_at_512_bits_without_gathers_or_libm():
     x = torch.rand(64)
-    for name, member in FAMILY.items():
+    for name in FAMILY:
         cpu_elementwise.forward(name)(x, *PARAMETERS.get(name, ()))
-        cpu_softmax.softmax(x[None])
-        for body in (cpu_elementwise.forward_body(member), cpu_softmax._forward):
-            types = body.signatures[0]
-            code = inspect_function(body.compiled, types)
-            assert code.verdict == "packed, 512 bit", code.summary
-            assert not code.libm
-            assert code.float64 == 0
-            assert "gather" not in body.assembly(types)
+    cpu_softmax.softmax(x[None])
+    for body in (*map(cpu_elementwise.forward_body, FAMILY.values()), cpu_softmax._forward):
+        types = body.signatures[0]
+        code = inspect_function(body.compiled, types)
+        assert code.verdict == "packed, 512 bit", code.summary
+        assert not code.libm
+        assert code.float64 == 0
+        assert "gather" not in body.assembly(types)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

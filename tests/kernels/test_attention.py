@@ -2,7 +2,6 @@
 
 import math
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -10,9 +9,10 @@ import torch.nn.functional as F
 
 from kernels import FallbackWarning, decode_attention, scaled_dot_product_attention
 from kernels.attention import cpu_rows, reference
-from kernels.compiled_once import address
+from kernels.compiled_once import address, keep_alive
 from kernels.inspect import inspect_function
 from kernels.simd import vector_bits
+from kernels.threads import chunked
 from kernels.tiles import LANES, PANEL, ROWS, VECTORS, multiply, pack_transposed
 
 
@@ -28,8 +28,8 @@ def random(*shape, seed=0):
 # --- tiles ---------------------------------------------------------------------------------------
 
 
-@numba.njit
-def product(c, a, b, depth, vectors, fresh):
+@chunked
+def product(chunk, c, a, b, depth, vectors, fresh):
     packed = np.empty((b.shape[0] // PANEL, depth, PANEL), np.float32)
     for panel in range(len(packed)):
         pack_transposed(
@@ -48,7 +48,7 @@ def product(c, a, b, depth, vectors, fresh):
         vectors,
         fresh,
     )
-    return packed
+    keep_alive(packed)
 
 
 @pytest.mark.parametrize("depth", [1, 63, 130])
@@ -57,16 +57,16 @@ def test_a_tile_is_a_product_and_touches_nothing_else(depth):
         columns = -(-vectors * LANES // PANEL) * PANEL
         a, b = random(ROWS, depth), random(columns, depth, seed=1)
         for fresh in (True, False):
-            c = np.full((ROWS, columns), 3, np.float32)
-            product(c, a.numpy(), b.numpy(), depth, vectors, fresh)
-            expected = (a.double() @ b.double().T + (0 if fresh else 3)).numpy()
+            c = torch.full((ROWS, columns), 3.0)
+            product(1, c, a, b, depth, vectors, fresh)
+            expected = a.double() @ b.double().T + (0 if fresh else 3)
             used = vectors * LANES
-            np.testing.assert_allclose(c[:, :used], expected[:, :used], atol=3e-5)
+            torch.testing.assert_close(c[:, :used].double(), expected[:, :used], rtol=1e-7, atol=3e-5)
             assert (c[:, used:] == 3).all()
 
 
-@numba.njit
-def exponentials(x, out):
+@chunked
+def exponentials(chunk, x, out):
     for i in range(len(x)):
         out[i] = cpu_rows.exponential(x[i])
 
@@ -74,16 +74,16 @@ def exponentials(x, out):
 def test_the_exponential_keeps_its_bounds():
     x = np.concatenate([np.linspace(-87.6, 80, 100_001), [0, -88, -1e30, -np.inf]]).astype(np.float32)
     out = np.empty_like(x)
-    exponentials(x, out)
+    exponentials(1, torch.from_numpy(x), torch.from_numpy(out))
     exact = np.exp(x[:-4].astype(np.float64))
     error = np.abs(out[:-4] / exact - 1)
     assert error.max() < 4e-7
     assert error[np.abs(x[:-4]) < 20].max() < 1.5e-7
     assert out[-4] == 1
     assert (out[-3:] == 0).all()
-    nan = np.array([np.nan], np.float32)
-    exponentials(nan, nan)
-    assert np.isnan(nan).all()
+    nan = torch.tensor([math.nan])
+    exponentials(1, nan, nan)
+    assert nan.isnan().all()
 
 
 @pytest.mark.skipif(vector_bits() < 512, reason="this CPU has no AVX-512: vectors are narrower")

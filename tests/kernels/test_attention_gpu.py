@@ -1,14 +1,10 @@
 """Attention's Triton kernels: in the interpreter against float64, and what the compiler makes of them.
 
-Most tests run in a child process, since a process either interprets or compiles.
+Most tests run in the child process of test_interpreter.py, since a process either interprets or compiles.
 """
 
 import itertools
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,39 +18,17 @@ from kernels.attention import gpu_backward, gpu_decode, gpu_forward, gpu_tiles
 from kernels.attention.gpu_tiles import Tile
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
-in_the_interpreter = pytest.mark.skipif(not interpreting(), reason="runs in test_interpreted's child")
 in_a_compiling_process = pytest.mark.skipif(interpreting(), reason="TRITON_INTERPRET=1: nothing compiles")
+
+
+def in_the_interpreter(test):
+    here = pytest.mark.skipif(not interpreting(), reason="runs in the child of test_interpreter.py")
+    return pytest.mark.interpreted(here(test))
+
 
 HOST = Tile(64, 64, 4, 2, "host")
 POINTERS = Tile(32, 64, 4, 2)
 DEVICE = Tile(64, 32, 4, 2, "device", specialized=True)
-
-
-@in_a_compiling_process
-@pytest.mark.timeout(300)
-def test_interpreted():
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")},
-        "TRITON_INTERPRET": "1",
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-    }
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        "not test_interpreted",
-        __file__,
-    ]
-    done = subprocess.run(
-        command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
 
 
 # --- against float64 -----------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """kernels/compiled_cache.py: the same code is not compiled twice, another one is never taken for it."""
 
 import fcntl
+import math
 import os
 import subprocess
 import sys
@@ -8,12 +9,16 @@ import threading
 import time
 
 import numba
+import numpy
+import precision
 import pytest
 import torch
 
 from kernels import compiled_cache
+from kernels import inspect as inspection
 from kernels.compiled_cache import address_of
 from kernels.compiled_once import compiled_once, floats_at
+from kernels.inspect import assembly_of
 from kernels.threads import chunked
 
 
@@ -165,18 +170,101 @@ def test_a_folder_that_cannot_be_written_costs_nothing(tmp_path, compilations, m
     assert scaled(7.0) == [7.0] * 5
 
 
-def test_what_cannot_be_described_is_not_kept(folder):
-    assert compiled_cache._path("void()", lambda: 1, {"odd": object()}) is None
+class Local:
+    size = 3
+
+
+@pytest.mark.parametrize(
+    ("function", "options"),
+    [
+        (lambda: 1, {"odd": object()}),
+        (lambda: precision.as_tuple(1), {}),  # the text of that module is not known
+        (lambda: Local.size, {}),
+    ],
+    ids=["option", "module", "class"],
+)
+def test_what_cannot_be_described_is_not_kept(folder, function, options):
+    assert compiled_cache._path("void()", function, options) is None
+    assert compiled_cache._path("void()", lambda: math.pi, {}) is not None
+
+
+# --- assembly ------------------------------------------------------------------------------------
+
+FACTOR = 3.0
+
+
+def make_kernel():
+    """A function of its own each time, with the same text."""
+
+    @numba.njit
+    def scale(x):
+        for i in range(x.size):
+            x[i] *= FACTOR
+
+    return scale
+
+
+@pytest.fixture
+def copies(monkeypatch):
+    """Types of the functions that were compiled to be looked at."""
+    found, original = [], inspection._compiled_copy
+    monkeypatch.setattr(
+        inspection, "_compiled_copy", lambda function, types: found.append(types) or original(function, types)
+    )
+    return found
+
+
+def test_assembly_is_read_again_and_compiled_anew_where_it_differs(folder, copies, monkeypatch):
+    single, double = (numba.float32[::1],), (numba.float64[::1],)
+    first = assembly_of(make_kernel(), single)
+    assert "mul" in first
+    assert assembly_of(make_kernel(), single) == first
+    assert copies == [single]
+    assert assembly_of(make_kernel(), double) != first
+    assert copies == [single, double]
+    monkeypatch.setitem(globals(), "FACTOR", 4.0)
+    assembly_of(make_kernel(), single)
+    assert len(copies) == 3
+    for path in folder.glob("*/*"):
+        path.write_bytes(path.read_bytes()[:-1])
+    assembly_of(make_kernel(), single)
+    assert len(copies) == 4
+
+
+def test_what_was_compiled_when_a_global_was_another_is_shown_and_not_kept(folder, copies, monkeypatch):
+    kernel, x = make_kernel(), numpy.ones(3, numpy.float32)
+    kernel(x)
+    monkeypatch.setitem(globals(), "FACTOR", 4.0)
+    assembly_of(kernel, kernel.signatures[0])
+    assert not copies
+    assert not list(folder.glob("*/*"))
+
+
+IN_THREE_PROCESSES = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+from shared import body
+
+for attempt in range(3):
+    child = os.fork()
+    if child == 0:
+        x = torch.ones(4)
+        body(1, x)
+        # numba needs this module to compile, and it takes 0.3 s.
+        print(x.tolist(), "numba.np.linalg" in sys.modules, flush=True)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    kept = sorted(Path(os.environ["PERFLAB_HOME"], "kernels").glob("*/*"))
+    print(len(kept), flush=True)
+    if attempt == 1:
+        next(path for path in kept if path.name.startswith("add_one")).unlink()
+"""
 
 
 def test_functions_called_by_symbol_are_found_again(tmp_path):
     """In three processes: the first compiles, the second loads, the third has lost the called one."""
-    code = (
-        "import torch, sys; sys.path.insert(0, sys.argv[1])\n"
-        "from shared import body\n"
-        "x = torch.ones(4); body(1, x); print(x.tolist())\n"
-        "print('numba.np.linalg' in sys.modules)\n"  # which numba needs to compile, and takes 0.3 s
-    )
     (tmp_path / "shared.py").write_text(
         "from kernels.compiled_once import address, compiled_once, floats_at\n"
         "from kernels.threads import chunked\n"
@@ -189,20 +277,16 @@ def test_functions_called_by_symbol_are_found_again(tmp_path):
         "def body(chunk, x):\n"
         "    add_one(address(x, 0), x.size)\n"
     )
-    environment = {**os.environ, "PERFLAB_HOME": str(tmp_path / "home")}
-    for attempt in range(3):
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path)],
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=60,
-        )
-        assert done.stdout.splitlines() == ["[2.0, 2.0, 2.0, 2.0]", str(attempt != 1)], done.stderr
-        kept = sorted((tmp_path / "home" / "kernels").glob("*/*"))
-        assert len(kept) == 2
-        if attempt == 1:
-            next(path for path in kept if path.name.startswith("add_one")).unlink()
+    done = subprocess.run(
+        [sys.executable, "-c", IN_THREE_PROCESSES, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PERFLAB_HOME": str(tmp_path / "home")},
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    compiled = [f"[2.0, 2.0, 2.0, 2.0] {attempt != 1}" for attempt in range(3)]
+    assert done.stdout.splitlines() == [line for each in compiled for line in (each, "2")]
 
 
 def test_the_cfunc_of_a_signature_is_callable_from_c(folder):

@@ -41,6 +41,12 @@ def ordinary(x):
 """
 
 
+@pytest.fixture(autouse=True)
+def compiled_here(tmp_path, monkeypatch):
+    """Not read from what an earlier run has kept."""
+    monkeypatch.setenv("PERFLAB_HOME", str(tmp_path / "home"))
+
+
 @pytest.fixture
 def source(tmp_path, monkeypatch):
     path = tmp_path / "inspected_source.py"

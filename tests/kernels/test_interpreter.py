@@ -1,9 +1,9 @@
-"""Every operation's Triton kernels in the interpreter, held to the rule of accuracy in all three dtypes.
+"""Every operation's Triton kernels in the interpreter, held to the rule of accuracy.
 
 ``TRITON_INTERPRET`` is read where kernels are decorated, so a child process runs the tests: interpreted.py,
 from test_operations.py the accuracy test on the case that stands for all (under ``make proof`` on every
-case), and what a family's own file marks ``interpreted``. A test whose launches have too many programs is
-skipped (conftest.py), which counts as a failure unless every case is run.
+case, in every dtype), and what a family's own files mark ``interpreted``. A test whose launches have too many
+programs is skipped (conftest.py), which counts as a failure unless every case is run.
 """
 
 import os
@@ -24,13 +24,17 @@ HERE = Path(__file__).parent
 ACCURACY = "test_values_and_gradients_are_as_accurate_as_torchs"
 
 
+def special_files(family):
+    """Those of a family's own test files that have tests for the interpreter."""
+    return [path for path in HERE.glob(f"test_{family}*.py") if "mark.interpreted" in path.read_text()]
+
+
 def interpreted(folder, cases, programs=24):
     """Run the tests in a child, on the "first" or "all" cases: {(file, test): (outcome, text)}."""
-    special = [HERE / f"test_{name}.py" for name in FAMILIES if has_triton_kernels(name)]
     tests = [
         HERE / "interpreted.py",
         HERE / "test_operations.py",
-        *(path for path in special if path.exists() and "mark.interpreted" in path.read_text()),
+        *(path for name in FAMILIES if has_triton_kernels(name) for path in special_files(name)),
     ]
     report = folder / "report.xml"
     environment = {
@@ -50,7 +54,7 @@ def interpreted(folder, cases, programs=24):
         "-p",
         "no:cacheprovider",
         "-m",
-        "interpreted and not gpu",
+        "interpreted and not gpu" + (" and not proof" if cases == "first" else ""),
     ]
     done = subprocess.run(
         [*command, f"--junit-xml={report}", *tests],
@@ -93,7 +97,9 @@ def test_triton_kernels_are_as_accurate_as_torch(name, outcomes):
     ]
     ours = {key: outcome for key, outcome in outcomes.items() if key[1].startswith(tuple(named))}
     assert len(ours) == len(named)
-    special = {key: outcome for key, outcome in outcomes.items() if key[0] == f"test_{name}"}
+    files = {path.stem for path in special_files(name)}
+    special = {key: outcome for key, outcome in outcomes.items() if key[0] in files}
+    assert {file for file, _ in special} == files
     assert ours or special, f"mark tests in test_{name}.py: interpreted"
     assert not broken(ours | special)
 

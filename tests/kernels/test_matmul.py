@@ -9,11 +9,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from numba import njit
+from numba import njit, types
 from precision import assert_accurate
 
 import kernels
-from kernels.inspect import inspect_function
+from kernels.inspect import assembly_of, inspect_function
 from kernels.matmul import cpu_linear, cpu_pack, cpu_product, cpu_tile, reference
 from kernels.op import FallbackWarning
 from kernels.simd import bits_as_float, compiled_features
@@ -283,9 +283,7 @@ def test_tile_of_pairs_keeps_its_sums_in_registers():
     def run(a, b, c, scale, steps):
         multiply(a, 0, 0, b, 0, steps, scale, 0, c, 0, 32)
 
-    vector = "float32[::1]"
-    run.compile(f"{vector}, {vector}, {vector}, {vector}, int64")
-    (assembly,) = run.inspect_asm().values()
+    assembly = assembly_of(run, (*[types.float32[::1]] * 4, types.int64))
     lines = [line for line in assembly.splitlines() if "vdpbf16ps" in line]
     assert len(lines) >= 24
     assert all("zmm" in line for line in lines)
@@ -328,12 +326,12 @@ def test_packing_for_amx_is_what_the_instruction_reads():
 
 
 AMX = """
-from kernels.inspect import _argument_types, _assembly
+from kernels.inspect import _argument_types, assembly_of
 from kernels.matmul import cpu_product, cpu_tile
 body = cpu_product._product(cpu_tile.amx_tile()).compiled
 panels, rows = "float32[:,:,::1]", "float32[:,::1]"
 signature = f"int64, int64, int64, {panels}, {panels}, {rows}, int64, float32[::1], uint16[:,::1]"
-assembly = _assembly(body, _argument_types(body, signature))
+assembly = assembly_of(body, _argument_types(body, signature))
 names = ("ldtilecfg", "tilezero", "tileloadd", "tdpbf16ps", "tilestored", "tilerelease")
 print(*(assembly.count(chr(9) + name) for name in names))
 """

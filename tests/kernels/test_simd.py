@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("hypothesis")  # a GPU machine may lack it,
 pytest.importorskip("scipy")  # and this
@@ -19,13 +20,14 @@ from scipy import special
 
 from kernels import simd
 from kernels.inspect import inspect_function
+from kernels.threads import chunked
 
 X86 = bool({"sse2"} & simd.host_features())
 
 
 def compiled(function):
-    @njit(error_model="numpy", fastmath={"contract"})
-    def over(x, out):
+    @chunked
+    def over(chunk, x, out):
         simd.full_width()
         for i in range(x.size):
             out[i] = function(x[i])
@@ -46,10 +48,13 @@ REFERENCES = {
 
 
 def evaluate(name, x):
-    x = np.asarray(x, np.float32)
-    out = np.full_like(x, np.nan)
-    LOOPS[name](x, out)
-    return out
+    return applied(LOOPS[name], np.asarray(x, np.float32))
+
+
+def applied(body, x):
+    out = torch.full((len(x),), math.nan)
+    body(1, torch.from_numpy(x), out)
+    return out.numpy()
 
 
 def ulps(got, exact):
@@ -119,22 +124,20 @@ def test_every_float32_gives_the_value_the_limit_or_nan(name, value):
 def test_caller_compiled_with_full_fastmath_keeps_the_accuracy():
     exp = simd.exp_float32
 
-    @njit(error_model="numpy", fastmath=True)
-    def over(x, out):
+    @chunked(fastmath=True)
+    def over(chunk, x, out):
         for i in range(x.size):
             out[i] = exp(x[i])
 
     x = samples(-80, 80)
-    out = np.empty_like(x)
-    over(x, out)
-    assert ulps(out, np.exp(x.astype(np.float64))).max() < 1.1
+    assert ulps(applied(over, x), np.exp(x.astype(np.float64))).max() < 1.1
 
 
 @pytest.mark.skipif(not X86, reason="the width of registers is read on x86 only")
 @pytest.mark.parametrize("name", sorted(LOOPS))
 def test_loop_is_packed_at_the_machine_s_full_width(name):
     evaluate(name, [0.5])
-    code = inspect_function(LOOPS[name])
+    code = inspect_function(LOOPS[name].compiled, LOOPS[name].signatures[0])
     assert code.vector_bits == simd.vector_bits(), code.summary
     assert not code.libm
 
@@ -143,13 +146,13 @@ def test_loop_is_packed_at_the_machine_s_full_width(name):
 def test_maximum_vectorises_where_max_does_not():
     maximum, minimum = simd.maximum, simd.minimum
 
-    @njit(error_model="numpy")
-    def ours(x):
+    @chunked(fastmath=())
+    def ours(chunk, x, out):
         low = high = x[0]
         for i in range(x.size):
             high = maximum(high, x[i])
             low = minimum(low, x[i])
-        return low, high
+        out[0], out[1] = low, high
 
     @njit(error_model="numpy", fastmath=True)
     def plain(x):
@@ -158,11 +161,13 @@ def test_maximum_vectorises_where_max_does_not():
             high = max(high, x[i])
         return high
 
-    for dtype in (np.float32, np.float64):
-        x = np.random.default_rng(7).standard_normal(1009).astype(dtype)
-        assert ours(x) == (x.min(), x.max())
-        assert inspect_function(ours, (x,)).vector_bits >= 128
-        assert inspect_function(plain, (x,)).vector_bits == 0
+    for dtype in (torch.float32, torch.float64):
+        x = torch.from_numpy(np.random.default_rng(7).standard_normal(1009)).to(dtype)
+        out = torch.empty(2, dtype=dtype)
+        ours(1, x, out)
+        assert out.tolist() == [x.min(), x.max()]
+        assert inspect_function(ours.compiled, ours.signatures[-1]).vector_bits >= 128
+        assert inspect_function(plain, (x.numpy(),)).vector_bits == 0
 
 
 def test_minimum_refuses_integers_and_mixed_types():

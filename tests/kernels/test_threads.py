@@ -1,15 +1,20 @@
 """kernels/threads.py: every chunk once, whatever the threads; forks, other runtimes, wrong arguments."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
+import kernels
 from kernels import threads
+from kernels.activation import cpu_softmax
+from kernels.op import FallbackWarning
 from kernels.simd import vector_bits
 from kernels.threads import chunked, chunks_of
 
@@ -107,47 +112,62 @@ def test_two_python_threads_at_once():
     assert all(table.eq(20).all() for table in tables)
 
 
-def test_a_forked_child_computes_on_one_thread_instead_of_hanging():
-    code = (
-        "import os, torch, kernels\n"
-        "import kernels.op; kernels.op.crossover = lambda name, device: 0\n"
-        "x = torch.randn(30, 1024); expected = kernels.softmax(x, -1)  # the team is started\n"
-        "child = os.fork()\n"
-        "if child == 0:\n"
-        "    os._exit(0 if torch.equal(kernels.softmax(x, -1), expected) else 1)\n"
-        "_, status = os.waitpid(child, 0)\n"
-        "print('child', os.waitstatus_to_exitcode(status))\n"
-        "assert torch.equal(kernels.softmax(x, -1), expected)  # and the parent goes on\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert "child 0" in done.stdout, done.stderr
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_computes_on_one_thread_instead_of_hanging(every_size):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        x = torch.randn(30, 1024)
+        expected = kernels.softmax(x, -1)  # the team is started
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(20)
+            os._exit(0 if torch.equal(kernels.softmax(x, -1), expected) else 1)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert torch.equal(kernels.softmax(x, -1), expected)  # and the parent goes on
+    finally:
+        torch.set_num_threads(before)
+
+
+def softmax_is_right():
+    x = torch.linspace(-5, 5, 999).view(9, 111)
+    for y, bound in ((x, 1e-7), (x.bfloat16(), 1e-3)):
+        assert (kernels.softmax(y, -1) - torch.softmax(y.double(), -1)).abs().max() < bound
 
 
 @pytest.mark.skipif(threads._gomp_parallel() is None, reason="torch has no GNU OpenMP runtime here")
-def test_what_is_slow_computes_the_same_and_says_so_once():
-    """Without wide registers; without the threads of torch's OpenMP runtime."""
+@pytest.mark.parametrize("lacks_openmp", [True, False])
+def test_without_torchs_openmp_runtime_it_computes_the_same_and_says_so_once(
+    every_size, monkeypatch, number_of_threads, lacks_openmp
+):
+    if lacks_openmp:
+        monkeypatch.setattr(threads, "_gomp_parallel", lambda: None)
+    monkeypatch.setattr(cpu_softmax._forward, "_workers", {})  # as in a new process
+    threads._say_what_is_not_used.cache_clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        softmax_is_right()
+    said = [str(warning.message) for warning in caught if warning.category is FallbackWarning]
+    assert len(said) == (lacks_openmp and number_of_threads > 1)
+    assert all("no GNU OpenMP runtime" in text for text in said)
+
+
+def test_without_wide_registers_it_computes_the_same_and_says_so_once():
     code = (
-        "import torch, kernels, kernels.op\n"
+        "import sys; sys.path[:0] = sys.argv[1:]\n"
+        "import kernels.op, test_threads\n"
         "kernels.op.crossover = lambda name, device: 0\n"
-        "from kernels import threads\n"
-        "torch.set_num_threads(2)\n"
-        "if lacks_openmp: threads._gomp_parallel = lambda: None\n"
-        "x = torch.linspace(-5, 5, 999).view(9, 111)\n"
-        "for y in (x, x.bfloat16()):\n"
-        "    error = (kernels.softmax(y, -1) - torch.softmax(y.double(), -1)).abs().max().item()\n"
-        "    print(error < (1e-7 if y is x else 1e-3))\n"
+        "test_threads.softmax_is_right()\n"
     )
-    for name, lacks_openmp, said in (
-        ("generic", False, ["vectors of"] if vector_bits() > 128 else []),
-        ("", True, ["no GNU OpenMP runtime"]),
-        ("", False, []),
-    ):
-        environment = {**os.environ, **({"NUMBA_CPU_NAME": name} if name else {})}
-        command = [sys.executable, "-c", f"lacks_openmp = {lacks_openmp}\n{code}"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
-        assert done.stdout.split() == ["True", "True"], done.stderr
-        warned = [line for line in done.stderr.splitlines() if "FallbackWarning: kernels: " in line]
-        assert [words in line for words, line in zip(said, warned, strict=True)] == [True] * len(said), warned
+    command = [sys.executable, "-c", code, str(Path(__file__).parent)]
+    environment = {**os.environ, "NUMBA_CPU_NAME": "generic"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 0, done.stderr
+    warned = [line for line in done.stderr.splitlines() if "FallbackWarning: kernels: " in line]
+    assert len(warned) == (vector_bits() > 128)
+    assert all("vectors of" in line for line in warned)
 
 
 def test_wrong_arguments_are_named():

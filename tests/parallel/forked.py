@@ -1,12 +1,14 @@
 """What the fork server of ``ranks.py`` imports, so that every rank is born with it.
 
-That is what takes longest to import, and numba ready to compile, which would take each rank another 0.3 s.
+That is what takes longest to import, all of ``parallel``, and numba ready to compile, which would take each
+rank another 0.3 s.
 """
 
 import contextlib
 import gc
 import importlib
 import os
+import sys
 from pathlib import Path
 
 from numba.core.registry import cpu_target
@@ -17,7 +19,11 @@ LARGE = (
     "torch.distributed.checkpoint",
 )
 
-for name in LARGE:
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+OURS = sorted(f"parallel.{path.stem}" for path in (ROOT / "parallel").glob("[!_]*.py"))
+
+for name in (*LARGE, *OURS, "kernels.optimizer"):
     with contextlib.suppress(ImportError):  # a GPU machine may lack hypothesis
         importlib.import_module(name)
 cpu_target.target_context.refresh()

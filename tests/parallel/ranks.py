@@ -51,7 +51,7 @@ class Ranks:
         self.most, self._number = most, 0
         self._context = multiprocessing.get_context("forkserver")
         start_server()
-        self._ranks = {}
+        self._ranks, self._store = {}, None
         self._folder = tempfile.TemporaryDirectory(prefix="perflab-ranks-")
 
     def run(self, world_size, function, *arguments, backend="shm", timeout=60.0, expect_death=()):
@@ -62,7 +62,7 @@ class Ranks:
         expect_death: ranks that end themselves; their result is None.
         """
         self._number += 1
-        store = os.path.join(self._folder.name, str(self._number))
+        store = self._port(), str(self._number)
         place = (function.__module__, function.__qualname__)
         for rank in range(world_size):
             self._rank(rank)[1].send((place, arguments, backend, rank, world_size, store, timeout))
@@ -71,6 +71,14 @@ class Ranks:
         if failed:
             raise RankFailed("\n".join(f"rank {r} of {world_size}: {text}" for r, text in failed.items()))
         return [results[rank][1] if rank in results else None for rank in range(world_size)]
+
+    def _port(self):
+        """Where the store listens in which the ranks of every call meet. A file would do, but who waits for
+        what another writes there looks every 10 ms, several times for each group."""
+        from torch.distributed import TCPStore
+
+        self._store = self._store or TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        return self._store.port
 
     def _answers(self, world_size, timeout, what, expect_death):
         results, dead, deadline = {}, set(), time.monotonic() + timeout + START_SECONDS * (self._number == 1)
@@ -125,9 +133,12 @@ class Ranks:
     def _stack(self, rank):
         """What each thread of a rank is doing."""
         process = self._ranks[rank][0]
+        path, deadline = stacks(self._folder.name, process.pid), time.monotonic() + 1.0
         os.kill(process.pid, signal.SIGUSR1)
-        time.sleep(1.0)  # until it has written
-        return stacks(self._folder.name, process.pid).read_text()
+        while not path.stat().st_size and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)  # until all of it is written
+        return path.read_text()
 
     def close(self):
         """End every rank."""
@@ -178,12 +189,14 @@ def call(place, arguments, backend, rank, world_size, store, timeout):
     # An init that failed here leaves its group's number behind: the next group would have another number,
     # and with it other keys in the store, than on a new rank, and neither would find the other.
     dist.distributed_c10d._world.group_count = 0
+    patience, (port, number) = timedelta(seconds=timeout), store
+    shared = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=patience)
     dist.init_process_group(
         backend,
-        store=dist.FileStore(store, world_size),
+        store=dist.PrefixStore(number, shared),
         rank=rank,
         world_size=world_size,
-        timeout=timedelta(seconds=timeout),
+        timeout=patience,
     )
     try:
         dist.barrier()  # a rank that were through already would break the others' connecting
