@@ -16,6 +16,7 @@ import tempfile
 import time
 import traceback
 from datetime import timedelta
+from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -174,6 +175,14 @@ def serve(pipe, path, folder):
             pipe.send(answer)
 
 
+@cache
+def store_at(port):
+    """Connected once for all calls: some networks let a connection in 25 wait for seconds."""
+    from torch.distributed import TCPStore
+
+    return TCPStore("127.0.0.1", port, is_master=False)
+
+
 def call(place, arguments, backend, rank, world_size, store, timeout):
     import torch
     import torch.distributed as dist
@@ -190,7 +199,8 @@ def call(place, arguments, backend, rank, world_size, store, timeout):
     # and with it other keys in the store, than on a new rank, and neither would find the other.
     dist.distributed_c10d._world.group_count = 0
     patience, (port, number) = timedelta(seconds=timeout), store
-    shared = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=patience)
+    shared = store_at(port)
+    shared.set_timeout(patience)
     dist.init_process_group(
         backend,
         store=dist.PrefixStore(number, shared),
