@@ -14,9 +14,10 @@ sys.path.insert(0, str(Path(__file__).parent))  # left_running.py stands there
 sys.path.insert(0, str(Path(__file__).parent / "bench"))  # command.py
 sys.path.insert(0, str(Path(__file__).parent / "bench" / "traces"))  # samples.py, gloo_job.py
 sys.path.insert(0, str(Path(__file__).parent / "kernels"))  # precision.py
-sys.path.insert(0, str(Path(__file__).parent / "labs"))  # stated.py, bottleneck_grid.py
+sys.path.insert(0, str(Path(__file__).parent / "labs"))  # stated.py, bottleneck_grid.py, one_cluster.py
 sys.path.insert(0, str(Path(__file__).parent / "parallel"))  # ranks.py
 
+import one_cluster
 from command import bring_labs, perflab, read
 
 try:
@@ -42,10 +43,12 @@ if machine.load_cached() is None:
     machine.save(calibration.calibrate(sweeps=1))
 """
 LONG = (
-    *("kernels/test_ahead_of_time.py", "test_readme.py", "kernels/test_operations.py", "labs/test_train.py"),
-    *("parallel/test_fsdp.py", "bench/test_profile_program.py", "kernels/test_interpreter.py"),
-    *("bench/test_profile_labs.py", "bench/test_run.py", "kernels/test_compiled_cache.py"),
-    *("parallel/test_shm.py", "parallel/test_checkpoint.py", "kernels/test_loss.py"),
+    *("kernels/test_ahead_of_time.py", "labs/test_serving_live.py", "labs/test_tuning_workers.py"),
+    *("kernels/test_operations.py", "labs/test_train.py", "bench/test_run.py", "kernels/test_interpreter.py"),
+    *("bench/test_profile_program.py", "parallel/test_fsdp.py", "kernels/test_attention_gpu.py"),
+    *("kernels/test_compiled_cache.py", "bench/test_profile_labs.py", "labs/test_jax_transforms.py"),
+    *("parallel/test_shm.py", "labs/test_pipeline.py", "bench/test_plugin.py", "test_readme.py"),
+    *("parallel/test_checkpoint.py", "kernels/test_threads.py", "kernels/test_loss.py"),
 )
 """Files that take long, the longest first: a lane that came to one last would run alone at the end."""
 
@@ -67,6 +70,21 @@ def pytest_collection_modifyitems(items):
     here = Path(__file__).parent
     place = {here / name: number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path, len(LONG)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Files to lanes (``--dist loadfile``), and to one lane those that use one Ray cluster."""
+    if config.option.dist != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneCluster(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "one cluster" if file.endswith(one_cluster.FILES) else file
+
+    return OneCluster(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

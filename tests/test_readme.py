@@ -131,7 +131,7 @@ atexit.register(lambda: print(*sorted(Counting.calls)))
 
 @pytest.mark.timeout(300)
 def test_the_swapped_kernels_are_what_runs(folder):
-    """Forward and backward; those that the README names as left to torch are. A step of each is enough here."""
+    """Forward and backward; those that the README names as left to torch are. One step of each is enough."""
     program = folder / SWAPPED.removeprefix("python ")
     text = program.read_text()
     assert "range(5)" in text

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from left_running import children, left_running
+from left_running import left_running
 
 from labs import load
 from labs.concurrency import cluster
@@ -43,17 +43,15 @@ class Notes:
 
 
 @pytest.fixture(scope="module")
-def ray_is_there():
-    """One cluster and its warm workers for the tests of this file; every process is gone afterwards."""
+def ray_is_there(two_ray_workers):
+    """Warm workers for the tests of this file."""
     from labs.tuning import workers as warm
 
-    before, owner = children(), object()
+    owner = object()
     workers = warm.borrow(2, TINY.task(), draw(1, 0)[0], Notes(), owner)
+    assert workers.cluster is two_ray_workers
     yield workers
-    started = children() - before
     warm.give_back(owner)
-    cluster.shut_down()
-    assert left_running(started) == []
 
 
 def measured(config, addresses):
