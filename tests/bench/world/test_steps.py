@@ -2,12 +2,14 @@
 
 import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
 
 from bench import measure
+from bench.plugin import Paired
 from bench.world import protocol
 from bench.world.steps import WorldClock, Worlds, WorldStep
 from labs import load
@@ -93,6 +95,15 @@ def test_a_hang_ends_with_who_waits_for_whom(world):
     with pytest.raises(TimeoutError, match=r"waits for rank 1 of 2 to answer 'call' world_job:hangs"):
         step()
     assert time.monotonic() - start < 10
+
+
+def test_functions_of_which_one_raises_are_all_torn_down(worlds, request, monkeypatch):
+    """The short form of the fixture ``paired`` on ranks (``tests/bench/test_plugin.py``)."""
+    paired = Paired(request, SimpleNamespace(disabled=False, _mode=""))
+    monkeypatch.setattr(paired, "_worlds", lambda: worlds)
+    with pytest.raises(RuntimeError, match="planted"):
+        paired(base="world_job:Good", new="world_job:Bad", processes=2, seconds=0.2)
+    assert WorldStep(worlds.of_size(2), "", {}, "world_job:closed")() == 2
 
 
 def test_a_broken_world_of_torchruns_is_not_replaced(played):
