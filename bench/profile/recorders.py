@@ -54,7 +54,7 @@ def _compiler_left_alone() -> Iterator[None]:
     whether it makes CUDA graphs. A program that has not imported it makes none."""
     import torch
 
-    on_demand = getattr(torch, "_lazy_modules", set())
+    on_demand: set[str] = getattr(torch, "_lazy_modules", set())
     hidden = {"_inductor"} & on_demand if "torch._inductor" not in sys.modules else set()
     on_demand -= hidden
     try:

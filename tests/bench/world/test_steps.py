@@ -77,6 +77,15 @@ def test_an_error_of_all_ranks_is_one_and_the_world_goes_on(worlds, world):
     assert WorldStep(world, "", {}, "world_job:reduce_small")() is not None
 
 
+def test_functions_of_which_one_raises_are_all_torn_down(worlds, request, monkeypatch):
+    """The short form of the fixture ``paired`` on ranks (``tests/bench/test_plugin.py``)."""
+    paired = Paired(request, SimpleNamespace(disabled=False, _mode=""))
+    monkeypatch.setattr(paired, "_worlds", lambda: worlds)
+    with pytest.raises(RuntimeError, match="planted"):
+        paired(base="world_job:Good", new="world_job:Bad", processes=2, seconds=0.2)
+    assert WorldStep(worlds.of_size(2), "", {}, "world_job:closed")() == 2
+
+
 def test_an_error_before_a_collective_is_named_and_the_next_step_has_a_new_world(worlds, world, monkeypatch):
     monkeypatch.setattr(protocol, "GRACE_SECONDS", 0.5)
     step = WorldStep(world, "", {}, "world_job:raises_before_a_reduction")
@@ -95,15 +104,6 @@ def test_a_hang_ends_with_who_waits_for_whom(world):
     with pytest.raises(TimeoutError, match=r"waits for rank 1 of 2 to answer 'call' world_job:hangs"):
         step()
     assert time.monotonic() - start < 10
-
-
-def test_functions_of_which_one_raises_are_all_torn_down(worlds, request, monkeypatch):
-    """The short form of the fixture ``paired`` on ranks (``tests/bench/test_plugin.py``)."""
-    paired = Paired(request, SimpleNamespace(disabled=False, _mode=""))
-    monkeypatch.setattr(paired, "_worlds", lambda: worlds)
-    with pytest.raises(RuntimeError, match="planted"):
-        paired(base="world_job:Good", new="world_job:Bad", processes=2, seconds=0.2)
-    assert WorldStep(worlds.of_size(2), "", {}, "world_job:closed")() == 2
 
 
 def test_a_broken_world_of_torchruns_is_not_replaced(played):
