@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ sys.path.insert(0, str(Path(__file__).parent))  # left_running.py stands there
 sys.path.insert(0, str(Path(__file__).parent / "bench"))  # command.py
 sys.path.insert(0, str(Path(__file__).parent / "bench" / "traces"))  # samples.py, gloo_job.py
 sys.path.insert(0, str(Path(__file__).parent / "kernels"))  # precision.py
-sys.path.insert(0, str(Path(__file__).parent / "labs"))  # stated.py, bottleneck_grid.py
+sys.path.insert(0, str(Path(__file__).parent / "labs"))  # stated.py, bottleneck_grid.py, one_cluster.py
 sys.path.insert(0, str(Path(__file__).parent / "parallel"))  # ranks.py
 
+import one_cluster
 from command import bring_labs, perflab, read
 
 try:
@@ -28,16 +30,26 @@ else:
     hypothesis.settings.load_profile("perflab")
 
 IN_WORKER = "PYTEST_XDIST_WORKER" in os.environ
-CALIBRATED = """
+ANCHORS = """
+from labs import calibration, machine
+parts = calibration._parts
+calibration._parts = lambda cores: [each for each in parts(cores) if each[0] in {wanted!r}]
+calibration._first = calibration._compilers = lambda: ()
+calibration.largest_working_set = lambda *sizes: 2**24
+machine.save(calibration.calibrate(sweeps=1))
+"""
+WHOLE = """
 from labs import calibration, machine
 if machine.load_cached() is None:
     machine.save(calibration.calibrate(sweeps=1))
 """
 LONG = (
-    *("kernels/test_ahead_of_time.py", "test_readme.py", "kernels/test_operations.py", "labs/test_train.py"),
-    *("parallel/test_fsdp.py", "bench/test_profile_program.py", "kernels/test_interpreter.py"),
-    *("bench/test_profile_labs.py", "bench/test_run.py", "kernels/test_compiled_cache.py"),
-    *("parallel/test_shm.py", "parallel/test_checkpoint.py", "kernels/test_loss.py"),
+    *("kernels/test_ahead_of_time.py", "labs/test_serving_live.py", "labs/test_tuning_workers.py"),
+    *("kernels/test_operations.py", "labs/test_train.py", "bench/test_run.py", "kernels/test_interpreter.py"),
+    *("bench/test_profile_program.py", "parallel/test_fsdp.py", "kernels/test_attention_gpu.py"),
+    *("kernels/test_compiled_cache.py", "bench/test_profile_labs.py", "labs/test_jax_transforms.py"),
+    *("parallel/test_shm.py", "labs/test_pipeline.py", "bench/test_plugin.py", "test_readme.py"),
+    *("parallel/test_checkpoint.py", "kernels/test_threads.py", "kernels/test_loss.py"),
 )
 """Files that take long, the longest first: a lane that came to one last would run alone at the end."""
 
@@ -68,6 +80,21 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Files to lanes (``--dist loadfile``), and to one lane those that use one Ray cluster."""
+    if config.option.dist != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneCluster(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "one cluster" if file.endswith(one_cluster.FILES) else file
+
+    return OneCluster(config, log)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def home(pytestconfig, tmp_path_factory):
     """Calibration, history and compiled code: kept between test runs, away from the user's own."""
@@ -90,21 +117,64 @@ def compiling_alone(home):
         yield
 
 
-@pytest.fixture(scope="session")
-def finished_run(tmp_path_factory):
-    """(folder with results.json and results.html, stdout) of ``perflab run tiny_lab --quick``.
+@pytest.fixture
+def in_process(monkeypatch, capsys):
+    """The command within this process, which is quicker: (exit status, stdout, stderr)."""
+    from bench import cli
 
-    One run for all workers of pytest-xdist: whoever holds the lock first makes it.
-    """
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if IN_WORKER else base) / "finished-run"
-    folder.mkdir(exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "out.txt").exists():
+    def called(*arguments):
+        monkeypatch.setattr("sys.argv", ["perflab", *map(str, arguments)])
+        monkeypatch.setattr("sys.path", [*sys.path])  # inspect adds the folder
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return stopped.value.code, *capsys.readouterr()
+
+    return called
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """once(name): (a folder, whether its content is still to be made), one for all workers of pytest-xdist:
+    whoever comes first makes it while the others wait."""
+
+    @contextmanager
+    def held(name):
+        base = tmp_path_factory.getbasetemp()
+        folder = (base.parent if IN_WORKER else base) / name
+        folder.mkdir(exist_ok=True)
+        with open(folder / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield folder, not (folder / "made").exists()
+            (folder / "made").touch()
+
+    return held
+
+
+@pytest.fixture(scope="session")
+def calibrated(home, once):
+    """What ``perflab run`` checks of a machine before it measures is known, and so fresh that a neighbour who
+    takes a core makes no other machine of it. Labs that predict from more need ``measured``."""
+    with once("calibrated") as (_, to_be_made):
+        if to_be_made:
+            program = ANCHORS.format(wanted=("interpreter", "arithmetic peaks"))
+            subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
+
+
+@pytest.fixture
+def measured(pytestconfig, home, tmp_path, monkeypatch):
+    """All constants of this machine, in a home of their own, as the first run on a machine measures them, but
+    not as often as 15 s allow. For proofs: it takes most of a minute, kept between test runs."""
+    cache = getattr(pytestconfig, "cache", None)
+    monkeypatch.setenv("PERFLAB_HOME", str(cache.mkdir("perflab-measured") if cache else tmp_path / "home"))
+    subprocess.run([sys.executable, "-c", WHOLE], check=True, timeout=100)
+
+
+@pytest.fixture(scope="session")
+def finished_run(calibrated, once):
+    """(folder with results.json and results.html, stdout) of ``perflab run tiny_lab --quick``."""
+    with once("finished-run") as (folder, to_be_made):
+        if to_be_made:
             bring_labs(folder, "tiny_lab")
-            # The first run on a machine measures its constants, here once and not as often as 15 s allow.
-            subprocess.run([sys.executable, "-c", CALIBRATED], check=True, timeout=100)
             status, out, err = perflab("run", "tiny_lab", "--quick", folder=folder)
             assert status == 0, err
             (folder / "out.txt").write_text(out)

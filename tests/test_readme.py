@@ -7,6 +7,7 @@ fresh clone, run in ``make proof``.
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -37,8 +38,16 @@ def blocks(kind):
 BLOCKS = [[line for line in block.splitlines() if line.strip()] for block in blocks("console")]
 COMMANDS = [command for block in BLOCKS for command in block]
 SWAPPED = "python swap_kernels.py"  # has a test of its own
-QUICK = [[line for line in block if not line.startswith(LONG) and line != SWAPPED] for block in BLOCKS]
-SLOW = [block for block in BLOCKS if any(command.startswith(LONG) for command in block)]
+COMPILES = re.compile(r"perflab inspect (\S+) --target (\S+)")  # anew each time, for seconds or minutes
+QUICK = [
+    [line for line in block if not line.startswith(LONG) and line != SWAPPED and not COMPILES.match(line)]
+    for block in BLOCKS
+]
+SLOW = [
+    block
+    for block in BLOCKS
+    if any(line.startswith(LONG) or line == SWAPPED or COMPILES.match(line) for line in block)
+]
 
 
 @pytest.fixture
@@ -84,10 +93,23 @@ def run_in_order(block, folder, timeout):
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("block", [pytest.param(block, id=block[0]) for block in QUICK if block])
-def test_quick_commands(block, folder, request):
-    if any("--target sm_" in command for command in block):
-        request.getfixturevalue("compiling_alone")
+def test_quick_commands(block, folder):
     run_in_order(block, folder, 100)
+
+
+def test_what_is_inspected_is_there(in_process, monkeypatch):
+    """The short form: the command takes the line, and knows the operation and the target. That each operation
+    is compiled for each of them is tested with the operation."""
+    asked = []
+    monkeypatch.setattr("bench.inspection._on_cpu", lambda name, as_json: asked.append((name, "cpu")) or 0)
+    monkeypatch.setattr(
+        "bench.inspection._on_gpu", lambda name, target, as_json: asked.append((name, target)) or 0
+    )
+    lines = [line for line in COMMANDS if COMPILES.match(line)]
+    assert len(lines) >= 2
+    for line in lines:
+        assert in_process(*shlex.split(line)[1:])[0] == 0, line
+    assert asked == [COMPILES.fullmatch(line).groups() for line in lines]
 
 
 COUNTING = """
@@ -109,7 +131,11 @@ atexit.register(lambda: print(*sorted(Counting.calls)))
 
 @pytest.mark.timeout(300)
 def test_the_swapped_kernels_are_what_runs(folder):
-    """Forward and backward; those that the README names as left to torch are."""
+    """Forward and backward; those that the README names as left to torch are. One step of each is enough."""
+    program = folder / SWAPPED.removeprefix("python ")
+    text = program.read_text()
+    assert "range(5)" in text
+    program.write_text(text.replace("range(5)", "range(1)"))
     (folder / "counting").mkdir()
     (folder / "counting" / "sitecustomize.py").write_text(COUNTING)  # imported when Python starts
     said, calls = run(SWAPPED, folder, 200, PYTHONPATH="counting").stdout.splitlines()
@@ -123,13 +149,13 @@ def test_the_swapped_kernels_are_what_runs(folder):
 @pytest.mark.proof
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("block", [pytest.param(block, id=block[0]) for block in SLOW])
-def test_slow_commands(block, folder):
+def test_slow_commands(block, folder, measured):
     run_in_order(block, folder, 800)
 
 
 @pytest.mark.proof
 @pytest.mark.timeout(2400)
-def test_the_two_make_targets_in_a_fresh_clone(tmp_path):
+def test_the_two_make_targets_in_a_fresh_clone(tmp_path, measured):
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True, timeout=60)
     for target in re.findall(r"^(make \w+)", blocks("make")[0], re.MULTILINE):

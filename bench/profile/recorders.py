@@ -8,12 +8,13 @@ A report is written under another name and then renamed: what is killed while it
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,6 +46,21 @@ def _process() -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@contextlib.contextmanager
+def _compiler_left_alone() -> Iterator[None]:
+    """torch's profiler imports torch's compiler, which takes seconds and no small part of memory, only to ask
+    whether it makes CUDA graphs. A program that has not imported it makes none."""
+    import torch
+
+    on_demand: set[str] = getattr(torch, "_lazy_modules", set())
+    hidden = {"_inductor"} & on_demand if "torch._inductor" not in sys.modules else set()
+    on_demand -= hidden
+    try:
+        yield
+    finally:
+        on_demand |= hidden
 
 
 class TorchRecorder:
@@ -86,7 +102,8 @@ class TorchRecorder:
             # No with_flops: to count them torch holds the inputs of all operators until the end, and memory
             # is not used again. The reader counts them from the shapes.
         )
-        self._profile.start()
+        with _compiler_left_alone():
+            self._profile.start()
         self._ranks_known = "backend" in _ranks()
         self._yield_to_the_program()
         self._counted.start()

@@ -1,4 +1,4 @@
-"""A real browser for the tests of pages, and the command without a process of its own."""
+"""A real browser for the tests of pages, and a short name for the command."""
 
 import chromium
 import pytest
@@ -17,14 +17,5 @@ def browser():
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """The command within this process, which is quicker: (exit status, stdout, stderr)."""
-    from bench import cli
-
-    def called(*arguments):
-        monkeypatch.setattr("sys.argv", ["perflab", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        return stopped.value.code, *capsys.readouterr()
-
-    return called
+def run(in_process):
+    return in_process

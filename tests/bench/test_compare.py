@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import perflab
 
 from bench.compare import compare_files, parse_share
 from bench.results import load
@@ -50,42 +49,42 @@ def write(path, data):
     return path
 
 
-def test_a_file_with_itself_is_the_same(finished_run):
-    folder, _ = finished_run
-    status, out, _ = perflab("compare", "results.json", "results.json", "--fail-above", "5%", folder=folder)
+def test_a_file_with_itself_is_the_same(finished_run, run):
+    file = finished_run[0] / "results.json"
+    status, out, _ = run("compare", file, file, "--fail-above", "5%")
     assert status == 0
     assert out.startswith("3 compared: all 3 same")
 
 
-def test_a_copy_slowed_by_20_percent_is_slower_and_fails_the_gate(tmp_path):
+def test_a_copy_slowed_by_20_percent_is_slower_and_fails_the_gate(tmp_path, run):
     committed = load(COMMITTED)
     committed["benchmarks"] = committed["benchmarks"][:40]
     base = write(tmp_path / "base.json", committed)
     new = write(tmp_path / "new.json", slowed(committed, 1.2))
-    status, out, err = perflab("compare", base, new, "--fail-above", "5%", folder=tmp_path)
+    status, out, err = run("compare", base, new, "--fail-above", "5%")
     assert status == 1
     assert "slower by more than 5 %" in err
     assert "slower" in out.splitlines()[0]
-    status, out, _ = perflab("compare", new, base, "--fail-above", "5%", "--json", folder=tmp_path)
+    status, out, _ = run("compare", new, base, "--fail-above", "5%", "--json")
     assert status == 0
     verdicts = {row["verdict"] for row in json.loads(out)["rows"]}
     assert "slower" not in verdicts
     assert "faster" in verdicts
 
 
-def test_markdown_is_a_table(calm, tmp_path):
+def test_markdown_is_a_table(calm, tmp_path, run):
     base, new = write(tmp_path / "base.json", calm), write(tmp_path / "new.json", slowed(calm, 1.5))
-    status, out, _ = perflab("compare", base, new, "--markdown", folder=tmp_path)
+    status, out, _ = run("compare", base, new, "--markdown")
     assert status == 0
     assert out.count("| slower |") == 3
     assert "1.500" in out
 
 
-def test_the_history_compares_the_last_two_runs(calm, home, tmp_path):
+def test_the_history_compares_the_last_two_runs(calm, home, run):
     from bench.history import folder as history_folder
     from bench.history import keep, last
 
-    status, _, err = perflab("compare", "--last", "2", "rooflin", folder=tmp_path)
+    status, _, err = run("compare", "--last", "2", "rooflin")
     assert status == 2
     assert "did you mean 'roofline'" in err
     stored = history_folder()
@@ -97,7 +96,7 @@ def test_the_history_compares_the_last_two_runs(calm, home, tmp_path):
     (stored / "29990101T000009_tiny_lab.json").write_text('{"cut": sho')
     try:
         assert [path.name[:15] for path in last(2, "tiny_lab")] == ["29990101T000000", "29990101T000001"]
-        status, out, _ = perflab("compare", "--last", "2", "tiny_lab", folder=tmp_path)
+        status, out, _ = run("compare", "--last", "2", "tiny_lab")
         assert status == 0
         assert "all 3 slower" in out.splitlines()[0]
     finally:
@@ -187,9 +186,10 @@ def test_missing_truncated_and_foreign_files_are_refused(tmp_path, content, mess
 
 
 @pytest.mark.parametrize("command", ["report", "compare"])
-def test_a_refused_file_is_one_line_and_exit_2(tmp_path, command):
-    (tmp_path / "cut.json").write_text('{"benchmarks": [{"fullname": "a", "sta')
-    status, _, err = perflab(command, *["cut.json"] * (1 + (command == "compare")), folder=tmp_path)
+def test_a_refused_file_is_one_line_and_exit_2(tmp_path, command, run):
+    path = tmp_path / "cut.json"
+    path.write_text('{"benchmarks": [{"fullname": "a", "sta')
+    status, _, err = run(command, *[path] * (1 + (command == "compare")))
     assert status == 2
     assert err.startswith("perflab: ")
     assert err.count("\n") == 1

@@ -169,7 +169,7 @@ def test_recorded_jobs_that_were_not_tuned_on_are_named_right():
 
 
 @pytest.mark.proof
-def test_jobs_recorded_now_are_named_right(tmp_path):
+def test_jobs_recorded_now_are_named_right(tmp_path, measured):
     """In a process of its own, whose allocator is that of the lab's column."""
     command = [sys.executable, bottleneck_grid.__file__, str(tmp_path / "rows.jsonl")]
     root = str(Path(__file__).parents[2])
@@ -443,13 +443,13 @@ def test_every_kind_of_report_with_a_timeline_is_diagnosed(tmp_path, name):
 # --- the command ----------------------------------------------------------------------------------
 
 
-def test_the_command_reads_a_report_and_results(tmp_path):
+def test_the_command_reads_a_report_and_results(tmp_path, run):
     path = report(tmp_path, [(LOADER, "user_annotation", 0, 7, {}), ("aten::mm", "cpu_op", 7, 3, PRODUCT)])
-    status, out, err = perflab("diagnose", path, folder=tmp_path)
+    status, out, err = run("diagnose", path)
     assert status == 0, err
     assert "input (clear): 70 % of the time, about 3.33x faster without it" in out
     assert "try     read ahead" in out
-    status, out, _ = perflab("diagnose", path, "--json", folder=tmp_path)
+    status, out, _ = run("diagnose", path, "--json")
     found = json.loads(out)
     assert (found["bottleneck"], found["sure"]) == ("input", "clear")
     results = {
@@ -458,7 +458,7 @@ def test_the_command_reads_a_report_and_results(tmp_path):
         "extra_info": {"lab": "mine", "variant": "a/b", "diagnosis": found},
     }
     (tmp_path / "results.json").write_text(json.dumps({"benchmarks": [results]}))
-    status, out, err = perflab("diagnose", "results.json", folder=tmp_path)
+    status, out, err = run("diagnose", tmp_path / "results.json")
     assert (status, out.split(":")[:2]) == (0, ["mine", "a/b"]), err
     assert "input (clear)" in out
     assert "because 70 % of the time the loop waits" in out
@@ -486,9 +486,10 @@ def test_reading_a_report_imports_nothing_heavy(tmp_path):
         (["a", "b"], "a program comes after --: perflab diagnose -- a b"),
     ],
 )
-def test_wrong_input_is_one_line_and_status_2(tmp_path, arguments, said):
+def test_wrong_input_is_one_line_and_status_2(tmp_path, arguments, said, run, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "plain.json").write_text(json.dumps({"benchmarks": []}))
-    status, out, err = perflab("diagnose", *arguments, folder=tmp_path)
+    status, out, err = run("diagnose", *arguments)
     assert (status, out) == (2, "")
     assert said in err
     assert len(err.strip().splitlines()) == 1

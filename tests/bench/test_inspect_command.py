@@ -5,16 +5,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from command import perflab
 
 from bench.inspection import inspect
+from kernels.inspect import inspect_operation
 
 ROOT = Path(__file__).parents[2]
 PROMISED = [*(ROOT / "kernels" / "attention").glob("gpu*.py")]
 
 
-def test_bodies_of_an_operation_on_the_cpu(tmp_path):
-    status, out, err = perflab("inspect", "softmax", "--json", folder=tmp_path)
+def test_bodies_of_an_operation_on_the_cpu(run, monkeypatch):
+    bodies = inspect_operation("softmax")  # compiles them anew, which takes seconds: once
+    monkeypatch.setattr("kernels.inspect.inspect_operation", {"softmax": bodies}.__getitem__)
+    status, out, err = run("inspect", "softmax")
+    assert status == 0, err
+    assert all(place.rpartition(":")[2] in out for place in bodies)
+    status, out, err = run("inspect", "softmax", "--json")
     assert status == 0, err
     data = json.loads(out)
     assert (data["operation"], data["target"]) == ("softmax", "cpu")
@@ -39,8 +44,8 @@ def test_bodies_of_an_operation_on_the_cpu(tmp_path):
         (["kernels.simd:nothing"], "kernels.simd has no 'nothing'"),
     ],
 )
-def test_wrong_input_is_one_line_and_status_2(arguments, message, tmp_path):
-    status, out, err = perflab("inspect", *arguments, folder=tmp_path)
+def test_wrong_input_is_one_line_and_status_2(arguments, message, run):
+    status, out, err = run("inspect", *arguments)
     assert (status, out) == (2, "")
     assert err.startswith("perflab: ")
     assert err.count("\n") == 1

@@ -12,6 +12,11 @@ from kernels.copy import rewrite
 from kernels.spec import Benchmark, benchmarks
 
 
+@pytest.fixture(scope="module")
+def every_line():
+    return benchmarks()  # with inputs of all sizes: seconds
+
+
 def line(target=1.3, flops=0):
     return Benchmark("layer_norm", "forward", "8x8", torch.float32, dict, 512, flops, target)
 
@@ -63,8 +68,8 @@ def test_the_limit_that_is_nearest_is_shown_and_what_is_held():
     assert row(1.5).memory == ""
 
 
-def test_a_pass_in_place_is_the_limit_of_what_is_updated_in_place():
-    for item in benchmarks():
+def test_a_pass_in_place_is_the_limit_of_what_is_updated_in_place(every_line):
+    for item in every_line:
         assert (item.rewritten > 0) == item.operation.startswith(("Ada", "SGD")), item.name
     source, targets = torch.rand(40_000), torch.rand(3, 40_000)
     expected = targets + source
@@ -95,6 +100,6 @@ def test_a_peer_several_times_slower_than_another_is_not_timed():
     assert calls["slow"] == 3
 
 
-def test_every_benchmark_has_a_name_of_its_own():
-    names = [item.name for item in benchmarks()]
+def test_every_benchmark_has_a_name_of_its_own(every_line):
+    names = [item.name for item in every_line]
     assert len(set(names)) == len(names) > 0

@@ -97,6 +97,7 @@ def test_disabled_benchmarks_run_each_function_once(tmp_path):
     assert "1 passed, 1 skipped" in done.stdout  # no verdict is made up
 
 
+@pytest.mark.proof
 def test_a_function_that_raises_in_a_world_is_torn_down_with_the_others(tmp_path):
     (tmp_path / "closing.py").write_text(
         textwrap.dedent(

@@ -72,7 +72,7 @@ def test_each_rank_of_a_variant_records_its_steps(folder):
 
 
 def test_what_uses_no_library_is_profiled_as_python(folder):
-    arguments = ("vectorization:pairwise/python", "--quick", "--steps", "2")
+    arguments = ("vectorization:pairwise/python", "--quick", "--steps", "2", "--set", "points=50")
     status, _, err = perflab("profile", *arguments, folder=folder)
     assert status == 0, err
     assert "1 report of cProfile in profile-vectorization-pairwise-python: profile.prof" in err

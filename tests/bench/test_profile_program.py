@@ -188,6 +188,9 @@ def test_torch_is_recorded_from_its_import_on(program):
         for step in range(3):
             with torch.profiler.record_function(f"ProfilerStep#{step}"):
                 torch.mm(torch.ones(64, 64), torch.ones(64, 64))
+        import sys
+        assert "torch._inductor" not in sys.modules  # the compiler, which takes seconds
+        assert "_inductor" in torch._lazy_modules  # and is there for who asks
         import torch.profiler
         with torch.profiler.profile() as own:  # it may profile itself
             torch.relu(torch.ones(3))

@@ -19,6 +19,8 @@ from bench.progress import Progress
 from bench.request import Request, settings_of
 from labs.machine import Machine
 
+BESIDE_OTHERS = [PERFLAB[0], "-P", *PERFLAB[1:]]  # as the installed command: modules of the folder come last
+
 
 def test_it_prints_question_table_and_page(finished_run):
     folder, out = finished_run
@@ -84,7 +86,7 @@ def test_the_original_pytest_benchmark_reads_the_file(finished_run):
     assert "second/insertion" in done.stdout.replace("insertion/default", "second/insertion")
 
 
-def test_a_faulty_lab_is_reported_and_the_others_go_on(tmp_path):
+def test_a_faulty_lab_is_reported_and_the_others_go_on(tmp_path, calibrated):
     faults = (
         *("raise", "late", "wrong", "exit", "claim", "predict", "variants", "derive", "figure", "count"),
     )
@@ -139,7 +141,7 @@ def start_slow_run(folder, pause="0.25"):
     """A run whose first group is done soon and whose second takes long."""
     bring_labs(folder, "tiny_lab")
     return subprocess.Popen(
-        [*PERFLAB, "run", "tiny_lab", "--quick", "--set", f"pause={pause}"],
+        [*BESIDE_OTHERS, "run", "tiny_lab", "--quick", "--set", f"pause={pause}"],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -163,7 +165,10 @@ def processes_in(folder):
     return found
 
 
-def test_kill_9_loses_nothing_leaves_nothing_and_resume_goes_on(tmp_path):
+def test_kill_9_loses_nothing_leaves_nothing_and_resume_goes_on(tmp_path, calibrated):
+    """In a folder whose modules must not be taken for ours, by none of a run's processes."""
+    for name in ("bench", "kernels", "parallel", "labs"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('the wrong {name}')")
     run = start_slow_run(tmp_path)
     wait_for(lambda: first_group_done(tmp_path), 90, "the first group")
     time.sleep(0.3)  # into the second group
@@ -176,8 +181,9 @@ def test_kill_9_loses_nothing_leaves_nothing_and_resume_goes_on(tmp_path):
     assert kinds.index("predictions") < kinds.index("started")  # predictions come before any measurement
     before = next(e["benchmark"]["stats"]["data"] for e in events if e["event"] == "variant")
 
-    status, _, err = perflab("run", "--resume", "--output", "results.json", folder=tmp_path)
-    assert status == 0, err
+    command = [*BESIDE_OTHERS, "run", "--resume", "--output", "results.json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
     results = read(tmp_path / "results.json")
     assert results["perflab"]["labs"]["tiny_lab"]["status"] == "done"
     assert results["perflab"]["scale"] == "quick"
@@ -187,7 +193,7 @@ def test_kill_9_loses_nothing_leaves_nothing_and_resume_goes_on(tmp_path):
 
 
 @pytest.mark.proof
-def test_ctrl_c_writes_what_is_there_and_says_how_to_go_on(tmp_path):
+def test_ctrl_c_writes_what_is_there_and_says_how_to_go_on(tmp_path, calibrated):
     run = start_slow_run(tmp_path, pause="2")  # on a busy machine the group must still be under way
     wait_for(lambda: first_group_done(tmp_path), 90, "the first group")
     run.send_signal(signal.SIGINT)
@@ -239,22 +245,20 @@ def test_wrong_input_is_one_line_and_exit_2(tmp_path, arguments, message, monkey
     assert set(os.listdir(tmp_path)) - {"__pycache__"} == {"tiny_lab.py"}  # nothing was left or lost
 
 
-def test_cuda_that_is_not_there_is_said_before_anything_runs(tmp_path):
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip("there is a CUDA device here")
+def test_cuda_that_is_not_there_is_said_before_anything_runs(tmp_path, monkeypatch, run):
     bring_labs(tmp_path, "tiny_lab")
-    status, out, err = perflab("run", "tiny_lab", "--device", "cuda", folder=tmp_path)
-    assert status == 2
-    assert err.splitlines()[-1].startswith("perflab: --device cuda: torch finds no CUDA device here")
-    assert out == ""
+    monkeypatch.chdir(tmp_path)
+    without = Machine("here", True, {})
+    monkeypatch.setattr(runner, "calibrated", lambda progress: (without, "measured elsewhere"))
+    status, out, err = run("run", "tiny_lab", "--device", "cuda")
+    assert (status, out) == (2, "")
+    assert err == "perflab: --device cuda: torch finds no CUDA device here; use --device cpu\n"
     assert set(os.listdir(tmp_path)) - {"__pycache__"} == {"tiny_lab.py"}
 
 
 @pytest.mark.proof
 @pytest.mark.timeout(900)
-def test_killed_again_and_again_a_run_still_ends_whole(tmp_path):
+def test_killed_again_and_again_a_run_still_ends_whole(tmp_path, calibrated):
     """kill -9 at random moments; every resumed run goes on, and each variant is measured just once."""
     moments = random.Random(0)
     bring_labs(tmp_path, "tiny_lab")
@@ -285,13 +289,14 @@ def test_killed_again_and_again_a_run_still_ends_whole(tmp_path):
     assert results["perflab"]["labs"]["tiny_lab"]["status"] == "done"
 
 
-def test_two_runs_into_one_file_are_refused(tmp_path):
+def test_two_runs_into_one_file_are_refused(tmp_path, monkeypatch, run):
     import fcntl
 
     bring_labs(tmp_path, "tiny_lab")
+    monkeypatch.chdir(tmp_path)
     with open(tmp_path / "results.json.journal", "a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        status, _, err = perflab("run", "tiny_lab", folder=tmp_path)
+        fcntl.flock(handle, fcntl.LOCK_EX)  # which holds against another opening of this process, too
+        status, _, err = run("run", "tiny_lab")
     assert status == 2
     assert "another run is writing" in err
 
@@ -394,17 +399,6 @@ def test_a_home_that_cannot_be_written_is_wrong_input(monkeypatch, run):
     assert status == 2
     assert "set PERFLAB_HOME to a folder" in err
     assert err.count("\n") == 1
-
-
-@pytest.mark.timeout(240)
-def test_modules_of_the_folder_are_not_taken_for_ours(tmp_path):
-    bring_labs(tmp_path, "tiny_lab")
-    for name in ("bench", "kernels", "parallel", "labs"):
-        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('the wrong {name}')")
-    command = [PERFLAB[0], "-P", *PERFLAB[1:], "run", "tiny_lab", "--quick"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert read(tmp_path / "results.json")["perflab"]["labs"]["tiny_lab"]["status"] == "done"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,35 @@
 """Fixtures of the labs' tests."""
 
+import time
+
+import one_cluster
 import pytest
+from left_running import children, left_running
+
+_before_ray = []  # the processes that there were, while the cluster is there
+
+
+@pytest.fixture(scope="module")
+def two_ray_workers(request):
+    """The cluster of ``labs.concurrency.cluster``; it stays for the next file that uses it."""
+    from labs.concurrency import cluster
+    from labs.unrecorded import Unrecorded
+
+    assert request.path.name in one_cluster.FILES
+    if not _before_ray:
+        _before_ray.append(children())
+    return cluster.cluster(2, Unrecorded(time.perf_counter))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem):
+    """Behind the last of these files the cluster ends, and leaves no process."""
+    if _before_ray and (nextitem is None or nextitem.path.name not in one_cluster.FILES):
+        from labs.concurrency import cluster
+
+        started = children() - _before_ray.pop()
+        cluster.shut_down()
+        assert left_running(started) == []
 
 
 @pytest.fixture

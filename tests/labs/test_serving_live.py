@@ -14,7 +14,6 @@ import urllib.request
 import psutil
 import pytest
 
-from labs.concurrency import cluster
 from labs.lab import find
 from labs.serving import LAB, actors, calibrating, fleet
 from labs.serving.config import Config
@@ -38,10 +37,10 @@ class Kept:
 
 
 @pytest.fixture(scope="module")
-def workers():
+def workers(two_ray_workers):
+    assert TINY.workers == two_ray_workers.workers
     yield fleet.fleet(TINY, Kept())
     fleet.shut_down()
-    cluster.shut_down()
 
 
 def run_twice(address, config=TINY):

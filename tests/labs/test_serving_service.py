@@ -629,9 +629,7 @@ def test_options_that_cannot_be_are_refused(policy, counts, settings, more, mess
         options_of(policy, COUNTS | counts, settings, **rest)
 
 
-def test_the_command_says_what_is_wrong_in_one_line_and_exits_with_2(tmp_path):
-    from command import perflab
-
+def test_the_command_says_what_is_wrong_in_one_line_and_exits_with_2(in_process):
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = str(other.getsockname()[1])
         for options, message in (
@@ -642,7 +640,7 @@ def test_the_command_says_what_is_wrong_in_one_line_and_exits_with_2(tmp_path):
             (["--blocks", "100000000"], "2 workers with width=256, layers=4 and 100000000 blocks need"),
             (["--port", taken], f"cannot listen on 127.0.0.1 port {taken}: it is taken"),
         ):
-            status, out, err = perflab("serve", *options, folder=tmp_path)
+            status, out, err = in_process("serve", *options)
             assert (status, out) == (2, "")
             assert err.startswith("perflab: ")
             assert message in err

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from left_running import children, left_running
+from left_running import left_running
 
 from labs import load
 from labs.concurrency import cluster
@@ -43,17 +43,15 @@ class Notes:
 
 
 @pytest.fixture(scope="module")
-def ray_is_there():
-    """One cluster and its warm workers for the tests of this file; every process is gone afterwards."""
+def ray_is_there(two_ray_workers):
+    """Warm workers for the tests of this file."""
     from labs.tuning import workers as warm
 
-    before, owner = children(), object()
+    owner = object()
     workers = warm.borrow(2, TINY.task(), draw(1, 0)[0], Notes(), owner)
+    assert workers.cluster is two_ray_workers
     yield workers
-    started = children() - before
     warm.give_back(owner)
-    cluster.shut_down()
-    assert left_running(started) == []
 
 
 def measured(config, addresses):
@@ -311,7 +309,7 @@ def test_warm_workers_are_three_times_as_fast_as_ray_tunes_default(ray_is_there)
 @pytest.mark.ray
 @pytest.mark.timeout(200)
 @NO_RAY
-def test_ctrl_c_in_the_middle_of_a_search_leaves_no_process_behind(tmp_path):
+def test_ctrl_c_in_the_middle_of_a_search_leaves_no_process_behind(tmp_path, measured):
     """As a shell does it: SIGINT to the command and all that it started."""
     command = [sys.executable, "-c", INTERRUPTED, "run", "tuning", "--quick"]
     command += ["--output", str(tmp_path / "results.json")]

@@ -1,4 +1,4 @@
-"""``perflab compare`` of two profiler reports: the real command, mostly within this process."""
+"""``perflab compare`` of two profiler reports: the real command, within this process."""
 
 import json
 import re
@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import samples
-from command import perflab
 
 from bench.traces.diff import difference
 from bench.traces.load import load
@@ -34,8 +33,8 @@ def pair(tmp_path):
     return write(tmp_path / "base.json", 10), write(tmp_path / "new.json", 12)
 
 
-def test_the_sentence_comes_first_and_the_gate_fails(pair, tmp_path, run):
-    status, out, err = perflab("compare", *pair, "--fail-above", "5%", folder=tmp_path)
+def test_the_sentence_comes_first_and_the_gate_fails(pair, run):
+    status, out, err = run("compare", *pair, "--fail-above", "5%")
     assert status == 1
     assert err == "the step is slower by more than 5 %\n"
     assert out.startswith("the step is 19.0 % slower (+2.00 ms of 10.5 ms): aten::mm")

@@ -9,7 +9,6 @@ import sys
 
 import pytest
 import samples
-from command import perflab
 from rich.console import Console
 from tables_of_events import COMPUTE_STREAM, MAIN, trace
 
@@ -54,8 +53,8 @@ def ranks(tmp_path):
     return folder
 
 
-def test_one_sentence_says_what_dominates(gpu, tmp_path):
-    status, out, err = perflab("trace", gpu, folder=tmp_path)
+def test_one_sentence_says_what_dominates(gpu, run):
+    status, out, err = run(gpu)
     assert (status, err) == (0, "")
     text = " ".join(out.split())
     assert text.startswith("device 0 (NVIDIA H100 80GB HBM3), 185 us: compute 54.1 %")

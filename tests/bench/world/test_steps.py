@@ -2,12 +2,14 @@
 
 import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
 
 from bench import measure
+from bench.plugin import Paired
 from bench.world import protocol
 from bench.world.steps import WorldClock, Worlds, WorldStep
 from labs import load
@@ -73,6 +75,15 @@ def test_an_error_of_all_ranks_is_one_and_the_world_goes_on(worlds, world):
         WorldStep(world, "", {}, "world_job:nothing")
     assert worlds.of_size(2) is world
     assert WorldStep(world, "", {}, "world_job:reduce_small")() is not None
+
+
+def test_functions_of_which_one_raises_are_all_torn_down(worlds, request, monkeypatch):
+    """The short form of the fixture ``paired`` on ranks (``tests/bench/test_plugin.py``)."""
+    paired = Paired(request, SimpleNamespace(disabled=False, _mode=""))
+    monkeypatch.setattr(paired, "_worlds", lambda: worlds)
+    with pytest.raises(RuntimeError, match="planted"):
+        paired(base="world_job:Good", new="world_job:Bad", processes=2, seconds=0.2)
+    assert WorldStep(worlds.of_size(2), "", {}, "world_job:closed")() == 2
 
 
 def test_an_error_before_a_collective_is_named_and_the_next_step_has_a_new_world(worlds, world, monkeypatch):

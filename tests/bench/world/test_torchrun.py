@@ -26,7 +26,7 @@ def test_a_rank_0_that_hangs_ends_with_the_runners_status():
 
 @pytest.mark.proof
 @pytest.mark.timeout(240)
-def test_torchrun_starts_a_lab_whose_ranks_are_the_world(tmp_path):
+def test_torchrun_starts_a_lab_whose_ranks_are_the_world(tmp_path, calibrated):
     (tmp_path / "reduce_lab.py").write_text(
         textwrap.dedent(
             """

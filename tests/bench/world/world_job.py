@@ -62,3 +62,24 @@ class Closable:
         if self.closed:
             raise RuntimeError("closed before")
         self.closed = True
+
+
+class Good:
+    """Counts on its rank how many of its kind were closed."""
+
+    closed = 0
+
+    def __call__(self):
+        pass
+
+    def close(self):
+        Good.closed += 1
+
+
+class Bad(Good):
+    def __call__(self):
+        raise RuntimeError("planted")
+
+
+def closed():
+    return lambda: Good.closed
