@@ -205,15 +205,19 @@ def test_the_host_of_a_trace_without_devices():
 
 
 def test_pieces_are_those_of_time_and_not_of_the_slices_around_them():
-    """The host is in two functions, one after the other; before and after them nothing is recorded."""
-    made = gap(
-        (Kind.FUNCTION, "f", MAIN, 300_000, 500_000),
-        (Kind.FUNCTION, "g", MAIN, 500_000, 700_000),
-    )
+    """Between two operators the host is in two functions, one at once after the other; before and after them
+    nothing is recorded."""
+    rows = [
+        (Kind.OPERATOR, "aten::mm", MAIN, 0, 30),
+        (Kind.FUNCTION, "f", MAIN, 50, 60),
+        (Kind.FUNCTION, "g", MAIN, 60, 70),
+        (Kind.OPERATOR, "aten::mm", MAIN, 90, 100),
+    ]
+    made = trace(rows)
     activity = activities(made)[0]
     found = idle_reasons(made, activity, tree.parents(made.events), tree.launched_by(made.events))
     (unknown,) = [one for one in found if one.cause is Cause.UNKNOWN]
-    assert (unknown.time, unknown.pieces) == (400_000, 2)
+    assert (unknown.time, unknown.pieces) == (40, 2)
 
 
 KINDS_OF_LANE = {
