@@ -27,7 +27,8 @@ class Journal:
             data = line.encode()
             if _ends_mid_line(self.path):
                 data = b"\n" + data
-            os.write(descriptor, data)
+            while data:  # a full disk or a signal may cut a write short
+                data = data[os.write(descriptor, data) :]
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

@@ -31,6 +31,7 @@ COLUMNS = (
 """Of a sample: time since the record's ``start_ns`` (nanoseconds since 1970), what the process has used since
 it started, and where the main thread stood: index into ``places``, -1 for one that is not kept."""
 _UNLIMITED = 1 << 60  # bytes: cgroups write a number near 2^63 for "no limit"
+_OWN_GROUPS, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 _LIBRARIES = ("site-packages", "dist-packages", f"{os.sep}lib{os.sep}python")
 
 
@@ -156,13 +157,32 @@ def memory_limit() -> int:
     limits = []
     with contextlib.suppress(ValueError, OSError, AttributeError):
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+    for path in _group_limits():
         with contextlib.suppress(OSError, ValueError):
-            limits.append(int(Path(path).read_text()))
+            limits.append(int(path.read_text()))
     for name in ("RLIMIT_RSS", "RLIMIT_DATA", "RLIMIT_AS"):
         with contextlib.suppress(AttributeError, OSError, ValueError):
             limits.append(resource.getrlimit(getattr(resource, name))[0])
     return min((limit for limit in limits if 0 < limit < _UNLIMITED), default=0)
+
+
+def _group_limits() -> list[Path]:
+    """Files that may hold the limit of this process's control group, or of one around it: Slurm and systemd
+    give each job a group below the first, in which a container sees itself."""
+    found = []
+    try:
+        lines = _OWN_GROUPS.read_text().splitlines()
+    except OSError:  # no Linux
+        lines = []
+    for line in [*lines, "0::/", "0:memory:/"]:
+        _, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top, name = (_GROUPS / "memory", "memory.limit_in_bytes") if controllers else (_GROUPS, "memory.max")
+        parts = [part for part in group.split("/") if part not in ("", "..")]
+        found += [top.joinpath(*parts[:depth], name) for depth in range(len(parts) + 1)]
+    return list(dict.fromkeys(found))
 
 
 class _Heap(ctypes.Structure):

@@ -1,6 +1,7 @@
 """The journal keeps every complete line, whatever happened to the last one."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -41,6 +42,15 @@ def test_cut_anywhere_the_complete_lines_survive_and_writing_goes_on(tmp_path_fa
     survived = [event for event in journal.events() if event["event"] != "after"]
     assert survived[: len(complete)] == complete
     assert list(journal.events())[-1]["event"] == "after"
+
+
+def test_a_write_that_is_cut_short_is_gone_on_with(tmp_path, monkeypatch):
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:7]))
+    journal = Journal(tmp_path / "journal")
+    journal.write("a", text="é" * 20)
+    journal.write("b")
+    assert [event["event"] for event in journal.events()] == ["a", "b"]
 
 
 def test_a_reader_follows_a_running_journal(tmp_path):

@@ -5,6 +5,9 @@ import mmap
 import resource
 import time
 
+import pytest
+
+from bench.profile import process
 from bench.profile.process import ProcessRecord, memory_limit
 
 
@@ -33,8 +36,6 @@ def test_cpu_seconds_and_where_the_main_thread_stood():
 
 
 def test_a_long_record_keeps_samples_of_all_of_it(monkeypatch):
-    from bench.profile import process
-
     monkeypatch.setattr(process, "MOST_SAMPLES", 16)
     found = counted(lambda: time.sleep(0.6))
     times = [row[0] / 1e9 for row in found["series"]]
@@ -79,6 +80,27 @@ def test_the_limit_of_memory_is_the_least_of_those_there_are():
     finally:
         resource.setrlimit(resource.RLIMIT_RSS, before)
     assert memory_limit() == whole
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "limit"),
+    [
+        ("0::/slurm/job_7/step_0", {"slurm/job_7/memory.max": 1 << 26}, 1 << 26),
+        ("0::/a/b", {"memory.max": 1 << 27, "a/memory.max": 1 << 26, "a/b/memory.max": 1 << 28}, 1 << 26),
+        ("0::/a", {"a/memory.max": "max", "memory.max": 1 << 26}, 1 << 26),
+        ("0::/../../x", {"memory.max": 1 << 26}, 1 << 26),  # a container sees no further up
+        ("4:cpu,memory:/job\n0::/", {"memory/job/memory.limit_in_bytes": 1 << 26}, 1 << 26),
+        ("5:cpu:/job", {"job/memory.max": 1 << 20, "memory/memory.limit_in_bytes": 1 << 26}, 1 << 26),
+    ],
+)
+def test_the_limit_of_memory_is_that_of_the_own_control_group(tmp_path, monkeypatch, own, files, limit):
+    (tmp_path / "own").write_text(own)
+    for name, value in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{value}\n")
+    monkeypatch.setattr(process, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(process, "_GROUPS", tmp_path)
+    assert memory_limit() == limit
 
 
 def test_memory_in_use_leaves_out_what_malloc_keeps_free():
