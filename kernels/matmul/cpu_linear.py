@@ -1,8 +1,9 @@
 """``linear`` with quantised weights on the CPU: inner products for few rows, a blocked product for many.
 
 Either way a weight is widened in registers or in a block that stays in cache; the weights are never written
-out as floats. Sums are float32. bfloat16 activations meet exact bfloat16 weights in the matrix unit where
-there is one.
+out as floats. Sums are float32. Integer weights are exact in bfloat16: where there are AMX tiles they meet
+activations of any dtype there (``cpu_amx_pack``: a float32 is the sum of three bfloat16), and bfloat16
+activations meet them in VDPBF16PS where there is that.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kernels.matmul import cpu_dots, cpu_tile
+from kernels.matmul import cpu_amx, cpu_dots, cpu_tile
 from kernels.matmul.cpu_product import product
 from kernels.simd import full_width
 from kernels.threads import chunked, chunks_of
@@ -102,12 +103,16 @@ def _linear(bits: int, input: torch.Tensor, weight: torch.Tensor, scale: Any, bi
         else:
             x, body = x.float(), _few_int8 if bits == 8 else _few_int4
         body(chunks, chunks, x, weight, scale, bias, out)
+        return out.to(input.dtype).view(*input.shape[:-1], out_features)
+    weight = weight.view(torch.int8)
+    pairs = x.dtype is torch.bfloat16
+    if cpu_amx.usable():
+        out = torch.empty((rows, out_features), dtype=x.dtype if pairs else torch.float32)
+        cpu_amx.product(x, weight, out, transpose_b=True, bits=bits, scale=scale, bias=bias)
     else:
-        tile = cpu_tile.bfloat16_tile() if x.dtype is torch.bfloat16 else None
-        if tile is None:
-            tile, x = cpu_tile.fma_tile(), x.float()
+        tile = cpu_tile.dot_tile() if pairs and cpu_tile.has_dots() else cpu_tile.fma_tile()
+        x = x if tile.pair == 2 else x.float()
         out = torch.empty((rows, out_features), dtype=x.dtype)
-        weight = weight.view(torch.int8)
         product(tile, x, weight, out, transpose_b=True, bits=bits, scale=scale, bias=bias)
     return out.to(input.dtype).view(*input.shape[:-1], out_features)
 

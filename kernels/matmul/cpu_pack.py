@@ -127,10 +127,10 @@ def _mask(lanes: Any) -> Any:
 
 
 @cache
-def pack_lines(width: int, pair: int, integers: bool, by_rows: bool = False) -> Any:
+def pack_lines(width: int, pair: int, integers: bool) -> Any:
     """A body for a source (lines, k), k contiguous; a chunk is a panel of ``width`` lines from ``first`` on.
 
-    out: (panels, words, width), or (panels, width, words) by_rows.
+    out: (panels, words, width).
     """
     read = _read_integers if integers else _read_floats
     groups = [(start, min(_LANES, width - start)) for start in range(0, width, _LANES)]
@@ -141,7 +141,7 @@ def pack_lines(width: int, pair: int, integers: bool, by_rows: bool = False) -> 
     @chunked
     def lines_body(chunk, source, first, depth, bits, group, out):
         full_width()
-        words = out.shape[2] if by_rows else out.shape[1]
+        words = out.shape[1]
         target = out[chunk].reshape(-1)
         numbers = np.empty(AT_ONCE * pair, np.float32)
         block = np.zeros((_LANES, AT_ONCE), np.float32)
@@ -159,20 +159,16 @@ def pack_lines(width: int, pair: int, integers: bool, by_rows: bool = False) -> 
                     numbers[filled : (stop - start) * pair] = f32(0)
                     for w in range(stop - start):
                         line[w] = numbers[w] if pair == 1 else _pair(numbers[2 * w], numbers[2 * w + 1])
-                    if by_rows:
-                        place = (tile * _LANES + i) * words + start
-                        target[place : place + stop - start] = line[: stop - start]
-                if not by_rows:
-                    whole = (stop - start) // _LANES * _LANES
-                    for w in range(0, whole, _LANES):
-                        place = (start + w) * width + tile * _LANES
-                        if tile == tiles - 1:
-                            last_transpose(block, w, target, place, width)
-                        else:
-                            first_transpose(block, w, target, place, width)
-                    for w in range(whole, stop - start):
-                        for i in range(min(_LANES, width - tile * _LANES)):
-                            target[(start + w) * width + tile * _LANES + i] = block[i, w]
+                whole = (stop - start) // _LANES * _LANES
+                for w in range(0, whole, _LANES):
+                    place = (start + w) * width + tile * _LANES
+                    if tile == tiles - 1:
+                        last_transpose(block, w, target, place, width)
+                    else:
+                        first_transpose(block, w, target, place, width)
+                for w in range(whole, stop - start):
+                    for i in range(min(_LANES, width - tile * _LANES)):
+                        target[(start + w) * width + tile * _LANES + i] = block[i, w]
 
     return lines_body
 

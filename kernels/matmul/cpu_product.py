@@ -31,10 +31,9 @@ _STRIP_BYTES = 8 << 20  # of packed B
 def _product(tile: Tile) -> Any:
     """A body for one block of the output: out[:, first:] = (a @ b, times scale by groups of k) + bias.
 
-    a, b: packed. scale: (n, groups), of ``group`` words each, a multiple of the tile's steps.
+    a, b: packed. scale: (n, groups), of ``group`` words each.
     """
-    height, width, by_rows = tile.rows, tile.columns, tile.by_rows
-    multiply, begin, end, tiles = tile.multiply, tile.begin, tile.end, tile.tiles
+    height, width, multiply = tile.rows, tile.columns, tile.multiply
     panels_at_once = max(1, _HEIGHT // height)
     columns_at_once = _WIDTH // width
 
@@ -53,7 +52,6 @@ def _product(tile: Tile) -> Any:
         flat = sums.reshape(-1)
         factors = np.zeros(_WIDTH, np.float32)
         left, right = a.reshape(-1), b.reshape(-1)
-        begin(tiles)
         word = 0
         while word < words:
             within = word // group
@@ -61,14 +59,13 @@ def _product(tile: Tile) -> Any:
             for j in range(columns):
                 factors[j] = scale[column + j, within]
             for p in range(panels):
-                start = (low_panel + p) * words * height + word * (1 if by_rows else height)
+                start = ((low_panel + p) * words + word) * height
                 for q in range(column_panels):
                     multiply(
-                        left, start, words, right, ((low_column + q) * words + word) * width, stop - word,
+                        left, start, right, ((low_column + q) * words + word) * width, stop - word,
                         factors, q * width, flat, p * height * _WIDTH + q * width, _WIDTH,
                     )  # fmt: skip
             word = stop
-        end()
         for i in range(min(panels * height, m - low_panel * height)):
             source, shift = sums[i], bias[column : column + columns]
             target = out[low_panel * height + i, column : column + columns]
@@ -100,12 +97,10 @@ def product(
     m, n = out.shape
     if not m or not n:
         return out
-    if tile.by_rows and transpose_a:
-        a, transpose_a = a.t().contiguous(), False
     depth = a.shape[0] if transpose_a else a.shape[1]
-    words = -(-depth // (tile.pair * tile.steps)) * tile.steps
+    words = -(-depth // tile.pair)
     panels = -(-m // tile.rows)
-    left = torch.empty((panels, tile.rows, words) if tile.by_rows else (panels, words, tile.rows))
+    left = torch.empty((panels, words, tile.rows))
     group = 1
     if bits and scale is not None:
         group = max(1, b.shape[1] * (8 // bits) // max(1, scale.shape[1]))
@@ -114,7 +109,7 @@ def product(
         body = pack_columns(tile.rows, tile.pair, False)
         body(column_chunks(panels, tile.rows), a, 0, depth, 0, 1, unscaled, left)
     else:
-        pack_lines(tile.rows, tile.pair, False, tile.by_rows)(panels, a, 0, depth, 0, 1, left)
+        pack_lines(tile.rows, tile.pair, False)(panels, a, 0, depth, 0, 1, left)
     by_groups = transpose_b and scale is not None
     factors = scale if by_groups and scale is not None else unscaled
     factor_words = group // tile.pair if by_groups and factors.shape[1] > 1 else max(1, words)

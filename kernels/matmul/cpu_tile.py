@@ -3,10 +3,10 @@ have.
 
 A tile is ``rows`` x ``columns`` sums that stay in registers while the loop runs over the common dimension.
 Both factors are packed into 32-bit words, so that one loop serves two units: a word is one float32 for the
-FMA unit, or two bfloat16 of consecutive k for VDPBF16PS. The AMX tile reads the same packed words of B.
+FMA unit, or two bfloat16 of consecutive k for VDPBF16PS. (AMX has a file of its own, ``cpu_amx``.)
 
 Sources: Van Zee and van de Geijn 2015, "BLIS", section 4 (the micro-kernel and its panels); Intel 64 and
-IA-32 Optimization Reference Manual, chapters on AVX-512 BF16 and AMX (the pair-interleaved layout of B).
+IA-32 Optimization Reference Manual, chapter on AVX-512 BF16.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -27,7 +26,6 @@ from kernels import peaks_matrix
 from kernels.peaks import LONG, address, declare, splat
 from kernels.simd import compiled_features
 
-BYTE = ir.IntType(8)
 FLOAT = ir.FloatType()
 
 
@@ -41,33 +39,16 @@ def _lanes() -> int:
 class Tile:
     """A unit and how it wants its factors.
 
-    rows, columns: of the tile. pair: consecutive k in one word (2 where words hold bfloat16 pairs). steps:
-    the words of a block are a multiple of this. by_rows: A is packed (panel, row, word), else (panel, word,
-    row). multiply(a, a_start, a_stride, b, b_start, steps, scale, scale_start, c, c_start, c_stride): the
-    tile's c += scale * (a @ b), float32, scale a row of ``columns`` factors. begin(tiles) and end() stand
-    around the products of one thread.
+    rows, columns: of the tile. pair: consecutive k in one word (2 where words hold bfloat16 pairs).
+    multiply(a, a_start, b, b_start, steps, scale, scale_start, c, c_start, c_stride): the tile's c += scale *
+    (a @ b) over ``steps`` words, float32, scale a row of ``columns`` factors.
     """
 
     name: str
     rows: int
     columns: int
     pair: int
-    steps: int
-    by_rows: bool
     multiply: Callable[..., Any]
-    begin: Callable[..., Any]
-    end: Callable[..., Any]
-    tiles: np.ndarray
-
-
-@njit
-def _no_begin(tiles: Any) -> None:
-    pass
-
-
-@njit
-def _no_end() -> None:
-    pass
 
 
 def _pointer(context: Any, builder: Any, signature: Any, args: Any, index: int, start: int) -> Any:
@@ -104,18 +85,18 @@ def _multiply(rows: int, vectors: int, lanes: int, pairs: bool) -> Any:
 
     @intrinsic
     def multiply(
-        typing: Any, a: Any, a_start: Any, a_stride: Any, b: Any, b_start: Any, steps: Any,
+        typing: Any, a: Any, a_start: Any, b: Any, b_start: Any, steps: Any,
         scale: Any, scale_start: Any, c: Any, c_start: Any, c_stride: Any,
     ) -> Any:  # fmt: skip
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             word = FLOAT.as_pointer()
             left = builder.bitcast(_pointer(context, builder, signature, args, 0, 1), word)
-            right = builder.bitcast(_pointer(context, builder, signature, args, 3, 4), word)
+            right = builder.bitcast(_pointer(context, builder, signature, args, 2, 3), word)
             cells = [
                 cgutils.alloca_once_value(builder, ir.Constant(single, [0.0] * lanes))
                 for _ in range(rows * vectors)
             ]
-            with cgutils.for_range(builder, args[5], intp=LONG) as loop:
+            with cgutils.for_range(builder, args[4], intp=LONG) as loop:
                 column = builder.gep(left, [builder.mul(loop.index, LONG(rows))])
                 row = builder.gep(right, [builder.mul(loop.index, LONG(vectors * lanes))])
                 values = _vectors(builder, row, lanes, vectors)
@@ -125,16 +106,16 @@ def _multiply(rows: int, vectors: int, lanes: int, pairs: bool) -> Any:
                     for j, value in enumerate(values):
                         cell = cells[i * vectors + j]
                         builder.store(combine(builder, builder.load(cell), factor, value), cell)
-            factors = _vectors(builder, _pointer(context, builder, signature, args, 6, 7), lanes, vectors)
+            factors = _vectors(builder, _pointer(context, builder, signature, args, 5, 6), lanes, vectors)
             for i in range(rows):
-                start = builder.add(args[9], builder.mul(args[10], LONG(i)))
-                out = builder.gep(address(context, builder, signature.args[8], args[8]), [start])
+                start = builder.add(args[8], builder.mul(args[9], LONG(i)))
+                out = builder.gep(address(context, builder, signature.args[7], args[7]), [start])
                 for j, factor in enumerate(factors):
                     place = builder.gep(out, [LONG(j * lanes)])
                     _scaled_add(builder, place, builder.load(cells[i * vectors + j]), factor)
             return context.get_dummy_value()
 
-        kinds = (a, a_start, a_stride, b, b_start, steps, scale, scale_start, c, c_start, c_stride)
+        kinds = (a, a_start, b, b_start, steps, scale, scale_start, c, c_start, c_stride)
         return types.void(*kinds), codegen
 
     def combine(builder: Any, total: Any, factor: Any, value: Any) -> Any:
@@ -160,106 +141,15 @@ def fma_tile() -> Tile:
     lanes = _lanes()
     many = lanes == 16 or platform.machine() in ("aarch64", "arm64")
     rows = 12 if many else 6
-    return Tile(
-        "fma", rows, 2 * lanes, 1, 1, False, _multiply(rows, 2, lanes, False), _no_begin, _no_end,
-        np.zeros(64, np.uint8),
-    )  # fmt: skip
+    return Tile("fma", rows, 2 * lanes, 1, _multiply(rows, 2, lanes, False))
 
 
 @cache
 def dot_tile() -> Tile:
     """Pairs of bfloat16 summed in float32 by VDPBF16PS, 12 x 32 at a time."""
-    return Tile(
-        "AVX-512 VDPBF16PS", 12, 32, 2, 1, False, _multiply(12, 2, 16, True), _no_begin, _no_end,
-        np.zeros(64, np.uint8),
-    )  # fmt: skip
+    return Tile("AVX-512 VDPBF16PS", 12, 32, 2, _multiply(12, 2, 16, True))
 
 
-@cache
-def bfloat16_tile() -> Tile | None:
-    """The best bfloat16 unit of this CPU that this process may use, or None."""
-    features = compiled_features()
-    if {"amx-tile", "amx-bf16", "avx512f"} <= features and not peaks_matrix.amx_unavailable():
-        return amx_tile()
-    return dot_tile() if {"avx512f", "avx512bf16"} <= features else None
-
-
-# --- AMX -----------------------------------------------------------------------------------------
-
-
-def _tile_call(builder: Any, name: str, kinds: list[Any], values: list[Any]) -> None:
-    builder.call(declare(builder, f"llvm.x86.{name}", ir.VoidType(), kinds), values)
-
-
-@intrinsic
-def _configure(typing: Any, tiles: Any) -> Any:
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = address(context, builder, signature.args[0], args[0])
-        _tile_call(builder, "ldtilecfg", [BYTE.as_pointer()], [builder.bitcast(data, BYTE.as_pointer())])
-        return context.get_dummy_value()
-
-    return types.void(tiles), codegen
-
-
-@intrinsic
-def _release(typing: Any) -> Any:
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _tile_call(builder, "tilerelease", [], [])
-        return context.get_dummy_value()
-
-    return types.void(), codegen
-
-
-@intrinsic
-def _multiply_amx(
-    typing: Any, a: Any, a_start: Any, a_stride: Any, b: Any, b_start: Any, steps: Any,
-    scale: Any, scale_start: Any, c: Any, c_start: Any, c_stride: Any,
-) -> Any:  # fmt: skip
-    """32 x 32 sums in tiles 0 to 3; 4 and 5 hold 16 words of A's halves, 6 and 7 of B's."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = BYTE.as_pointer()
-
-        def move(name: str, tile: int, place: Any, stride_bytes: Any) -> None:
-            values = [BYTE(tile), builder.bitcast(place, pointer), stride_bytes]
-            _tile_call(builder, name, [BYTE, pointer, LONG], values)
-
-        left = _pointer(context, builder, signature, args, 0, 1)
-        right = _pointer(context, builder, signature, args, 3, 4)
-        stride = args[2]
-        sums = cgutils.alloca_once(builder, ir.ArrayType(FLOAT, 32 * 32))
-        sums.align = 64
-        sums = builder.bitcast(sums, FLOAT.as_pointer())
-        for tile in range(4):
-            _tile_call(builder, "tilezero", [BYTE], [BYTE(tile)])
-        with cgutils.for_range(builder, builder.sdiv(args[5], LONG(16)), intp=LONG) as loop:
-            above = builder.gep(left, [builder.mul(loop.index, LONG(16))])
-            beside = builder.gep(right, [builder.mul(loop.index, LONG(16 * 32))])
-            for half in range(2):
-                rows = builder.gep(above, [builder.mul(stride, LONG(16 * half))])
-                move("tileloadd64", 4 + half, rows, builder.mul(stride, LONG(4)))
-                move("tileloadd64", 6 + half, builder.gep(beside, [LONG(16 * half)]), LONG(128))
-            for tile in range(4):
-                operands = [BYTE(tile), BYTE(4 + tile // 2), BYTE(6 + tile % 2)]
-                _tile_call(builder, "tdpbf16ps", [BYTE] * 3, operands)
-        for tile in range(4):
-            place = builder.gep(sums, [LONG(16 * 32 * (tile // 2) + 16 * (tile % 2))])
-            move("tilestored64", tile, place, LONG(128))
-        factors = _vectors(builder, _pointer(context, builder, signature, args, 6, 7), 16, 2)
-        with cgutils.for_range(builder, LONG(32), intp=LONG) as loop:
-            values = _vectors(builder, builder.gep(sums, [builder.mul(loop.index, LONG(32))]), 16, 2)
-            start = builder.add(args[9], builder.mul(args[10], loop.index))
-            out = builder.gep(address(context, builder, signature.args[8], args[8]), [start])
-            for j, (factor, value) in enumerate(zip(factors, values, strict=True)):
-                _scaled_add(builder, builder.gep(out, [LONG(16 * j)]), value, factor)
-        return context.get_dummy_value()
-
-    kinds = (a, a_start, a_stride, b, b_start, steps, scale, scale_start, c, c_start, c_stride)
-    return types.void(*kinds), codegen
-
-
-@cache
-def amx_tile() -> Tile:
-    """Four accumulator tiles, 32 x 32; ``peaks_matrix.amx_unavailable()`` must have been asked first."""
-    tiles = peaks_matrix.tile_config()
-    return Tile("AMX TDPBF16PS", 32, 32, 2, 16, True, _multiply_amx, _configure, _release, tiles)
+def has_dots() -> bool:
+    """Whether numba compiles for VDPBF16PS."""
+    return {"avx512f", "avx512bf16"} <= compiled_features()

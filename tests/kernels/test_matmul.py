@@ -5,8 +5,8 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from numba import njit, types
@@ -14,9 +14,9 @@ from precision import assert_accurate
 
 import kernels
 from kernels.inspect import assembly_of, inspect_function
-from kernels.matmul import cpu_linear, cpu_pack, cpu_product, cpu_tile, reference
+from kernels.matmul import cpu_amx, cpu_amx_pack, cpu_linear, cpu_pack, cpu_tile, reference
 from kernels.op import FallbackWarning
-from kernels.simd import bits_as_float, compiled_features
+from kernels.simd import compiled_features
 
 FEATURES = compiled_features()
 needs_dot = pytest.mark.skipif(
@@ -281,7 +281,7 @@ def test_tile_of_pairs_keeps_its_sums_in_registers():
 
     @njit
     def run(a, b, c, scale, steps):
-        multiply(a, 0, 0, b, 0, steps, scale, 0, c, 0, 32)
+        multiply(a, 0, b, 0, steps, scale, 0, c, 0, 32)
 
     assembly = assembly_of(run, (*[types.float32[::1]] * 4, types.int64))
     lines = [line for line in assembly.splitlines() if "vdpbf16ps" in line]
@@ -293,44 +293,104 @@ def test_tile_of_pairs_keeps_its_sums_in_registers():
 # --- AMX, as far as it goes without the unit -----------------------------------------------------
 
 
-def _tile_of_words():
-    """A tile that packs as AMX does (rows of A by themselves, 16 words at a time) and computes without it."""
-
-    @njit
-    def multiply(a, a_start, a_stride, b, b_start, steps, scale, scale_start, c, c_start, c_stride):
-        left, right = a.view(np.uint16), b.view(np.uint16)
-        for i in range(32):
-            for j in range(32):
-                total = np.float32(0)
-                for w in range(2 * steps):
-                    x = np.uint32(left[2 * (a_start + i * a_stride) + w]) << np.uint32(16)
-                    y = np.uint32(right[2 * (b_start + w // 2 * 32 + j) + w % 2]) << np.uint32(16)
-                    total += bits_as_float(x) * bits_as_float(y)
-                c[c_start + i * c_stride + j] += scale[scale_start + j] * total
-
-    none = cpu_tile.fma_tile()
-    return cpu_tile.Tile("words", 32, 32, 2, 16, True, multiply, none.begin, none.end, none.tiles)
+def blocks_of(lines, depth, values):
+    """(lines, k) filled up with zeros to whole blocks: (panels, blocks, 32 lines, 32 k)."""
+    panels, blocks = -(-lines // 32), -(-depth // 32)
+    padded = torch.zeros(32 * panels, 32 * blocks, dtype=torch.float64)
+    padded[:lines, :depth] = values.double()
+    return padded.view(panels, 32, blocks, 32).transpose(1, 2)
 
 
-@pytest.mark.proof
-def test_packing_for_amx_is_what_the_instruction_reads():
-    """The real packing and blocking, with the instruction's documented arithmetic in place of the unit."""
-    a, b = numbers(45, 75, dtype=torch.bfloat16), numbers(75, 37, seed=1, dtype=torch.bfloat16)
-    tile = _tile_of_words()
-    for transpose_a, transpose_b in ((False, False), (True, False), (False, True)):
-        left = a.t().contiguous() if transpose_a else a
-        right = b.t().contiguous() if transpose_b else b
-        out = torch.full((45, 37), math.nan, dtype=torch.bfloat16)
-        cpu_product.product(tile, left, right, out, transpose_a=transpose_a, transpose_b=transpose_b)
-        assert_accurate(out, a @ b, a.double() @ b.double(), "product")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_parts_of_a_number_add_up_to_it(dtype):
+    """Rows of A for AMX: in blocks, and nothing is lost of a number whatever its magnitude."""
+    source = numbers(45, 75) * torch.logspace(-4, 4, 75)
+    source = (source if dtype is torch.float16 else source * torch.logspace(-12, 12, 45)[:, None]).to(dtype)
+    parts = cpu_amx_pack.PARTS[dtype]
+    out = torch.full((2, 3, parts * 1024), math.nan, dtype=torch.bfloat16)
+    cpu_amx_pack.pack_rows(parts)(2, source if parts == 1 else source.float(), out)
+    assert torch.equal(out.double().view(2, 3, parts, 32, 32).sum(2), blocks_of(45, 75, source))
+
+
+def test_what_is_not_finite_is_its_first_part():
+    hidden = torch.tensor([0x7F800001, 0x7F800000, -0x800000], dtype=torch.int32)  # a NaN, inf, -inf
+    out = torch.empty((1, 1, 3 * 1024), dtype=torch.bfloat16)
+    cpu_amx_pack.pack_rows(3)(1, hidden.view(torch.float32)[None], out)
+    parts = out.view(3, 32, 32)[:, 0, :3]
+    assert parts[0].isnan().tolist() == [True, False, False]
+    assert parts[0, 1:].tolist() == [math.inf, -math.inf]
+    assert torch.equal(parts[1:], torch.zeros(2, 3, dtype=torch.bfloat16))
+
+
+def columns_for_amx(blocks):
+    """(panels, blocks, 32 columns, 32 k) as TDPBF16PS reads it: pairs of k, in each the columns."""
+    panels, deep = blocks.shape[:2]
+    pairs = blocks.reshape(panels, deep, 32, 16, 2).transpose(2, 3)
+    return pairs.reshape(panels, deep, 1024)
+
+
+def test_columns_for_amx_are_what_the_instruction_reads():
+    source = numbers(75, 337, dtype=torch.bfloat16)
+    for first in (0, 64):
+        panels = -(-(337 - first) // 32)
+        expected = columns_for_amx(blocks_of(337 - first, 75, source[:, first:].t()))
+        for transposed in (False, True):
+            out = torch.full((panels, 3, 1024), math.nan, dtype=torch.bfloat16)
+            if transposed:
+                cpu_amx_pack.pack_lines(16)(panels, source.t().contiguous(), first, 1, out)
+            else:
+                cpu_amx_pack.pack_columns(source, first, out)
+            assert torch.equal(out.double(), expected)
+
+
+@pytest.mark.skipif("avx512bw" not in FEATURES, reason="int4 weights are looked up by VPERMW")
+@pytest.mark.parametrize(("bits", "depth", "group"), [(8, 75, 1), (4, 192, 96), (4, 256, 128), (4, 64, 32)])
+def test_weights_for_amx_are_what_the_instruction_reads(bits, depth, group):
+    if bits == 8:
+        source = torch.randint(-127, 128, (45, depth), dtype=torch.int8)
+        values = source
+    else:
+        packed, scale = kernels.quantize_int4(numbers(45, depth), group)
+        source, values = packed.view(torch.int8), reference.unpack_int4(packed, scale.shape[1])
+    out = torch.full((1, -(-depth // 32), 1024), math.nan, dtype=torch.bfloat16)
+    cpu_amx_pack.pack_lines(bits)(1, source, 32, group, out)
+    assert torch.equal(out.double(), columns_for_amx(blocks_of(13, depth, values[32:])))
+
+
+needs_tiles = pytest.mark.skipif(not cpu_amx.usable(), reason="this CPU has no AMX, or does not lend it")
+
+
+@needs_tiles
+def test_the_size_of_the_cache_changes_nothing(monkeypatch):
+    """Other chunks and strips; more rows, columns and k than one has."""
+    a, b = numbers(299, 1100, dtype=torch.bfloat16), numbers(1100, 333, seed=1, dtype=torch.bfloat16)
+    quantized = kernels.quantize_int4(numbers(333, 1152, seed=2), 96)
+    x = numbers(299, 1152, seed=3)
+    expected = kernels.matmul_bf16(a, b), kernels.linear_int4(x, *quantized)
+    for size in (1 << 14, 1 << 18, 1 << 26):
+        monkeypatch.setattr(cpu_amx, "second_level_bytes", lambda size=size: size)
+        assert torch.equal(kernels.matmul_bf16(a, b), expected[0])
+        assert torch.equal(kernels.linear_int4(x, *quantized), expected[1])
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_activations_that_are_not_finite_show(bits):
+    quantize = kernels.quantize_int8 if bits == 8 else partial(kernels.quantize_int4, group_size=32)
+    linear, theirs = (getattr(place, f"linear_int{bits}") for place in (kernels, reference))
+    quantized = quantize(numbers(40, 64))
+    x = numbers(40, 64, seed=1)
+    x[3, 5], x[7, 9], x[11, 2] = math.inf, -math.inf, math.nan
+    got, expected = linear(x, *quantized), theirs(x, *quantized)
+    torch.testing.assert_close(got, expected, equal_nan=True)
 
 
 AMX = """
 from kernels.inspect import _argument_types, assembly_of
-from kernels.matmul import cpu_product, cpu_tile
-body = cpu_product._product(cpu_tile.amx_tile()).compiled
-panels, rows = "float32[:,:,::1]", "float32[:,::1]"
-signature = f"int64, int64, int64, {panels}, {panels}, {rows}, int64, float32[::1], uint16[:,::1]"
+from kernels.matmul import cpu_amx
+body = cpu_amx._product(3).compiled
+factors, of_groups, of_columns = "uint16[:,:,::1]", "float32[:,::1]", "float32[::1]"
+signature = f"int64, int64, int64, int64, int64, {factors}, {factors}, {of_groups}, int64, {of_columns}, "
+signature += f"{of_columns}, float32[:,::1]"
 assembly = assembly_of(body, _argument_types(body, signature))
 names = ("ldtilecfg", "tilezero", "tileloadd", "tdpbf16ps", "tilestored", "tilerelease")
 print(*(assembly.count(chr(9) + name) for name in names))
@@ -352,8 +412,10 @@ def test_amx_product_compiles_for_sapphire_rapids():
     configure, zero, load, multiply, store, release = map(int, done.stdout.split() or [0] * 6)
     assert (configure, release) == (1, 1), done.stderr
     assert min(zero, store) >= 4
-    assert multiply >= 4
-    assert multiply == load
+    # Four products of each of three parts, from two tiles of B and six of A.
+    assert multiply >= 12
+    assert multiply % 12 == 0
+    assert load == multiply // 12 * 8
 
 
 GENERIC = """
