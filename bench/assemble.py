@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from bench.measure import explain
 from bench.results import FORMAT, LabResults, claim_rows, compared_predictions, foretold, group_rows, summary
+from labs import calibration_anchors as anchors
 from labs import load
 from labs.figure import to_json
 from labs.lab import Lab, Measurement, NotMeasured
@@ -47,10 +48,16 @@ def assemble(events: Iterable[Event]) -> dict[str, Any]:
             "scale": header["scale"],
             "device": header["device"] or ("cpu and cuda" if machine.gpu else "cpu"),
             "machine": header["machine"],
-            "notes": header["notes"],
+            "notes": [*header["notes"], *_speed_notes(events)],
             "labs": labs,
         },
     }
+
+
+def _speed_notes(events: Sequence[Event]) -> list[str]:
+    """Which labs found the machine at another speed than its constants."""
+    checks = _last_by(events, "speed", lambda event: (event["lab"], event["column"]))
+    return [f"{e['lab']} ({e['column']}): {said}" for e in checks if (said := anchors.said(e["speeds"]))]
 
 
 def _address(event: Event) -> tuple[str, str, str]:
@@ -105,6 +112,7 @@ def _lab_section(
         "status": status,
         "error": "; ".join(said),
         "seconds": sum(e.get("seconds", 0.0) for e in ended),
+        "speeds": {e["column"]: e["speeds"] for e in events if e["event"] == "speed"},
         "command": header["commands"][lab.name],
         "predictions": rows,
         "summary": summary(foretold(rows)),

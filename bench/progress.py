@@ -64,6 +64,9 @@ class Progress:
         elif kind == "group":
             self.done(self._count + 1)
             self.say(f"[{self._count}/{self._total}] {where}" + ("" if event["complete"] else ": incomplete"))
+        elif kind == "speed" and event["speeds"]:
+            speeds = ", ".join(f"{what} at {speed:.2f}x" for what, speed in event["speeds"].items())
+            self.say(f"{event['lab']} ({event['column']} allocator): {speeds} of the calibrated speed")
         elif kind == "error":
             self.say(f"{where} {event['variant']}: {event['error']}")
 

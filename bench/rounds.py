@@ -4,9 +4,11 @@
 2. It is then called until a call is no longer much faster than the one before, and only such warm calls
    decide how many calls make a sample. pytest-benchmark calibrates on the cold call instead; a compiled
    function of 0.12 ms then gets 5 rounds with the compilation among them.
-3. Where a step uses several threads, the idle threads of the variant before may still spin and hold a core
-   (OpenMP's do, for milliseconds). In such a group untimed calls go before each sample. Sleeping instead,
-   or shorter spinning, was worse: woken threads then shared one core for whole time slices.
+3. Untimed calls go before each short sample. The variant before has left its own code and data in the
+   caches and in the branch predictor: the same small step took 68 us among its own calls and 160 us as the
+   one call after another variant's. Where a step uses several threads they go on for longer, since the idle
+   threads of the variant before may still spin and hold a core (OpenMP's do, for milliseconds). Sleeping
+   instead, or shorter spinning, was worse: woken threads then shared one core for whole time slices.
 4. In each round every variant is sampled once, in random order. A slow variant sits out some rounds, so
    that all get a similar share of the time; pairs are formed from the rounds both took part in.
 """
@@ -24,9 +26,11 @@ from dataclasses import dataclass, field
 
 from bench.clocks import Clock, HostClock, Step
 
-SETTLE_SECONDS = 3e-3  # of untimed calls, until one's own threads have their cores
-SETTLED_ABOVE = 20e-3  # samples longer than this do not feel it
 MIN_SAMPLE_SECONDS = 100e-6  # thousand times the timer's own cost
+WARM_SECONDS = MIN_SAMPLE_SECONDS  # of untimed calls, until caches hold one's own code and data
+WARM_ABOVE = 3e-3  # samples longer than this do not feel what was in the caches
+SETTLE_SECONDS = 3e-3  # of untimed calls, until one's own threads have their cores
+SETTLED_ABOVE = 20e-3  # samples longer than this do not feel who held them
 MIN_ROUNDS, MAX_ROUNDS = 3, 1000
 WARM_CALLS = 5
 SIGN_SECONDS = 10.0
@@ -49,7 +53,7 @@ class Timed:
     cpu_seconds: list[float] = field(default_factory=list)
     warm_seconds: float = math.nan
     threaded: bool = False  # its warm calls took more CPU than wall time
-    settle: bool = False  # untimed calls go before each sample
+    settle_seconds: float = 0.0  # so long untimed calls go before each sample
 
 
 class CpuMeter:
@@ -178,13 +182,14 @@ def run_rounds(
     names = [name for name, timed in variants.items() if timed.max_rounds != 1]
     if not names:
         return
-    threaded = any(variants[name].threaded for name in names) and len(names) > 1
+    threaded = any(variants[name].threaded for name in names)
     costs = []
     for name in names:
         timed = variants[name]
         costs.append(timed.warm_seconds * timed.iterations)
-        timed.settle = threaded and costs[-1] < SETTLED_ABOVE
-        costs[-1] += max(SETTLE_SECONDS, timed.warm_seconds) * timed.settle
+        timed.settle_seconds = _settle_seconds(costs[-1], threaded) if len(names) > 1 else 0.0
+        if timed.settle_seconds:
+            costs[-1] += max(timed.settle_seconds, timed.warm_seconds)
     total, strides = plan_strides(
         costs,
         budget_seconds,
@@ -218,6 +223,13 @@ def run_rounds(
                 break  # the machine is slower than the warm calls said: stop at a whole round
 
 
+def _settle_seconds(sample_seconds: float, threaded: bool) -> float:
+    """Of untimed calls before a sample of so many seconds that follows another variant's."""
+    if threaded and sample_seconds < SETTLED_ABOVE:
+        return SETTLE_SECONDS
+    return WARM_SECONDS if sample_seconds < WARM_ABOVE else 0.0
+
+
 def time_together(variants: Mapping[str, Timed], seconds: float) -> None:
     """Cold calls, then warm-up and rounds of all variants in about ``seconds``, filling in their samples.
 
@@ -233,8 +245,8 @@ def time_together(variants: Mapping[str, Timed], seconds: float) -> None:
 
 
 def _sample(timed: Timed, index: int, meter: CpuMeter) -> None:
-    if timed.settle:
-        settled = time.perf_counter() + SETTLE_SECONDS
+    if timed.settle_seconds:
+        settled = time.perf_counter() + timed.settle_seconds
         while True:
             timed.clock.sample(timed.step, 1)
             if time.perf_counter() > settled:

@@ -1,4 +1,4 @@
-"""Micro-kernels that reach one limit of a CPU each: FMA units, copy and read streams, calls.
+"""Micro-kernels that reach one limit of a CPU each: FMA units, packed code, copy and read streams, calls.
 
 They hold the ceilings that every other figure is compared with, so nothing is left to the optimiser:
 the vectors are written out in LLVM IR at the width of the host's registers, because LLVM picks 256 bits
@@ -24,6 +24,8 @@ from llvmlite import ir
 from numba import njit, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from kernels.simd import exp_float32, full_width
 
 CHAINS = 12  # independent accumulators: more than latency x units (4 x 2), few enough for 16 registers
 STREAMS = 8  # vectors in flight in the copy and read loops
@@ -153,6 +155,39 @@ def fma_scalar(iterations):
 def fma_latency(iterations):
     """One dependent scalar FMA an iteration."""
     return _fma_one(iterations, np.float32(0.999), np.float32(0.001))
+
+
+@njit("f4(i8)", nogil=True, cache=True)
+def add_latency(iterations):
+    """One dependent scalar float32 addition an iteration; some CPUs add in fewer cycles than they fuse."""
+    total = np.float32(0)
+    for _ in range(iterations):
+        total += np.float32(1e-3)
+    return total
+
+
+# --- packed code -----------------------------------------------------------------------------------
+
+
+@njit("void(f4[::1], f4[::1], i8)", nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+def packed_exp(target, source, repeats):
+    """target = exp(-source) by ``simd``'s arithmetic on full registers: beside FMAs also comparisons,
+    selections, integers, loads and stores, which have fewer units."""
+    full_width()
+    for _ in range(repeats):
+        shift = target[0] * np.float32(1e-30)  # from the last pass: none can be left out
+        for place in range(source.size):
+            target[place] = exp_float32(shift - source[place])
+
+
+@njit("void(f4[::1], f4[::1], i8)", nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+def packed_division(target, source, repeats):
+    """target = 1.5 / source on full registers."""
+    full_width()
+    for _ in range(repeats):
+        dividend = np.float32(1.5) + target[0] * np.float32(1e-30)
+        for place in range(source.size):
+            target[place] = dividend / source[place]
 
 
 # --- streams ---------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from typing import Any
 
 from labs import calibration_hardware
 from labs import machine as machines
-from labs.calibration_hardware import Figures, largest_working_set, rate
+from labs.calibration_hardware import Figures, largest_working_set
 from labs.machine import Curve, Machine
 
 SWEEPS = 3  # over all parts: a neighbour's burst lasts longer than one part, seldom as long as a sweep
@@ -151,6 +151,8 @@ def _parts(cores: int) -> Sequence[Part]:
         ("jax", calls.jax_calls),
         ("programs of jax", transforms.jax_programs),
         ("programs of torch", transforms.torch_programs),
+        ("products of torch", transforms.torch_products),
+        ("products of numpy", transforms.numpy_products),
     )
 
 
@@ -222,16 +224,12 @@ def doubts(machine: Machine) -> list[str]:
 
 def _anchors(machine: Machine) -> dict[str, tuple[float, Callable[[], float]]]:
     """name -> (cached value, measuring it again): larger is faster in each."""
-    from kernels import peaks as kernel
     from labs.calibration_calls import python_operation
-    from labs.calibration_hardware import bandwidths
+    from labs.calibration_hardware import bandwidths, vector_rate
 
     size = machine.curves["copy_all"].working_set_bytes[-1]
     anchors: dict[str, tuple[float, Callable[[], float]]] = {
-        "vector_float32_1_flops": (
-            machine["vector_float32_1_flops"],
-            lambda: rate([kernel.fma32], kernel.FLOPS_FMA32, seconds=0.01),
-        ),
+        "vector_float32_1_flops": (machine["vector_float32_1_flops"], vector_rate),
         "copy_all": (
             machine.bandwidth(size, threads=0),
             lambda: bandwidths(machine.cores, [int(size)], runs=4)["copy"][0],

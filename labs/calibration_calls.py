@@ -6,6 +6,7 @@ here (``negative``, ``neg``) are in no lab: a constant never comes from the oper
 
 from __future__ import annotations
 
+import math
 import pickle
 import queue
 import threading
@@ -43,6 +44,15 @@ def _loop_items(values: list[float]) -> None:
         values[place]
 
 
+def _loop_functions(values: list[float]) -> None:
+    x, function = 1.5, math.fabs
+    for _ in range(COUNT):
+        function(x)
+        function(x)
+        function(x)
+        function(x)
+
+
 def _nothing() -> None:
     pass
 
@@ -52,9 +62,14 @@ def _loop_calls(values: list[float]) -> None:
         _nothing()
 
 
-def python_operation() -> float:
-    """Seconds of one float multiplication or addition in a plain loop (recheck anchor)."""
-    return (typical(lambda: _loop_arithmetic([])) - typical(lambda: _loop_empty([]))) / (8 * COUNT)
+RUNS = 15  # of which a cost is the median; fewer where it is measured again
+
+
+def python_operation(runs: int = RUNS) -> float:
+    """Seconds of one float multiplication or addition in a plain loop."""
+    return (typical(lambda: _loop_arithmetic([]), runs) - typical(lambda: _loop_empty([]), runs)) / (
+        8 * COUNT
+    )
 
 
 def python() -> Figures:
@@ -73,20 +88,32 @@ def python() -> Figures:
             (typical(lambda: _loop_items(values)) - empty) / (4 * COUNT),
             "indexing a list, loop taken off",
         ),
+        "python_step_s": (empty / COUNT, "a turn of an empty for loop over a range"),
+        "python_function_s": (
+            (typical(lambda: _loop_functions(values)) - empty) / (4 * COUNT),
+            "math.fabs of a float, loop taken off",
+        ),
     }
 
 
-def _per_call(step: Callable[[], object], count: int = 2_000) -> float:
+def _per_call(step: Callable[[], object], count: int = 2_000, runs: int = RUNS) -> float:
     """Seconds of one call from a Python loop; the loop itself (some 20 ns) stays in."""
 
     def many() -> None:
         for _ in range(count):
             step()
 
-    return typical(many) / count
+    return typical(many, runs) / count
 
 
 # --- libraries -------------------------------------------------------------------------------------
+
+
+def numpy_call(runs: int = RUNS) -> float:
+    import numpy
+
+    one = numpy.ones(1, numpy.float32)
+    return _per_call(lambda: numpy.negative(one, out=one), runs=runs)
 
 
 def compiled() -> Figures:
@@ -101,7 +128,7 @@ def compiled() -> Figures:
     out = numpy.empty_like(block)
     cores = numpy.ones(usable_cores(), numpy.float32)
     matrix = numpy.ones((1, 1), numpy.float32)
-    numpy_call = _per_call(lambda: numpy.negative(one, out=one))
+    called = numpy_call()
     numba_call = _per_call(lambda: kernel.call(one))
     region = typical(lambda: kernel.region(cores), 1000)
     exponential = _per_call(lambda: numpy.exp(block, out=out), 100)
@@ -110,9 +137,15 @@ def compiled() -> Figures:
     rows = numpy.ones((4096, 16), numpy.float32)[:, :8]
     out_rows = numpy.empty((4096, 16), numpy.float32)[:, :8]
     by_row = _per_call(lambda: numpy.negative(rows, out=out_rows), 10)
+    wide, narrow = numpy.ones(16384, numpy.int64), numpy.ones(16384, numpy.int16)
+    converted = _per_call(lambda: numpy.subtract(wide, narrow, out=wide), 10)
+    table, row = numpy.ones((1024, 64), numpy.float32), numpy.ones(64, numpy.float32)
+    out_table, column = numpy.empty_like(table), numpy.ones((1024, 1), numpy.float32)
+    spread = _per_call(lambda: numpy.subtract(column, row, out=out_table), 10)
+    whole = _per_call(lambda: numpy.subtract(table, table, out=out_table), 10)
     libm = typical(lambda: kernel.libm_exp(block, 10)) / (10 * block.size)
     return {
-        "numpy_call_s": (numpy_call, "numpy.negative of one element with out="),
+        "numpy_call_s": (called, "numpy.negative of one element with out="),
         "numpy_product_call_s": (
             _per_call(lambda: numpy.matmul(matrix, matrix)),
             "numpy.matmul of a 1 x 1 matrix, output allocated",
@@ -122,12 +155,20 @@ def compiled() -> Figures:
             "minimum of a 1 x 1 matrix over its first axis",
         ),
         "numpy_exp_s": (
-            (exponential - numpy_call) / block.size,
+            (exponential - called) / block.size,
             "numpy.exp, 4096 float32 in cache, per element",
         ),
         "numpy_inner_loop_s": (
-            (by_row - numpy_call) / len(rows),
+            (by_row - called) / len(rows),
             "numpy.negative of 4096 strided rows of 8 elements with out=, per row",
+        ),
+        "numpy_broadcast_row_s": (
+            max(spread - whole, 0.0) / len(table),
+            "numpy.subtract of a row of 64 from a column of 1024, less that of whole arrays, per row",
+        ),
+        "numpy_conversion_s": (
+            (converted - called) / wide.size,
+            "numpy.subtract of 16384 int16 from int64 in place, which converts piece by piece, per element",
         ),
         "numba_call_s": (numba_call, "njit function of one array that returns its first item"),
         "numba_parallel_region_s": (
@@ -138,6 +179,26 @@ def compiled() -> Figures:
     }
 
 
+def torch_call(runs: int = RUNS) -> float:
+    """Seconds of an operation among others, as in a program: code that one follows another to is less at hand
+    than that of one operation again and again."""
+    import torch
+
+    one, other = torch.ones(1), torch.full((1,), 2.0)
+
+    def several() -> None:
+        torch.neg(one)
+        torch.fmod(one, other)
+        torch.floor(one)
+        torch.copysign(one, other)
+        torch.sign(one)
+        torch.fmax(one, other)
+        torch.logical_not(one)
+        torch.trunc(one)
+
+    return _per_call(several, 250, runs) / 8
+
+
 def torch_calls() -> Figures:
     """Eager dispatch, and what splitting an operation over the intra-op threads adds."""
     import torch
@@ -145,23 +206,29 @@ def torch_calls() -> Figures:
     threads = torch.get_num_threads()
     grain = 32768  # at::internal::GRAIN_SIZE: smaller pieces are not split
     one = torch.ones(1)
-    call = _per_call(lambda: torch.neg(one))
     figures: Figures = {
-        "torch_call_s": (call, "torch.neg of one element, output allocated"),
+        "torch_call_s": (torch_call(), "eight different operations on one element in a row, per operation"),
         "torch_scalar_call_s": (
             _per_call(lambda: one - 0.5),
             "a Python number subtracted from a torch tensor of one element",
         ),
         "torch_module_call_s": (_module_call(), "calling torch.nn.Identity"),
         "torch_product_call_s": (_product_call(), "torch.bmm of one 8 x 8 matrix, output allocated"),
-        "torch_recorded_call_s": (
-            _recorded_call(),
-            "torch.neg of one element that requires a gradient, forward and backward, 32 in a row",
-        ),
     }
+    recorded, alone = _recorded_call(), _recorded_call(1)
+    figures["torch_recorded_call_s"] = (
+        recorded,
+        "four different operations on one element that requires a gradient, forward and backward, per "
+        "operation of 32 in a row",
+    )
+    figures["torch_backward_s"] = (
+        max(alone - recorded, 0.0),
+        "forward and backward of one such operation, less that: starting autograd's engine",
+    )
     if threads > 1:
         large = torch.rand(grain * threads)
         out = torch.empty_like(large)
+        call = _per_call(lambda: torch.neg(one, out=one))
         split = typical(lambda: torch.neg(large, out=out), 300)
         torch.set_num_threads(1)
         try:
@@ -193,32 +260,43 @@ def _product_call() -> float:
 def _recorded_call(count: int = 32) -> float:
     import torch
 
-    one = torch.ones(1, requires_grad=True)
+    one = torch.full((1,), 0.5, requires_grad=True)
+    several = (torch.neg, torch.sin, torch.sinh, torch.expm1)  # of one or two operations in backward
 
     def there_and_back() -> None:
         value = one
-        for _ in range(count):
-            value = torch.neg(value)
+        for place in range(count):
+            value = several[place % len(several)](value)
         torch.autograd.grad(value, one)
 
     return _per_call(there_and_back, 50) / count
+
+
+def jax_call(runs: int = RUNS) -> float:
+    import jax
+
+    step = jax.jit(lambda x: -x)
+    one: Any = jax.device_put(1.0, jax.devices("cpu")[0])
+    return _per_call(lambda: step(one).block_until_ready(), 500, runs)
 
 
 def jax_calls() -> Figures:
     import jax
     import jax.numpy as jnp
 
-    step = jax.jit(lambda x: -x)
-    one: Any = jax.device_put(1.0, jax.devices("cpu")[0])
     several = jnp.ones(2048, device=jax.devices("cpu")[0])
     return {
         "jax_call_s": (
-            _per_call(lambda: step(one).block_until_ready(), 500),
+            jax_call(),
             "jitted negation of a scalar, dispatch and block_until_ready",
         ),
         "jax_eager_call_s": (
             _dispatched_call(jnp.negative, jax.device_put(1.0, jax.devices("cpu")[0])),
             "jax.numpy.negative of a scalar, 32 in a row and one block_until_ready, per operation",
+        ),
+        "jax_scalar_call_s": (
+            _dispatched_call(lambda value: value - 0.5, jax.device_put(1.0, jax.devices("cpu")[0])),
+            "a Python number subtracted from a JAX scalar by the operator, 32 in a row, per operation",
         ),
         "jax_eager_array_call_s": (
             _dispatched_call(jnp.negative, several),

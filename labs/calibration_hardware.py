@@ -23,6 +23,7 @@ from typing import Any
 from labs.machine import Curve, affinity
 
 KIBI, MEBI, GIBI = 2**10, 2**20, 2**30
+COARSE = 64 * MEBI  # larger working sets are fewer: their runs are long
 RUN_SECONDS = 0.002  # of one timed run: long against a wake-up, short against a scheduler's time slice
 RATE_SECONDS = 0.1  # of all runs of one rate, where they are long
 RETIMED_SECONDS = 0.04
@@ -161,7 +162,37 @@ def peaks(cores: int) -> Figures:
         1 / rate([kernel.fma_latency], 1),
         "one chain of scalar float32 FMA, each needing the last",
     )
-    return figures
+    figures["add_latency_s"] = (
+        1 / rate([kernel.add_latency], 1),
+        "one chain of scalar float32 additions, each needing the last",
+    )
+    return figures | packed()
+
+
+def packed(count: int = 4096) -> Figures:
+    """Compiled loops of one thread on full registers, whose data are in the nearest cache."""
+    from kernels import peaks as kernel
+
+    with Buffer(4 * count) as source, Buffer(4 * count) as target:
+        kernel.fill(source.floats, 1)
+        found = {
+            name: 1 / rate([partial(work, target.floats, source.floats)], count)
+            for name, work in (("exp", kernel.packed_exp), ("division", kernel.packed_division))
+        }
+    return {
+        "packed_exp_s": (found["exp"], f"exp of {count} float32 by packed arithmetic, per element"),
+        "packed_division_s": (
+            found["division"],
+            f"1.5 / x of {count} float32 in full registers, per element",
+        ),
+    }
+
+
+def vector_rate() -> float:
+    """FLOP/s of one core's vector units, in some milliseconds."""
+    from kernels import peaks as kernel
+
+    return rate([kernel.fma32], kernel.FLOPS_FMA32, seconds=0.01)
 
 
 # --- memory ----------------------------------------------------------------------------------------
@@ -196,9 +227,12 @@ def _anonymous(size_bytes: int) -> mmap.mmap:
 
 
 def _sizes(smallest: int, largest: int) -> list[int]:
+    """Twice as large each, past what a core's own caches hold four times; the last is the largest power."""
     sizes = [smallest]
-    while sizes[-1] * 2 <= largest:
-        sizes.append(sizes[-1] * 2)
+    while (next_size := sizes[-1] * 2) <= largest:
+        sizes.append(
+            min(2 * next_size, largest // next_size * next_size) if next_size > COARSE else next_size
+        )
     return sizes
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from labs.calibration_hardware import Figures, best, typical
@@ -18,6 +19,10 @@ LONGER = 8  # steps of the longer of two programs whose compilation is compared
 REST_S = 2e-3  # longer than XLA's idle threads spin
 TURNS, KERNELS_OF_A_TURN = 512, 3
 SIDE = 320  # of the product whose rate is taken: in cache, and many times a call's own cost
+PRODUCT_SIDES = (16, 64, 320, 1024)  # a call, in the nearest cache, in a core's own, past it
+NUMPY_SIDES = (8, 48)  # with fewer multiplications than OpenBLAS shares out
+LONGEST_PRODUCT_S = 0.05
+PRODUCT_S = 2e-3  # of a timed run of products
 
 
 def _per_call(
@@ -108,9 +113,12 @@ def jax_programs() -> Figures:
     }
 
 
-def _negations(x: Any) -> Any:
-    for _ in range(OPERATIONS):
-        x = -x
+def _several(x: Any) -> Any:
+    import torch
+
+    several = (torch.neg, torch.sin, torch.sinh, torch.expm1)  # of one or two operations in backward
+    for place in range(OPERATIONS):
+        x = several[place % len(several)](x)
     return x
 
 
@@ -135,15 +143,94 @@ def torch_programs() -> Figures:
     import torch
 
     plain = torch.ones(4, 1)
-    transformed = torch.func.vmap(torch.func.grad(lambda x: _negations(x).sum()))
-    square = torch.linspace(-1.0, 1.0, SIDE * SIDE).reshape(SIDE, SIDE)
-    out = torch.empty_like(square)
-    function = _per_call(lambda: transformed(plain), 3) / OPERATIONS
-    seconds = best(lambda: torch.mm(square, square, out=out), 9)
+    transformed = torch.func.vmap(torch.func.grad(lambda x: _several(x).sum()))
+    single = torch.func.vmap(torch.func.grad(lambda x: (-x).sum()))
+    many, one = _per_call(lambda: transformed(plain), 5), _per_call(lambda: single(plain), 5)
+    each = max(many - one, 0.0) / (OPERATIONS - 1)
     return {
+        "torch_custom_call_s": (_custom_call(), "a custom operator of one element that clones it"),
         "torch_func_call_s": (
-            function,
-            f"torch.func.vmap(grad(...)) of {OPERATIONS} negations, per negation",
+            each,
+            f"torch.func.vmap(grad(...)) of {OPERATIONS} operations, less that of one, per operation",
         ),
-        "torch_matmul_flops": (2 * SIDE**3 / seconds, f"torch.mm of two {SIDE} x {SIDE} matrices, all cores"),
+        "torch_func_entry_s": (max(one - each, 0.0), "the same of one operation, less that"),
     }
+
+
+@cache
+def _custom_operator() -> Callable[[Any], Any]:
+    """Registered once a process."""
+    import torch
+
+    def clone(x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    clone.__annotations__ = {"x": torch.Tensor, "return": torch.Tensor}  # as objects, not as text
+    return torch.library.custom_op("perflab_calibration::clone", clone, mutates_args=())
+
+
+def _custom_call() -> float:
+    import torch
+
+    operator, one = _custom_operator(), torch.ones(1)
+    return _per_call(lambda: operator(one), 100)
+
+
+def torch_products() -> Figures:
+    """Rates of the library's products over their size, by type, of one thread and of all."""
+    import torch
+
+    before = torch.get_num_threads()
+    found: Figures = {}
+    try:
+        for suffix, threads in {"1": 1, "all": before}.items():
+            torch.set_num_threads(threads)
+            for name in ("float32", "bfloat16"):
+                dtype = getattr(torch, name)
+
+                def seconds(side: int, dtype: Any = dtype) -> float:
+                    square = torch.linspace(-1.0, 1.0, side * side).reshape(side, side).to(dtype)
+                    out = torch.empty_like(square)
+                    return _product_seconds(lambda: torch.mm(square, square, out=out))
+
+                whole, last = 0.0, 1
+                for side in PRODUCT_SIDES:
+                    if whole * (side / last) ** 3 > LONGEST_PRODUCT_S:
+                        break  # in a type that this CPU has no units for
+                    whole, last = seconds(side), side
+                    found[f"torch_product_{side}_{name}_{suffix}_flops"] = (
+                        2 * side**3 / whole,
+                        f"torch.mm of two {side} x {side} matrices of {name}, {threads} thread(s)",
+                    )
+    finally:
+        torch.set_num_threads(before)
+    return found
+
+
+def numpy_products() -> Figures:
+    """The same of NumPy's library: small ones, which it leaves to one thread, and larger ones."""
+    import numpy
+
+    def seconds(side: int) -> float:
+        square = numpy.linspace(-1.0, 1.0, side * side, dtype=numpy.float32).reshape(side, side)
+        out = numpy.empty_like(square)
+        return _product_seconds(lambda: numpy.matmul(square, square, out=out))
+
+    return {
+        f"numpy_product_{side}_float32_{suffix}_flops": (
+            2 * side**3 / seconds(side),
+            f"numpy.matmul of two {side} x {side} matrices, its call included",
+        )
+        for side, suffix in (*((side, "1") for side in NUMPY_SIDES), (SIDE, "all"))
+    }
+
+
+def _product_seconds(product: Callable[[], object]) -> float:
+    once = best(product, 3)
+    many = max(1, int(PRODUCT_S / once))
+
+    def products() -> None:
+        for _ in range(many):
+            product()
+
+    return once if many == 1 else best(products, 5) / many

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 from labs.home import home
 
-FORMAT = 7  # of the cached file; another number is measured anew
+FORMAT = 8  # of the cached file; another number is measured anew
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,28 @@ class Machine:
             if value is not None:
                 return value
         raise ValueError(f"{self.name} has no peak for {dtype} ({unit}, threads={threads})")
+
+    def product_rate(
+        self, flops: float, dtype: str = "float32", *, threads: int = 1, library: str = "torch"
+    ) -> float:
+        """FLOP/s of a library's product of two matrices that takes so many FLOPs; threads=1, or 0 for all
+        cores.
+
+        Between the square products that were measured (``LIBRARY_product_SIDE_...``), linear in the
+        logarithms: small ones reach a small part of the units' peak. The peak where none was measured.
+        """
+        suffix = "1" if threads == 1 else "all"
+        pattern = re.compile(rf"{library}_product_(\d+)_{dtype}_{suffix}_flops")
+        found = [
+            (int(match[1]), rate)
+            for name, rate in self.constants.items()
+            if (match := pattern.fullmatch(name))
+        ]
+        if not found:
+            return self.peak(dtype, unit="matrix", threads=threads)
+        sides, rates = zip(*sorted(found), strict=True)
+        curve = Curve([2.0 * side**3 for side in sides], [math.log(rate) for rate in rates])
+        return math.exp(curve.at(flops))
 
     def bandwidth(self, working_set: float, *, kind: str = "copy", threads: int = 1) -> float:
         """Bytes per second, read plus written, of a ``copy`` or a ``read`` over this working set."""

@@ -17,8 +17,12 @@ from bench.plan import Plan
 from bench.plugin import USED, register
 from bench.world.steps import Worlds
 from labs import NAMES, load
+from labs import calibration_anchors as anchors
 from labs.lab import Lab, Prediction, Scale, configure
 from labs.machine import Machine, load_cached
+
+checked: set[str] = set()
+"""Labs whose speed this process has checked."""
 
 
 def _plan(config: pytest.Config) -> Plan:
@@ -82,6 +86,7 @@ def test_lab(
         if journal is not None:
             journal.write(event, lab=lab_name, group=group, column=column, **content)
 
+    _check_speed(lab, config, machine, journal)
     predictions: dict[str, list[Prediction]] = {}
     for prediction in _predictions(lab, config, machine, journal):
         predictions.setdefault(prediction.variant, []).append(prediction)
@@ -113,6 +118,28 @@ def test_lab(
     problems = _report_group(result, report)
     report("group", complete=not result.errors, seconds=time.perf_counter() - started)
     assert not problems, "; ".join(problems)
+
+
+def _check_speed(lab: Lab, config: Any, machine: Machine, journal: Journal | None) -> None:
+    """Before a lab's first group in this process: whether the machine still runs as it was calibrated. Where
+    it does not, what is predicted is written down anew, before anything of the lab is timed."""
+    if journal is None or lab.name in checked:
+        return
+    checked.add(lab.name)
+    column = machine.allocator
+    events = [e for e in journal.events() if e.get("lab") == lab.name and e.get("column") == column]
+    if any(event["event"] in ("speed", "variant") for event in events):
+        return  # a part of it is measured already, by what was predicted then
+    try:
+        asked = anchors.asked_of(machine, lambda asked: lab.predict(config, asked))
+        found = anchors.speeds(machine, asked)
+        predictions = [asdict(each) for each in lab.predict(config, anchors.at_speeds(machine, found))]
+    except Exception as error:  # what was predicted at first stands
+        journal.write("speed", lab=lab.name, column=column, speeds={}, error=explain(error))
+        return
+    journal.write("speed", lab=lab.name, column=column, speeds=found)
+    if found:
+        journal.write("predictions", lab=lab.name, column=column, predictions=predictions)
 
 
 def _predictions(lab: Lab, config: Any, machine: Machine, journal: Journal | None) -> list[Prediction]:

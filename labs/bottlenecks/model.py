@@ -1,14 +1,14 @@
 """The formulas: seconds of a step, healthy and with each fault.
 
-healthy     FLOPs / half of min(matrix peak, 4 x float32's) + calls x AUTOGRAD x cost of a call
-            + (TRIPS x activations + 28 B x parameters) / copy bandwidth
+healthy     FLOPs / rate of the library's square products of the type and size
+            + calls x AUTOGRAD x cost of a call + (TRIPS x activations + 28 B x parameters) / copy bandwidth
 input       + sequences x time of a read; read ahead max(healthy, time of a read)
 python      + probabilities x (an item, a float, a call, three operations, a logarithm)
 dispatch    calls x pieces
 allocator   + FRESH x activations x page fault
 memory_bandwidth    + what is read and written once more for each operation that is not fused
 memory_capacity     healthy with all scores kept; recomputed + a third of it
-compute_precision   the same FLOPs at float32's peak
+compute_precision   the same FLOPs at float32's rate
 communication       + pieces x (parameters exchanged one by one by ring over gloo); in buckets + one exchange
 straggler           healthy of the largest share
 oversubscription    + parallel regions x threads too many x a switch between processes
@@ -21,14 +21,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from labs.bottlenecks.config import Config
 from labs.bottlenecks.faults import DEEPER, NARROWER
 from labs.lab import Interval, Measurement, Prediction, Results
 from labs.machine import Machine
 
-REACHED = 0.5  # assumed: of the FMA peak, by torch's products of this size
-FED = 4.0  # assumed: of float32's peak, what matrix units reach of theirs when they are fed from memory
+if TYPE_CHECKING:
+    from labs.models.configuration import GPTConfig
+
+QUERIES, KEYS = ((768, 256), (192, 64), (0, 32)), 512
+"""In a block of attention: queries by the least length of a sequence, and keys."""
+ATTENTION_PRODUCTS = 2 + 5  # of a block, forward and backward
 AUTOGRAD = 3  # plain calls that a recorded call and its part of backward cost
 TRIPS = 5  # of a kept tensor: written, read on, read in backward, its gradient written and read
 ADAMW_BYTES = 28  # of a parameter: itself, gradient, two moments read; all but the gradient written
@@ -73,21 +78,41 @@ def healthy(
     threads: int = 1,
 ) -> float:
     """Seconds of a step of ``sequences`` of ``length``, its batch in so many pieces."""
-    from labs.models.formulas import activation_bytes, flops_per_token, parameters
+    from labs.models.formulas import activation_bytes, parameters
 
     sequences = config.sequences if sequences is None else sequences
     length = config.length if length is None else length
     gpt = config.gpt()
-    precision = precision or precision_of(machine)
-    peak = machine.peak(precision, unit="matrix", threads=threads)
-    if precision == "bfloat16":
-        peak = min(peak, FED * machine.peak("float32", threads=threads))
-    flops = flops_per_token(gpt, length) * sequences * length
+    products = product_seconds(
+        gpt, machine, precision or precision_of(machine), sequences, length, pieces, threads
+    )
     activations = activation_bytes(gpt, sequences, length)
     rate = machine.bandwidth(activations / pieces, threads=threads)
     moved = TRIPS * activations + ADAMW_BYTES * parameters(gpt)
     calls = pieces * (BLOCK_CALLS * gpt.layers + OTHER_CALLS) * AUTOGRAD * machine["torch_call_s"]
-    return flops / (REACHED * peak) + moved / rate + calls
+    return products + moved / rate + calls
+
+
+def product_seconds(
+    gpt: GPTConfig, machine: Machine, precision: str, sequences: int, length: int, pieces: int, threads: int
+) -> float:
+    """Of the matrix products of a step: linear layers have twice as many in backward, each as large.
+
+    Attention on a CPU is computed a block of queries and keys of one head at a time, by products so small
+    that a call is most of them (torch's FlashAttentionKernel.cpp).
+    """
+    tokens = sequences * length
+    width, hidden = gpt.width, gpt.size_of_hidden
+    columns = [width * width] * 4 + [width * hidden] * 2
+    linear = [2.0 * tokens / pieces * each for each in columns * gpt.layers + [width * gpt.vocabulary]]
+    queries = next(count for least, count in QUERIES if length >= least)
+    block = 2.0 * min(queries, length) * min(KEYS, length) * gpt.size_of_head
+    blocks = -(-length // queries) * -(-length // KEYS) * sequences * gpt.heads * gpt.layers
+
+    def took(flops: float) -> float:
+        return flops / machine.product_rate(flops, precision, threads=threads)
+
+    return 3 * pieces * sum(map(took, linear)) + ATTENTION_PRODUCTS * blocks * took(block)
 
 
 def step_bytes(config: Config) -> int:

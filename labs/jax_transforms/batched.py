@@ -84,7 +84,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     memory, alone = (moved / machine.bandwidth(moved, threads=threads) for threads in (0, 1))
     text = f"{count} x 2 x {SIZE}^3 FLOPs at the rate of scalar code {us(arithmetic)}"
     turn, wake = 3 * machine["jax_kernel_s"], machine["jax_wake_s"]
-    operation = machine["torch_call_s"]
+    operation, entry = machine["torch_call_s"], machine["torch_func_entry_s"] / 2  # one layer of two
     said = {
         "loop": (
             count * call + wake,
@@ -112,8 +112,8 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
             "the BLAS's batched product, which is not made for 8 x 8",
         ),
         "torch_vmap": (
-            operation + machine["torch_func_call_s"] + arithmetic + alone,
-            f"one operation under torch.func, {text}",
+            operation + entry + machine["torch_func_call_s"] + arithmetic + alone,
+            f"one operation under torch.func, entered for {us(entry)}, {text}",
             "the BLAS's batched product, which is not made for 8 x 8",
         ),
     }

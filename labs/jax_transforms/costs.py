@@ -1,10 +1,11 @@
 """What predictions are made of: dispatch, products, kernels, new pages.
 
 jitted call  = call + arrays x cost of an array + waking XLA's thread and its answer (from 1000 FLOPs on)
-calls in a row = the slower of dispatching one and of handing over and computing the one before
+calls in a row = the slower of dispatching one and handing it over, and of computing the one before
 program      = FLOPs / rate of the library's product + kernels x start of a kernel + bytes / bandwidth; a
                small product has one core's share of the rate, a large one two hand-overs between threads
-torch        = operations x cost of an operation (plain, under autograd, under torch.func) + FLOPs / rate
+torch        = operations x cost of an operation (plain, under autograd, under torch.func) + FLOPs / rate, and
+               once what starting autograd's engine or entering torch.func's layers costs
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def jitted_call(machine: Machine, arrays: float = 1.0, flops: float = INLINE_FLO
 
 def streamed_call(machine: Machine, arrays: float, inside: float) -> float:
     """Seconds of one of many calls in a row, nobody waiting between them: while XLA's thread computes one for
-    ``inside`` seconds, the caller already dispatches the next, and the slower of the two decides."""
-    return max(jitted_call(machine, arrays, flops=0), machine["jax_handover_s"] + inside)
+    ``inside`` seconds, the caller dispatches the next and hands it over; the slower of the two decides."""
+    return max(jitted_call(machine, arrays, flops=0) + machine["jax_handover_s"], inside)
 
 
 SHARED_FROM = 4e6  # FLOPs of a product: a smaller one runs on one thread
@@ -52,16 +53,20 @@ def torch_program(
     kind: str = "",
     bytes_: float = 0.0,
     *,
+    products: float,
     threads: int = 0,
 ) -> float:
     """Seconds of so many torch operations. kind: "" (forward only), "recorded" (and backward) or "func".
 
-    threads: 1, or 0 for all cores, whose rate of products the constant is.
+    products: that the FLOPs are in. threads: 1, or 0 for all cores.
     """
     call = machine[f"torch_{kind}_call_s" if kind else "torch_call_s"]
+    once = {"recorded": "torch_backward_s", "func": "torch_func_entry_s"}
+    entry = machine[once[kind]] if kind else 0.0
     memory = bytes_ / machine.bandwidth(bytes_, threads=threads) if bytes_ else 0.0
-    rate = machine["torch_matmul_flops"] / (machine.cores if threads else 1)
-    return operations * call + flops / rate + memory
+    return (
+        entry + operations * call + flops / machine.product_rate(flops / products, threads=threads) + memory
+    )
 
 
 def small_products(machine: Machine, count: float, size: int) -> float:

@@ -199,7 +199,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
         )
         mode = "torch_jacfwd" if name == "forward" else "torch_jacrev"
         operations = OPERATIONS[mode]
-        seconds = costs.torch_program(machine, flops[name], operations, "func", threads=1)
+        seconds = costs.torch_program(machine, flops[name], operations, "func", products=2, threads=1)
         say(JACOBIAN, mode, seconds, f"{text}, {operations} operations x {us(function)}", layers)
     say(
         JACOBIAN,
@@ -208,7 +208,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
         f"{config.outputs} calls x {us(row[JACOBIAN])} + waking XLA's thread {us(wake)}",
         dispatch,
     )
-    one = PASS_OPERATIONS * machine["torch_recorded_call_s"]
+    one = machine["torch_backward_s"] + PASS_OPERATIONS * machine["torch_recorded_call_s"]
     say(
         JACOBIAN,
         "torch_loop",
@@ -223,6 +223,6 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     text = f"{config.parameters} calls x {us(row[HESSIAN])} + waking XLA's thread {us(wake)}"
     say(HESSIAN, "loop", config.parameters * row[HESSIAN] + wake, text, dispatch)
     operations = OPERATIONS["torch_func"]
-    seconds = costs.torch_program(machine, hessian, operations, "func", threads=1)
+    seconds = costs.torch_program(machine, hessian, operations, "func", products=2, threads=1)
     say(HESSIAN, "torch_func", seconds, f"{operations} operations x {us(function)}", layers)
     return found

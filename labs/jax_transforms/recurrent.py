@@ -212,7 +212,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     say(
         GROUP,
         "torch",
-        costs.torch_program(machine, forward, steps * TORCH[""], threads=1),
+        costs.torch_program(machine, forward, steps * TORCH[""], products=2 * steps, threads=1),
         f"{steps} steps x {TORCH['']} operations x {us(operation)}, {forward:.3g} FLOPs",
     )
     # A turn backward reads, adds to and writes both gradients, and turns both weights.
@@ -223,14 +223,16 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     kernels = f"{steps} steps x {GRADIENT_KERNELS} kernels"
     say(GRADIENT, "scan", scan, f"3 x forward: {3 * forward:.3g} FLOPs, {kernels}, {weights:.3g} B")
     say(GRADIENT, "checkpoint", again, f"4 x forward: {4 * forward:.3g} FLOPs, {kernels} and two more")
-    plain = costs.torch_program(machine, 3 * forward, steps * TORCH["gradient"], "recorded", threads=1)
+    plain = costs.torch_program(
+        machine, 3 * forward, steps * TORCH["gradient"], "recorded", products=6 * steps, threads=1
+    )
     say(
         GRADIENT,
         "torch",
         plain,
         f"{steps} steps x {TORCH['gradient']} operations with gradients x {us(gradient)}, 3 x the FLOPs",
     )
-    repeated = costs.torch_program(machine, forward, steps * TORCH[""], threads=1)
+    repeated = costs.torch_program(machine, forward, steps * TORCH[""], products=2 * steps, threads=1)
     # Each tensor that autograd would keep is packed, packed again and unpacked by functions in Python, which
     # cost about as much as an operation.
     kept = steps * TORCH["kept"]

@@ -106,6 +106,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     plain = flops / machine["scalar_float32_flops"]
     together = plain + 3 * written / machine.bandwidth(2 * written) + KERNELS * machine["jax_kernel_s"]
     gradient, function = machine["torch_recorded_call_s"], machine["torch_func_call_s"]
+    started = machine["torch_backward_s"]
     said = {
         "loop": (
             samples * each + machine["jax_wake_s"],
@@ -120,12 +121,15 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
             "XLA's batched products of vectors, and how often it copies their results into another order",
         ),
         "torch_loop": (
-            samples * (OPERATIONS * gradient + 3 * weights / machine.bandwidth(2 * weights)),
-            f"{samples} x {OPERATIONS} operations with their gradients x {us(gradient)}",
+            samples * (started + OPERATIONS * gradient + 3 * weights / machine.bandwidth(2 * weights)),
+            f"{samples} x (starting backward {us(started)} + {OPERATIONS} operations with their gradients x "
+            f"{us(gradient)})",
             "products cost more than the negation that the constant comes from",
         ),
         "torch_func": (
-            costs.torch_program(machine, flops, OPERATIONS, "func", 2.0 * written, threads=1),
+            costs.torch_program(
+                machine, flops, OPERATIONS, "func", 2.0 * written, products=PRODUCTS, threads=1
+            ),
             f"{OPERATIONS} operations under vmap(grad) x {us(function)}, {written:.3g} B of gradients",
             "torch.func's layers cost per operation and per transformation",
         ),

@@ -145,7 +145,8 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     weights = float(costs.FLOAT * networks.number_of_parameters(sizes(config)))
     leaves = 2 * (LAYERS + 1)
     update = 4 * weights  # a weight and its gradient are read, both have been or are written
-    rate, torch_rate = machine["jax_matmul_flops"] / 1e9, machine["torch_matmul_flops"] / 1e9
+    rate = machine["jax_matmul_flops"] / 1e9
+    torch_rate = machine.product_rate(whole / PRODUCTS["step"], threads=0) / 1e9
     step = costs.jitted_call(machine, leaves + 1) + costs.program(
         machine, whole, PRODUCTS["step"], KERNELS["step"], update
     )
@@ -157,9 +158,12 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     eager = operations * machine["jax_recorded_call_s"] + UPDATE * leaves * machine["jax_eager_call_s"]
     gradient = machine["torch_recorded_call_s"]
     plain = leaves * machine["torch_call_s"]  # torch._foreach_add: a kernel for each parameter, one call
-    torch_step = costs.torch_program(machine, whole, OPERATIONS, "recorded", update) + plain
+    products = PRODUCTS["step"]
+    torch_step = (
+        costs.torch_program(machine, whole, OPERATIONS, "recorded", update, products=products) + plain
+    )
     compiled = machine["torch_compiled_gradient_s"] + plain
-    compiled += costs.torch_program(machine, whole, PRODUCTS["step"], "", update)
+    compiled += costs.torch_program(machine, whole, products, "", update, products=products)
     said = {
         "step": (step, because, suspect),
         FORWARD: (

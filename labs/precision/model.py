@@ -6,7 +6,8 @@ A token     max(bytes it reads / bandwidth of memory, slots / vector peak) + cal
             (the FMA), int8 3 (load with sign extension, to float, FMA), int4 4 (a mask or shift more). Of
             widened weights it is the sum, not the larger: a core that waits for a line has too little room
             to widen ahead. Of compressed rows a weight also waits for the FMA of the one before.
-A prompt    max(2 FLOPs a weight and token / peak of the format's unit, bytes of the weights / bandwidth)
+A prompt    max(2 FLOPs a weight and token / rate of the library's square product of the type and size, bytes
+            of the weights / bandwidth); integers are also written and read in float32, in cache
 A round     k tokens of the draft and one pass of k + 1 of the large model: it reads its weights once; of
             proposals that are right with probability a it gives (1 - a^(k + 1)) / (1 - a) tokens
 A KV cache  bytes of keys and values / bandwidth; of int8 also slots and calls, one a head
@@ -32,7 +33,8 @@ SPECULATIVE = ("token", "verify", "round")
 CACHE = ("float32", "bfloat16", "int8")
 SLOTS = {"int8": 3, "int4": 4}
 BLOCK_CALLS = 30  # of torch in a block, few tokens: linear layers, norms, attention, sums, views
-QUANTIZED_CALLS = 12  # of one quantised product: checks, contiguity, dispatch, a bias, a result
+QUANTIZED_CALLS = 6  # of one quantised product beside its own: checks, contiguity, a bias, a result
+STRIP_BYTES = 8 << 20  # of packed weights, used for all rows before the next
 
 
 def reading(machine: Machine) -> float:
@@ -70,6 +72,7 @@ def token_seconds(
     seconds = sum(together) if form in (*SLOTS, "sparse") else max(together)
     calls = model.layers * (BLOCK_CALLS + (6 * QUANTIZED_CALLS if form in SLOTS else 0))
     over = calls * (machine.get("torch_call_s") or 0.0)
+    over += 6 * model.layers * (form in SLOTS) * (machine.get("torch_custom_call_s") or 0.0)
     over += 6 * model.layers * (machine.get("torch_parallel_region_s") or 0.0)
     limit = "memory" if moved / rate > compute else "compute"
     because = (
@@ -101,21 +104,24 @@ def tokens_per_round(acceptance: float, lookahead: int) -> float:
 def prompt_seconds(config: Config, machine: Machine, form: str) -> tuple[float, str]:
     """A prompt through one block: arithmetic, or reading where that is faster yet.
 
-    float32 at the rate of the library's square product, where that was measured. Integers are widened to
-    float32 first, once a weight, and multiplied by code of our own.
+    Integers are widened to float32, which is written and read once more in strips that stay in cache, and
+    multiplied by code of our own, for which the library's rate stands.
     """
-    weights = sum(matrix.numbers for matrix in sizes.matrices(config.block))
-    flops = 2.0 * weights * config.prompt
+    matrices = sizes.matrices(config.block)
     dtype = "bfloat16" if form == "bfloat16" else "float32"
-    peak = machine.peak(dtype, unit="matrix", threads=0)
-    if form == "float32":
-        peak = machine.get("torch_matmul_flops") or peak
+    each = [2.0 * matrix.numbers * config.prompt for matrix in matrices]
+    compute = sum(flops / machine.product_rate(flops, dtype, threads=0) for flops in each)
     moved, rate = sizes.block_bytes(config.block, form), reading(machine)
+    packing = 0.0
+    if form in SLOTS:
+        packing = (
+            2 * 4.0 * sum(matrix.numbers for matrix in matrices) / machine.bandwidth(STRIP_BYTES, threads=0)
+        )
     because = (
-        f"{flops:.3g} FLOPs at {peak / 1e9:.0f} GFLOP/s of {dtype}, {moved / 1e6:.0f} MB at "
-        f"{rate / 1e9:.1f} GB/s"
+        f"{sum(each):.3g} FLOPs at the rate of {dtype} products {compute * 1e3:.2f} ms, {moved / 1e6:.0f} MB "
+        f"at {rate / 1e9:.1f} GB/s {moved / rate * 1e3:.2f} ms, packing {packing * 1e3:.2f} ms"
     )
-    return max(flops / peak, moved / rate), because
+    return max(compute, moved / rate) + packing, because
 
 
 def cache_bytes(config: Config, form: str) -> float:
@@ -130,8 +136,10 @@ def cache_seconds(config: Config, machine: Machine, form: str) -> tuple[float, s
         return moved / rate, f"{moved / 1e6:.0f} MB at {rate / 1e9:.1f} GB/s"
     numbers = 2 * config.sequences * config.context * config.cache_heads * 128
     compute = 2 * numbers * SLOTS[form] / machine.peak("float32", threads=0)
-    calls = 2 * config.sequences * config.cache_heads * QUANTIZED_CALLS
-    over = calls * (machine.get("torch_call_s") or 0.0)
+    products = 2 * config.sequences * config.cache_heads
+    calls = products * (QUANTIZED_CALLS + 1)
+    over = products * QUANTIZED_CALLS * (machine.get("torch_call_s") or 0.0)
+    over += products * (machine.get("torch_custom_call_s") or 0.0)
     because = (
         f"{moved / 1e6:.0f} MB at {rate / 1e9:.1f} GB/s, computing {compute * 1e3:.2f} ms, {calls} calls "
         f"{over * 1e3:.2f} ms"

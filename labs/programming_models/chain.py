@@ -144,13 +144,14 @@ def cost(machine: Machine, size: int, name: str) -> Cost:
 
 
 def _chain_call(machine: Machine, size: int, name: str) -> float:
-    """An operation of the chain, on average: in torch seven of twelve have a Python number; XLA hands what
-    has more than a thousand FLOPs to a thread."""
+    """An operation of the chain, on average: seven of twelve have a Python number, which costs torch and JAX
+    more; XLA hands what has more than a thousand FLOPs to a thread."""
     if name == "jax" and size > INLINE_FLOPS:
         return machine["jax_eager_array_call_s"]
-    if name in ("numpy", "jax"):
+    if name == "numpy":
         return costs.call(machine, name)
     numbers = OPERATIONS // 2 + 1
     others = OPERATIONS - numbers
-    scalar, call = machine["torch_scalar_call_s"], machine["torch_call_s"]
+    library = "jax" if name == "jax" else "torch"
+    scalar, call = machine[f"{library}_scalar_call_s"], costs.call(machine, name)
     return (numbers * scalar + others * call) / OPERATIONS

@@ -5,8 +5,9 @@
   fused     one call + max(bytes of the fused loop / bandwidth, FLOPs / FMA peak)
 
 A call's cost differs between frameworks and is a constant of the machine, as are what recording it for a
-gradient adds and what entering a compiled function costs. Matrix products run at the FMA peak. The formulas
-stand beside the programs that they are of (``chain``, ``training_step``, ``rnn``, ``gpt_block``).
+gradient adds and what entering a compiled function costs. Matrix products run at the rate that the
+framework's library reached for square ones of their size. The formulas stand beside the programs that they
+are of (``chain``, ``training_step``, ``rnn``, ``gpt_block``).
 """
 
 from __future__ import annotations
@@ -43,6 +44,19 @@ def call(machine: Machine, name: str) -> float:
     return machine[{"numpy": "numpy_call_s", "jax": "jax_eager_call_s"}.get(name, "torch_call_s")]
 
 
+def computing(
+    machine: Machine, name: str, flops: float, products: int, threads: int = 1
+) -> tuple[float, str]:
+    """``flops`` in so many products of a way's library, their calls included but for JAX, whose products one
+    thread computes inside a program (``jax_ways``)."""
+    if name.startswith("jax"):
+        rate = machine["jax_matmul_flops"] / machine.cores
+    else:
+        library = "numpy" if name in ("numpy", "numba") else "torch"
+        rate = machine.product_rate(flops / products, threads=threads, library=library)
+    return flops / rate, f"{flops:.3g} FLOPs at {rate / 1e9:.3g} GFLOP/s {us(flops / rate)}"
+
+
 def numpy_threads(multiplications: float) -> int:
     """1, or 0 (all cores) where a product has more multiplications than OpenBLAS keeps to itself."""
     return 0 if multiplications > BLAS_SHARES_FROM else 1
@@ -57,7 +71,6 @@ def numpy_bytes(machine: Machine, numbers: float, largest: float) -> tuple[float
 
 def numpy_calls(machine: Machine, products: int, reductions: int, others: int) -> tuple[float, str]:
     found = [
-        (products, "products", machine["numpy_product_call_s"]),
         (reductions, "reductions", machine["numpy_reduction_call_s"]),
         (others, "calls", machine["numpy_call_s"]),
     ]

@@ -127,8 +127,7 @@ def flops(config: Config) -> float:
 
 def cost(config: Config, machine: Machine, name: str) -> Cost:
     threads = costs.numpy_threads(multiplications(config)) if name == "numpy" else 1
-    compute = flops(config) / machine.peak("float32", threads=threads)
-    work = f"{flops(config):.3g} FLOPs at the FMA peak {us(compute)}"
+    compute, work = costs.computing(machine, name, flops(config), PRODUCTS + 2, threads)
     if name == "numpy":
         calls, text = costs.numpy_calls(machine, *NUMPY)
         largest = 4 * config.tokens * config.width
@@ -152,17 +151,14 @@ def cost(config: Config, machine: Machine, name: str) -> Cost:
         return Cost(
             entry + inner + compute,
             f"a call {us(entry)} + {pieces} products and kernels {us(inner)} + {work}",
-            "small products run below the FMA peak; XLA spreads independent ones over threads, which "
-            "must be free",
+            "XLA spreads independent ones over threads, which must be free",
         )
-    products = PRODUCTS * machine["torch_product_call_s"]
     if name == "torch_compile":
         entry, kernels = machine["torch_compiled_call_s"], KERNELS[name] * machine["torch_call_s"]
         return Cost(
-            entry + products + kernels + compute,
-            f"a compiled call {us(entry)} + {PRODUCTS} products {us(products)} + {KERNELS[name]} "
-            f"generated kernels {us(kernels)} + {work}",
-            "attention, which stays a library call; small products run below the FMA peak",
+            entry + kernels + compute,
+            f"a compiled call {us(entry)} + {KERNELS[name]} generated kernels {us(kernels)} + {work}",
+            "attention, which stays a library call",
         )
     calls = (CALLS - PRODUCTS) * machine["torch_call_s"]
     if name == "torch_export":
@@ -170,8 +166,7 @@ def cost(config: Config, machine: Machine, name: str) -> Cost:
     else:
         around, where = MODULES * machine["torch_module_call_s"], f"{MODULES} modules"
     return Cost(
-        around + calls + products + compute,
-        f"{where} {us(around)} + {CALLS - PRODUCTS} calls x {us(machine['torch_call_s'])} + "
-        f"{PRODUCTS} products {us(products)} + {work}",
+        around + calls + compute,
+        f"{where} {us(around)} + {CALLS - PRODUCTS} calls x {us(machine['torch_call_s'])} + {work}",
         "layer norm, GELU and attention cost more than a call; Python's code between the operations",
     )

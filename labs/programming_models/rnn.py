@@ -113,7 +113,8 @@ def flops(config: Config) -> float:
 
 
 def cost(config: Config, machine: Machine, name: str) -> Cost:
-    steps, compute = config.steps, flops(config) / machine.peak("float32")
+    steps = config.steps
+    compute, _ = costs.computing(machine, name, flops(config), steps - 1)
     if name in ("jax_jit", "jax_scan"):
         inner = 2 * machine["jax_product_call_s"]
         each = f"{steps} steps x (a product and a fused kernel {us(inner)}) inside XLA"
@@ -148,24 +149,24 @@ def cost(config: Config, machine: Machine, name: str) -> Cost:
             f"+ waking XLA's thread {us(wake)}",
             "operations that wait for another thread's result, and that thread",
         )
-    call, product = machine["torch_call_s"], machine["torch_product_call_s"]
+    call, product = machine["torch_call_s"], compute / (steps - 1)
     if name == "torch_cell":
         entry = machine["torch_compiled_call_s"]
         return Cost(
-            steps * (call + entry + product) + compute,
+            steps * (call + entry + product),
             f"{steps} steps x (index {us(call)} + a compiled call {us(entry)} + product {us(product)})",
             "guards, which are checked at each step, and the code around the product",
         )
     if name == "torch_compile":
         entry = machine["torch_compiled_call_s"]
         return Cost(
-            entry + steps * (product + call) + compute,
+            entry + steps * (product + call),
             f"a compiled call {us(entry)} + {steps} x (product {us(product)} + a generated kernel "
             f"{us(call)})",
             "inductor's Python around each product and kernel",
         )
     return Cost(
-        steps * (3 * call + product) + compute,
+        steps * (3 * call + product),
         f"{steps} steps x (index, sum, tanh 3 x {us(call)} + product {us(product)})",
         "indexing and tanh against a negation",
     )

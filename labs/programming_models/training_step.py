@@ -146,18 +146,16 @@ def flops(config: Config) -> float:
 
 
 def cost(config: Config, machine: Machine, name: str) -> Cost:
-    count = flops(config)
     threads = costs.numpy_threads(multiplications(config)) if name == "numpy" else 1
-    compute = count / machine.peak("float32", threads=threads)
-    work = f"{count:.3g} FLOPs at the FMA peak {us(compute)}"
+    compute, work = costs.computing(machine, name, flops(config), LOSS_PRODUCTS, threads)
     if name == "jax_jit":
         entry = costs.entry(machine, name)
         inner = (LOSS_PRODUCTS + KERNELS[name]) * machine["jax_product_call_s"]
         return Cost(
             entry + inner + compute,
             f"a call {us(entry)} + {LOSS_PRODUCTS} products and {KERNELS[name]} kernels {us(inner)} + {work}",
-            "small products run below the FMA peak; eight arguments are unpacked, seven outputs made; "
-            "XLA spreads independent products over threads, which must be free",
+            "eight arguments are unpacked, seven outputs made; XLA spreads independent products over "
+            "threads, which must be free",
         )
     if name == "jax":
         recorded, call = machine["jax_recorded_call_s"], machine["jax_eager_call_s"]
@@ -175,28 +173,24 @@ def cost(config: Config, machine: Machine, name: str) -> Cost:
         return Cost(
             calls + moved + compute,
             f"{text} + {bytes_text} + {work}",
-            "small products run below the FMA peak",
+            "products that are not square; arrays that are turned first",
         )
     recorded, call = machine["torch_recorded_call_s"], machine["torch_call_s"]
-    product = machine["torch_product_call_s"]
-    products = LOSS_PRODUCTS * product
     update = UPDATE_CALLS * call
     if name == "torch_compile":
         entry, kernels = machine["torch_compiled_gradient_s"], KERNELS[name] * call
         return Cost(
-            entry + products + kernels + update + compute,
-            f"a compiled call and its gradient {us(entry)} + {LOSS_PRODUCTS} products {us(products)} + "
+            entry + kernels + update + compute,
+            f"a compiled call and its gradient {us(entry)} + "
             f"{KERNELS[name]} kernels {us(kernels)} + {UPDATE_CALLS} updates {us(update)} + {work}",
-            "guards on eight arguments and the autograd function around the graph; small products "
-            "below the peak",
+            "guards on eight arguments and the autograd function around the graph",
         )
     calls = LOSS_CALLS * recorded + BACKWARD_CALLS * call
+    started = machine["torch_backward_s"]
     return Cost(
-        calls + products + update + compute,
-        f"{LOSS_CALLS} calls with their gradient x {us(recorded)} + {BACKWARD_CALLS} more backward x "
-        f"{us(call)} + "
-        f"{LOSS_PRODUCTS} products x "
-        f"{us(product)} + "
+        started + calls + update + compute,
+        f"starting backward {us(started)} + {LOSS_CALLS} calls with their gradient x {us(recorded)} + "
+        f"{BACKWARD_CALLS} more backward x {us(call)} + "
         f"{UPDATE_CALLS} updates {us(update)} + {work}",
         "the backward of a product or a sum is several operations (transposes, sums over rows)",
     )

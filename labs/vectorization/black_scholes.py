@@ -24,10 +24,13 @@ RATE, VOLATILITY = 0.03, 0.25  # a year, and a root of a year
 # Operations in kernels/simd.py. Arithmetic: additions, multiplications (two in an FMA), divisions, roots.
 EXP_FLOPS, LOG_FLOPS, ERF_FLOPS = 20, 24, 28 + 20
 OPTION_FLOPS = LOG_FLOPS + EXP_FLOPS + 2 * (ERF_FLOPS + 3) + 17
-# Instructions: an FMA is one; comparisons, selections and integer steps count. A division or root takes the
-# place of about eight (Agner Fog, instruction tables: 8 to 16 cycles for a full register).
-EXP_WORK, LOG_WORK, ERF_WORK = 22, 18 + 12 + 8, 18 + 22
-OPTION_WORK = LOG_WORK + EXP_WORK + 2 * (ERF_WORK + 2) + 10 + 3 * 8
+# Instructions but divisions: an FMA is one; comparisons, selections and integer steps count.
+LOG_WORK, ERF_WORK = 18 + 12, 18 + rungs.EXP_WORK
+OPTION_WORK = LOG_WORK + rungs.EXP_WORK + 2 * (ERF_WORK + 2) + 10
+DIVISIONS = 4  # with log's own, and the root, which the divider computes too
+DIVISION_LATENCY = 3  # FMAs' that a division or root takes when the next step waits for it (Agner Fog)
+XLA_BITS = 256
+"""Registers that XLA's client for CPUs prefers, however wide they are (xla_cpu_prefer_vector_width)."""
 
 
 def inputs(config: Any) -> tuple[Any, Any, Any]:
@@ -209,12 +212,14 @@ def predict(config: Any, machine: Machine) -> Sequence[Prediction]:
     def say(name: str, seconds: float, because: str, suspect: str = "") -> None:
         found.append(Prediction(f"{GROUP}/{name}", "time_s", seconds, because, suspect))
 
-    operation, call = machine["python_operation_s"], machine["python_call_s"]
+    operation, call = machine["python_operation_s"], machine["python_function_s"]
+    item, libm = machine["python_item_s"], machine["libm_exp_s"]
     say(
         "python",
-        n * (26 * operation + 7 * call),
-        f"{n:.3g} options x (26 operations x {operation * 1e9:.3g} ns + 7 calls x {call * 1e9:.3g} ns)",
-        "the C functions behind the calls (erf above all), which an empty call does not have",
+        n * (26 * operation + 7 * call + 5 * item + 7 * libm),
+        f"{n:.3g} options x (26 operations x {operation * 1e9:.3g} ns + 7 calls of C x {call * 1e9:.3g} ns "
+        f"and what they compute 7 x {libm * 1e9:.3g} ns + 5 items x {item * 1e9:.3g} ns)",
+        "erf, which has several ranges",
     )
     moved = rungs.pass_seconds(machine, NUMPY_ARRAYS * array, 10 * array)
     functions = 7 * n * machine["numpy_exp_s"]
@@ -226,24 +231,25 @@ def predict(config: Any, machine: Machine) -> Sequence[Prediction]:
         f"{rungs.milliseconds(functions)}",
         "temporaries that malloc gives back and takes anew (compare the allocator columns)",
     )
-    libm = machine["libm_exp_s"]
+    waits = 3 * DIVISION_LATENCY * machine["fma_latency_s"]
     say(
         "numba",
-        n * 6 * libm,
-        f"{n:.3g} options x 6 x {libm * 1e9:.3g} ns: log and exp 1 each; erf 2 each, an exp and a ratio of "
-        "polynomials, by ranges",
-        "erf's ranges are branches that random inputs mispredict; divisions and the root wait for one "
-        "another",
+        n * (6 * libm + waits),
+        f"{n:.3g} options x (6 x {libm * 1e9:.3g} ns: log and exp 1 each; erf 2 each, an exp and a ratio of "
+        f"polynomials, by ranges; + 2 divisions and a root that wait for one another {waits * 1e9:.3g} ns)",
+        "erf's ranges are branches that random inputs mispredict",
     )
-    packed = rungs.instruction_seconds(machine, OPTION_WORK, n) + rungs.pass_seconds(
-        machine, 5 * array, 5 * array
-    )
+    lanes = machine["vector_lanes_float32"]
+    divided = DIVISIONS * n * machine["packed_division_s"]
+    arithmetic = rungs.instruction_seconds(machine, OPTION_WORK, n) + divided
+    arrays = rungs.pass_seconds(machine, 5 * array, 5 * array)
+    packed = arithmetic + arrays
     say(
         "numba_simd",
         packed,
-        f"{n:.3g} options x {OPTION_WORK} instructions over {machine['vector_lanes_float32']:.0f} "
-        "lanes at the rate of FMAs, + 5 arrays once",
-        "divisions, which differ most between CPUs",
+        f"{n:.3g} options x {OPTION_WORK} instructions over {lanes:.0f} lanes, {DIVISIONS} divisions and "
+        f"roots {rungs.milliseconds(divided)}, + 5 arrays once {rungs.milliseconds(arrays)}",
+        "what leaves the registers, of which so long a formula has too few",
     )
     say(
         "numba_parallel",
@@ -251,13 +257,14 @@ def predict(config: Any, machine: Machine) -> Sequence[Prediction]:
         f"{rungs.milliseconds(packed)} / {machine.cores} cores + one parallel region",
         "cores that are busy or that share one core's execution units (hyper-threads)",
     )
+    narrower = max(1.0, 32 * lanes / XLA_BITS)
+    fused = (arithmetic * narrower + arrays) / machine.cores
     say(
         "jax",
-        packed / machine.cores + machine["jax_call_s"],
-        f"XLA fuses all into one SIMD loop: as above {rungs.milliseconds(packed / machine.cores)}, + "
-        "its dispatch",
-        "XLA's own polynomials, its preferred register width, and how many threads it gives a loop of this "
-        "size",
+        fused + machine["jax_call_s"],
+        f"XLA fuses all into one SIMD loop, of {XLA_BITS}-bit registers and over {machine.cores} cores: "
+        f"{rungs.milliseconds(fused)}, + its dispatch",
+        "XLA's own polynomials, and how many threads it gives a loop of this size",
     )
     passes, arrays = 25, 25 * 2.3
     split = rungs.pass_seconds(machine, arrays * array, 10 * array, threads=0)

@@ -148,23 +148,24 @@ def predict(config: Any, machine: Machine) -> Sequence[Prediction]:
     def say(name: str, seconds: float, because: str, suspect: str = "") -> None:
         found.append(Prediction(f"{GROUP}/{name}", "time_s", seconds, because, suspect))
 
-    operation, item = machine["python_operation_s"], machine["python_item_s"]
+    operation, item, turn = (machine[f"python_{name}_s"] for name in ("operation", "item", "step"))
     say(
         "python",
-        cube * (2 * operation + 2 * item),
-        f"{cube:.3g} x (addition and comparison x {operation * 1e9:.3g} ns + 2 items x {item * 1e9:.3g} ns)",
-        "an interpreter that treats comparison and range unlike arithmetic",
+        cube * (2 * operation + 2 * item + turn),
+        f"{cube:.3g} x (addition and comparison x {operation * 1e9:.3g} ns + 2 items x {item * 1e9:.3g} ns + "
+        f"a turn of the loop {turn * 1e9:.3g} ns)",
+        "an interpreter that treats comparison unlike arithmetic",
     )
     moved = rungs.pass_seconds(machine, n * 4 * matrix, 2 * matrix)
     calls = 2 * n * machine["numpy_call_s"]
-    starts = rungs.inner_loop_seconds(machine, n * n)
+    starts = n * n * machine["numpy_broadcast_row_s"]
     say(
         "numpy",
         moved + calls + starts,
         f"{n} steps write {matrix / 1e3:.3g} kB of sums, then read two and write one: "
         f"{rungs.milliseconds(moved)}, "
-        f"calls {rungs.milliseconds(calls)}, {n * n} inner loops {rungs.milliseconds(starts)}",
-        f"inner loops of {n} elements, each started anew",
+        f"calls {rungs.milliseconds(calls)}, {n * n} rows with a number each {rungs.milliseconds(starts)}",
+        f"rows of {n} elements, for each of which numpy starts its loop anew",
     )
     # A line that is updated in place comes and goes; of a copy's two lines the target's comes, too, only
     # to be overwritten: two transfers for what a copy does in three.

@@ -25,13 +25,13 @@ def plain(weights: np.ndarray) -> np.ndarray:
 @njit(forceinline=True)
 def relax_row(row: np.ndarray, via: np.ndarray, first: float) -> None:
     """No branch, and ``via`` is a copy: the compiler need not fear that storing to ``row`` changes it."""
+    full_width()  # here: the loop is vectorised before it is inlined
     for j in range(row.size):
         row[j] = minimum(row[j], first + via[j])
 
 
 @njit
 def simd(weights: np.ndarray) -> np.ndarray:
-    full_width()
     distance = weights.copy()
     for k in range(distance.shape[0]):
         via = distance[k].copy()
@@ -47,6 +47,5 @@ def parallel(weights: np.ndarray) -> np.ndarray:
     for k in range(distance.shape[0]):
         via = distance[k].copy()
         for i in prange(distance.shape[0]):
-            full_width()
             relax_row(distance[i], via, distance[i, k])
     return distance

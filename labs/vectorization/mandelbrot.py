@@ -253,28 +253,31 @@ def predict(config: Any, machine: Machine) -> Sequence[Prediction]:
     def say(name: str, seconds: float, because: str, suspect: str = "") -> None:
         found.append(Prediction(f"{GROUP}/{name}", "time_s", seconds, because, suspect))
 
-    operation = machine["python_operation_s"]
+    operation, turn = machine["python_operation_s"], machine["python_step_s"]
     say(
         "python",
-        steps * 9 * operation,
-        f"{steps:.3g} steps (counted on 32 rows) x 9 operations x {operation * 1e9:.3g} ns",
-        "an interpreter that treats comparison and loop unlike arithmetic",
+        steps * (9 * operation + turn),
+        f"{steps:.3g} steps (counted on 32 rows) x (9 operations x {operation * 1e9:.3g} ns + a turn of the "
+        f"loop {turn * 1e9:.3g} ns)",
+        "an interpreter that treats comparison unlike arithmetic",
     )
     moved = rungs.pass_seconds(machine, iterations * NUMPY_BYTES * pixels, 7 * array)
     calls = iterations * NUMPY_PASSES * machine["numpy_call_s"]
+    converted = iterations * pixels * machine["numpy_conversion_s"]
     say(
         "numpy",
-        moved + calls,
+        moved + calls + converted,
         f"{iterations} steps x {NUMPY_PASSES} passes over {array / 1e6:.3g} MB: {rungs.milliseconds(moved)}, "
-        f"calls {rungs.milliseconds(calls)}",
-        "adding the truth values to integers, which converts them piece by piece",
+        f"calls {rungs.milliseconds(calls)}, truth values added to integers {rungs.milliseconds(converted)}",
+        "the conversion of truth values, piece by piece",
     )
-    latency = machine["fma_latency_s"]
+    product, addition = machine["fma_latency_s"], machine["add_latency_s"]
     say(
         "numba",
-        steps * 3 * latency,
-        f"{steps:.3g} steps x a chain of 3 dependent operations x {latency * 1e9:.3g} ns",
-        "additions and products of fewer cycles than an FMA; a mispredicted exit per pixel",
+        steps * (product + 2 * addition),
+        f"{steps:.3g} steps x a chain of a product {product * 1e9:.3g} ns and two additions "
+        f"{addition * 1e9:.3g} ns",
+        "a mispredicted exit per pixel",
     )
     width = min(BLOCK, config.pixels)
     starts = np.arange(0, config.pixels, width)
@@ -282,14 +285,15 @@ def predict(config: Any, machine: Machine) -> Sequence[Prediction]:
     lanes_stepped = float((longest * np.diff([*starts, config.pixels])).sum()) * config.pixels / len(sample)
     # 3 products and 5 sums in 7 instructions where fused; comparison, selection, count, maximum.
     instructions = 7 + 4
-    packed = rungs.instruction_seconds(machine, instructions, lanes_stepped)
+    tests = lanes_stepped / width * rungs.across_lanes_seconds(machine)
+    packed = rungs.instruction_seconds(machine, instructions, lanes_stepped) + tests
     say(
         "numba_simd",
         packed,
         f"{lanes_stepped:.3g} steps (a block of {width} goes on to its last) x {instructions} "
         "instructions over "
-        f"{machine['vector_lanes_float32']:.0f} lanes at the rate of FMAs",
-        "one store a cycle, and the test after each step of a block",
+        f"{machine['vector_lanes_float32']:.0f} lanes, and whether one is left {rungs.milliseconds(tests)}",
+        "one store a cycle; a test that does not wait for the one before",
     )
     say(
         "numba_parallel",

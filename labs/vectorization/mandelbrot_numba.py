@@ -39,6 +39,7 @@ def iterate_block(
     Escaped pixels are stepped on, through inf to NaN, for which the comparison is False. Steps are counted
     in float32: int32 + int32 is int64 in numba, and the widest type decides how many lanes there are.
     """
+    full_width()  # here: the loop is vectorised before it is inlined
     x, y, steps = state[0], state[1], state[2]
     for j in range(real.size):
         x[j] = y[j] = steps[j] = f32(0)
@@ -59,7 +60,6 @@ def iterate_block(
 
 @njit(error_model="numpy", fastmath={"contract"})
 def simd(real: np.ndarray, imaginary: np.ndarray, iterations: int) -> np.ndarray:
-    full_width()
     counts = np.empty((imaginary.size, real.size), np.int32)
     state = np.empty((3, BLOCK), np.float32)
     for row in range(imaginary.size):
@@ -73,7 +73,6 @@ def simd(real: np.ndarray, imaginary: np.ndarray, iterations: int) -> np.ndarray
 def parallel(real: np.ndarray, imaginary: np.ndarray, iterations: int) -> np.ndarray:
     counts = np.empty((imaginary.size, real.size), np.int32)
     for row in prange(imaginary.size):
-        full_width()
         state = np.empty((3, BLOCK), np.float32)
         for begin in range(0, real.size, BLOCK):
             end = min(begin + BLOCK, real.size)

@@ -149,13 +149,13 @@ def predict(config: Any, machine: Machine) -> Sequence[Prediction]:
     def say(name: str, seconds: float, because: str, suspect: str = "") -> None:
         found.append(Prediction(f"{GROUP}/{name}", "time_s", seconds, because, suspect))
 
-    operation = machine["python_operation_s"]
+    operation, item, turn = (machine[f"python_{name}_s"] for name in ("operation", "item", "step"))
     say(
         "python",
-        terms * 4 * operation,
-        f"{terms:.3g} terms x 4 (subtract, multiply, add, step of zip) x {operation * 1e9:.3g} ns",
-        "an interpreter that specialises zip and float arithmetic better or worse than the calibration's "
-        "loop",
+        terms * (3 * operation + 2 * item + turn),
+        f"{terms:.3g} terms x (subtract, multiply, add x {operation * 1e9:.3g} ns + 2 items x "
+        f"{item * 1e9:.3g} ns + a turn of the loop {turn * 1e9:.3g} ns)",
+        "zip, which makes a pair of the items",
     )
     cube = rungs.FLOAT_BYTES * terms
     moved = rungs.pass_seconds(machine, 4 * cube, 2 * cube)
@@ -169,25 +169,25 @@ def predict(config: Any, machine: Machine) -> Sequence[Prediction]:
         f"{rungs.milliseconds(starts)}",
         f"inner loops of {d} elements, whose start weighs; and huge pages, which numpy asks for",
     )
-    small = rungs.FLOAT_BYTES * pairs
-    product = 2 * terms / machine.peak("float32", threads=0)
-    passes = rungs.pass_seconds(machine, 10 * small, 3 * small)
+    small, flops = rungs.FLOAT_BYTES * pairs, 2 * terms
+    product = flops / machine.product_rate(flops, threads=0, library="numpy")
+    passes = rungs.pass_seconds(machine, 10 * small, 3 * small) + n * machine["numpy_broadcast_row_s"]
     root = (
         pairs * machine["numpy_exp_s"]
     )  # the divider takes about as long for a root as arithmetic for an exp
     say(
         "numpy_gram",
         product + passes + root + 9 * machine["numpy_call_s"],
-        f"2 n^2 d flops at the peak of all cores {rungs.milliseconds(product)}, 10 passes over n^2 "
+        f"2 n^2 d flops at the rate of a square product {rungs.milliseconds(product)}, 10 passes over n^2 "
         f"{rungs.milliseconds(passes)}, the root {rungs.milliseconds(root)}",
-        "a BLAS that is far below the peak for a product this thin",
+        "a product this thin; numpy computes half of a matrix times its own transpose, and copies that",
     )
-    chain = terms * machine["fma_latency_s"]
+    chain = terms * machine["add_latency_s"]
     say(
         "numba",
         chain,
-        f"{terms:.3g} additions, each waiting for the last: x {machine['fma_latency_s'] * 1e9:.3g} ns",
-        "an addition of fewer cycles than an FMA, and neighbouring pairs computed at once",
+        f"{terms:.3g} additions, each waiting for the last: x {machine['add_latency_s'] * 1e9:.3g} ns",
+        "neighbouring pairs computed at once",
     )
     # Per pair: a subtraction and an FMA a register; then the lanes are added to one another, and a root.
     instructions = 2 * math.ceil(d / lanes) + 2 * math.log2(lanes) + 4
@@ -195,7 +195,7 @@ def predict(config: Any, machine: Machine) -> Sequence[Prediction]:
     say(
         "numba_simd",
         packed,
-        f"{pairs:.3g} pairs x {instructions:.0f} instructions of {lanes:.0f} lanes at the rate of FMAs",
+        f"{pairs:.3g} pairs x {instructions:.0f} instructions of {lanes:.0f} lanes",
         "the sum over lanes at the end of each pair, which waits for itself",
     )
     say(
@@ -205,6 +205,7 @@ def predict(config: Any, machine: Machine) -> Sequence[Prediction]:
         "cores that are busy or that share one core's execution units (hyper-threads)",
     )
     two = rungs.pass_seconds(machine, 4 * small, 2 * small, threads=0)
+    product = flops / machine.product_rate(flops, threads=0)
     say(
         "torch",
         product * (d + 2) / d + two + root / machine.cores + 12 * machine["torch_call_s"],

@@ -18,6 +18,9 @@ from labs.machine import Machine
 
 ROUNDING = 2.0**-24  # relative error of one float32 operation, at most
 FLOAT_BYTES = 4
+EXP_WORK = (
+    22  # instructions of kernels/simd.py's exp on a register: an FMA is one; comparisons, integers count
+)
 MAPPED_BYTES = 32 << 20  # glibc maps larger blocks anew at each call (M_MMAP_THRESHOLD's upper limit)
 
 
@@ -93,11 +96,16 @@ def inner_loop_seconds(machine: Machine, loops: float) -> float:
 
 
 def instruction_seconds(machine: Machine, per_element: float, elements: float) -> float:
-    """``per_element`` SIMD instructions for each lane's element, at the rate of FMAs (two flops a lane).
+    """``per_element`` SIMD instructions for each lane's element, at the rate at which an exp does its own.
 
-    Arithmetic only: loads and stores go beside it, on other ports.
+    Not at that of FMAs: comparisons, selections and integers have fewer units, and loops load and store.
     """
-    return per_element * elements / (machine.peak("float32") / 2)
+    return per_element * elements * machine["packed_exp_s"] / EXP_WORK
+
+
+def across_lanes_seconds(machine: Machine) -> float:
+    """Reducing one register to a number: each halving is a shuffle and an operation that waits for it."""
+    return 2 * math.log2(machine["vector_lanes_float32"]) * machine["fma_latency_s"]
 
 
 def shared_seconds(machine: Machine, one_core: float, regions: int = 1) -> float:

@@ -86,6 +86,23 @@ def test_every_plan_gives_enough_rounds_within_limits_and_common_ones(samples, b
     assert all(len(mine & other) >= 2 for mine in rounds for other in rounds)
 
 
+def test_a_sample_does_not_pay_for_what_the_variant_before_left():
+    calls = []
+
+    def variant(name):
+        def step():
+            time.sleep(3e-4 if calls[-1:] == [name] else 3e-3)
+            calls.append(name)
+
+        return Timed(step, warm_seconds=3e-4)
+
+    timed = {name: variant(name) for name in ("one", "other")}
+    run_rounds(timed, 0.3)
+    for item in timed.values():
+        assert len(item.seconds) > 10
+        assert sorted(item.seconds)[int(0.9 * len(item.seconds))] < 2e-3  # after the other, a call takes 3 ms
+
+
 def test_a_limit_holds_and_is_used_up_on_a_machine_that_became_slower():
     slow = []
 

@@ -25,7 +25,7 @@ from labs.bottlenecks.claims import (
     named_right,
 )
 from labs.bottlenecks.job import Job, Run, best_precision
-from labs.bottlenecks.model import FED, REACHED, derive, healthy, predict, seconds
+from labs.bottlenecks.model import ATTENTION_PRODUCTS, derive, healthy, predict, product_seconds, seconds
 from labs.bottlenecks.proof import check, precision_of
 from labs.bottlenecks.ranks import eager_exchange, even_shares, late_exchange, shares, uneven_shares
 from labs.bottlenecks.ways import HEALTHY, ON_DEVICE, PAIRS, RANKED, setup_of
@@ -313,18 +313,25 @@ def test_a_step_is_its_products_its_bytes_and_its_calls():
     slower = machine(**CONSTANTS | {"torch_call_s": 0.0, "matrix_bfloat16_1_flops": 50e9})
     from labs.models.formulas import flops_per_token
 
-    flops = flops_per_token(config.gpt(), config.length) * config.tokens
-    assert healthy(config, slower) - healthy(config, here) == pytest.approx(
-        flops / REACHED * (1 / 50e9 - 1 / 100e9)
-    )
+    gpt = config.gpt()
+    scores = 4 * config.length * gpt.width * gpt.layers
+    flops = (flops_per_token(gpt, config.length) + (ATTENTION_PRODUCTS / 2 - 3) * scores) * config.tokens
+    assert healthy(config, slower) - healthy(config, here) == pytest.approx(flops * (1 / 50e9 - 1 / 100e9))
 
 
-def test_matrix_units_are_fed_from_memory():
-    config = configure(LAB, "quick")
-    fed, beyond = (
-        machine(**CONSTANTS | {"matrix_bfloat16_1_flops": times * 50e9}) for times in (FED, 3 * FED)
+def test_small_products_run_at_the_rate_that_small_ones_reached():
+    """Of a narrow model in tiny batches all are smaller than the smallest square, of a wide one larger."""
+    here = machine(
+        **CONSTANTS | {"torch_product_64_bfloat16_1_flops": 10e9, "torch_product_256_bfloat16_1_flops": 400e9}
     )
-    assert healthy(config, fed) == healthy(config, beyond)
+    from labs.models.formulas import flops_per_token
+
+    for width, length, pieces, rate in ((64, 16, 64, 10e9), (1024, 1024, 1, 400e9)):
+        gpt = configure(LAB, "quick", {"width": width, "length": length}).gpt()
+        scores = 4 * length * gpt.width * gpt.layers
+        flops = (flops_per_token(gpt, length) + (ATTENTION_PRODUCTS / 2 - 3) * scores) * 64 * length
+        found = product_seconds(gpt, here, "bfloat16", 64, length, pieces, 1)
+        assert found == pytest.approx(flops / rate)
 
 
 # --- claims ------------------------------------------------------------------------------------------

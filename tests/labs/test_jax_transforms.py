@@ -44,7 +44,8 @@ CONSTANTS = dict(
     thread_switch_s=10e-6, jax_eager_call_s=5e-6,
     jax_recorded_call_s=200e-6,
     jax_kernel_s=0.3e-6, jax_compile_s=50e-3, jax_compile_kernel_s=5e-3, jax_matmul_flops=200e9,
-    torch_recorded_call_s=4e-6, torch_func_call_s=15e-6, torch_matmul_flops=90e9, numpy_exp_s=0.3e-9,
+    torch_recorded_call_s=4e-6, torch_func_call_s=15e-6, torch_backward_s=10e-6,
+    torch_func_entry_s=30e-6, numpy_exp_s=0.3e-9,
     scalar_float32_flops=15e9, jax_first_call_s=30e-3, torch_compiled_gradient_s=60e-6,
     torch_compiled_call_s=15e-6, torch_product_call_s=1e-6,
 )  # fmt: skip
@@ -284,16 +285,15 @@ def test_every_time_is_predicted_with_its_numbers_and_a_suspect():
 def test_costs_by_hand():
     assert costs.jitted_call(MACHINE, 1, 999) == pytest.approx(4e-6)
     assert costs.jitted_call(MACHINE, 2.5) == pytest.approx(4e-6 + 1.5 * 2e-6 + 40e-6)
-    assert costs.streamed_call(MACHINE, 1, 1e-6) == pytest.approx(
-        11e-6
-    )  # handing over takes longer than a call
-    assert costs.streamed_call(MACHINE, 11, 1e-6) == pytest.approx(24e-6)
+    assert costs.streamed_call(MACHINE, 1, 1e-6) == pytest.approx(4e-6 + 10e-6)  # a call, and handing it over
+    assert costs.streamed_call(MACHINE, 11, 1e-6) == pytest.approx(24e-6 + 10e-6)
+    assert costs.streamed_call(MACHINE, 1, 50e-6) == pytest.approx(50e-6)  # XLA's thread is the slower one
     assert costs.program(MACHINE, 20e9, 1, 10) == pytest.approx(
         0.1 + 3e-6 + 20e-6
     )  # a large product is shared
     assert costs.program(MACHINE, 6e6, 6, 0) == pytest.approx(2 * 30e-6)  # small ones have one of two cores
-    assert costs.torch_program(MACHINE, 9e9, 5, "recorded") == pytest.approx(0.1 + 20e-6)
-    assert costs.torch_program(MACHINE, 9e9, 5, threads=1) == pytest.approx(0.2 + 5e-6)  # half of the cores
+    assert costs.torch_program(MACHINE, 9e9, 5, "recorded", products=1) == pytest.approx(0.09 + 30e-6)
+    assert costs.torch_program(MACHINE, 9e9, 5, products=1, threads=1) == pytest.approx(0.18 + 5e-6)
     said = {(each.variant, each.key): each.value for each in LAB.predict(SMALL, MACHINE)}
     assert said["recurrent/unrolled", "compile_s"] == pytest.approx(50e-3 + (SMALL.steps + 6) * 5e-3)
     assert said["retracing/every_length", "traces"] == SMALL.lengths

@@ -38,6 +38,15 @@ def test_matrices_fall_back_to_vector_units_and_unknown_dtypes_are_named() -> No
         example().peak("bfloat16", unit="matrix")
 
 
+def test_the_rate_of_a_product_lies_between_the_squares_that_were_measured() -> None:
+    rates = {"torch_product_10_float32_1_flops": 1e9, "torch_product_1000_float32_1_flops": 1e11}
+    here = replace(example(), constants={**example().constants, **rates})
+    assert here.product_rate(1.0) == here.product_rate(2e3) == pytest.approx(1e9)
+    assert here.product_rate(2e6) == pytest.approx(1e10)  # half way, in both logarithms
+    assert here.product_rate(1e15) == pytest.approx(1e11)
+    assert here.product_rate(2e6, library="numpy") == here.peak("float32"), "of which none was measured"
+
+
 def test_missing_constants_and_curves_say_what_there_is() -> None:
     with pytest.raises(ValueError, match="no constant 'fork_s'; it has cores"):
         example()["fork_s"]

@@ -1,0 +1,68 @@
+"""Before a lab the machine's speed is checked: predictions go with what has changed."""
+
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import pytest
+from stated import machine as stated
+
+from bench.assemble import _speed_notes
+from bench.journal import Journal
+from bench.suites import test_labs as suite
+from labs import calibration_anchors
+from labs.lab import Prediction
+
+
+def predict(config, machine):
+    return [Prediction("group/way", "time_s", 1e6 * machine["python_operation_s"], "a million operations")]
+
+
+LAB = SimpleNamespace(name="stated", predict=predict)
+
+
+@pytest.fixture
+def journal(tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "checked", set())
+    kept = Journal(tmp_path / "journal")
+    kept.write("predictions", lab="stated", column="default", predictions=[asdict(predict(None, MACHINE)[0])])
+    return kept
+
+
+MACHINE = stated(python_operation_s=1e-13)  # no machine is as fast
+
+
+def test_a_slower_machine_is_predicted_with_and_said(journal):
+    suite._check_speed(LAB, None, MACHINE, journal)
+    (now,) = suite._predictions(LAB, None, MACHINE, journal)
+    assert now.value > 100 * predict(None, MACHINE)[0].value
+    (note,) = _speed_notes(list(journal.events()))
+    assert note.startswith("stated (default): the interpreter at 0.0")
+    before = len(list(journal.events()))
+    suite._check_speed(LAB, None, MACHINE, journal)
+    assert len(list(journal.events())) == before, "once a lab and process"
+
+
+def test_a_machine_that_runs_as_calibrated_changes_nothing(journal, monkeypatch):
+    monkeypatch.setattr(calibration_anchors, "speeds", lambda machine, asked: {})
+    suite._check_speed(LAB, None, MACHINE, journal)
+    events = list(journal.events())
+    assert [event["event"] for event in events] == ["predictions", "speed"]
+    assert events[-1]["speeds"] == {}
+    assert _speed_notes(events) == []
+
+
+def test_what_is_partly_measured_keeps_what_was_predicted_of_it(journal):
+    journal.write("variant", lab="stated", column="default", variant="group/other")
+    before = list(journal.events())
+    suite._check_speed(LAB, None, MACHINE, journal)
+    assert list(journal.events()) == before
+
+
+def test_a_check_that_fails_leaves_the_first_predictions(journal, monkeypatch):
+    def broken(machine, asked):
+        raise OSError("no clock")
+
+    monkeypatch.setattr(calibration_anchors, "speeds", broken)
+    suite._check_speed(LAB, None, MACHINE, journal)
+    assert suite._predictions(LAB, None, MACHINE, journal)[0].value == predict(None, MACHINE)[0].value
+    assert "no clock" in list(journal.events())[-1]["error"]
