@@ -8,8 +8,8 @@ workers (a worker of one kind idles), a slow link, prompts that begin alike, and
 loose.
 
 Formulas (``model.py``, ``costs.py``):
-  step   a + r [prompts > 0] + p prompts + b new + c pairs + g earlier
-           + s [decodes > 0] + d decodes + e context
+  step   a + r [prompts > 0] + r' [reading anew] + p prompts + b new + c pairs + g earlier
+           + s [decodes > 0] + s' [writing anew] + d decodes + e context
   TTFT, ITL, goodput   the simulator's, which runs the engine itself on a virtual clock with these costs
 
 Three policies on the same engine (``engine.py``, ``policies.py``), live on Ray actors (``actors.py``,

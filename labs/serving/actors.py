@@ -1,9 +1,9 @@
 """Workers as Ray actors; keys and values travel through Ray's object store.
 
-Requests come in as actor calls. Tokens go out over a socket of their own, a report a step: an actor call
-takes about a millisecond of two processes, and a step that writes takes but a few. What is handed over stays
-with its worker until the next one asks for it: Ray brings it from store to store, and no engine waits for
-that.
+Requests come in and tokens go out, a report a step, over a socket of the worker's own: an actor call takes
+about a millisecond of two processes, and a step that writes takes but a few. What is handed over stays with
+its worker until the next one asks for it, in an actor call: Ray brings it from store to store, and no engine
+waits for that.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import os
 import pickle
 import socket
 import struct
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import psutil
 
-from labs.serving.worker import Failed, Message, Model, Report, Worker
+from labs.serving.worker import Failed, Message, Model, Receive, Report, Worker
 
 START_S, CALL_S = 120.0, 60.0
 """For a start with its model, and for any other answer. A worker that is silent for the second is asked
@@ -40,8 +41,8 @@ class LostHandOver(Exception):
 
 
 class WorkerActor:
-    """What runs in the actor's process. address, secret: where its reports go, and what is said there
-    first."""
+    """What runs in the actor's process. address, secret: where its reports go and messages come from, and
+    what is said there first."""
 
     def __init__(
         self, model: Model, now: Callable[[], float], address: tuple[str, int], secret: bytes
@@ -54,11 +55,14 @@ class WorkerActor:
         self._kept: dict[int, Any] = {}
         self._keys = itertools.count()
         self._socket = socket.create_connection(address, START_S)
+        self._socket.settimeout(None)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.sendall(secret)
         self.worker = Worker(
             model, now, self._send, self._keep, fetch=lambda sent: ray.get(sent[0], timeout=CALL_S)
         )
+        self._received, self._more = 0, threading.Condition()
+        threading.Thread(target=self._receive, daemon=True, name="messages").start()
 
     def put(self, messages: Sequence[Message]) -> None:
         self.worker.put(messages)
@@ -70,8 +74,24 @@ class WorkerActor:
     def process(self) -> int:
         return os.getpid()
 
-    def held(self) -> int:
+    def held(self, sent: int) -> int:
+        """Blocks in use, once ``sent`` messages have come over the socket."""
+        with self._more:
+            self._more.wait_for(lambda: self._received >= sent, CALL_S)
         return self.worker.held()
+
+    def _receive(self) -> None:
+        """Until the connection ends. What cannot be read ends it: whoever listens hears of that."""
+        stream = self._socket.makefile("rb")
+        try:
+            while len(head := stream.read(_SIZE.size)) == _SIZE.size:
+                self.worker.put(pickle.loads(stream.read(_SIZE.unpack(head)[0])))
+                with self._more:
+                    self._received += 1
+                    self._more.notify_all()
+        finally:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def _keep(self, payload: Any) -> int:
         key = next(self._keys)
@@ -79,8 +99,12 @@ class WorkerActor:
         return key
 
     def _send(self, report: Report | Failed) -> None:
-        content = pickle.dumps(report, pickle.HIGHEST_PROTOCOL)
-        self._socket.sendall(_SIZE.pack(len(content)) + content)
+        self._socket.sendall(_framed(report))
+
+
+def _framed(content: Any) -> bytes:
+    pickled = pickle.dumps(content, pickle.HIGHEST_PROTOCOL)
+    return _SIZE.pack(len(pickled)) + pickled
 
 
 class Actor:
@@ -95,6 +119,8 @@ class Actor:
         self.handle = remote.remote(model, now, self._listening.getsockname(), self._secret)
         self._server: asyncio.Server | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self._up = asyncio.Event()  # ``_writer`` is there
+        self._sent = 0  # messages over the socket
         self._ended = asyncio.Event()  # nothing more is read
         self._process: psutil.Process | None = None
         self._reports: asyncio.Queue[Report | Failed | LostWorker] = asyncio.Queue()
@@ -109,7 +135,25 @@ class Actor:
         return number
 
     async def put(self, messages: Sequence[Message]) -> None:
-        await self._answer(self.handle.put.remote(list(messages)), CALL_S)
+        """Hand-overs in an actor call, with which Ray brings what they refer to; they have been taken when it
+        returns. All else over the socket."""
+        if any(isinstance(each, Receive) for each in messages):
+            await self._answer(self.handle.put.remote(list(messages)), CALL_S)
+            return
+        framed = _framed(list(messages))
+        try:
+            async with asyncio.timeout(CALL_S):
+                await self._up.wait()
+                assert self._writer is not None
+                if self._ended.is_set():
+                    raise ConnectionResetError
+                self._writer.write(framed)
+                self._sent += 1
+                await self._writer.drain()
+        except TimeoutError:
+            raise LostWorker(f"it has not taken its messages for {CALL_S:g} s") from None
+        except ConnectionError:
+            raise LostWorker("its connection has ended") from None
 
     async def poll(self) -> list[Report]:
         """All reports that have come, waiting for the first; none after a silence in which it was there.
@@ -140,7 +184,7 @@ class Actor:
 
     async def held(self) -> int:
         """Blocks in use."""
-        return await self._answer(self.handle.held.remote(), CALL_S)
+        return await self._answer(self.handle.held.remote(self._sent), CALL_S)
 
     async def end(self) -> None:
         """Ends the process; it has nothing to say any more."""
@@ -166,6 +210,7 @@ class Actor:
                 if not hmac.compare_digest(said, self._secret):
                     return
                 self._writer = writer
+                self._up.set()
                 while True:
                     (size,) = _SIZE.unpack(await reader.readexactly(_SIZE.size))
                     self._reports.put_nowait(pickle.loads(await reader.readexactly(size)))

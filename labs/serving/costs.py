@@ -1,20 +1,34 @@
 """How long a step takes, fitted to steps that were run.
 
-  step = a + r [prompts > 0] + p prompts + b new + c pairs + g earlier
-           + s [decodes > 0] + d decodes + e context
+  step = a + r [prompts > 0] + r' [reading anew] + p prompts + b new + c pairs + g earlier
+           + s [decodes > 0] + s' [writing anew] + d decodes + e context
+           + (r'' if prompts > 0 else s'') log2(1 + rest / 10 ms)
 
 the terms of ``labs.serving.engine.Shape``: a piece of a prompt costs by its tokens and by the pairs of
 queries and keys in it, a decode by the sequence and by the keys it reads. Each kind reads all weights, once
-for all of its kind; prompt and decode of a mixed batch share ``a`` alone.
+for all of its kind, and from further away where the step before did something else; prompt and decode of a
+mixed batch share ``a`` alone. A worker that has rested is slower, the more so the longer it did: others have
+taken its place in caches, and its core has slowed down.
+
+These are means, of a worker that has the cores' caches and memory to itself. ``Disturbance`` is what they
+leave out: what workers take from each other, and how much one step or message differs from another like it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from labs.serving.engine import Shape
+
+REST_S = 0.01
+
+
+def rested(rest: float) -> float:
+    """How often the time of rest has doubled, from 10 ms on."""
+    return math.log2(1 + rest / REST_S)
 
 
 @dataclass(frozen=True)
@@ -30,8 +44,13 @@ class Costs:
     decodes: float = 0.0
     context: float = 0.0
     reading: float = 0.0
+    reading_anew: float = 0.0
+    writing_anew: float = 0.0
+    reading_rest: float = 0.0
+    writing_rest: float = 0.0
 
-    def seconds(self, shape: Shape) -> float:
+    def seconds(self, shape: Shape, rest: float = 0.0) -> float:
+        """rest: seconds from the worker's last step to this one."""
         return (
             self.step
             + self.reading * (shape.prompts > 0)
@@ -42,14 +61,19 @@ class Costs:
             + self.writing * (shape.decodes > 0)
             + self.decodes * shape.decodes
             + self.context * shape.context
+            + self.reading_anew * shape.reading_anew
+            + self.writing_anew * shape.writing_anew
+            + (self.reading_rest if shape.prompts else self.writing_rest) * rested(rest)
         )
 
 
 @dataclass(frozen=True)
 class Wires:
-    """What lies between workers and who asks, seconds: submit (request to engine), deliver (token to asker),
-    and a hand-over: pack + pack_byte x bytes of the sender's own time, travel + travel_byte x bytes, then
-    store + store_byte x bytes of the receiver's own time, before its next step."""
+    """What lies between workers and who asks, seconds: submit + submit_rest x ``rested`` (request to the
+    first step of a worker that had nothing to do), post (of a worker's own time, from a step's end to the
+    next one's beginning), deliver (token to asker), and a hand-over: pack + pack_byte x bytes of the sender's
+    own time, travel + travel_byte x bytes, then store + store_byte x bytes of the receiver's own time, before
+    its next step."""
 
     submit: float = 0.0
     deliver: float = 0.0
@@ -59,18 +83,79 @@ class Wires:
     travel_byte: float = 0.0
     store: float = 0.0
     store_byte: float = 0.0
+    post: float = 0.0
+    submit_rest: float = 0.0
 
 
-def terms(shape: Shape) -> list[float]:
+@dataclass(frozen=True)
+class Disturbance:
+    """How what is run differs from what was fitted.
+
+    reading_beside, writing_beside: share by which a step with prompts, or one without, takes longer while all
+    other workers are at work; in between in proportion. The others are factors, each as likely as the others
+    of its kind, that a step or a way of ``Wires`` is multiplied with; without any it takes what was fitted.
+    """
+
+    reading_beside: float = 0.0
+    writing_beside: float = 0.0
+    reading: tuple[float, ...] = ()
+    writing: tuple[float, ...] = ()
+    writing_anew: tuple[float, ...] = ()
+    submit: tuple[float, ...] = ()
+    deliver: tuple[float, ...] = ()  # of steps that only write, which follow close upon each other
+    deliver_first: tuple[float, ...] = ()  # of steps with prompts, before which who asks had nothing to do
+    post: tuple[float, ...] = ()
+    travel: tuple[float, ...] = ()
+
+    def beside(self, shape: Shape) -> float:
+        return self.reading_beside if shape.prompts else self.writing_beside
+
+    def kind(self, shape: Shape) -> tuple[float, ...]:
+        """Factors of such steps."""
+        if shape.prompts:
+            return self.reading
+        return self.writing_anew if shape.writing_anew else self.writing
+
+
+UNDISTURBED = Disturbance()
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A step that was run: its seconds, the share of the other workers that were at work meanwhile, on
+    average, and how long its worker had rested."""
+
+    shape: Shape
+    seconds: float
+    beside: float = 0.0
+    rest: float = 0.0
+
+
+def terms(shape: Shape, rest: float = 0.0) -> list[float]:
     """What the fields of ``Costs`` are multiplied with."""
-    return [Costs(**{field.name: 1.0}).seconds(shape) for field in fields(Costs)]
+    return [Costs(**{field.name: 1.0}).seconds(shape, rest) for field in fields(Costs)]
+
+
+READING = ("prompts", "new", "pairs", "earlier", "reading", "reading_anew", "reading_rest")
+
+
+def crowded(costs: Costs, disturbance: Disturbance) -> Costs:
+    """While all other workers are at work."""
+    found = {}
+    for field in fields(Costs):
+        share = disturbance.reading_beside if field.name in READING else disturbance.writing_beside
+        found[field.name] = (1 + share) * getattr(costs, field.name)
+    return Costs(**found)
 
 
 LEAST_STEPS = 20
+OUTLIER = 3.0  # times what a step of its size takes: other work on the core, and no part of a fit
+FITS = 30  # rounds: the share that neighbours take follows from the costs, and these from it
 
 
-def fit(steps: Sequence[tuple[Shape, float]]) -> Costs:
-    """Non-negative least squares of the relative error; steps that were disturbed are left out.
+def fit(steps: Sequence[Ran]) -> tuple[Costs, Disturbance]:
+    """The costs, and what neighbours take: least squares of seconds over what is expected, so that what is
+    fitted is a mean.
 
     A term whose cost comes out negative is left out and the others are fitted again. ValueError: fewer steps
     than tell the terms apart.
@@ -81,30 +166,49 @@ def fit(steps: Sequence[tuple[Shape, float]]) -> Costs:
         raise ValueError(
             f"{len(steps)} steps do not tell {len(fields(Costs))} costs apart; run {LEAST_STEPS}"
         )
-    rows = np.array([terms(shape) for shape, _ in steps])
-    seconds = np.array([time for _, time in steps])
-    weights = 1 / seconds
-    weights = _without_outliers(rows, seconds, weights)
-    names = [field.name for field in fields(Costs)]
-    kept = [index for index in range(len(names)) if rows[:, index].any()]
-    while True:
-        found = np.linalg.lstsq(rows[:, kept] * weights[:, None], seconds * weights, rcond=None)[0]
-        if (found >= 0).all():
-            return Costs(**{names[index]: float(value) for index, value in zip(kept, found, strict=True)})
-        kept.pop(int(np.argmin(found * rows[:, kept].mean(0))))
+    rows = np.array([terms(each.shape, each.rest) for each in steps])
+    seconds = np.array([each.seconds for each in steps])
+    others = np.array([each.beside for each in steps])
+    reading = np.array([each.shape.prompts > 0 for each in steps])
+    shares, slower, weights = [0.0, 0.0], np.ones(len(steps)), 1 / seconds
+    found = _non_negative(rows, seconds, weights)
+    for _ in range(FITS):
+        expected = np.maximum(rows @ found, 1e-9)
+        weights = np.where(seconds <= OUTLIER * expected * slower, 1 / expected, 0.0)
+        shares = []
+        for kind in (reading, ~reading):
+            there = weights * others * kind
+            longer = float((there * (seconds - expected)).sum())
+            shares.append(max(0.0, longer / max(float((there * others * expected).sum()), 1e-12)))
+        slower = 1 + np.where(reading, *shares) * others
+        found = _non_negative(rows, seconds / slower, weights)
+    return Costs(*map(float, found)), Disturbance(shares[0], shares[1])
 
 
-def _without_outliers(rows: Any, seconds: Any, weights: Any) -> Any:
-    """Weight 0 for steps that took more than three times what steps of their size take: other work on the
-    core."""
+def _non_negative(rows: Any, seconds: Any, weights: Any) -> Any:
     import numpy as np
 
-    found = np.linalg.lstsq(rows * weights[:, None], seconds * weights, rcond=None)[0]
-    expected = np.maximum(rows @ found, 1e-9)
-    return np.where(seconds > 3 * expected, 0.0, weights)
+    found = np.zeros(rows.shape[1])
+    kept = [index for index in range(rows.shape[1]) if rows[:, index].any()]
+    while True:
+        values = np.linalg.lstsq(rows[:, kept] * weights[:, None], seconds * weights, rcond=None)[0]
+        if (values >= 0).all():
+            found[kept] = values
+            return found
+        kept.pop(int(np.argmin(values * rows[:, kept].mean(0))))
 
 
-def residual(costs: Costs, steps: Sequence[tuple[Shape, float]]) -> float:
+def factors(costs: Costs, disturbance: Disturbance, steps: Sequence[Ran]) -> list[float]:
+    """Measured over predicted, of each step."""
+
+    def predicted(step: Ran) -> float:
+        slower = 1 + disturbance.beside(step.shape) * step.beside
+        return costs.seconds(step.shape, step.rest) * slower
+
+    return [step.seconds / predicted(step) for step in steps]
+
+
+def residual(costs: Costs, disturbance: Disturbance, steps: Sequence[Ran]) -> float:
     """Median of |predicted / measured - 1|."""
-    errors = sorted(abs(costs.seconds(shape) / seconds - 1) for shape, seconds in steps)
+    errors = sorted(abs(1 / factor - 1) for factor in factors(costs, disturbance, steps))
     return errors[len(errors) // 2]

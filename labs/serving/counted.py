@@ -7,6 +7,17 @@ from dataclasses import dataclass, field
 from labs.serving.worker import Report
 
 
+@dataclass(frozen=True)
+class Trip:
+    """A request (size 0) or what is handed over (bytes) on its way to a worker: when it was sent, when it
+    came, and in which of the reports it was new."""
+
+    size: int
+    sent: float
+    came: float
+    report: int
+
+
 @dataclass
 class Counters:
     """Since the start."""
@@ -25,19 +36,18 @@ class Counters:
 
 @dataclass
 class Seen:
-    """Seconds, for the cost model. packs: (bytes, the sender's own time to take out and pack); travels:
-    (bytes, until it is there); submits and delivers: of requests and of reports; reports: (worker, step)."""
+    """For the cost model. packs: (bytes, seconds of the sender's own time to take out and pack); trips: to
+    workers; reports: (worker, step), and delivers: seconds until each was here."""
 
     packs: list[tuple[int, float]] = field(default_factory=list)
-    travels: list[tuple[int, float]] = field(default_factory=list)
-    submits: list[float] = field(default_factory=list)
+    trips: list[Trip] = field(default_factory=list)
     delivers: list[float] = field(default_factory=list)
     reports: list[tuple[int, Report]] = field(default_factory=list)
 
     @property
     def in_house(self) -> float:
         """Requests x seconds: on workers, as these say, and on the way to them and back."""
-        found = sum(self.submits) + sum(seconds for _, seconds in self.travels)
+        found = sum(trip.came - trip.sent for trip in self.trips)
         for (_, report), deliver in zip(self.reports, self.delivers, strict=True):
             found += sum(report.stayed) + len(report.stayed) * (report.free - report.ended + deliver)
         return found

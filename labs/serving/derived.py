@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 from labs.lab import Interval, Measurement, Results, values_of
 from labs.serving import live
-from labs.serving.costs import Costs, Wires
+from labs.serving.costs import Costs, Disturbance, Wires
 from labs.serving.layout import POLICIES
 from labs.serving.measures import Measures
 from labs.serving.model import LIVE, simulated
@@ -18,7 +19,7 @@ CALIBRATION = f"{COSTS}/calibration"
 MEDIANS = ("ttft_p50", "itl_p50")
 
 
-def fitted(results: Results) -> tuple[Costs, Wires] | None:
+def fitted(results: Results) -> tuple[Costs, Wires, Disturbance] | None:
     """What calibration recorded; None where it was refused."""
     found: list[dict[str, float]] = []
     for kind, prefix in ((Costs, "cost"), (Wires, "wire")):
@@ -28,7 +29,12 @@ def fitted(results: Results) -> tuple[Costs, Wires] | None:
         if not all(values.values()):
             return None
         found.append({name: row[-1] for name, row in values.items()})
-    return Costs(**found[0]), Wires(**found[1])
+    disturbance: dict[str, Any] = {}
+    for each in fields(Disturbance):
+        row = values_of(results, CALIBRATION, f"disturbance_{each.name}")
+        if row:
+            disturbance[each.name] = tuple(row) if each.default == () else row[-1]
+    return Costs(**found[0]), Wires(**found[1]), Disturbance(**disturbance)
 
 
 def live_address(policy: str) -> str:
@@ -51,14 +57,14 @@ def of_blocks(results: Results, policy: str, key: str) -> Interval | None:
 
 def in_simulator(results: Results, policy: str) -> list[Measures]:
     """The blocks that were measured, in the simulator with fitted costs."""
-    costs = fitted(results)
+    found = fitted(results)
     address = live_address(policy)
     budget = values_of(results, address, "budget_tokens")
-    if costs is None or not budget:
+    if found is None or not budget:
         return []
     count = len(values_of(results, address, "block_ttft_p50_s"))
     return [
-        simulated(results.config, policy, block, *costs, int(budget[-1])) for block in range(1, count + 1)
+        simulated(results.config, policy, block, *found, int(budget[-1])) for block in range(1, count + 1)
     ]
 
 

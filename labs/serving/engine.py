@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from labs.serving.blocks import BlockPool
@@ -39,6 +39,9 @@ class Shape:
 
     prompts, new: pieces of prompts and tokens in them. pairs: (query, key) pairs of these. earlier: keys of
     earlier pieces that they attend to. decodes, context: sequences that compute one token, and their keys.
+    reading_anew: 1 where it has prompts and the step before had none, or the worker had nothing to do: what
+    reading needs is no longer near the core. writing_anew: likewise, it decodes and the step before did not
+    only that.
     """
 
     prompts: int = 0
@@ -47,6 +50,8 @@ class Shape:
     earlier: int = 0
     decodes: int = 0
     context: int = 0
+    reading_anew: int = 0
+    writing_anew: int = 0
 
 
 def shape_of(works: Sequence[Work]) -> Shape:
@@ -96,6 +101,7 @@ class Engine:
         self.handed: deque[tuple[Running, Any]] = deque()  # from other workers, waiting for blocks
         self.active: list[Running] = []
         self.hits = self.looked_up = 0  # prompt tokens found in the pool, of all
+        self._before: Shape | None = None  # of the step before, if there was work ever since
 
     @property
     def idle(self) -> bool:
@@ -137,7 +143,14 @@ class Engine:
                 events += self._write(work.running, next(tokens))
                 if work.running not in self.active:
                     arrived.append(work.running.arrived)
-        return Step(events, shape_of(works), arrived, self.pool.held)
+        shape, before = shape_of(works), self._before
+        shape = replace(
+            shape,
+            reading_anew=int(shape.prompts > 0 and not (before and before.prompts)),
+            writing_anew=int(shape.decodes > 0 and (not before or before.prompts > 0)),
+        )
+        self._before = None if self.idle else shape
+        return Step(events, shape, arrived, self.pool.held)
 
     def _admit(self) -> None:
         while self.handed and len(self.active) < self.most:

@@ -2,7 +2,8 @@
 prefixes.
 
 Goodput is the highest rate at which 90 % of requests meet both limits (Zhong et al. 2024). Limits are
-multiples of what a request takes when it is alone, so that they mean the same for any costs. The colocated
+multiples of what a request takes when it is alone, so that they mean the same for any costs. Costs are means
+while all workers are at work, as they are at the rates that are looked for. The colocated
 rival gets the better of whole prompts and several chunk sizes; a disaggregated layout of more than two
 workers the best of several ratios.
 """
@@ -16,7 +17,7 @@ from functools import lru_cache
 from labs.lab import Recorder
 from labs.serving.calibrating import calibrated
 from labs.serving.config import WHOLE_PROMPTS, Config
-from labs.serving.costs import Costs, Wires
+from labs.serving.costs import Costs, Wires, crowded
 from labs.serving.engine import Shape
 from labs.serving.fleet import Fleet, fleet
 from labs.serving.layout import Layout
@@ -59,10 +60,10 @@ class Case:
 
 
 def lone(case: Case, costs: Costs) -> tuple[float, float]:
-    """Seconds of reading a mean prompt, and of a token written behind it."""
+    """Seconds of reading a mean prompt, and of the first token written behind it: the longest gap."""
     new = case.prompt
-    reading = costs.seconds(Shape(prompts=1, new=new, pairs=new * (new + 1) // 2))
-    return reading, costs.seconds(Shape(decodes=1, context=new + case.output // 2))
+    reading = costs.seconds(Shape(prompts=1, new=new, pairs=new * (new + 1) // 2, reading_anew=1))
+    return reading, costs.seconds(Shape(decodes=1, context=new + case.output // 2, writing_anew=1))
 
 
 def limits_of(case: Case, costs: Costs) -> Limits:
@@ -215,4 +216,4 @@ def _costs(config: Config, there: Fleet, recorder: Recorder) -> tuple[Costs, Wir
     if costs is None or wires is None:
         machine = load_cached() or current()[0]
         return costs_of(config, machine), wires_of(machine)
-    return costs, wires
+    return crowded(costs, found.disturbance), wires

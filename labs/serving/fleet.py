@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import gc
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from labs.lab import Recorder
+from labs.serving import collector
 from labs.serving.config import Config
-from labs.serving.costs import Costs, Wires
+from labs.serving.costs import UNDISTURBED, Costs, Disturbance, Wires
 from labs.serving.counted import Counters, Seen
 from labs.serving.layout import Layout
 from labs.serving.measures import Served
@@ -28,18 +30,19 @@ from labs.serving.worker import Model
 T = TypeVar("T")
 PATIENCE_S = 300.0  # for anything, and for a block of load after its last request is due
 LEAD_S = 0.05  # before the first request is due
-SPIN_S = 0.5e-3  # an event loop's timer is late by so much; the rest is waited for awake
+SPIN_S = 2e-3  # an event loop's timer counts milliseconds and is late by so much; the rest is waited awake
 
 
 @dataclass(frozen=True)
 class Block:
-    """A block of load, served. leaked: blocks of keys and values still held afterwards."""
+    """A block of load, served by so many workers. leaked: blocks of keys and values still held afterwards."""
 
     served: Sequence[Served]
     counters: Counters
     seen: Seen
     span: float
     leaked: int
+    workers: int
 
 
 @dataclass
@@ -48,6 +51,7 @@ class Fitted:
 
     costs: Costs | None = None
     wires: Wires | None = None
+    disturbance: Disturbance = UNDISTURBED
     refused: str = ""
 
 
@@ -73,6 +77,7 @@ class Fleet:
             return service
 
         self.service = self.run(make())
+        collector.settle()
         self.start_s = self.now() - began
 
     def run(self, work: Coroutine[Any, Any, T], wait_s: float = PATIENCE_S) -> T:
@@ -101,11 +106,12 @@ class Fleet:
 
     async def _serve(self, layout: Layout, trace: Sequence[Arrival], only: int | None) -> Block:
         service = self.service
+        service.watched = True  # also of the change: workers rest from then on
         await service.change(layout)
         service.dispatcher.only = only  # until the next change
-        service.watched = True
         begin = self.now() + LEAD_S
         tasks: list[asyncio.Task[Served]] = []
+        gc.disable()  # all reports are kept, and the collector would stop everybody to look at them
         try:
             for arrival in trace:
                 due = begin + arrival.at
@@ -114,11 +120,13 @@ class Fleet:
                 await asyncio.sleep(0)  # it is submitted now
             served = list(await asyncio.gather(*tasks))
         finally:
+            gc.enable()
             service.watched = False
             for task in tasks:
                 task.cancel()
         span = self.now() - begin
-        return Block(served, service.counters, service.seen, span, await service.held())
+        leaked = await service.held()
+        return Block(served, service.counters, service.seen, span, leaked, layout.workers)
 
     async def _until(self, due: float) -> None:
         wait = due - self.now()

@@ -43,7 +43,7 @@ class LiveStep:
         if policy == "chunked":
             found = calibrating.calibrated(self.fleet, config)
             if found.costs is not None and found.wires is not None:
-                chunk = calibrating.best_chunk(config, found.costs, found.wires)
+                chunk = calibrating.best_chunk(config, found.costs, found.wires, found.disturbance)
         self.layout = config.layout(policy, chunk)
         self.calls, self.blocks = 0, list[Block]()
 
@@ -80,7 +80,7 @@ class LiveStep:
         note("occupancy", sum(held) / max(1, len(held)) / self.layout.blocks, "fraction")
         note("budget", self.layout.budget, "tokens")
         note("handed", sum(block.counters.handed_bytes for block in self.blocks), "B")
-        transfers = [seconds for block in self.blocks for _, seconds in block.seen.travels]
+        transfers = [trip.came - trip.sent for block in self.blocks for trip in block.seen.trips if trip.size]
         if transfers:
             note("hand_over_p50", quantile(transfers, 0.5), "s")
 
@@ -108,7 +108,11 @@ def calibration(config: Config, recorder: Recorder) -> Step:
                 recorder.record(f"cost_{name}", value, "s")
             for name, value in asdict(found.wires).items():
                 recorder.record(f"wire_{name}", value, "s")
-            recorder.record("residual", residual(found.costs, calibrating.steps_of(blocks)), "fraction")
+            for name, value in asdict(found.disturbance).items():
+                for each in value if isinstance(value, tuple) else (value,):
+                    recorder.record(f"disturbance_{name}", each, "")
+            steps = calibrating.steps_of(blocks)
+            recorder.record("residual", residual(found.costs, found.disturbance, steps), "fraction")
         return {"tokens": {}, "leaked": sum(block.leaked for block in blocks)}
 
     return step

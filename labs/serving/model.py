@@ -2,6 +2,7 @@
 
     reading  = reading all weights + calls of operators
     writing  = reading all weights: a decode is one compiled call
+    anew     = reading them from memory - reading them from where they lie when nothing came between
     prompts  = calls of operators that each piece of a prompt has to itself
     new      = 2 x numbers in matrices / peak
                + 2 x activations / copy bandwidth + activations x page fault      a token of a prompt
@@ -22,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from labs.lab import Prediction
 from labs.machine import Machine
 from labs.serving.config import Config
-from labs.serving.costs import Costs, Wires
+from labs.serving.costs import UNDISTURBED, Costs, Disturbance, Wires
 from labs.serving.layout import POLICIES
 from labs.serving.measures import Limits, Measures, measure
 from labs.serving.simulator import simulate
@@ -65,9 +66,12 @@ def costs_of(config: Config, machine: Machine) -> Costs:
         config.prompt * activations / config.layers
     )
     cache = float(config.blocks * 16 * kept)
+    far = weights / machine.bandwidth(cache + 2 * weights, kind="read")
     return Costs(
         reading=crowded * (read + (config.layers * CALLS_OF_BLOCK + CALLS_OF_STEP) * call),
         writing=crowded * read,
+        reading_anew=crowded * max(0.0, far - read),
+        writing_anew=crowded * max(0.0, far - read),
         prompts=crowded * config.layers * CALLS_OF_PIECE * call,
         new=crowded * (token + activations * fault),
         pairs=crowded * 4 * config.width * config.layers / peak,
@@ -92,12 +96,18 @@ def limits_of(config: Config) -> Limits:
 
 
 def simulated(
-    config: Config, policy: str, block: int, costs: Costs, wires: Wires, chunk: int = 0
+    config: Config,
+    policy: str,
+    block: int,
+    costs: Costs,
+    wires: Wires,
+    disturbance: Disturbance = UNDISTURBED,
+    chunk: int = 0,
 ) -> Measures:
     """A block of the lab's load in the simulator."""
     trace = arrivals(load_of(config), config.requests, block * config.requests)
     size = kv_bytes_per_token(config.width, config.layers)
-    found = simulate(trace, config.layout(policy, chunk), costs, wires, size)
+    found = simulate(trace, config.layout(policy, chunk), costs, wires, size, disturbance, block)
     return measure(found.served, limits_of(config))
 
 

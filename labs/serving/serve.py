@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from labs.lab import nearest
+from labs.serving import collector
 from labs.serving.config import WHOLE_PROMPTS, Config
 from labs.serving.layout import Layout
 from labs.serving.model import worker_bytes
@@ -152,6 +153,7 @@ async def _serve(
             raise ValueError(f"no worker of this model can be started: {error}") from None
         if stopping:
             return 0
+        collector.settle()
         application = Endpoint(service, NAME, wall, options.api_key).application()
         config = uvicorn.Config(
             application,

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from labs.serving.actors import START_S, LostWorker
-from labs.serving.counted import Counters, Seen
+from labs.serving.counted import Counters, Seen, Trip
 from labs.serving.dispatch import Dispatcher, Overloaded
 from labs.serving.engine import check_fits
 from labs.serving.layout import Layout
@@ -200,10 +200,8 @@ class Service:
             self.seen.delivers.append(now - report.free)
         for number, arrived in report.arrived:
             size, sent = self._sent.pop(number, (0, arrived))
-            if self.watched and size:
-                self.seen.travels.append((size, arrived - sent))
-            elif self.watched:
-                self.seen.submits.append(arrived - sent)
+            if self.watched:
+                self.seen.trips.append(Trip(size, sent, arrived, len(self.seen.reports) - 1))
         self.occupancy[index] = report.held / self.layout.blocks
         self.hits[index] = (report.hits, report.looked_up)
         for event in report.events:

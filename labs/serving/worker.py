@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from labs.serving import collector
 from labs.serving.engine import Engine, Executor, Shape
 from labs.serving.layout import Layout, Role
 from labs.serving.policies import Running, Work
@@ -186,6 +187,7 @@ class Worker:
             model = serving_model(self.model.width, self.model.layers, self.model.context, self.model.seed)
             self._caches = {key: _Packing(PagedGPT(model, *key), self.now)}
             self._warm(self._caches[key], min(4, layout.capacity - 1))
+            collector.settle()
         return self._caches[key]
 
     def _warm(self, executor: _Packing, tokens: int) -> None:

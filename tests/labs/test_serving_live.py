@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import gc
 import json
 import os
 import signal
@@ -18,7 +19,9 @@ from labs.lab import find
 from labs.serving import LAB, actors, calibrating, fleet
 from labs.serving.config import Config
 from labs.serving.layout import POLICIES
+from labs.serving.model import load_of
 from labs.serving.request import Request
+from labs.serving.trace import arrivals
 
 pytestmark = pytest.mark.ray
 TINY = Config(width=64, layers=2, context=256, blocks=64, rate=40.0, prompt=48, output=8, requests=8)
@@ -65,6 +68,22 @@ def test_every_policy_serves_the_same_load_with_the_same_tokens(workers):
         tokens = [each["tokens"] for each in found.values()]
         assert tokens[0] == tokens[1] == tokens[2]
     assert outputs["live/chunked"]["tokens"] != again["live/chunked"]["tokens"]  # another block of load
+
+
+def test_the_collector_stops_nobody_who_is_served(workers, monkeypatch):
+    """Neither to look at what was there before, nor at the reports that are kept meanwhile."""
+    assert gc.get_freeze_count() > 100_000
+    enabled = []
+    submit = workers.service.submit
+
+    def watched(request):
+        enabled.append(gc.isenabled())
+        return submit(request)
+
+    monkeypatch.setattr(workers.service, "submit", watched)
+    workers.serve(TINY.layout("chunked"), arrivals(load_of(TINY), 4))
+    assert enabled == [False] * 4
+    assert gc.isenabled()
 
 
 def test_the_proof_sees_a_wrong_token_a_missing_request_and_a_leak(workers):

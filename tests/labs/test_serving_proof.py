@@ -1,7 +1,8 @@
 """The simulator against the real workers, on rates that no cost was fitted to: ``make proof``.
 
-1 000 requests for each policy and rate, the policies interleaved in blocks; about a quarter of an hour on two
-cores that have nothing else to do. Calibration is refused on a busy host, and then so is the proof.
+1 000 requests for each policy and rate, the policies interleaved in blocks, calibrations between them; about
+a quarter of an hour on two cores that have nothing else to do. The costs are those of the calibrations alone,
+whose requests have other lengths and rates. Calibration is refused on a busy host, and then so is the proof.
 """
 
 import itertools
@@ -26,6 +27,7 @@ CONFIG = Config()
 RATES = (6.0, 12.0)
 REQUESTS = int(os.environ.get("PERFLAB_PROOF_REQUESTS", "1000"))
 BLOCK = 50
+CALIBRATIONS = 4
 DIFFERENT = 0.15
 
 
@@ -34,22 +36,31 @@ def cells():
     """(policy, rate) -> (measured, simulated)."""
     there = fleet.fleet(CONFIG, Unrecorded(time.perf_counter))
     try:
-        found, _ = calibrating.calibrate(there, CONFIG, repeats=3)
-        if found.costs is None:
-            pytest.skip(f"calibration is refused: {found.refused}")
-        chunk = calibrating.best_chunk(CONFIG, found.costs, found.wires)
+        seen = calibrated(there, 0)
+        chunk = calibrating.best_chunk(CONFIG, *fitted(seen))
         size = kv_bytes_per_token(CONFIG.width, CONFIG.layers)
         layouts = {policy: CONFIG.layout(policy, chunk) for policy in POLICIES}
         measured = {cell: [] for cell in itertools.product(POLICIES, RATES)}
-        said = {cell: [] for cell in measured}
-        for first in range(0, REQUESTS, BLOCK):
+        traces = {rate: [] for rate in RATES}
+        blocks = range(0, REQUESTS, BLOCK)
+        for index, first in enumerate(blocks):
+            if index and index % -(-len(blocks) // CALIBRATIONS) == 0:
+                seen += calibrated(there, index)
             for rate in RATES:
                 trace = arrivals(Load(rate, CONFIG.prompt, CONFIG.output), BLOCK, first)
+                traces[rate].append(trace)
                 for policy, layout in layouts.items():
                     block = there.serve(layout, trace)
                     assert block.leaked == 0
                     measured[policy, rate].append(block.served)
-                    said[policy, rate].append(simulate(trace, layout, found.costs, found.wires, size).served)
+        costs, wires, disturbance = fitted(seen)
+        said = {
+            (policy, rate): [
+                simulate(trace, layouts[policy], costs, wires, size, disturbance, index).served
+                for index, trace in enumerate(traces[rate])
+            ]
+            for policy, rate in measured
+        }
         for cell, rows in measured.items():
             late = quantile([each.submitted - each.due for row in rows for each in row], 0.5)
             first_token = quantile([each.ttft for row in rows for each in row], 0.5)
@@ -58,6 +69,19 @@ def cells():
     finally:
         fleet.shut_down()
         cluster.shut_down()
+
+
+def calibrated(there, repeat):
+    """Blocks of a calibration; several are spread over the run, since a host that others share changes."""
+    found, blocks = calibrating.calibrate(there, CONFIG, first=repeat)
+    if found.costs is None:
+        pytest.skip(f"calibration is refused: {found.refused}")
+    return blocks
+
+
+def fitted(blocks):
+    found = calibrating.fitted(blocks)
+    return found.costs, found.wires, found.disturbance
 
 
 def together(blocks):

@@ -5,6 +5,7 @@ import asyncio
 import concurrent.futures
 import http.client
 import json
+import pickle
 import signal
 import socket
 import time
@@ -14,6 +15,7 @@ import urllib.request
 import pytest
 from serving_workers import MODEL, Served, SlowWorker, ThreadWorker, layout, service_of
 
+from labs.serving import actors
 from labs.serving import serve as serving
 from labs.serving.actors import LostHandOver, LostWorker
 from labs.serving.completion_text import Text
@@ -21,7 +23,7 @@ from labs.serving.dispatch import Dispatcher, Overloaded
 from labs.serving.request import HandOver, Request, Token
 from labs.serving.serve import bound, options_of
 from labs.serving.service import ATTEMPTS, STARTS, Closing, Unfinished
-from labs.serving.worker import Add, Receive
+from labs.serving.worker import Add, Receive, Reset
 
 PROMPTS = [tuple((7 * n + k) % 256 for k in range(10 + 9 * n)) for n in range(6)]
 
@@ -174,6 +176,31 @@ def test_a_worker_that_does_not_take_a_message_is_replaced(error, expected):
             return found
 
     assert run(with_a_loss()) == expected
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_messages_come_over_the_workers_socket_and_one_that_cannot_be_read_ends_it(expected):
+    """Its end is what the service hears of; the process of an actor says in its log why."""
+    secret = b"s" * actors.SECRET_BYTES
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(30)
+        actor = actors.WorkerActor(MODEL, time.perf_counter, listening.getsockname(), secret)
+        connection, _ = listening.accept()
+    with connection, connection.makefile("rb") as stream:
+        connection.settimeout(30)
+        assert stream.read(len(secret)) == secret
+        messages = [Reset(layout(), "both", 7), Add(Request(0, PROMPTS[0], 30))]
+        connection.sendall(actors._framed(messages[:1]) + actors._framed(messages[1:]))
+        tokens = []
+        while len(tokens) < 30:
+            (size,) = actors._SIZE.unpack(stream.read(actors._SIZE.size))
+            report = pickle.loads(stream.read(size))
+            assert report.generation == 7
+            tokens += [event.token for event in report.events]
+        assert tokens == expected[0]
+        assert actor.held(2) == 0
+        connection.sendall(actors._SIZE.pack(3) + b"no!")
+        assert stream.read() == b""
 
 
 def test_a_role_that_nobody_can_fill_ends_every_stream_with_a_reason():
