@@ -46,14 +46,15 @@ DONE, STALLED, DIFFERENT, RUNNING = range(4)
 LINE = 64
 SLOT_SLEEPERS, TAKEN_SLEEPERS = 24, 8
 """Bytes from a slot's first word, and from a count of rounds taken, to the number of who sleeps on it."""
-STREAMED_BYTES = 1 << 14  # chunks from this size on are written past the caches
+STREAMED_BYTES = 1 << 14  # chunks from this size on are written past the caches, where that was found faster
 POSTS, COMPARES = 1, 2  # role: writes a header in round 0; waits for everybody's and compares them
 
 # Words of the block, which describes one operation and how far it has come.
 MEMBERS, ME, SLOTS, STRIDE, SLOT_BASE, TAKEN_BASE, SCRATCH, MOST, SPINS, YIELDS = range(10)
 NAP_SECONDS, NAP_NANOSECONDS = range(10, 12)  # a struct timespec
-BEFORE, ROUNDS, CHUNK, PARTS, ROLE, SIGNATURE, COUNT, REDUCE, FACTOR, WRITTEN, CONSUMED = range(12, 23)
-TABLES = 23  # input addresses, input bytes, output addresses, output bytes, sources: one each a member
+STREAMS = 12  # 1: past the caches
+BEFORE, ROUNDS, CHUNK, PARTS, ROLE, SIGNATURE, COUNT, REDUCE, FACTOR, WRITTEN, CONSUMED = range(13, 24)
+TABLES = 24  # input addresses, input bytes, output addresses, output bytes, sources: one each a member
 
 _LONG, _VOID = ir.IntType(64), ir.VoidType()
 _BYTES = ir.IntType(8).as_pointer()
@@ -115,7 +116,7 @@ def _stream_line(typing: Any, target: Any, source: Any) -> Any:
 
 @numba.njit(forceinline=True)
 def copy_streamed(target: Any, source: Any, count: Any) -> None:
-    """A copy past this core's caches: to fetch the lines from here costs more than from memory."""
+    """A copy past the caches, for CPUs where a line comes faster from memory than from another core."""
     full_width()
     whole = count // LINE * LINE
     for offset in range(0, whole, LINE):
@@ -129,7 +130,7 @@ def exchange(block: Any) -> Any:
     members, me, slots, stride = block[MEMBERS], block[ME], block[SLOTS], block[STRIDE]
     slot_base, taken_base, before = block[SLOT_BASE], block[TAKEN_BASE], block[BEFORE]
     rounds, chunk, parts, role = block[ROUNDS], block[CHUNK], block[PARTS], block[ROLE]
-    written, consumed = block[WRITTEN], block[CONSUMED]
+    written, consumed, streams = block[WRITTEN], block[CONSUMED], block[STREAMS] != 0
     input_bytes, outputs = TABLES + members, TABLES + 2 * members
     output_bytes, sources = TABLES + 3 * members, TABLES + 4 * members
     waited, handled = 0, 0
@@ -155,7 +156,7 @@ def exchange(block: Any) -> Any:
                     for part in range(parts):
                         size = min(block[input_bytes + part] - offset, chunk)
                         if size > 0 and (parts == 1 or part != me):
-                            if size >= STREAMED_BYTES:
+                            if streams and size >= STREAMED_BYTES:
                                 copy_streamed(slot + LINE + part * chunk, block[TABLES + part] + offset, size)
                             else:
                                 copy_bytes(slot + LINE + part * chunk, block[TABLES + part] + offset, size)

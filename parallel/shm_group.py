@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import struct
+import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
@@ -13,12 +15,15 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import _create_work_from_future  # type: ignore[attr-defined]
 from torch.autograd import profiler
 
-from parallel.shm_agreement import amounts, dtype_name, header_of, spelled
+from parallel.shm_agreement import ALL_GATHER, amounts, dtype_name, header_of, spelled
 from parallel.shm_exchange import COMPARES, DIFFERENT, POSTS
 from parallel.shm_progress import BRIEF, Lane, Operation, Progress, Steps
 from parallel.shm_reduce import reduction
 from parallel.shm_segment import Segment
 from parallel.shm_tensors import in_order, place_of, put_back, room_for
+
+TRIED_BYTES, TRIES = 1 << 18, 4
+"""Of each rank, and how often either kind of copy is tried, when a group is made: a few milliseconds."""
 
 
 class SharedGroup(dist.ProcessGroup):
@@ -37,6 +42,8 @@ class SharedGroup(dist.ProcessGroup):
         self._unexpected: dict[int, dict[int, deque[Any]]] = defaultdict(lambda: defaultdict(deque))
         self._sums: dict[torch.dtype, tuple[int, int, int]] = {}
         self._together: list[Operation] | None = None  # what a coalescing manager has collected
+        if size > 1:
+            self._choose_copies()
 
     # --- what torch asks of a group --------------------------------------------------------------
 
@@ -95,6 +102,35 @@ class SharedGroup(dist.ProcessGroup):
     def abort(self) -> None:
         """End what is under way with an error, here and on the other ranks."""
         self._progress.break_off("it was aborted", self._rank)
+
+    # --- setting up ----------------------------------------------------------------------------------
+
+    def _choose_copies(self) -> None:
+        """Whether chunks are written past the caches: what is faster between the cores of this machine.
+
+        Neither is on all: on some CPUs a line that another core has written comes faster from that core's
+        cache than from memory, on others it does not. So both are tried, in turn, and all ranks choose
+        what took them less time together.
+        """
+        mine = torch.zeros(TRIED_BYTES, dtype=torch.uint8)
+        parts = list(torch.zeros(self._size, TRIED_BYTES, dtype=torch.uint8))
+        least = torch.full((2,), math.inf, dtype=torch.float64)
+        for _ in range(TRIES):
+            for streams in (False, True):
+                self._progress.stream(streams)
+                begin = time.perf_counter()
+                self._try(self._exchange(ALL_GATHER, mine, [mine], parts))
+                least[int(streams)] = min(float(least[int(streams)]), time.perf_counter() - begin)
+        each = torch.empty(self._size, 2, dtype=torch.float64)
+        self._try(self._exchange(ALL_GATHER, least, [least], list(each)))
+        cached, streamed = each.sum(0).tolist()
+        self._progress.stream(streamed < cached)
+
+    def _try(self, steps: Steps) -> None:
+        """Not ``_start``: a profiler has no part of it in its report."""
+        name = "setting up the group"
+        operation = Operation(self._progress, self._lane, name, steps, None, self._progress.timeout)
+        self._progress.submit(operation, False, False)
 
     # --- operations --------------------------------------------------------------------------------
 

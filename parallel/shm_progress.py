@@ -67,6 +67,7 @@ class Lane:
             YIELDS,
             0,
             NAP,
+            0,
         ]
         self.address = ctypes.addressof(self.words)
         self._layout = struct.Struct(f"{kernel.TABLES - kernel.BEFORE + 4 * members}q")
@@ -121,6 +122,10 @@ class Lane:
             *self._nothing,
             *(size,) * len(self.ranks),
         )
+
+    def stream(self, streams: bool) -> None:
+        """Whether this rank writes large chunks past its caches; no other rank needs to know."""
+        self.words[kernel.STREAMS] = int(streams)
 
     def be_patient(self, patient: bool) -> None:
         """How long a call of ``exchange`` waits: while there is other work, hardly at all."""
@@ -259,6 +264,7 @@ class Progress:
         self.run, self._kept = kernel.compiled()
         self.lock = threading.Lock()
         self.lanes: list[Lane] = []
+        self.streams = False
         self.failure: str | None = None
         self._waiters = 0
         self._thread: threading.Thread | None = None
@@ -267,7 +273,14 @@ class Progress:
 
     def lane(self, area: Area, ranks: Sequence[int], me: int) -> Lane:
         self.lanes.append(Lane(area, ranks, me))
+        self.lanes[-1].stream(self.streams)
         return self.lanes[-1]
+
+    def stream(self, streams: bool) -> None:
+        """How all lanes write, those of today and those that are made later."""
+        self.streams = streams
+        for lane in self.lanes:
+            lane.stream(streams)
 
     def submit(self, operation: Operation, brief: bool, asynchronous: bool) -> dist.Work:
         """Run a synchronous operation to its end; start an asynchronous one."""

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from parallel import shm_exchange
 from parallel.shm_progress import Operation
 
 SIZES = (0, 1, 2, 17, 1009, 32_768, 100_003)
@@ -318,6 +319,48 @@ def messages():
     return True
 
 
+def ways_of_copying():
+    """Past the caches or not, the same values. A new group takes what its ranks together find faster."""
+    from parallel import shm_group
+
+    rank, size = dist.get_rank(), dist.get_world_size()
+    for streams in (True, False):
+        dist.group.WORLD._progress.stream(streams)
+        assert dist.group.WORLD._lane.words[shm_exchange.STREAMS] == streams
+        x = numbers(rank, 1_000_003, torch.float32)
+        dist.all_reduce(x)
+        assert torch.equal(x, sum(numbers(q, 1_000_003, torch.float32) for q in range(size)))
+
+    class Clock:
+        """On which a copy past the caches takes that much more than the second of another."""
+
+        def __init__(self, more):
+            self.now, self.calls, self.more = 0.0, 0, more
+
+        def perf_counter(self):
+            self.calls += 1
+            ended, streamed = self.calls % 2 == 0, (self.calls - 1) // 2 % 2 == 1
+            self.now += 1.0 + (self.more if ended and streamed else 0.0)
+            return self.now
+
+    true = shm_group.time
+    by_rank = (((1.0, 2.0), False), ((-0.5, -0.5), True), ((-0.3, 0.9), False), ((0.1, -0.8), True))
+    for more, chosen in by_rank:
+        shm_group.time = Clock(more[rank])
+        made = dist.new_group(backend="shm")
+        shm_group.time = true
+        assert made._progress.streams is chosen
+        assert made._lane.words[shm_exchange.STREAMS] == chosen
+        x = torch.full((3,), float(rank))
+        dist.send(x, 1, group=made) if rank == 0 else dist.recv(x, 0, group=made)
+        assert x.tolist() == [0, 0, 0]
+        lanes = made._progress.lanes
+        assert len(lanes) == 2
+        assert all(lane.words[shm_exchange.STREAMS] == chosen for lane in lanes)
+        dist.destroy_process_group(made)
+    return True
+
+
 def groups():
     rank, size = dist.get_rank(), dist.get_world_size()
     for ranks in ([0], list(range(size)), [size - 1, 0][: min(2, size)], list(range(0, size, 2))):
@@ -344,6 +387,7 @@ def groups():
         (2, between_the_lines),
         *[(n, messages) for n in (2, 4)],
         *[(n, groups) for n in (1, 4)],
+        (2, ways_of_copying),
     ],
 )
 def test_collectives_are_right(ranks, world_size, check):

@@ -1,5 +1,6 @@
 """The shared-memory backend when ranks differ, wait, die or leave: named errors, and nothing left behind."""
 
+import contextlib
 import gc
 import os
 import signal
@@ -274,8 +275,10 @@ def killed_in_the_midst(folder):
     Path(folder, str(os.getpid())).write_text(str(os.getpid() in segments()[1]))
     dist.barrier()
     threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGKILL)).start()
-    while True:
-        dist.all_reduce(x)
+    with contextlib.suppress(dist.DistBackendError):  # the other was killed a moment sooner
+        while True:
+            dist.all_reduce(x)
+    signal.pause()
 
 
 def test_nothing_is_left_when_all_ranks_are_killed(ranks, tmp_path):
