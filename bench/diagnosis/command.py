@@ -16,17 +16,19 @@ from bench.diagnosis.causes import LEAST, Evidence, percent
 from bench.diagnosis.facts import Facts
 from bench.diagnosis.verdict import Diagnosis, decide, diagnose, weight
 from bench.report.units import text_of
+from bench.traces.events import Job
+from bench.traces.problems import tell, unreadable
 
 
 def diagnose_path(path: Path, as_json: bool) -> int:
-    """A report, a folder of them, or a results file with diagnoses in it. ValueError: it is none of these."""
+    """A report, a folder of them, or a results file with diagnoses in it; the exit status, 1 when a file of
+    the folder could not be read. ValueError: it is none of these."""
     from bench.traces.load import is_trace, load
 
     if not path.exists():
         raise ValueError(f"there is no file or folder {path}")
     if is_trace(path):
-        _show(str(path), diagnose(load(path)), as_json)
-        return 0
+        return _show_job(str(path), load(path), as_json)
     return _from_results(path, as_json)
 
 
@@ -51,8 +53,7 @@ def diagnose_program(words: Sequence[str], as_json: bool) -> int:
                 f"{shlex.join(words)} "
                 "records other programs"
             )
-        _show(shlex.join(words), diagnose(load(place)), as_json)
-    return 0
+        return _show_job(shlex.join(words), load(place), as_json)
 
 
 def _from_results(path: Path, as_json: bool) -> int:
@@ -121,9 +122,12 @@ def lines(source: str, diagnosis: Diagnosis) -> list[str]:
     return found + [f"  unseen  {text}" for text in facts.lacks]
 
 
-def _show(source: str, diagnosis: Diagnosis, as_json: bool) -> None:
+def _show_job(source: str, job: Job, as_json: bool) -> int:
+    """The exit status: what a rank would have said that could not be read, the diagnosis lacks."""
+    diagnosis = diagnose(job)
     if as_json:
         print(json.dumps({"source": source, **diagnosis.to_json()}, indent=1))
-        return
-    for line in lines(source, diagnosis):
-        print(text_of(line))
+    else:
+        for line in lines(source, diagnosis):
+            print(text_of(line))
+    return tell(unreadable(job))

@@ -30,8 +30,9 @@ def number(value: Any) -> float | None:
 
 
 def windows_of(marked: Steps) -> Intervals:
-    """The time of all complete steps."""
-    return union(marked.start[marked.complete], marked.end[marked.complete])
+    """The time of all complete steps, of all where none is complete."""
+    sampled = marked.sampled()
+    return union(sampled.start, sampled.end)
 
 
 def process_of(trace: Trace) -> Process:

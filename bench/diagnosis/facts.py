@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from bench.diagnosis.counted import Process, counted, number, places, process_of
 from bench.diagnosis.timeline import CALL_NS, timeline, types_are_told
-from bench.traces.events import Job, Trace
-from bench.traces.operations import roof_of
+from bench.traces.events import Job, Kind, Trace
+from bench.traces.roof import roof_of
 
 if TYPE_CHECKING:
     from labs.machine import Machine
@@ -35,6 +35,10 @@ NO_TYPES = (
     "how long a device multiplied in which type: the report names several, so compute_precision cannot be "
     "judged"
 )
+NO_OPERATORS = (
+    "operations: the report has functions alone, so whether Python, calls, memory or arithmetic hold the job "
+    "up cannot be told"
+)
 CALLS_OF_AN_OPERATOR = 1.64
 """Plain calls of torch that an operator of a training step costs, autograd's part in it: 1.3 us where one
 took 0.79."""
@@ -42,7 +46,8 @@ took 0.79."""
 
 @dataclass(frozen=True)
 class Facts:
-    """Shares are of the time of the steps, means over ranks, and lie in 0 to 1 unless threads overlap.
+    """Shares are of the time of the steps, means over ranks, and lie in 0 to 1: of what several
+    threads do at once each counts its part.
 
     step_s: a typical step.
     input, gaps, calls: no operator runs and the main thread waits for input; does something else for long;
@@ -144,6 +149,7 @@ def facts_of(job: Job) -> Facts:
         OF_HOSTS: on_device,
         NO_TYPES: not all(types_are_told(trace) for trace in traces),
         NO_MACHINE: not constants,
+        NO_OPERATORS: not on_device and not any((t.events.kind == Kind.OPERATOR).any() for t in traces),
     }
     return Facts(
         ranks=len(traces),

@@ -1,4 +1,4 @@
-"""What the timeline of one trace says: shares of the time of its complete steps.
+"""What the timeline of one trace says: shares of the time of its complete steps (of all where none is).
 
 On a device an operator's time is that of the kernels it launched: on the host it takes as long as a launch.
 """
@@ -11,13 +11,14 @@ import numpy as np
 from msgspec.structs import replace
 
 from bench.diagnosis.counted import Process, cpu_ns, windows_of
-from bench.traces.breakdown import Activity, activities, breakdown, is_communication_call, together
-from bench.traces.causes import Cause, is_input
+from bench.traces.breakdown import Activity, activities, breakdown, together
+from bench.traces.causes import Cause, input_rows
+from bench.traces.classify import is_communication_call
 from bench.traces.events import Kind, Trace
-from bench.traces.idle import idle_reasons, main_lane
+from bench.traces.idle import idle_reasons
 from bench.traces.intervals import Intervals, covered, intersect, subtract, total, union
 from bench.traces.operations import operator_behind
-from bench.traces.steps import steps
+from bench.traces.steps import main_lane, steps
 from bench.traces.tree import launched_by, parents, self_time
 
 SMALL_NS = 20_000
@@ -56,7 +57,7 @@ _OF_CAUSE = {
 def timeline(trace: Trace, process: Process, call_ns: float = CALL_NS) -> dict[str, float]:
     """The figures of ``Facts`` that one trace gives, by name. process: what was counted during its steps.
     call_ns: what calling an operator costs."""
-    events, marked = trace.events, steps(trace)
+    events, marked = trace.events, steps(trace).sampled()
     windows = windows_of(marked)
     whole = max(total(*windows), 1)
     above, units = parents(events), activities(trace)
@@ -68,30 +69,32 @@ def timeline(trace: Trace, process: Process, call_ns: float = CALL_NS) -> dict[s
     small = operators & (own < SMALL_NS)
     products = operators & (events.flops > 0)
     pointwise = operators & ~small & _named(trace, POINTWISE.__contains__)
-    lengths = (marked.end - marked.start)[marked.complete]
+    lengths = marked.end - marked.start
     if on_device:
         spent = ran = _kernel_time(trace, above, launched, windows)
-        both = max(whole * len(units), 1)
+        both, every = float(whole * len(units)), float(spent.sum())
         products, pointwise = (events.flops > 0), _named(trace, POINTWISE.__contains__)
     else:
-        spent, ran, both = own, events.duration, whole
+        spent, ran = own, events.duration
+        both, every = float(whole), float(own[operators].sum())
+    parts = together([each for unit in units for each in breakdown(unit, windows.start, windows.end)])
+    # Shares are of the time: what several threads (or streams) do at once is divided by how many they are.
+    both *= max(1.0, every / parts.compute) if parts.compute else 1.0
     seconds = float(ran[products].sum()) / 1e9
     share_of_products = float(spent[products].sum()) / both
     found = {
-        "steps": float(marked.complete.sum()),
+        "steps": float(len(marked)),
         "step_s": float(np.median(lengths)) / 1e9 if len(lengths) else whole / 1e9,
         "calling": min(1.0, float(operators.sum()) * call_ns / cpu_ns(process, whole, len(lengths))),
-        "small": float(own[small].sum()) / whole,
+        "small": min(1.0, float(own[small].sum()) / (whole if on_device else both)),
         "operators_per_s": float(operators.sum()) / whole * 1e9,
         "pointwise": float(spent[pointwise].sum()) / both,
         "products": share_of_products,
         "wide_products": share_of_products * _wide(trace),
         "flops_per_s": float(events.flops[products & (ran > 0)].sum()) / seconds if seconds else 0.0,
-        **dict.fromkeys(("input", "gaps", "calls", "waits", "launches", "exposed", "copies"), 0.0),
+        **dict.fromkeys(("input", "gaps", "calls", "waits", "launches"), 0.0),
+        **{name: parts.share(name) for name in ("exposed", "copies")},
     }
-    parts = [each for unit in units for each in breakdown(unit, windows.start, windows.end)]
-    if parts:
-        found |= {name: together(parts).share(name) for name in ("exposed", "copies")}
     if on_device:
         return found | _device_gaps(trace, units, above, launched, windows)
     return found | (_host_gaps(trace, units[0], windows) if units else {})
@@ -135,7 +138,7 @@ def _inside(times: np.ndarray, windows: Intervals) -> np.ndarray:
 def _host_gaps(trace: Trace, host: Activity, windows: Intervals) -> dict[str, float]:
     """Of a job without a device: when no operator ran, what the main thread did instead."""
     events, whole = trace.events, max(total(*windows), 1)
-    rows = _named(trace, is_input) & (events.lane == main_lane(trace)) & (events.duration > 0)
+    rows = input_rows(trace) & (events.lane == main_lane(trace)) & (events.duration > 0)
     reading = intersect(union(events.start[rows], events.end[rows]), windows)
     idle = subtract(intersect(host.idle(), windows), reading)
     length = idle.end - idle.start

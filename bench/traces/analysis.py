@@ -18,22 +18,21 @@ from bench.traces.breakdown import (
     whole,
 )
 from bench.traces.causes import Reason
-from bench.traces.events import DEVICE_KINDS, Memory, Trace
+from bench.traces.events import DEVICE_KINDS, Trace
 from bench.traces.idle import idle_reasons, stream_waits
 from bench.traces.intervals import intersect, union
 from bench.traces.memory import MemoryUse, memory_use
 from bench.traces.operations import (
     Kernel,
     Operation,
-    Roof,
     Sums,
     kernels,
     operations,
     operator_behind,
-    roof_of,
 )
+from bench.traces.roof import Roof, roof_of
 from bench.traces.steps import Steps, steps
-from bench.traces.tree import launched_by, parents, self_time
+from bench.traces.tree import enclosing, launched_by, self_time
 
 MOST_OPERATIONS = 200
 
@@ -92,33 +91,30 @@ def analyse(trace: Trace, step: str = "", most: int = MOST_OPERATIONS) -> Analys
 
     most: how many operations. ValueError: there is no such step.
     """
-    events, memory = trace.events, trace.memory
-    enclosing, launched = parents(events), launched_by(events)
-    behind = operator_behind(trace, enclosing, launched)
+    events = trace.events
+    above, launched = enclosing(trace), launched_by(events)
+    behind = operator_behind(trace, above, launched)
     marked = steps(trace)
     chosen = marked.named(step) if step else None
     found = activities(trace)
-    rows = np.ones(len(events), bool)
+    rows, window = np.ones(len(events), bool), None
     if chosen is not None:
         window = int(marked.start[chosen]), int(marked.end[chosen])
         found = [_within(activity, window) for activity in found]
         rows = (events.start >= window[0]) & (events.start < window[1])
-        inside = (memory.time >= window[0]) & (memory.time < window[1])
-        memory = Memory(memory.time[inside], memory.allocated[inside], memory.device[inside])
     units = [
         Unit(
             activity=activity,
             whole=whole(activity),
             by_step=breakdown(activity, marked.start, marked.end) if marked.given and not step else [],
-            idle=idle_reasons(trace, activity, enclosing, launched),
+            idle=idle_reasons(trace, activity, above, launched),
             waits=stream_waits(trace, activity, launched),
             exposed=exposed_by_name(trace, activity),
         )
         for activity in found
     ]
     roof = roof_of(trace)
-    own = self_time(events, enclosing) if trace.timed else events.duration
-    listed, sums = operations(trace, rows, own, behind, roof, most)
+    listed, sums = operations(trace, rows, self_time(events, above), behind, roof, most)
     work = np.isin(events.kind, DEVICE_KINDS) & rows
     return Analysis(
         trace=trace,
@@ -131,7 +127,7 @@ def analyse(trace: Trace, step: str = "", most: int = MOST_OPERATIONS) -> Analys
         operations=listed,
         sums=sums,
         kernels=kernels(trace, rows, behind),
-        memory=memory_use(replace(trace, memory=memory), marked),
+        memory=memory_use(trace, marked, window),
         unlinked=int((work & (launched < 0)).sum()),
         roof=roof,
     )

@@ -11,7 +11,7 @@ from bench.traces.analysis_text import LONGEST_NAME, exposed_names, short
 from bench.traces.breakdown import Parts
 from bench.traces.events import Kind
 from bench.traces.operations import Operation
-from bench.traces.tables import Columns, percent, seconds
+from bench.traces.tables import Columns, amount, percent, seconds
 
 TOP = 10
 
@@ -149,12 +149,13 @@ def _operation_table(
 ) -> Columns:
     shown, rated = listed[:top], any(one.flops_per_second is not None for one in listed[:top])
     roofed = analysis.roof is not None and rated
-    total = getattr(analysis.sums, key)
+    total, unit = getattr(analysis.sums, key), analysis.trace.unit
     rows = []
     for one in shown:
         name = short(one.name, longest) + (f" {short(one.shape, longest)}" if one.shape else "")
         time = getattr(one, key)
-        cells = [name, str(one.calls), seconds(time), percent(time, total), seconds(time / max(one.calls, 1))]
+        mean = time / max(one.calls, 1)
+        cells = [name, str(one.calls), amount(time, unit), percent(time, total), amount(mean, unit)]
         if rated:
             rate = one.flops_per_second
             cells.append(NOTHING if rate is None else format_quantity(rate, "FLOP/s"))
@@ -164,7 +165,7 @@ def _operation_table(
     columns = [
         ("operation and shapes", False),
         ("calls", True),
-        ("time", True),
+        ("taken" if unit else "time", True),
         ("of all", True),
         ("mean", True),
     ]

@@ -12,7 +12,7 @@ from bench.report.units import text_of
 from bench.traces.analysis import Analysis, Unit
 from bench.traces.events import Kind, Trace
 from bench.traces.operations import Kernel, Operation
-from bench.traces.tables import percent, seconds
+from bench.traces.tables import amount, percent, seconds
 
 LONGEST_NAME = 60
 _WORTH_SAYING = 0.1  # a part below this share is not in the sentence
@@ -40,7 +40,7 @@ def sentence(analysis: Analysis) -> str:
         return "nothing was recorded"
     if analysis.whole is None:
         top = _first_operation(analysis)
-        text = f"{seconds(analysis.sums.self_time)} in {analysis.operation_count} operations"
+        text = f"{amount(analysis.sums.self_time, trace.unit)} in {analysis.operation_count} operations"
         return f"{text}, {top}" if top else text
     whole = analysis.whole
     clauses = {
@@ -134,8 +134,9 @@ def _counted(counts: Counter[str], most: int = 6) -> str:
     return f"{shown}, and {number} of {rest} other kinds" if rest else shown
 
 
-def to_json(analysis: Analysis, top: int | None = None) -> dict[str, Any]:
-    """Plain data: times in nanoseconds, memory in bytes, rates a second, names whole. top: rows of a list."""
+def to_json(analysis: Analysis) -> dict[str, Any]:
+    """Plain data: times in nanoseconds (or in the ``unit`` that stands in it), memory in bytes, rates a
+    second, names whole."""
     trace = analysis.trace
     steps = zip(analysis.steps.names, analysis.steps.complete.tolist(), analysis.by_step, strict=False)
     return {
@@ -147,11 +148,12 @@ def to_json(analysis: Analysis, top: int | None = None) -> dict[str, Any]:
         "events": len(trace.events),
         "step": analysis.step or None,
         "time": asdict(analysis.whole) if analysis.whole else None,
-        "units": [_unit_json(unit, top) for unit in analysis.units],
+        "unit": trace.unit or "ns",
+        "units": [_unit_json(unit) for unit in analysis.units],
         "steps": [{"name": name, "complete": complete, **asdict(parts)} for name, complete, parts in steps],
         "trimmed_steps": dict(analysis.steps.trimmed),
-        "kernels": [_with_kind(one) for one in analysis.kernels[:top]],
-        "operations": [_with_kind(one) for one in analysis.operations[:top]],
+        "kernels": [_with_kind(one) for one in analysis.kernels],
+        "operations": [_with_kind(one) for one in analysis.operations],
         "operation_count": analysis.operation_count,
         "roof": asdict(analysis.roof) if analysis.roof else None,
         "lanes": [
@@ -175,12 +177,13 @@ def _with_kind(one: Operation | Kernel) -> dict[str, Any]:
     return {**asdict(one), "kind": one.kind.name.lower()}
 
 
-def _unit_json(unit: Unit, top: int | None) -> dict[str, Any]:
+def _unit_json(unit: Unit) -> dict[str, Any]:
     return {
         "name": unit.activity.name,
         "device": unit.activity.device,
+        "process": unit.activity.process or None,
         "time": asdict(unit.whole),
-        "idle": [asdict(reason) for reason in unit.idle[:top]],
+        "idle": [asdict(reason) for reason in unit.idle],
         "waits_for_streams": [asdict(reason) for reason in unit.waits],
         "exposed_communication": unit.exposed,
     }

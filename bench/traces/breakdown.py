@@ -16,12 +16,14 @@ process may well be busy in Python, and ``bench.traces.idle`` says so as far as 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
 from msgspec import Struct
 
+from bench.traces.classify import is_communication_call
 from bench.traces.events import DEVICE_KINDS, Kind, Trace, distinct
 from bench.traces.intervals import Intervals, covered, intersect, nothing, subtract, total, union
 from bench.traces.steps import span
@@ -33,6 +35,7 @@ HOST = -1
 class Activity(Struct, frozen=True):
     """What a device did, or the host (``device`` is -1), as sets of time.
 
+    process: whose device it is (of its lanes), where several processes call a device by this number; else "".
     window: start and end in nanoseconds of all that is looked at. compute, communication, copies (and fills):
     each its own union; they may overlap one another.
     """
@@ -42,10 +45,18 @@ class Activity(Struct, frozen=True):
     compute: Intervals
     communication: Intervals
     copies: Intervals
+    process: str = ""
 
     @property
     def name(self) -> str:
-        return "host" if self.device == HOST else f"device {self.device}"
+        if self.device == HOST:
+            return "host"
+        return f"device {self.device}{self.process and f' ({self.process})'}"
+
+    def lanes(self, trace: Trace) -> np.ndarray:
+        """bool (lanes,): which of the trace's lanes are this device's."""
+        mine = [lane.device == self.device and self.process in ("", lane.process) for lane in trace.lanes]
+        return np.array(mine, bool)
 
     def busy(self) -> Intervals:
         """When anything ran."""
@@ -83,11 +94,6 @@ class Parts(Struct, frozen=True):
         """A part over the span; 0 of an empty window."""
         return getattr(self, part) / self.span if self.span else 0.0
 
-    @property
-    def overlapped_share(self) -> float | None:
-        """Of the communication, what compute hid; None without communication."""
-        return self.overlapped / self.communication if self.communication else None
-
 
 def merge(sets: Sequence[Intervals]) -> Intervals:
     """The union of several sets."""
@@ -108,14 +114,21 @@ def activities(trace: Trace) -> list[Activity]:
     rows = np.flatnonzero(work)
     # All devices are held against the same span: one that starts late was idle while the others worked.
     window = int(events.start[rows].min()), int(events.end[rows].max())
-    devices = np.array([lane.device for lane in trace.lanes])[events.lane[rows]]
-    found = []
-    for device in distinct(devices).tolist():
-        own = rows[devices == device]
+    # Where each rank sees one device only, each calls it device 0: a device is its number and its process.
+    used = [trace.lanes[lane] for lane in distinct(events.lane[rows]).tolist()]
+    units = sorted({(lane.device, lane.process) for lane in used})
+    number = {unit: place for place, unit in enumerate(units)}
+    sharing = Counter(device for device, _ in units)
+    of_lane = np.array([number.get((lane.device, lane.process), -1) for lane in trace.lanes])
+    place, found = of_lane[events.lane[rows]], []
+    for (device, process), code in number.items():
+        own = rows[place == code]
         kind, start, end = events.kind[own], events.start[own], events.end[own]
         copies = (kind == Kind.COPY) | (kind == Kind.SET)
-        sets = [kind == Kind.KERNEL, kind == Kind.COMMUNICATION, copies]
-        found.append(Activity(device, window, *(union(start[mask], end[mask]) for mask in sets)))
+        sets = (kind == Kind.KERNEL, kind == Kind.COMMUNICATION, copies)
+        compute, moving, copying = (union(start[mask], end[mask]) for mask in sets)
+        whose = process if sharing[device] > 1 else ""
+        found.append(Activity(device, window, compute, moving, copying, whose))
     return found
 
 
@@ -139,11 +152,6 @@ def _host(trace: Trace) -> Activity:
     rows = events.kind == Kind.COMMUNICATION
     communication = union(events.start[rows], events.end[rows])
     return Activity(HOST, span(trace), merge(compute), communication, nothing())
-
-
-def is_communication_call(name: str) -> bool:
-    """Whether a host operator of this name hands a collective over, or waits for one."""
-    return name.startswith("c10d::") or name == "record_param_comms"
 
 
 def lane_rows(trace: Trace) -> list[tuple[int, int]]:
@@ -211,8 +219,7 @@ def exposed_by_name(trace: Trace, activity: Activity) -> dict[str, int]:
     events = trace.events
     rows = events.kind == Kind.COMMUNICATION
     if activity.device != HOST:
-        devices = np.array([lane.device for lane in trace.lanes])
-        rows &= devices[events.lane] == activity.device
+        rows &= activity.lanes(trace)[events.lane]
     rows, rest = np.flatnonzero(rows), activity.exposed()
     found: dict[str, int] = {}
     for code, own in by_length(events.name[rows], events.duration[rows], rows):

@@ -9,9 +9,11 @@ from enum import StrEnum
 import numpy as np
 from msgspec import Struct
 
-from bench.traces.breakdown import is_communication_call, lane_rows
+from bench.traces.breakdown import lane_rows
+from bench.traces.classify import is_communication_call
 from bench.traces.events import Kind, Trace
 from bench.traces.intervals import Intervals, covered, subtract
+from bench.traces.steps import steps
 from bench.traces.tree import Segments, innermost
 
 LONG_CALL_NS = 100_000
@@ -20,9 +22,35 @@ LONG_CALL_NS = 100_000
 _INPUT = re.compile(r"data_?loader|load_batch|wait_for_batch|next_batch|fetch_?batch", re.IGNORECASE)
 
 
+# A function with its file as PyTorch, JAX, and all others write it: "a/b.py(12): load", "$b.py:12 load",
+# "load (a/b.py:12)".
+_PLACED = re.compile(r".*\(\d+\): (.*)|\$\S*:\d+ (.*)|(.*) \(.*:[\d.e+]+\)")
+_TORCHS_OWN = "torch/utils/data/dataloader.py"
+
+
 def is_input(name: str) -> bool:
-    """Whether a slice of this name waits for, or makes, the next batch."""
+    """Whether a slice of this name waits for, or makes, the next batch: an operation or a function so called,
+    or one of torch's own loader. In what file a function of the program stands says nothing."""
+    placed = _PLACED.fullmatch(name)
+    if placed is not None:
+        if _TORCHS_OWN in name:
+            return True
+        name = next(group for group in placed.groups() if group is not None)
     return _INPUT.search(name) is not None
+
+
+def input_rows(trace: Trace) -> np.ndarray:
+    """bool (rows,): slices in which the next batch is waited for, or made. What encloses a whole step is
+    none, however it is called."""
+    events = trace.events
+    found = np.array([is_input(name) for name in trace.names] or [False], bool)[events.name]
+    marked = steps(trace)
+    if marked.given and found.any():
+        rows = np.flatnonzero(found)
+        first = np.searchsorted(marked.start, events.start[rows], "left")
+        ends = np.append(marked.end, np.iinfo(np.int64).max)[first]
+        found[rows] = ends > events.end[rows]
+    return found
 
 
 class Cause(StrEnum):
@@ -69,8 +97,7 @@ class Ledger:
         self._times: dict[tuple[Cause, str], int] = defaultdict(int)
         self._pieces: dict[tuple[Cause, str], int] = defaultdict(int)
         self._calls = np.append([is_communication_call(name) for name in trace.names], False).astype(bool)
-        loads = np.array([is_input(name) for name in trace.names], bool)
-        self._loads = loads[trace.events.name]
+        self._loads = input_rows(trace)
         self._bounds = lane_rows(trace)
         self._segments: dict[int, Segments] = {}
 

@@ -33,6 +33,24 @@ _CATEGORIES = {
     "gpu_user_annotation": Kind.ANNOTATION,
     "step_num": Kind.STEP,  # of JAX's StepTraceAnnotation
     "mpi": Kind.COMMUNICATION,  # of nsys
+    "wait": Kind.WAIT,  # our own, as are synchronization and communication of a host
+    "synchronization": Kind.SYNCHRONIZATION,
+    "communication": Kind.COMMUNICATION,
+}
+_WRITTEN = {
+    Kind.OPERATOR: "cpu_op",
+    Kind.FUNCTION: "python_function",
+    Kind.RUNTIME: "runtime",
+    Kind.KERNEL: "kernel",
+    Kind.COPY: "gpu_memcpy",
+    Kind.SET: "gpu_memset",
+    Kind.ANNOTATION: "user_annotation",
+    Kind.STEP: "step_num",
+}
+_WRITTEN_OF_A_DEVICE = {
+    Kind.SYNCHRONIZATION: "cuda_sync",
+    Kind.COMMUNICATION: "collective_comm",
+    Kind.ANNOTATION: "gpu_user_annotation",
 }
 _FAMILIES = {
     # cuda_, hip_, xpu_, mtia_, gcu_, glow_, privateuse1_ ...
@@ -111,6 +129,20 @@ def classify(category: str, name: str) -> Kind:
         if _HOST_COLLECTIVE.match(name) or (word == "hlo_op" and _HLO_COLLECTIVE.match(name)):
             return Kind.COMMUNICATION
     return kind
+
+
+def category_of(kind: Kind, on_device: bool) -> str:
+    """A category of which ``classify`` makes this kind again."""
+    written = _WRITTEN | _WRITTEN_OF_A_DEVICE if on_device else _WRITTEN
+    return written.get(kind, kind.name.lower())
+
+
+def is_communication_call(name: str) -> bool:
+    """Whether a host operator of this name hands a collective over, or waits for one: no computation.
+
+    torch.distributed's own, and those of its functional collectives, whose wait_tensor waits.
+    """
+    return name.startswith(("c10d::", "_c10d_functional", "record_param_comms"))
 
 
 def classify_python(category: str, name: str) -> Kind:

@@ -39,7 +39,9 @@ SYNCHRONIZING = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "ba
 MESSAGES = ("send", "recv", "send_recv")
 _SHARES = ("all_gather", "gather")  # an annotation has a rank's share; a kernel's bytes are of the whole
 _ONLY_CALLED = re.compile(r"c10d::(?!.*wait)")
-_FITS_AT_MOST = 64  # shifts tried for a rank that has fewer calls
+_LOOKED_AT = 256  # calls of a rank that has fewer, evenly spread, by which a shift of theirs is judged
+_AT_ONCE = 4096  # shifts
+_AROUND = 3  # shifts to either side of the one that the times say
 
 
 def operation(name: str) -> str:
@@ -165,7 +167,8 @@ def match(traces: Sequence[Trace], ranks: Sequence[int]) -> Matched:
             by_key[key].append(index)
         places.append(by_key)
     unmatched: list[Counter[str]] = [Counter() for _ in traces]
-    _pair_messages(places, ranks, unmatched)
+    world = max((trace.world_size for trace in traces), default=-1)
+    _pair_messages(places, ranks, world == len(traces), unmatched)
     starts, ends = [], []
     for trace, one in zip(traces, every, strict=True):
         base = trace.origin_ns - origin if origin else 0
@@ -242,14 +245,17 @@ def _keys_of(one: Calls, shared: dict[tuple[str, str], bool]) -> list[tuple[str,
     ]
 
 
-def _pair_messages(places: list[_Places], ranks: Sequence[int], unmatched: list[Counter[str]]) -> None:
+def _pair_messages(
+    places: list[_Places], ranks: Sequence[int], everyone: bool, unmatched: list[Counter[str]]
+) -> None:
     """Messages between exactly two ranks: a send here is a recv there. With more ranks nobody can say whose
-    message it is (profilers do not name the peer), and they stay unmatched."""
+    message it is (profilers do not name the peer), and they stay unmatched; so do those of two ranks of a
+    larger group, where a rank that is not here may be the peer. everyone: all ranks of the job are here."""
     holders = [column for column, by_key in enumerate(places) if any(key[0] in MESSAGES for key in by_key)]
     for column in holders:
         by_key = places[column]
         for key in [key for key in by_key if key[0] in MESSAGES]:
-            if len(holders) != 2:
+            if len(holders) != 2 or not (everyone or key[1].endswith(" of 2")):
                 unmatched[column][f"{key[0]} (its peer is not recorded)"] += len(by_key.pop(key))
             elif key[0] != "send_recv":
                 one, other = ranks[column], ranks[holders[column == holders[0]]]
@@ -269,14 +275,28 @@ def _aligned(mine: list[np.ndarray], ends: list[np.ndarray], one_time: bool) -> 
     reference = ends[most][mine[most]]
     for column, indices in enumerate(mine):
         count = len(indices)
-        if not count:
-            continue
-        shift, best = 0, np.inf
-        for candidate in range(min(rows - count, _FITS_AT_MOST) + 1) if count < rows else ():
-            distance = ends[column][indices] - reference[candidate : candidate + count]
-            middle = np.median(distance)
-            misfit = np.median(np.abs(distance)) if one_time else np.median(np.abs(distance - middle))
-            if misfit < best:
-                shift, best = candidate, float(misfit)
-        block[shift : shift + count, column] = indices
+        if count:
+            shift = _shift(ends[column][indices], reference, one_time) if count < rows else 0
+            block[shift : shift + count, column] = indices
     return block
+
+
+def _shift(ends: np.ndarray, reference: np.ndarray, one_time: bool) -> int:
+    """How many calls of the reference came before the first of these, of which there are fewer."""
+    largest = len(reference) - len(ends)
+    looked_at = np.arange(0, len(ends), -(-len(ends) // _LOOKED_AT))
+    first, last = 0, largest
+    if one_time:
+        begun = np.searchsorted(np.maximum.accumulate(reference), ends[looked_at], "left") - looked_at
+        middle = int(np.clip(np.median(begun), 0, largest))
+        first, last = max(0, middle - _AROUND), min(largest, middle + _AROUND)
+    best, found = np.inf, first
+    for begin in range(first, last + 1, _AT_ONCE):
+        candidates = np.arange(begin, min(begin + _AT_ONCE, last + 1))
+        distance = ends[looked_at] - reference[candidates[:, None] + looked_at]
+        if not one_time:
+            distance = distance - np.median(distance, axis=1, keepdims=True)
+        misfit = np.median(np.abs(distance), axis=1)
+        if misfit.min() < best:
+            best, found = float(misfit.min()), int(candidates[misfit.argmin()])
+    return found

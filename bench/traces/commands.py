@@ -10,6 +10,7 @@ from pathlib import Path
 from bench.report.units import text_of
 from bench.traces.analysis import MOST_OPERATIONS
 from bench.traces.job_report import JobReport, examine, load_all, to_json
+from bench.traces.problems import tell, unreadable
 from bench.traces.tables import percent
 
 _PARTS = {"--max-idle": ("idle", "idle"), "--max-exposed": ("exposed communication", "exposed")}
@@ -85,11 +86,7 @@ def trace(
         print_report(report, Console(), top)
     for line in written:
         print(line, file=sys.stderr if as_json or markdown else sys.stdout)
-    problems = [text for _, text in job.failures]
-    problems += [line for limit in limits for line in limit.broken(report)]
-    for line in problems:
-        print(f"perflab: {text_of(line)}", file=sys.stderr)
-    return 1 if problems else 0
+    return tell([*unreadable(job), *(line for limit in limits for line in limit.broken(report))])
 
 
 def _merge(report: JobReport, path: Path) -> list[str]:

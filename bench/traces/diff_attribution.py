@@ -16,11 +16,9 @@ from enum import IntEnum
 
 import numpy as np
 
+from bench.traces.classify import is_communication_call
 from bench.traces.events import DEVICE_KINDS, Events, Kind, Trace, distinct
-from bench.traces.steps import Steps
-
-CARRIES_COLLECTIVES = ("c10d::", "_c10d_functional::", "record_param_comms")
-"""Operators of the host that hand a collective over, or wait for one: no computation."""
+from bench.traces.steps import Steps, main_lane
 
 
 class Standing(IntEnum):
@@ -94,17 +92,6 @@ def nested(events: Events, parents: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return depth, end
 
 
-def step_lane(trace: Trace) -> int:
-    """The lane of the host that bounds the steps: it marks them, or without marks has the most to do; -1."""
-    events = trace.events
-    on_host = ~trace.on_device()
-    for kinds in ((Kind.STEP,), (Kind.OPERATOR,), (Kind.FUNCTION, Kind.ANNOTATION, Kind.RUNTIME)):
-        rows = np.flatnonzero(np.isin(events.kind, kinds) & on_host)
-        if len(rows):
-            return int(np.bincount(events.lane[rows]).argmax())
-    return -1
-
-
 def standings(trace: Trace) -> np.ndarray:
     """int8 (rows,): the ``Standing`` of each slice of a trace."""
     events = trace.events
@@ -115,10 +102,10 @@ def standings(trace: Trace) -> np.ndarray:
         found[on_device & (kind == Kind.KERNEL)] = Standing.COMPUTE
         found[on_device & (kind == Kind.COMMUNICATION)] = Standing.COMMUNICATION
         found[on_device & np.isin(kind, (Kind.COPY, Kind.SET))] = Standing.COPY
-        found[~on_device & (events.lane == step_lane(trace))] = Standing.IDLE
+        found[~on_device & (events.lane == main_lane(trace))] = Standing.IDLE
         return found
-    stepping = events.lane == step_lane(trace)
-    carries = np.array([name.startswith(CARRIES_COLLECTIVES) for name in trace.names] or [False], bool)
+    stepping = events.lane == main_lane(trace)
+    carries = np.array([is_communication_call(name) for name in trace.names] or [False], bool)
     operator = kind == Kind.OPERATOR
     found[operator & stepping] = Standing.COMPUTE
     found[operator & ~stepping] = Standing.OTHER_THREAD

@@ -10,6 +10,7 @@ from bench.stats import MIN_SAMPLES_UNPAIRED
 from bench.traces.diff import difference
 from bench.traces.diff_report import TOP, print_difference, to_json, to_markdown
 from bench.traces.load import is_trace, load
+from bench.traces.problems import tell, unreadable
 
 
 def are_traces(base: Path, new: Path) -> bool:
@@ -33,7 +34,8 @@ def compare_traces(
     page: Path | None = None,
     top: int = TOP,
 ) -> int:
-    """Prints the comparison (and writes the page); 1 if the step is slower by more than ``limit``, else 0.
+    """Prints the comparison (and writes the page); 1 if the step is slower by more than ``limit``, or a file
+    of a folder could not be read, else 0.
 
     ValueError: unreadable, nothing to compare, or too few steps for a limit to hold.
     """
@@ -53,8 +55,9 @@ def compare_traces(
         print_difference(found, Console(), top)
         if page is not None:
             print(f"page: {page}")
+    status = tell(unreadable(*jobs))
     if limit is None:
-        return 0
+        return status
     if found.step.verdict == "undecidable" and min(found.base_steps, found.new_steps) < MIN_SAMPLES_UNPAIRED:
         raise ValueError(
             f"--fail-above takes {MIN_SAMPLES_UNPAIRED} steps or more of each report, to tell a change from "
@@ -63,4 +66,4 @@ def compare_traces(
     if found.step.low > 1 + limit:
         print(f"the step is slower by more than {limit * 100:g} %", file=sys.stderr)
         return 1
-    return 0
+    return status

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import count, pairwise
 
 import numpy as np
 from msgspec.structs import replace
 
+from bench.report.units import text_of
 from bench.traces.analysis_text import left_out
 from bench.traces.diff_steps import StepTable, step_table
 from bench.traces.events import Job, Trace
@@ -83,17 +84,20 @@ def side(job: Job) -> Side:
     notes = [f"{path} could not be read: {why}" for path, why in job.failures] + job.notes
     if len(job.traces) > len(traces):
         notes.append(f"{len(job.traces) - len(traces)} reports without events left out")
-    if _one_after_another(traces):
-        ordered = sorted(traces, key=lambda trace: trace.origin_ns)
-        tables = {traces[0].rank: _joined([step_table(trace) for trace in ordered])}
-        notes.append(f"{len(traces)} recordings, made one after another, count as one")
-    else:
-        tables = {}
-        for place, trace in enumerate(traces):
-            number = trace.rank if trace.rank >= 0 and trace.rank not in tables else place
-            while number in tables:
-                number += 1
-            tables[number if len(traces) > 1 else trace.rank] = step_table(trace)
+    if strange := sorted({trace.unit for trace in traces} - {""}):
+        raise ValueError(f"{job.source} counts in {text_of(strange[0], 40)}, which is no time to compare")
+    tables: dict[int, StepTable] = {}
+    for rank, own in _by_rank(traces).items():
+        recordings = _without_overlaps(own)
+        tables[rank] = _joined([step_table(trace) for trace in recordings])
+        whose = f"rank {rank}: " if len(own) < len(traces) else ""
+        if len(recordings) > 1:
+            notes.append(f"{whose}{len(recordings)} recordings, made one after another, count as one")
+        if len(recordings) < len(own):
+            notes.append(
+                f"{whose}{len(own) - len(recordings)} recordings left out that were made at the same time as "
+                "another of this rank"
+            )
     notes += _about_steps(tables) + _about_reading(traces)
     devices = sorted({trace.facts.get("device", "") for trace in traces} - {""})
     formats = ", ".join(sorted({trace.format for trace in traces}))
@@ -111,16 +115,54 @@ def _about_reading(traces: Sequence[Trace]) -> list[str]:
     return left_out(summed) + list(dict.fromkeys(note for trace in traces for note in trace.notes))
 
 
-def _one_after_another(traces: Sequence[Trace]) -> bool:
-    """Ranks of one job run at the same time; recordings that do not overlap are of one process."""
-    if len(traces) < 2 or any(trace.origin_ns <= 0 for trace in traces):
+def _by_rank(traces: Sequence[Trace]) -> dict[int, list[Trace]]:
+    """The recordings of each rank. A trace without a rank is one of its own, but for recordings of one
+    process made one after another; the only trace keeps its rank, also where that is unknown (-1)."""
+    if len(traces) == 1 or _of_one_process(traces):
+        return {traces[0].rank: list(traces)}
+    found: dict[int, list[Trace]] = {}
+    for trace in traces:
+        if trace.rank >= 0:
+            found.setdefault(trace.rank, []).append(trace)
+    free = (number for number in count() if number not in found)
+    for trace in traces:
+        if trace.rank < 0:
+            found[next(free)] = [trace]
+    return found
+
+
+def _of_one_process(traces: Sequence[Trace]) -> bool:
+    """Ranks of one job run at the same time; recordings that do not overlap are of one process, unless their
+    files say that they are of different ranks."""
+    if len({trace.rank for trace in traces if trace.world_size > 1}) > 1:
         return False
-    spans = sorted((trace.origin_ns + span(trace)[0], trace.origin_ns + span(trace)[1]) for trace in traces)
+    if any(trace.origin_ns <= 0 for trace in traces):
+        return False
+    spans = sorted(_window(trace) for trace in traces)
     return all(end <= start for (_, end), (start, _) in pairwise(spans))
+
+
+def _window(trace: Trace) -> tuple[int, int]:
+    """Nanoseconds since 1970 of what was recorded; of a trace that does not say, from its own beginning."""
+    first, last = span(trace)
+    return trace.origin_ns + first, trace.origin_ns + last
+
+
+def _without_overlaps(traces: Sequence[Trace]) -> list[Trace]:
+    """Recordings of one rank in order of time. One process makes one at a time: of two that are known to
+    overlap (a file and its copy) the first counts."""
+    kept: list[Trace] = []
+    for trace in sorted(traces, key=_window):
+        known = trace.origin_ns > 0 and bool(kept) and kept[-1].origin_ns > 0
+        if not known or _window(trace)[0] >= _window(kept[-1])[1]:
+            kept.append(trace)
+    return kept
 
 
 def _joined(tables: Sequence[StepTable]) -> StepTable:
     """The steps of several recordings in one table."""
+    if len(tables) == 1:
+        return tables[0]
     keys = list(dict.fromkeys(key for table in tables for key in table.keys))
     where = {key: index for index, key in enumerate(keys)}
     count = sum(len(table) for table in tables)

@@ -12,7 +12,7 @@ from bench.traces.diff_attribution import Shares, Standing, attribute
 from bench.traces.events import Kind, Trace
 from bench.traces.matching import Frame, Key, Places, stable_name
 from bench.traces.steps import Steps, steps
-from bench.traces.tree import launched_by, nearest, parents, self_time
+from bench.traces.tree import enclosing, launched_by, nearest, self_time
 
 WHAT = {
     Standing.COMPUTE: "operation",
@@ -55,12 +55,12 @@ class StepTable:
 
 def step_table(trace: Trace) -> StepTable:
     """Of the complete steps of one trace."""
-    above = parents(trace.events)
-    cut = _complete(steps(trace))
+    above = enclosing(trace)
+    cut = steps(trace).sampled()
     labels = Labels(trace, above)
     if trace.timed:
         shares = attribute(trace, above, cut)
-    else:  # sums only (cProfile): what a function spends itself, all in one step
+    else:  # no places in time (cProfile): what a function spends itself, all in one step
         own = self_time(trace.events, above).astype(np.float64)
         rows, zeros = np.arange(len(own)), np.zeros(len(own), np.int32)
         shares = Shares(rows, np.full(len(own), Standing.FUNCTION, np.int8), zeros, own)
@@ -86,14 +86,6 @@ def step_table(trace: Trace) -> StepTable:
         cut.trimmed,
         labels.hosted(cut) if labels.on_device else {},
     )
-
-
-def _complete(found: Steps) -> Steps:
-    kept = np.flatnonzero(found.complete)
-    if not len(kept):
-        kept = np.arange(len(found))
-    names = [found.names[index] for index in kept]
-    return Steps(found.start[kept], found.end[kept], names, found.complete[kept], found.given, found.trimmed)
 
 
 class Labels:

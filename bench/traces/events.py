@@ -184,6 +184,8 @@ class Trace(Struct):
     source: the path as the user gave it. format: kineto, jax, nsys, cprofile, speedscope, viztracer, py-spy,
     chrome (a plain Chrome trace).
     timed: False where slices have a length but no place in time (cProfile): only tables make sense of them.
+    nested: False where lengths are what each function spent itself (cProfile): no slice encloses another.
+    unit: what lengths are counted in where that is no time ("bytes"), which is never ``timed``; else "".
     origin_ns: nanoseconds since 1970 of time 0, or 0 where the file does not say: of two ranks it may be
     compared only where both know it. rank, world_size: -1 where the file does not say. backend: gloo, nccl.
     dropped: what was left out of ``events`` and why, counted: {"slices without a duration": 3}. Nothing is
@@ -204,6 +206,8 @@ class Trace(Struct):
     groups: list[str] = field(default_factory=list)
     memory: Memory = field(default_factory=Memory.empty)
     timed: bool = True
+    nested: bool = True
+    unit: str = ""
     origin_ns: int = 0
     rank: int = -1
     world_size: int = -1

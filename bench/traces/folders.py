@@ -10,10 +10,11 @@ from pathlib import Path
 from msgspec import Struct, field
 
 from bench.traces.events import Job
-from bench.traces.recognise import KINDS, Benchmarks, recognise
+from bench.traces.recognise import KINDS, SomethingElse, recognise
 
 _SUFFIXES = (".json", ".gz", ".pb", ".prof", ".sqlite", ".trace", ".pstat")
-"""A file so called that cannot be recognised is a broken report, any other one is something else."""
+"""A file so called that cannot be recognised is a broken report, unless it is whole and of another kind; any
+other one is something else."""
 
 _RANK = re.compile(r"(?:rank|worker)[-_. ]?(\d{1,7})(?!\d)", re.IGNORECASE)
 _DATED = re.compile(r"\d{4}_\d\d_\d\d_\d\d_\d\d_\d\d")  # plugins/profile/2026_11_26_21_30_05, of TensorBoard
@@ -62,7 +63,7 @@ def _in_folder(folder: Path, names: list[str]) -> Recordings:
         path = folder / name
         try:
             recognise(path)
-        except Benchmarks:
+        except SomethingElse:
             others.append(name)
         except ValueError as error:
             if path.suffix.lower() in _SUFFIXES:

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from bench.traces.breakdown import HOST, WAITS, Activity, by_length, lane_rows
+from bench.traces.breakdown import HOST, WAITS, Activity, by_length
 from bench.traces.causes import Cause, Ledger, Reason
 from bench.traces.events import DEVICE_KINDS, Kind, Trace, distinct
 from bench.traces.intervals import Intervals, covered, intersect, subtract, total, union
+from bench.traces.steps import main_lane
 
 LATENCY_NS = 50_000
 """What finds the device idle starts within this: in 11 of 12 traces of V100, A100, H100 and MI300, nine of
@@ -41,7 +42,7 @@ def idle_reasons(
     if activity.device == HOST:
         _attribute_host(ledger, gaps)
     else:
-        ended_by = _first_at(trace, _work(trace, activity.device), gaps.end)
+        ended_by = _first_at(trace, _work(trace, activity), gaps.end)
         # At the end of the window nothing may follow: only the host's main thread can say why.
         ends = ended_by >= 0
         if not ends.all():
@@ -51,10 +52,10 @@ def idle_reasons(
     return ledger.reasons()
 
 
-def _work(trace: Trace, device: int) -> np.ndarray:
+def _work(trace: Trace, activity: Activity) -> np.ndarray:
     """Rows of what runs on a device, in order of start."""
     events = trace.events
-    on_it = np.array([lane.device == device for lane in trace.lanes])[events.lane]
+    on_it = activity.lanes(trace)[events.lane]
     rows = np.flatnonzero(
         on_it & np.isin(events.kind, (*DEVICE_KINDS, Kind.COMMUNICATION)) & (events.duration > 0)
     )
@@ -116,25 +117,10 @@ def _attribute_host(ledger: Ledger, gaps: Intervals) -> None:
     ledger.charge(Cause.UNKNOWN, "nothing is recorded", total(*rest), len(rest.start))
 
 
-def main_lane(trace: Trace) -> int:
-    """The host thread that runs the loop: the one that marks steps, else the one longest busy; -1 without."""
-    events = trace.events
-    best, lane = (False, -1), -1
-    for index, (first, last) in enumerate(lane_rows(trace)):
-        if first < last and not trace.lanes[index].on_device:
-            kinds = events.kind[first:last]
-            works = kinds != Kind.COMMUNICATION
-            busy = total(*union(events.start[first:last][works], events.end[first:last][works]))
-            score = bool((kinds == Kind.STEP).any()), busy
-            if score > best:
-                best, lane = score, index
-    return lane
-
-
 def stream_waits(trace: Trace, activity: Activity, launched: np.ndarray) -> list[Reason]:
     """How long the stream that computes most could not go on, though launched, while other streams ran."""
     events = trace.events
-    rows = _work(trace, activity.device)
+    rows = _work(trace, activity)
     kernels = rows[events.kind[rows] == Kind.KERNEL]
     if not len(kernels) or len(distinct(events.lane[rows])) < 2:
         return []

@@ -61,9 +61,10 @@ def intersect(a: Intervals, b: Intervals) -> Intervals:
 
 
 def subtract(a: Intervals, b: Intervals) -> Intervals:
-    """The time that lies in ``a`` and not in ``b``."""
-    outside = Intervals(np.append(_EARLIEST, b[1]), np.append(b[0], _LATEST))
-    return intersect(a, outside)
+    """The time that lies in ``a`` and not in ``b``, whose intervals may touch (``tree.Segments`` do)."""
+    start, end = np.append(_EARLIEST, b[1]), np.append(b[0], _LATEST)
+    between = end > start
+    return intersect(a, Intervals(start[between], end[between]))
 
 
 def covered(by: Intervals, start: np.ndarray, end: np.ndarray) -> np.ndarray:

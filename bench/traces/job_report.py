@@ -81,7 +81,9 @@ def sentence(report: JobReport) -> str:
         return analysis_text.sentence(report.analyses[0])
     from bench.traces import ranks_text
 
-    return f"{len(report.analyses)} ranks: {ranks_text.sentence(report.ranks)}"
+    # One step is no sample of how ranks wait for one another: that is always of all of them.
+    scope = ", over all steps" if report.analyses[0].step else ""
+    return f"{len(report.analyses)} ranks{scope}: {ranks_text.sentence(report.ranks)}"
 
 
 def parts(report: JobReport, top: int, longest: int) -> list[Part]:

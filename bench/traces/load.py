@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.traces.events import Job, Trace
 from bench.traces.folders import find_recordings, number_ranks, rank_in_name
-from bench.traces.readers.source import Source
+from bench.traces.readers.source import DamagedArchive, Source
 from bench.traces.recognise import recognise
 
 
@@ -83,6 +83,8 @@ def is_trace(path: str | Path) -> bool:
         if path.is_dir():
             return bool(find_recordings(path).files)
         recognise(path)
-    except ValueError as error:
-        return "gzip" in str(error)  # a damaged archive: nothing but a report is zipped, and load says why
+    except DamagedArchive:
+        return True  # nothing but a report is zipped, and load says what is wrong with it
+    except ValueError:
+        return False
     return True

@@ -17,8 +17,9 @@ class MemoryUse(Struct, frozen=True):
     samples: how many. peak, first, last: bytes at the peak and in the first and last sample. peak_time: int
     nanoseconds from the trace's origin. peak_step: name of the step in which the peak lies, "" outside of
     all. peak_operator: the innermost operator then, "" between operators. growth: bytes that a complete step
-    leaves allocated (the median over steps), None with fewer than three complete steps. curve: (nanoseconds,
-    bytes), at most 400 points; each is the highest sample of its part of the time.
+    leaves allocated (the median over all steps, also where the rest is of one), None with fewer than three
+    complete steps. curve: (nanoseconds, bytes), at most 400 points; each is the highest sample of its part of
+    the time.
     """
 
     device: int
@@ -33,22 +34,25 @@ class MemoryUse(Struct, frozen=True):
     curve: list[tuple[int, int]]
 
 
-def memory_use(trace: Trace, steps: Steps) -> list[MemoryUse]:
-    """One for each device that has samples, the host first."""
-    return [_of_device(trace, steps, device) for device in distinct(trace.memory.device).tolist()]
+def memory_use(trace: Trace, steps: Steps, window: tuple[int, int] | None = None) -> list[MemoryUse]:
+    """One for each device that has samples, the host first. window: nanoseconds [start, end) outside of which
+    samples only count for the growth."""
+    inside = np.ones(len(trace.memory.time), bool)
+    if window is not None:
+        inside = (trace.memory.time >= window[0]) & (trace.memory.time < window[1])
+    devices = distinct(trace.memory.device[inside]).tolist()
+    return [_of_device(trace, steps, device, inside) for device in devices]
 
 
-def _of_device(trace: Trace, steps: Steps, device: int) -> MemoryUse:
-    own = trace.memory.device == device
-    order = np.argsort(trace.memory.time[own], kind="stable")
-    time, allocated = trace.memory.time[own][order], trace.memory.allocated[own][order]
+def _of_device(trace: Trace, steps: Steps, device: int, inside: np.ndarray) -> MemoryUse:
+    own = np.flatnonzero(trace.memory.device == device)
+    own = own[np.argsort(trace.memory.time[own], kind="stable")]
+    growth = _growth(trace.memory.time[own], trace.memory.allocated[own], steps)
+    own = own[inside[own]]
+    time, allocated = trace.memory.time[own], trace.memory.allocated[own]
     at = int(allocated.argmax())
     moment = int(time[at])
-    inside = np.flatnonzero((steps.start <= moment) & (moment < steps.end) & steps.given)
-    # What is allocated at the end of each step: the last sample before it.
-    place = np.searchsorted(time, steps.end[steps.complete], "right") - 1
-    left = allocated[place[place >= 0]]
-    growth = int(np.median(np.diff(left))) if steps.given and len(left) > 2 else None
+    around = np.flatnonzero((steps.start <= moment) & (moment < steps.end) & steps.given)
     return MemoryUse(
         device=device,
         samples=len(time),
@@ -56,11 +60,18 @@ def _of_device(trace: Trace, steps: Steps, device: int) -> MemoryUse:
         first=int(allocated[0]),
         last=int(allocated[-1]),
         peak_time=moment,
-        peak_step=steps.names[int(inside[0])] if len(inside) else "",
+        peak_step=steps.names[int(around[0])] if len(around) else "",
         peak_operator=_operator_at(trace, moment),
         growth=growth,
         curve=_curve(time, allocated),
     )
+
+
+def _growth(time: np.ndarray, allocated: np.ndarray, steps: Steps) -> int | None:
+    """Between the ends of complete steps, at each of which the last sample before it counts."""
+    place = np.searchsorted(time, steps.end[steps.complete], "right") - 1
+    left = allocated[place[place >= 0]]
+    return int(np.median(np.diff(left))) if steps.given and len(left) > 2 else None
 
 
 def _operator_at(trace: Trace, moment: int) -> str:

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import msgspec
 import numpy as np
 
+from bench.traces.classify import category_of
 from bench.traces.clocks import RankClock
 from bench.traces.events import Events, Job, Kind, Trace
 from bench.traces.ranks import Ranks
@@ -285,9 +286,11 @@ class _Member:
             arguments["correlation"] = self._id(int(part.correlation[row]))
         if part.shape[row] >= 0:
             arguments["Input Dims"] = trace.shapes[part.shape[row]]
+        if trace.lanes[part.lane[row]].on_device:
+            arguments["device"] = trace.lanes[part.lane[row]].device
         return {
             "ph": "X",
-            "cat": Kind(part.kind[row]).name.lower(),
+            "cat": category_of(Kind(part.kind[row]), trace.lanes[part.lane[row]].on_device),
             "name": trace.names[part.name[row]],
             "pid": pid,
             "tid": tid,

@@ -22,7 +22,7 @@ from bench.traces.clocks import RankClock, align
 from bench.traces.collectives import Matched, match
 from bench.traces.collectives_cost import Collective, costs
 from bench.traces.events import Job, Trace
-from bench.traces.ranks_late import TOLERANCE, Excess, Spent, excess_by_round
+from bench.traces.ranks_late import TOLERANCE, Excess, OwnTimes, Spent
 from bench.traces.ranks_own import own_time
 from bench.traces.ranks_rounds import Rounds, rounds_of
 
@@ -84,7 +84,7 @@ def compare_ranks(job: Job) -> Ranks:
     and why, stands in ``notes``."""
     traces, ranks, notes = _ranked(job)
     world = max((trace.world_size for trace in traces), default=-1)
-    missing = [rank for rank in range(world) if rank not in ranks] if world > 0 else []
+    missing = sorted(set(range(world)) - set(ranks)) if world > 0 else []
     found = Ranks(ranks, world, missing, notes=notes)
     if len(traces) < 2:
         notes.append("one rank only: there is nothing to compare it with")
@@ -172,9 +172,11 @@ def _lateness(
     present = matched.present & usable
     latest = np.where(present, arrival, np.iinfo(np.int64).min).argmax(axis=1)
     result = []
+    columns = np.flatnonzero(usable).tolist()
+    known = OwnTimes(spent, rounds, times.elsewhere, columns) if len(columns) > 1 and len(rounds) else None
     for column, rank in enumerate(found.ranks):
-        others = [other for other in range(len(found.ranks)) if other != column and usable[other]]
-        if not usable[column] or not others or not len(rounds):
+        others = [other for other in columns if other != column]
+        if not usable[column] or known is None:
             result.append(Lateness(rank, None, 0, 0, 0, int((latest == column).sum()), []))
             continue
         excess = own[column] - np.median(own[others], axis=0)
@@ -184,7 +186,6 @@ def _lateness(
             cost = stats.compare_pairs(
                 np.maximum(whole - excess, 1.0), np.maximum(whole, 1.0), tolerance=TOLERANCE
             )
-        operations = excess_by_round(spent, rounds, times.elsewhere, column, others)
         result.append(
             Lateness(
                 rank,
@@ -193,7 +194,7 @@ def _lateness(
                 round(float(np.median(times.waited[column]))),
                 round(float(np.median(times.handed[column]))),
                 int((latest == column).sum()),
-                operations,
+                known.excess(column),
             )
         )
     return result

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.traces.breakdown import WAITS, is_communication_call
+from bench.traces.breakdown import WAITS
+from bench.traces.classify import is_communication_call
 from bench.traces.collectives import Matched
 from bench.traces.events import Kind, Trace, distinct
 from bench.traces.intervals import Intervals, covered, subtract, union
@@ -84,27 +85,47 @@ def _names(spent: Sequence[Spent]) -> tuple[list[tuple[str, str]], list[np.ndarr
     return list(table), codes
 
 
-def excess_by_round(
-    spent: Sequence[Spent], rounds: Rounds, elsewhere: Sequence[Intervals], late: int, others: Sequence[int]
-) -> list[Excess]:
-    """Where the rank in column ``late`` spends more than the median of the others: medians of the rounds.
+class OwnTimes:
+    """What each of some ranks (columns) spent in every round, by operation: made once, for all of them are
+    held against the others.
 
     elsewhere: when each rank was in collectives; what neither that nor a slice covers was not recorded.
     """
-    table, codes = _names(spent)
-    sums = {}
-    gaps = {
-        column: _unrecorded(spent[column], elsewhere[column], rounds, column) for column in (late, *others)
-    }
-    for column in (late, *others):
-        by_name = _by_round(spent[column], codes[column], len(table), rounds, column)
-        window = rounds.start[column], rounds.end[column]
-        sums[column] = np.column_stack((by_name, covered(gaps[column], *window)))
-    difference = sums[late] - np.median([sums[column] for column in others], axis=0)
-    theirs = np.median(np.median([sums[column] for column in others], axis=0), axis=0)
-    middle = np.median(difference, axis=0)
-    gap_after = _before_the_gap(spent[late], gaps[late], rounds, late) if middle[-1] > 0 else ""
-    return _most(table, middle, theirs, gap_after)
+
+    def __init__(
+        self, spent: Sequence[Spent], rounds: Rounds, elsewhere: Sequence[Intervals], columns: Sequence[int]
+    ) -> None:
+        self._spent, self._rounds, self._columns = spent, rounds, list(columns)
+        self._table, codes = _names(spent)
+        self._gaps = {one: _unrecorded(spent[one], elsewhere[one], rounds, one) for one in columns}
+        sums = []
+        for one in columns:
+            by_name = _by_round(spent[one], codes[one], len(self._table), rounds, one)
+            gaps = covered(self._gaps[one], rounds.start[one], rounds.end[one])
+            sums.append(np.column_stack((by_name, gaps)))
+        self._sums = np.stack(sums)
+        self._ordered = np.sort(self._sums, axis=0)
+
+    def excess(self, late: int) -> list[Excess]:
+        """Where the rank in column ``late`` spends more than the median of the others: medians of the
+        rounds."""
+        mine = self._sums[self._columns.index(late)]
+        usual = median_without(self._ordered, mine)
+        middle = np.median(mine - usual, axis=0)
+        rounds, gaps = self._rounds, self._gaps[late]
+        gap_after = _before_the_gap(self._spent[late], gaps, rounds, late) if middle[-1] > 0 else ""
+        return _most(self._table, middle, np.median(usual, axis=0), gap_after)
+
+
+def median_without(ordered: np.ndarray, one: np.ndarray) -> np.ndarray:
+    """The median along the first axis, in which values are in order, of all values but ``one`` of them."""
+    rest = len(ordered) - 1
+    # Without it, what stands behind it moves up by one place.
+    low, high = (
+        np.where(ordered[place] < one, ordered[place], ordered[place + 1])
+        for place in ((rest - 1) // 2, rest // 2)
+    )
+    return (low + high) / 2
 
 
 def _by_round(one: Spent, code: np.ndarray, names: int, rounds: Rounds, column: int) -> np.ndarray:

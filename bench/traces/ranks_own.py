@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.traces.breakdown import HOST, activities, is_communication_call, merge
+from bench.traces.breakdown import HOST, activities, merge
+from bench.traces.classify import is_communication_call
 from bench.traces.clocks import RankClock
 from bench.traces.collectives import Matched
 from bench.traces.events import Kind, Trace, distinct

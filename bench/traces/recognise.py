@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
-from bench.traces.readers.source import Source
+import msgspec
+
+from bench.traces.readers.source import PIECE, Source
 
 KINDS = (
     "PyTorch's and other Chrome traces, JAX's xplane.pb, nsys's SQLite export, cProfile's .prof, speedscope"
@@ -15,7 +19,11 @@ _SEARCHED = 1 << 26  # bytes of a JSON file in which its kind must show
 _CHROME = re.compile(rb'"traceEvents"\s*:\s*\[')
 _BENCHMARKS = re.compile(rb'"benchmarks"\s*:\s*\[')
 _SPEEDSCOPE = re.compile(rb'"https?://www\.speedscope\.app/file-format-schema\.json"')
-_LIST_OF_EVENTS = re.compile(rb'\[\s*(\{\s*\}\s*,\s*)*\{[^\]]*?"(ph|ts|pid)"\s*:|\[\s*\]?\s*$')
+_LONGEST_MARK = 200  # bytes that each of these may take, spaces included
+_EMPTY_LIST = re.compile(rb"\[\s*\]?\s*$")
+_BEFORE_AN_ENTRY = re.compile(r"[\s,]*")
+_OF_EVENTS = frozenset(("ph", "ts", "pid"))
+_KEY_OF_EVENTS = re.compile(rb'"(ph|ts|pid)"\s*:')
 _MARSHALLED = re.compile(rb"[\x7b\xfb]([()\xa8\xa9]|0$)")  # a dictionary whose first key is a tuple
 
 _OTHERS = {
@@ -29,7 +37,11 @@ _OTHERS = {
 }
 
 
-class Benchmarks(ValueError):
+class SomethingElse(ValueError):
+    """The file is whole, and no profiler report."""
+
+
+class Benchmarks(SomethingElse):
     """The file holds benchmark results, which are no profiler report but have commands of their own."""
 
 
@@ -49,35 +61,80 @@ def recognise(path: str | Path) -> str:
             return "xplane"
         text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
         if text[:1] == b"[":
-            if _LIST_OF_EVENTS.match(text):
-                return "chrome"
-            raise ValueError(f"{path} is a JSON list, but not of trace events; expected {KINDS}")
+            return _kind_of_list(source, text)
         if text[:1] == b"{":
             return _kind_of_object(source, text)
         raise ValueError(f"{path} is {_guess(Path(path), head)}; expected {KINDS}")
 
 
+def _kind_of_list(source: Source, text: bytes) -> str:
+    """By its first entry that is not empty; where that is damaged, by the keys in it."""
+    if _EMPTY_LIST.match(text):
+        return "chrome"
+    first = _first_entry(text)
+    while first is None and len(text) < _SEARCHED and (piece := source.read(max(PIECE, len(text)))):
+        text += piece
+        first = _first_entry(text)
+    of_events = isinstance(first, dict) and bool(_OF_EVENTS & set(first))
+    if of_events or (first is None and _KEY_OF_EVENTS.search(text, 0, PIECE)):
+        return "chrome"
+    wrong = f"{source.path} is a JSON list, but not of trace events; expected {KINDS}"
+    raise ValueError(wrong) if first is None else SomethingElse(wrong)
+
+
+def _first_entry(text: bytes) -> Any:
+    """Of a JSON list, its first entry that is no empty object; None where it is not whole."""
+    scanner, letters = json.JSONDecoder(strict=False), text.decode("utf-8", "replace")
+    found: Any = {}
+    position = 1
+    while found == {}:
+        before = _BEFORE_AN_ENTRY.match(letters, position)
+        assert before is not None
+        try:
+            found, position = scanner.raw_decode(letters, before.end())
+        except (ValueError, RecursionError):
+            return None
+    return found
+
+
 def _kind_of_object(source: Source, text: bytes) -> str:
-    while True:
-        chrome = _CHROME.search(text)
-        if _BENCHMARKS.search(text, 0, chrome.start() if chrome else len(text)):
+    pieces, seen = [text], b""
+    while text:
+        part = seen + text
+        chrome = _CHROME.search(part)
+        if _BENCHMARKS.search(part, 0, chrome.start() if chrome else len(part)):
             raise Benchmarks(
                 f"{source.path} holds benchmark results, no profiler report: perflab report {source.path} "
                 "shows them, perflab compare compares them"
             )
         if chrome:
             return "chrome"
-        if _SPEEDSCOPE.search(text):
+        if _SPEEDSCOPE.search(part):
             return "speedscope"
-        piece = source.read() if len(text) < _SEARCHED else b""
-        if not piece:
-            break
-        text += piece
-    keys = ", ".join(dict.fromkeys(re.findall(r'"(\w{1,30})"\s*:', text[:2000].decode("utf-8", "replace"))))
-    raise ValueError(
+        seen = part[-_LONGEST_MARK:]  # in which a mark may begin
+        text = source.read() if source.offset < _SEARCHED else b""
+        pieces.append(text)
+    whole = b"".join(pieces)
+    keys = ", ".join(dict.fromkeys(re.findall(r'"(\w{1,30})"\s*:', whole[:2000].decode("utf-8", "replace"))))
+    wrong = (
         f"{source.path} is JSON, but no report known here (keys: {keys[:100] or 'none'}); a list "
         "'traceEvents' or speedscope's $schema was expected"
     )
+    raise SomethingElse(wrong) if _is_json(whole) else ValueError(wrong)
+
+
+def _is_json(data: bytes) -> bool:
+    """Whether it is well formed; also as Python writes it (NaN)."""
+    try:
+        msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        return True
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    try:
+        json.loads(data)
+        return True
+    except (ValueError, RecursionError):
+        return False
 
 
 def is_xplane(data: bytes) -> bool:

@@ -17,8 +17,10 @@ from collections import Counter
 
 import numpy as np
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from bench.traces.events import Kind, Trace, distinct
+from bench.traces.intervals import total, union
 
 _NO_WORK = (Kind.FUNCTION, Kind.ANNOTATION, Kind.STEP, Kind.UNCLASSIFIED)
 WHOLE = "whole trace"
@@ -44,6 +46,16 @@ class Steps(Struct, frozen=True):
 
     def __len__(self) -> int:
         return len(self.start)
+
+    def sampled(self) -> Steps:
+        """The complete steps; all of them where none is, so that something can be said."""
+        kept = np.flatnonzero(self.complete)
+        if not len(kept):
+            kept = np.arange(len(self))
+        names = [self.names[index] for index in kept]
+        return replace(
+            self, start=self.start[kept], end=self.end[kept], names=names, complete=self.complete[kept]
+        )
 
     def sentence(self) -> str:
         """How the trace is cut into steps, and what was put aside."""
@@ -99,13 +111,39 @@ def steps(trace: Trace) -> Steps:
     return Steps(start, end, names, complete, given=True, trimmed=trimmed)
 
 
+def main_lane(trace: Trace) -> int:
+    """The host thread that runs the loop, -1 without one: it marks the steps, or calls the optimizer; else it
+    is the one longest in operators (where there are none, in anything but collectives)."""
+    events, on_host = trace.events, ~trace.on_device()
+    for rows in (on_host & (events.kind == Kind.STEP), on_host & _calls_of_optimizers(trace)):
+        if rows.any():
+            return int(np.bincount(events.lane[rows]).argmax())
+    works = on_host & (events.kind == Kind.OPERATOR)
+    if not works.any():
+        works = on_host & (events.kind != Kind.COMMUNICATION)
+    rows = np.flatnonzero(works)
+    busy = {
+        lane: total(*union(events.start[own], events.end[own]))
+        for lane in distinct(events.lane[rows]).tolist()
+        if len(own := rows[events.lane[rows] == lane])
+    }
+    return max(busy, key=busy.__getitem__, default=-1)
+
+
+def _calls_of_optimizers(trace: Trace) -> np.ndarray:
+    """bool (rows,)"""
+    called = np.array([name.startswith(_OPTIMIZER) for name in trace.names] or [False], bool)
+    return called[trace.events.name] & (trace.events.kind == Kind.ANNOTATION)
+
+
 def _whole(trace: Trace) -> Steps:
     first, last = span(trace)
     return Steps(np.array([first]), np.array([last]), [WHOLE], np.array([True]), given=False)
 
 
 def _between_optimizer_calls(trace: Trace) -> Steps | None:
-    """Steps from the end of one call of the optimizer to the end of the next; None without two such calls.
+    """Steps from the end of one call of the optimizer to the end of the next; None without three such calls:
+    two would make one step, which is no sample.
 
     What came before the first call is no step: it may hold the program's start. Of several optimizers the one
     that is called most often ends a step.
@@ -113,9 +151,7 @@ def _between_optimizer_calls(trace: Trace) -> Steps | None:
     if not trace.timed:
         return None
     events = trace.events
-    codes = [code for code, name in enumerate(trace.names) if name.startswith(_OPTIMIZER)]
-    rows = np.flatnonzero((events.kind == Kind.ANNOTATION) & np.isin(events.name, codes))
-    rows = rows[~trace.on_device()[rows]]
+    rows = np.flatnonzero(_calls_of_optimizers(trace) & ~trace.on_device())
     if not len(rows):
         return None
     called, counts = np.unique(events.name[rows], return_counts=True)

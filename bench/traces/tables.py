@@ -34,6 +34,13 @@ def seconds(nanoseconds: float) -> str:
     return format_seconds(nanoseconds * 1e-9)
 
 
+def amount(value: float, unit: str) -> str:
+    """A length of a trace: nanoseconds, or what its ``unit`` says that they are instead."""
+    if not unit:
+        return seconds(value)
+    return format_quantity(value, {"bytes": "B", "none": ""}.get(unit, unit))
+
+
 def percent(part: float, whole: float) -> str:
     """A part of a whole to the tenth of a percent: what is small is not 0, and what is not all is not 100."""
     if not whole:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench.traces.events import Events, Kind
+from bench.traces.events import Events, Kind, Trace
 from bench.traces.intervals import Intervals, subtract, union
 
 ROUNDING_NS = 1_000
@@ -21,6 +21,11 @@ ROUNDING_NS = 1_000
 
 _NEVER = np.iinfo(np.int64).max
 _ROUNDS = 64  # call stacks are rarely deeper; what is left goes row by row
+
+
+def enclosing(trace: Trace) -> np.ndarray:
+    """``parents`` of a trace; nothing encloses anything where durations are own times already."""
+    return parents(trace.events) if trace.nested else np.full(len(trace.events), -1, np.int32)
 
 
 def parents(events: Events) -> np.ndarray:
@@ -138,7 +143,7 @@ def innermost(events: Events, parents: np.ndarray, first: int, last: int) -> Seg
     """Who is innermost when, on the lane that has the rows from ``first`` to before ``last``.
 
     A slice is innermost from its start to the next start, and again from each child's end to the next start;
-    each time at most to its own end. Of slices that overlap without nesting the earlier keeps its time.
+    each time at most to its own end. What a child sticks out of its parent, by rounding, is the child's.
     """
     rows = np.arange(first, last, dtype=np.int32)
     rows = rows[events.duration[first:last] > 0]  # the others are never innermost, and interrupt nothing
@@ -159,7 +164,6 @@ def innermost(events: Events, parents: np.ndarray, first: int, last: int) -> Seg
         some = ends > begins
         begins, ends, owners = begins[some], ends[some], owners[some]
     left = subtract(union(start, end), Intervals(begins, ends))
-    left = Intervals(*(side[left.end > left.start] for side in left))
     if len(left.start):
         more = _resumed_without_a_child(left, rows, start, end)
         begins, ends, owners = (

@@ -14,6 +14,9 @@ class FlameView {
     this.tip = root.querySelector(".tip");
     this.tree = { parent: unpack(data.parent), name: unpack(data.name), kind: unpack(data.kind), calls: unpack(data.calls), kinds: data.kinds };
     this.difference = "base_host" in data;
+    this.unit = data.unit;
+    // Without a choice (one place has all the time) that place is what widths are of.
+    this.only = (data.weights[0] || "host").replace(/^(base|new)_/, "");
     this.own = {};
     for (const weight of this.difference ? ["base_host", "base_device", "new_host", "new_device"] : ["host", "device"]) this.own[weight] = unpack(data[weight]);
     this.total = {};
@@ -50,7 +53,7 @@ class FlameView {
   weigh() {
     const place = this.root.querySelector("select[name=place]");
     const width = this.root.querySelector("select[name=width]");
-    this.place = place ? place.value : "host";
+    this.place = place ? place.value : this.only;
     let own = this.own[this.place];
     if (this.difference) {
       const [base, now] = [this.own["base_" + this.place], this.own["new_" + this.place]];
@@ -202,6 +205,12 @@ class FlameView {
     actions[event.key]();
   }
 
+  // A length: nanoseconds, or what the report counts instead.
+  amount(value) {
+    if (!this.unit) return duration(value);
+    return this.unit === "none" ? value.toLocaleString("en") : `${value.toLocaleString("en")} ${this.unit}`;
+  }
+
   figures(i) {
     const share = (value, of) => `${(100 * value / Math.max(1, of)).toPrecision(3)} %`;
     if (this.difference) {
@@ -209,8 +218,8 @@ class FlameView {
       return [["base", `${duration(base)} a step`], ["new", `${duration(now)} a step`],
         ["change", `${now > base ? "+" : now < base ? "−" : ""}${duration(Math.abs(now - base))}${base ? ` (${now >= base ? "+" : "−"}${share(Math.abs(now - base), base)})` : ""}`]];
     }
-    return [["in all", `${duration(this.weight[i])} (${share(this.weight[i], this.whole)})`],
-      ["itself", duration(this.own[this.place][i])], ["calls", this.tree.calls[i].toLocaleString("en")],
+    return [["in all", `${this.amount(this.weight[i])} (${share(this.weight[i], this.whole)})`],
+      ["itself", this.amount(this.own[this.place][i])], ["calls", this.tree.calls[i].toLocaleString("en")],
       ["kind", this.tree.kinds[this.tree.kind[i]]]];
   }
 
@@ -241,6 +250,6 @@ class FlameView {
       if (hit && !(above && covered[above - 1])) time += this.weight[i];
       covered[i] = hit || (above && covered[above - 1]) ? 1 : 0;
     }
-    return frames ? `${count(frames, "frame")}, ${duration(time)} (${(100 * time / Math.max(1, this.whole)).toPrecision(3)} %)` : "nothing has this in its name";
+    return frames ? `${count(frames, "frame")}, ${this.amount(time)} (${(100 * time / Math.max(1, this.whole)).toPrecision(3)} %)` : "nothing has this in its name";
   }
 }

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from bench.report.units import text_of
 from bench.traces.events import DEVICE_KINDS, Kind, Trace
 from bench.traces.page.packing import EXACT, Words, pack
-from bench.traces.tree import launched_by, parents, self_time
+from bench.traces.tree import enclosing, launched_by, self_time
 
 MOST_NODES = 12_000  # on one page; what is smaller is put together and counted
 UNLAUNCHED = "(no launching call in the report)"
@@ -83,7 +84,7 @@ def call_tree(traces: Sequence[Trace]) -> CallTree:
 
 def _add(tree: CallTree, trace: Trace) -> None:
     events = trace.events
-    above = parents(events)
+    above = enclosing(trace)
     on_device = trace.on_device()
     own = np.where(on_device, events.duration, self_time(events, above))
     # On a device only what computes or moves bytes counts: its annotations repeat the host's.
@@ -137,10 +138,10 @@ class Flame:
     merged: int
 
 
-def flame(tree: CallTree, words: Words, most: int = MOST_NODES) -> Flame:
-    """One tree for the page, weighed by host or by device time."""
+def flame(tree: CallTree, words: Words, most: int = MOST_NODES, unit: str = "") -> Flame:
+    """One tree for the page, weighed by host or by device time. unit: as of ``Trace``."""
     weights = {"host": np.asarray(tree.host, np.int64), "device": np.asarray(tree.device, np.int64)}
-    return _flame(tree, weights, words, most)
+    return _flame(tree, weights, words, most, unit)
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def difference_flame(both: Overlay, words: Words, most: int = MOST_NODES) -> Fla
     return _flame(both.tree, both.weights, words, most)
 
 
-def _flame(tree: CallTree, weights: dict[str, np.ndarray], words: Words, most: int) -> Flame:
+def _flame(tree: CallTree, weights: dict[str, np.ndarray], words: Words, most: int, unit: str = "") -> Flame:
     kept = _largest(tree, weights, most)
     place = np.cumsum(kept) - 1
     parent, name, kind, calls = [], [], [], []
@@ -210,6 +211,7 @@ def _flame(tree: CallTree, weights: dict[str, np.ndarray], words: Words, most: i
     data = {
         "kinds": [item.name.lower() for item in Kind],
         "weights": [weight for weight, values in own.items() if any(values)],
+        "unit": text_of(unit, 20),
         **{key: pack(np.clip(np.asarray(values, np.int64), 0, EXACT)) for key, values in columns.items()},
     }
     return Flame(data, len(parent), len(tree) - int(kept.sum()))

@@ -37,8 +37,12 @@ def render_trace_page(job: Job, report: JobReport | None = None) -> str:
     timed = [trace for trace in job.traces if trace.timed and len(trace.events)]
     clocks, lines = _clocks(timed, report.ranks)
     drawn = timeline(timed, clocks, reports.titles(timed), words) if timed else None
-    tree = call_tree(job.traces)
-    frames = flame(tree, words) if len(tree) else None
+    unit = job.traces[0].unit if job.traces else ""
+    alike = [trace for trace in job.traces if trace.unit == unit]
+    tree = call_tree(alike)
+    frames = flame(tree, words, unit=unit) if len(tree) else None
+    other = len(job.traces) - len(alike)
+    left_out = [f"{other} reports count in another unit and are not in the call tree."] if other else []
     before, after = _sections(report)
     return render(
         "trace.html.j2",
@@ -50,12 +54,12 @@ def render_trace_page(job: Job, report: JobReport | None = None) -> str:
         title=reports.name_of(job),
         sentence=as_sentence(sentence(report)) if report.analyses else "",
         facts=reports.facts(job),
-        left_out=[line for line in [reports.left_out(job)] if line],
+        left_out=[line for line in [reports.left_out(job), *left_out] if line],
         boxes=reports.boxes(job),
         before=before,
         after=after,
         timeline_view=views.timeline_view(timed, drawn, words, lines) if drawn else None,
-        flame_view=views.flame_view(tree, frames) if frames else None,
+        flame_view=views.flame_view(tree, frames, unit) if frames else None,
         made_by="perflab trace",
     )
 

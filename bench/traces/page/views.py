@@ -13,6 +13,7 @@ from bench.traces.page.flame import CallTree, Flame, Overlay
 from bench.traces.page.packing import Words
 from bench.traces.page.sections import Cell, Table, table
 from bench.traces.page.timeline import Timeline
+from bench.traces.tables import amount
 
 KIND_COLOURS = {
     "--c0": (Kind.KERNEL,),
@@ -55,8 +56,8 @@ def timeline_view(
     return {"lines": said, "count": f"{drawn.slices:,}", "kinds": legend}
 
 
-def flame_view(tree: CallTree, drawn: Flame) -> dict[str, Any]:
-    """What stands around the flame graph of one job."""
+def flame_view(tree: CallTree, drawn: Flame, unit: str) -> dict[str, Any]:
+    """What stands around the flame graph of one job. unit: as of ``Trace``."""
     lines = ["Calls merged by their path of names, over all threads, steps and ranks."]
     if "device" in drawn.data["weights"]:
         lines.append("Kernels hang below the call that launched them.")
@@ -66,7 +67,7 @@ def flame_view(tree: CallTree, drawn: Flame) -> dict[str, Any]:
         "lines": lines,
         "places": [(name, _PLACES[name]) for name in drawn.data["weights"]],
         "widths": [],
-        "table": tree_table(tree),
+        "table": tree_table(tree, unit),
     }
 
 
@@ -79,14 +80,14 @@ def _merged(drawn: Flame, tree: CallTree) -> list[str]:
     return lines
 
 
-def tree_table(tree: CallTree) -> Table:
-    """The largest paths of a call tree, callers before what they call."""
+def tree_table(tree: CallTree, unit: str) -> Table:
+    """The largest paths of a call tree, callers before what they call. unit: as of ``Trace``."""
     host, device = tree.totals(tree.host), tree.totals(tree.device)
     share = np.maximum(host / max(1, sum(tree.host)), device / max(1, sum(tree.device)))
     rows: list[list[str | Cell]] = []
     for number, depth in paths(tree, share):
         times = (host[number], tree.host[number], device[number])
-        row = ["· " * depth + tree.name[number], *(format_seconds(time / 1e9) for time in times)]
+        row = ["· " * depth + tree.name[number], *(amount(time, unit) for time in times)]
         rows.append([*row, f"{tree.calls[number]:,}"])
     columns = [("path", False), ("host", True), ("host itself", True), ("device", True), ("calls", True)]
     return table(f"The {len(rows)} largest paths, as a table", columns, rows, _PATHS, folded=True)

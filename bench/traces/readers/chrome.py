@@ -14,7 +14,15 @@ from bench.traces.classify import DEVICE_CATEGORIES, HOST_CATEGORIES
 from bench.traces.events import Events, Kind, Lane, Memory, distinct
 from bench.traces.flops import OPERATORS
 from bench.traces.readers.chrome_event import NO_JSON, Arguments, Event
-from bench.traces.readers.columns import Codes, Columns, integers, nanoseconds, number, used_codes
+from bench.traces.readers.columns import (
+    LONGEST_NS,
+    Codes,
+    Columns,
+    integers,
+    nanoseconds,
+    number,
+    used_codes,
+)
 from bench.traces.readers.labels import Labels
 from bench.traces.readers.messages import message_bytes
 
@@ -83,12 +91,14 @@ class ChromeColumns:
         self._add_products(part, arguments)
         self._find_devices(part, slices, arguments)
         self._add_details(part, slices)
-        good = known_start & known_duration & (duration >= 0)
+        good = known_start & known_duration & (duration >= 0) & (duration < LONGEST_NS)
         if not good.all():
             self._dropped["slices without a valid start"] += int((~known_start).sum())
             self._dropped["slices without a valid duration"] += int((known_start & ~known_duration).sum())
             negative = known_start & known_duration & (duration < 0)
             self._dropped["slices of negative duration"] += int(negative.sum())
+            endless = known_start & known_duration & (duration >= LONGEST_NS)
+            self._dropped["slices longer than 104 days"] += int(endless.sum())
             part = {name: values[good] for name, values in part.items()}
         self.columns.add(**part)
 

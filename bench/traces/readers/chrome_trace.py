@@ -17,6 +17,7 @@ from bench.traces.readers.columns import integer
 from bench.traces.readers.source import Source
 
 EPOCH_NS = 1_000_000_000_000_000_000  # September 2001: a time above it counts from 1970
+MOST_RANKS = 1 << 20
 _KINETO_KEYS = frozenset(("schemaVersion", "deviceProperties", "distributedInfo", "traceName", "trace_id"))
 _KINETO_CATEGORIES = frozenset(("cpu_op", "kernel", "cuda_runtime", "user_annotation", "operator", "runtime"))
 _RECOGNISE = {
@@ -57,8 +58,8 @@ def read(source: Source) -> Trace:
         groups=[_group_text(*group) for group in columns.groups],
         memory=table.memory(origin),
         origin_ns=base + origin if base or origin > EPOCH_NS else 0,
-        rank=integer(info.get("rank")),
-        world_size=integer(info.get("world_size")),
+        rank=_of_ranks(info.get("rank")),
+        world_size=_of_ranks(info.get("world_size")),
         backend=printable(str(info.get("backend", ""))),
         dropped=stream.dropped + columns.dropped,
         unclassified=columns.unclassified,
@@ -75,6 +76,12 @@ def read(source: Source) -> Trace:
 
         place_ranges(trace)
     return trace
+
+
+def _of_ranks(value: Any) -> int:
+    """A rank, or a number of ranks; -1 for what can be none."""
+    found = integer(value)
+    return found if 0 <= found <= MOST_RANKS else -1
 
 
 def _written_by(document: dict[str, Any], table: ChromeColumns) -> str:

@@ -77,6 +77,7 @@ def read(source: Source) -> Trace:
         names=columns.used_names,
         lanes=[Lane("process", "all profiled threads")] if good else [],
         timed=False,
+        nested=False,
         dropped=columns.dropped,
         notes=["cProfile keeps sums: times are those spent in each function itself, in no order"],
     )

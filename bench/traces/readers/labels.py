@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Any
 
 from bench.traces.events import Lane
@@ -17,6 +18,7 @@ class Labels:
     def __init__(self) -> None:
         self._process: dict[str, str] = {}
         self._labels: dict[str, str] = {}
+        self._labelled: Counter[str] = Counter()  # processes by their label
         self._thread: dict[tuple[str, str], str] = {}
 
     def add(self, what: str, process: Any, thread: Any, text: str) -> None:
@@ -24,7 +26,9 @@ class Labels:
         if what == "process_name":
             self._process[str(process)] = text.strip()
         elif what == "process_labels":
+            self._labelled[self._labels.get(str(process), "")] -= 1
             self._labels[str(process)] = text.strip()
+            self._labelled[text.strip()] += 1
         elif what == "thread_name":
             self._thread[str(process), str(thread)] = text.strip()
 
@@ -40,7 +44,9 @@ class Labels:
             device = min(int(found[1]), 1 << 20) if found else -1
         of_device = device >= 0
         if of_device and label:
-            name = label
+            # In a trace merged from ranks each rank may have a GPU 0 of its own.
+            alone = self._labelled[label] == 1
+            name = label if alone else f"{name or 'process'} {process}, {label}"
         elif not name.startswith("/"):
             name = f"{name or 'process'} {process}"
         word = "stream" if of_device else "thread"

@@ -28,6 +28,7 @@ _PROCESS = 1 << 24  # globalTid holds the process above its 24 bits of thread
 _IN_PROCESS = 1 << 40  # correlation ids count from 1 in each process
 _MEMORY = "CUDA_GPU_MEMORY_USAGE_EVENTS"
 _DEVICE_MEMORY, _FREED = 2, 1  # ENUM_CUDA_MEM_KIND, ENUM_CUDA_DEV_MEM_EVENT_OPER
+_Gpus = dict[tuple[int, int], int]  # (process, its number of a device) -> number of the GPU in the machine
 
 
 class _Export:
@@ -105,23 +106,34 @@ def _trace(export: _Export) -> Trace:
     for name in sorted(set(export.tables) - {*found, _MEMORY}):
         if export.tables[name] & {"start", "timestamp", "rawTimestamp"} and (count := export.count(name)):
             columns.dropped[f"rows of {name}"] += count
-    memory, dropped = _memory(export)
+    gpus = _gpus(export)
+    memory, dropped = _memory(export, gpus)
     events, origin = columns.finish(classify)
     session = next(iter(export.parts("TARGET_INFO_SESSION_START_TIME", ("utcEpochNs",))), [])
     epoch = integer(session[0]["utcEpochNs"], 0) if session else 0
-    gpus = [str(row["name"]) for part in export.parts("TARGET_INFO_GPU", ("name",)) for row in part]
+    models = [str(row["name"]) for part in export.parts("TARGET_INFO_GPU", ("name",)) for row in part]
     return Trace(
         source=export.path,
         format="nsys",
         events=events,
         names=columns.used_names,
-        lanes=_labels(export, strings, lanes, processes),
+        lanes=_labels(export, strings, lanes, processes, gpus),
         memory=Memory(memory.time - origin, memory.allocated, memory.device),
         origin_ns=epoch + origin if epoch > 0 else 0,
         dropped=columns.dropped + dropped,
         unclassified=columns.unclassified,
-        facts={"device": gpus[0], "devices": str(len(gpus))} if gpus else {},
+        facts={"device": models[0], "devices": str(len(models))} if models else {},
     )
+
+
+def _gpus(export: _Export) -> _Gpus:
+    """Which GPU each process means by a number: CUDA_VISIBLE_DEVICES renumbers them for each."""
+    return {
+        (integer(row["pid"]) % _PROCESS, integer(row["cudaId"])): integer(row["gpuId"])
+        for part in export.parts("TARGET_INFO_CUDA_DEVICE", ("pid", "cudaId", "gpuId"))
+        for row in part
+        if 0 <= integer(row["gpuId"]) < 1 << 20
+    }
 
 
 def _add(
@@ -164,7 +176,9 @@ def _add(
     )
 
 
-def _labels(export: _Export, strings: dict[int, str], lanes: Codes, processes: Codes) -> list[Lane]:
+def _labels(
+    export: _Export, strings: dict[int, str], lanes: Codes, processes: Codes, gpus: _Gpus
+) -> list[Lane]:
     threads = {
         integer(row["globalTid"]): strings.get(integer(row["nameId"]), "")
         for part in export.parts("ThreadNames", ("globalTid", "nameId"))
@@ -181,7 +195,11 @@ def _labels(export: _Export, strings: dict[int, str], lanes: Codes, processes: C
         number = serial[process] % _PROCESS
         if device >= 0:
             of = f", process {number}" if len(serial) > 1 else ""
-            found.append(Lane(f"GPU {device}{of}", f"stream {place}", device))
+            gpu = gpus.get((number, device))
+            if gpu is None:
+                found.append(Lane(f"GPU {device}{of}", f"stream {place}", device))
+            else:  # processes that share a GPU have streams of the same numbers on it
+                found.append(Lane(f"GPU {gpu}", f"stream {place}{of}", gpu))
         else:
             name = threads.get(serial[process] * _PROCESS + place, "")
             label = Path(named.get(serial[process], "")).name or "process"
@@ -189,18 +207,19 @@ def _labels(export: _Export, strings: dict[int, str], lanes: Codes, processes: C
     return found
 
 
-def _memory(export: _Export) -> tuple[Memory, Counter[str]]:
+def _memory(export: _Export, gpus: _Gpus) -> tuple[Memory, Counter[str]]:
     """Of the devices, from what was allocated and freed, beginning with nothing."""
     rows, dropped = [], Counter[str]()
-    for part in export.parts(_MEMORY, ("start", "deviceId", "bytes", "memKind", "memoryOperationType")):
+    columns = ("start", "globalPid", "deviceId", "bytes", "memKind", "memoryOperationType")
+    for part in export.parts(_MEMORY, columns):
         for row in part:
             if row["memKind"] not in (None, _DEVICE_MEMORY):
                 dropped["samples of memory that is no device's"] += 1
                 continue
             sign = -1 if row["memoryOperationType"] == _FREED else 1
-            rows.append(
-                (integer(row["start"], 0), integer(row["deviceId"], 0), sign * integer(row["bytes"], 0))
-            )
+            process, number = integer(row["globalPid"], 0) // _PROCESS % _PROCESS, integer(row["deviceId"], 0)
+            gpu = gpus.get((process, number), number)
+            rows.append((integer(row["start"], 0), gpu, sign * integer(row["bytes"], 0)))
     if not rows:
         return Memory.empty(), dropped
     when, device, change = (np.array(column, np.int64) for column in zip(*sorted(rows), strict=True))

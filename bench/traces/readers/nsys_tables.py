@@ -30,11 +30,12 @@ class Table:
 
 
 def _string(*columns: str) -> Name:
-    def name(row: sqlite3.Row, strings: Mapping[int, str]) -> str:
-        found = next((strings[row[c]] for c in columns if row[c] in strings), "(no name)")
-        return _VERSION.sub("", found, count=1)
+    return lambda row, strings: next((strings[row[c]] for c in columns if row[c] in strings), "(no name)")
 
-    return name
+
+def _call(row: sqlite3.Row, strings: Mapping[int, str]) -> str:
+    """Of a call into a library: without the version of its interface. A kernel's _v2 is another kernel."""
+    return _VERSION.sub("", strings.get(row["nameId"], "(no name)"), count=1)
 
 
 def _range(row: sqlite3.Row, strings: Mapping[int, str]) -> str:
@@ -47,7 +48,7 @@ def _kind(prefix: str, column: str, kinds: Mapping[int, str]) -> Name:
 
 _CALL = ("globalTid", "correlationId", "nameId")
 _WORK = ("deviceId", "streamId", "globalPid", "correlationId")
-_LIBRARY = Table("cpu_op", _string("nameId"), _CALL)
+_LIBRARY = Table("cpu_op", _call, _CALL)
 _MPI = Table("mpi", _string("textId"), ("globalTid", "textId", "size"))
 
 TABLES = {
@@ -64,7 +65,7 @@ TABLES = {
     "CUPTI_ACTIVITY_KIND_SYNCHRONIZATION": Table(
         "cuda_sync", _kind("", "syncType", _WAITS), (*_WORK, "syncType"), True
     ),
-    "CUPTI_ACTIVITY_KIND_RUNTIME": Table("cuda_runtime", _string("nameId"), _CALL),
+    "CUPTI_ACTIVITY_KIND_RUNTIME": Table("cuda_runtime", _call, _CALL),
     "PROFILER_OVERHEAD": Table("overhead", _string("nameId"), _CALL),
     "NVTX_EVENTS": Table("user_annotation", _range, ("globalTid", "text", "textId")),
     "CUBLAS_EVENTS": _LIBRARY,

@@ -17,6 +17,10 @@ UNSUSPECTED = 1 << 28  # bytes that a report may expand to whatever its ratio
 SHARE_OF_MEMORY = 0.5
 
 
+class DamagedArchive(ValueError):
+    """A zipped file that cannot be unzipped."""
+
+
 class Source:
     """An open report. ``path`` is as the user gave it, ``offset`` counts the (unzipped) bytes read."""
 
@@ -57,10 +61,12 @@ class Source:
         try:
             piece = self._bytes.read(size)
         except EOFError:
-            raise self.broken("the gzip stream ends before its end mark: the file is truncated") from None
+            cut = self.broken("the gzip stream ends before its end mark: the file is truncated")
+            raise DamagedArchive(str(cut)) from None
         except self._damage as error:
-            what = "the gzip stream is damaged" if self.zipped else "cannot be read"
-            raise self.broken(f"{what} ({error})") from None
+            if self.zipped:
+                raise DamagedArchive(str(self.broken(f"the gzip stream is damaged ({error})"))) from None
+            raise self.broken(f"cannot be read ({error})") from None
         self.offset += len(piece)
         if self.zipped and self.offset > UNSUSPECTED and self.offset > LARGEST_RATIO * self._file.tell():
             raise ValueError(

@@ -3,6 +3,9 @@
 Schema: https://www.speedscope.app/file-format-schema.json. A sampled profile has stacks and how long each was
 seen: a frame that stays on the stack from one sample to the next is one slice. An evented profile has the
 opening and closing of frames. Each profile is a thread.
+
+What counts no time (allocated bytes, samples without a length) nests all the same, and keeps its unit. Of a
+file that holds both only the profiles of time are read.
 """
 
 from __future__ import annotations
@@ -71,13 +74,17 @@ def read(source: Source) -> Trace:
     columns = Columns(source.path)
     lanes: list[Lane] = []
     trace = Trace(source.path, "speedscope", columns.finish()[0], [], [])
-    for profile in file.profiles:
-        scale = _NANOSECONDS.get(profile.unit)
-        if scale is None:
-            scale, trace.timed = 1.0, False
-            trace.notes.append(f"{profile.name or 'a profile'} counts in {profile.unit!r}, which is no time")
+    profiles, trace.unit = _of_one_unit(file.profiles, columns)
+    if trace.unit:
+        trace.timed = False
+        trace.notes.append(f"it counts in {trace.unit!r}, which is no time")
+    first = min((_nanoseconds(profile, profile.startValue) for profile in profiles), default=0.0)
+    for profile in profiles:
+        # Threads begin at different times: all are counted from the beginning of the first.
+        late = (_nanoseconds(profile, profile.startValue) - first) / _nanoseconds(profile, 1.0)
         marks = _of_samples(profile, columns) if profile.type == "sampled" else _of_events(profile, columns)
-        _add(columns, file.shared.frames, marks, scale, len(lanes))
+        marks = [(frame, begin + late, end + late) for frame, begin, end in marks]
+        _add(columns, file.shared.frames, marks, _nanoseconds(profile, 1.0), len(lanes))
         lanes.append(Lane(file.name or "process", profile.name or f"thread {len(lanes)}"))
     trace.events, _ = columns.finish(classify_python)
     trace.names, trace.lanes, trace.dropped = columns.used_names, lanes, columns.dropped
@@ -86,11 +93,29 @@ def read(source: Source) -> Trace:
     return trace
 
 
+def _nanoseconds(profile: _Profile, value: float) -> float:
+    """A value of a profile; where it counts no time, as it is."""
+    return value * _NANOSECONDS.get(profile.unit, 1.0)
+
+
+def _of_one_unit(profiles: list[_Profile], columns: Columns) -> tuple[list[_Profile], str]:
+    """Those that count time, and "" for their unit; without any those of the first one's unit, and that."""
+    timed = [profile for profile in profiles if profile.unit in _NANOSECONDS]
+    unit = "" if timed or not profiles else profiles[0].unit or "none"
+    kept = timed or [profile for profile in profiles if (profile.unit or "none") == unit]
+    if len(kept) < len(profiles):
+        what = f"in {unit!r}" if unit else "time"
+        columns.dropped[f"profiles in another unit, beside others that count {what}"] += len(profiles) - len(
+            kept
+        )
+    return kept, unit
+
+
 Slice = tuple[int, float, float]
 
 
 def _of_samples(profile: _Profile, columns: Columns) -> list[Slice]:
-    """(frame, start, end) of the frames that stay on the stack."""
+    """(frame, start, end) of the frames that stay on the stack, from the profile's own beginning."""
     if len(profile.weights) != len(profile.samples):
         columns.dropped["samples without a weight"] += abs(len(profile.samples) - len(profile.weights))
     slices: list[Slice] = []

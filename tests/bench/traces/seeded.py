@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from msgspec.structs import replace
 
-from bench.traces.diff_attribution import Shares, attribute, nested, step_lane
+from bench.traces.diff_attribution import Shares, attribute, nested
 from bench.traces.diff_rows import Row
 from bench.traces.diff_steps import Labels
 from bench.traces.events import Events, Job, Kind, Lane, Trace
 from bench.traces.matching import Key
-from bench.traces.steps import steps
+from bench.traces.steps import main_lane, steps
 from bench.traces.tree import parents
 
 CHANGES = ("kernel swapped", "operation slower", "operation added", "more communication")
@@ -186,7 +186,7 @@ def _moments(trace: Trace, work: np.ndarray, rng: np.random.Generator) -> np.nda
 
 def _on_host(trace: Trace, at: np.ndarray, by: np.ndarray, kind: Kind, name: str) -> Trace:
     later, start = _standing_still(trace, at, by)
-    lane, lanes = step_lane(trace), trace.lanes
+    lane, lanes = main_lane(trace), trace.lanes
     if kind == Kind.COMMUNICATION:
         lane, lanes = len(lanes), [*lanes, Lane(lanes[lane].process, "thread gloo")]
     kind = Kind.COMMUNICATION if kind == Kind.COMMUNICATION else Kind.OPERATOR
@@ -197,7 +197,7 @@ def _on_device(trace: Trace, at: np.ndarray, by: np.ndarray, kind: Kind, name: s
     """The host takes no time for the launch; the device's slice begins where everything waits for it."""
     later, start = _standing_still(trace, at, by)
     correlation = int(later.events.correlation.max()) + 1 + np.arange(len(at))
-    host, begun = step_lane(trace), steps(later).start + 1  # where no other operator is open
+    host, begun = main_lane(trace), steps(later).start + 1  # where no other operator is open
     launch = [(begun, np.full_like(by, 4), Kind.OPERATOR, name, host, -1)]
     launch += [(begun + 1, np.full_like(by, 2), Kind.RUNTIME, "cudaLaunchKernel", host, correlation)]
     lanes = [*later.lanes, replace(later.lanes[lane], thread="stream of the addition")]

@@ -9,10 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tables_of_events import BACKWARD, COMMUNICATION_STREAM, COMPUTE_STREAM, MAIN, trace
 
-from bench.traces.breakdown import activities, breakdown, exposed_by_name, lanes, together, whole
+from bench.traces.breakdown import HOST, activities, breakdown, exposed_by_name, lanes, together, whole
+from bench.traces.diff_attribution import Standing, standings
 from bench.traces.events import Kind, Lane
+from bench.traces.idle import idle_reasons
+from bench.traces.intervals import total
 from bench.traces.load import load
-from bench.traces.tree import launched_by
+from bench.traces.ranks_late import Spent
+from bench.traces.ranks_own import working
+from bench.traces.tree import launched_by, parents
 
 TRACES = Path(__file__).resolve().parents[4] / "shared" / "traces"
 REFERENCE = TRACES / "ref" / "tracelens_h100_qwen0.5b"
@@ -40,7 +45,7 @@ def test_a_device_is_cut_into_parts_as_sets_of_nanoseconds_are(rows, windows):
     found = {activity.device: activity for activity in activities(trace(rows, STREAMS))}
     every = moments(rows, *DEVICE_KINDS)
     busy_devices = {row[2].device for row in rows if row[4] > row[3]}
-    assert (set(found) if busy_devices else busy_devices) == busy_devices
+    assert set(found) == (busy_devices or ({HOST} if rows else set()))
     for device in busy_devices:
         own = [row for row in rows if row[2].device == device]
         compute, communication = moments(own, Kind.KERNEL), moments(own, Kind.COMMUNICATION)
@@ -92,8 +97,28 @@ def test_gloo_on_its_own_thread_is_hidden_by_operators_of_the_main_thread():
     )
     parts = whole(activities(made)[0])
     assert (parts.compute, parts.overlapped, parts.exposed, parts.idle) == (60, 20, 40, 0)
-    assert parts.overlapped_share == pytest.approx(1 / 3)
+
     assert exposed_by_name(made, activities(made)[0]) == {"gloo:all_reduce": 40}
+
+
+WAITING = ["_c10d_functional::wait_tensor", "_c10d_functional_autograd::all_reduce", "c10d::allreduce_"]
+
+
+@pytest.mark.parametrize("name", [*WAITING, "record_param_comms"])
+def test_an_operator_that_waits_for_a_collective_computes_nothing_wherever_it_is_asked(name):
+    made = trace(
+        [
+            (Kind.OPERATOR, "aten::mm", MAIN, 0, 50),
+            (Kind.OPERATOR, name, MAIN, 50, 90),
+            (Kind.COMMUNICATION, "gloo:all_reduce", GLOO, 40, 90),
+        ],
+        (MAIN, GLOO),
+    )
+    parts = whole(activities(made)[0])
+    assert (parts.compute, parts.exposed) == (50, 40)
+    assert total(*working(made)) == 50
+    assert Spent.of(made).own.tolist() == [50]
+    assert standings(made).tolist() == [Standing.COMPUTE, Standing.WAIT, Standing.COMMUNICATION]
 
 
 def test_collectives_that_run_at_once_share_the_exposed_time_without_counting_it_twice():
@@ -117,6 +142,24 @@ def test_a_device_that_starts_late_was_idle_while_the_other_worked():
     assert [each.idle for each in parts] == [0, 80]
     both = together(parts)
     assert (both.span, both.compute, both.idle) == (200, 120, 80)
+
+
+def test_devices_that_two_processes_call_by_one_number_are_two():
+    """Each rank sees one GPU only, and calls it 0."""
+    first, second = (Lane(f"rank {rank}: python, GPU 0", "stream 7", device=0) for rank in range(2))
+    rows = [
+        (Kind.KERNEL, "gemm", first, 0, 100),
+        (Kind.KERNEL, "gemm", second, 80, 90),
+        (Kind.COMMUNICATION, "nccl", second, 90, 100),
+    ]
+    made = trace(rows, (first, second))
+    units = activities(made)
+    assert [unit.name for unit in units] == [f"device 0 ({lane.process})" for lane in (first, second)]
+    assert [whole(unit).idle for unit in units] == [0, 80]
+    assert [exposed_by_name(made, unit) for unit in units] == [{}, {"nccl": 10}]
+    above, launched = parents(made.events), launched_by(made.events)
+    idle = [sum(reason.time for reason in idle_reasons(made, unit, above, launched)) for unit in units]
+    assert idle == [0, 80]
 
 
 def test_a_trace_of_sums_has_no_parts():

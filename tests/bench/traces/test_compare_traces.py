@@ -4,12 +4,16 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import samples
 from command import perflab
+from msgspec.structs import replace
 
 from bench.traces.diff import difference
+from bench.traces.events import Job
 from bench.traces.load import load
+from bench.traces.steps import steps
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "traces"
 
@@ -67,6 +71,19 @@ def test_folders_of_ranks(tmp_path, run):
     assert status == 0
     assert "19.0 % slower" in out
     assert "the median step of each rank" in out
+
+
+def test_a_rank_that_cannot_be_read_fails_the_command(tmp_path, run):
+    for side in ("base", "new"):
+        for rank in range(2):
+            write(tmp_path / side / f"rank{rank}.json", 10)
+    (tmp_path / "new" / "rank1.json").write_text('{"traceEvents": [')
+    status, out, err = run("compare", tmp_path / "base", tmp_path / "new", "--fail-above", "5%")
+    assert status == 1
+    assert out.startswith("same: the step takes")
+    (line,) = err.splitlines()
+    assert line.startswith("perflab: ")
+    assert "rank1.json" in line
 
 
 def test_a_page_is_written(pair, tmp_path, run):
@@ -141,9 +158,17 @@ def test_real_pairs_get_a_true_sentence(base, new, said, run):
 
 
 @pytest.mark.parametrize("name", sorted(samples.SAMPLES))
-def test_every_kind_of_report_is_same_as_itself(name, tmp_path):
+def test_every_kind_of_report_is_same_as_itself_and_half_as_long_as_one_of_twice_the_time(name, tmp_path):
     job = load(samples.write(tmp_path, name))
     found = difference(job, job)
     assert found.step.verdict == "same"
     assert found.rows
     assert all(row.seconds == 0 for row in found.rows)
+    (trace,) = job.traces
+    events = replace(trace.events, start=2 * trace.events.start, duration=2 * trace.events.duration)
+    found = difference(job, Job("slow", [replace(trace, events=events)]))
+    marked = steps(trace)
+    length = float(np.mean(marked.end - marked.start)) if trace.timed else trace.events.duration.sum()
+    assert (found.base_seconds, found.new_seconds) == pytest.approx((length / 1e9, 2 * length / 1e9))
+    assert sum(row.seconds for row in found.rows) == pytest.approx(length / 1e9)
+    assert sum(row.base_seconds for row in found.rows) == pytest.approx(length / 1e9)

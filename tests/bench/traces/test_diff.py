@@ -136,6 +136,38 @@ def test_recordings_one_after_another_count_as_one():
     assert first(found) == ("aten::mm", "", "slower", 800)
 
 
+def recorded(rank, turn, mm=4.0, world=2):
+    """A recording of 12 steps of a rank, the first turn or the second."""
+    trace = loop({**WORK, "aten::mm": mm}, rank=rank)
+    trace.world_size, trace.origin_ns = world, 10**18 + 1000 * turn * MS
+    trace.source = f"rank{rank}.{turn}.json"
+    return trace
+
+
+def test_several_recordings_of_each_rank_are_that_ranks():
+    base = job(*(recorded(rank, turn) for rank in range(2) for turn in range(2)))
+    new = job(*(recorded(rank, turn, mm=4.0 + rank) for rank in range(2) for turn in range(2)))
+    found = difference(base, new)
+    assert [(one.rank, round(1e6 * (one.new_seconds - one.base_seconds))) for one in found.ranks] == [
+        (0, 0),
+        (1, 1000),
+    ]
+    assert (found.base_steps, found.new_steps) == (24, 24)
+    assert "made: rank 1: 2 recordings, made one after another, count as one" in found.notes
+
+
+def test_a_copy_of_a_recording_adds_no_steps():
+    found = difference(job(*(recorded(rank, 0) for rank in (0, 0, 1))), job(recorded(0, 0), recorded(1, 0)))
+    assert (found.base_steps, len(found.ranks)) == (12, 2)
+    assert any("rank 0: 1 recordings left out" in note for note in found.notes)
+
+
+def test_ranks_that_recorded_one_after_another_are_still_ranks():
+    found = difference(job(recorded(0, 0), recorded(1, 1)), job(recorded(0, 0), recorded(1, 1, mm=5.0)))
+    assert [one.rank for one in found.ranks] == [0, 1]
+    assert (found.base_steps, first(found)[3]) == (12, 500)
+
+
 def test_nothing_to_compare_is_an_error():
     empty = loop(WORK)
     empty.events = empty.events.select([])

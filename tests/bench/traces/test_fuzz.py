@@ -1,5 +1,6 @@
 """Reports come from strangers: whatever is damaged in one, it is read or refused in one line."""
 
+import json
 import random
 import zlib
 
@@ -7,6 +8,7 @@ import damage
 import pytest
 import samples
 
+from bench.traces.job_report import examine, sentence, to_json
 from bench.traces.load import load
 
 
@@ -33,6 +35,9 @@ def read_damaged(path, name, seed):
     assert all(count > 0 for count in trace.dropped.values()), trace.dropped
     for text in (*trace.names, *trace.shapes, *trace.groups, *(lane.process for lane in trace.lanes)):
         text.encode()  # half a surrogate pair could not be printed
+    report = examine(job)
+    json.dumps(to_json(report), allow_nan=False)
+    assert sentence(report)
     return "read"
 
 

@@ -17,7 +17,7 @@ from tables_of_events import (
 from bench.traces import tree
 from bench.traces.analysis import analyse
 from bench.traces.breakdown import activities, whole
-from bench.traces.causes import Cause
+from bench.traces.causes import Cause, is_input
 from bench.traces.events import Kind
 from bench.traces.idle import LATENCY_NS, idle_reasons, stream_waits
 from bench.traces.intervals import total, union
@@ -79,6 +79,39 @@ def test_whatever_happens_in_a_data_loader_is_waiting_for_input():
         (Kind.OPERATOR, "aten::stack", MAIN, 200_000, 700_000),
     )
     assert reasons(made)[Cause.INPUT, "enumerate(DataLoader)#__next__"] == 800_000
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("enumerate(DataLoader)#_SingleProcessDataLoaderIter.__next__", True),
+        ("train.py(12): load_batch", True),
+        ("load_batch (train.py:12)", True),
+        ("$train.py:12 load_batch", True),
+        ("torch/utils/data/dataloader.py(701): __next__", True),
+        ("__next__ (/env/torch/utils/data/dataloader.py:701)", True),
+        ("/home/me/dataloader-bench/train.py(12): main", False),
+        ("main (/home/me/dataloader-bench/train.py:12)", False),
+        ("$dataloader.py:12 main", False),
+        ("aten::mm", False),
+    ],
+)
+def test_a_functions_own_name_says_that_it_loads_and_its_file_does_not(name, wanted):
+    assert is_input(name) == wanted
+
+
+def test_what_encloses_a_whole_step_waits_for_no_batch():
+    made = gap(
+        (Kind.FUNCTION, "train.py(3): dataloader_benchmark", MAIN, 100_000, 900_000),
+        (Kind.STEP, "ProfilerStep#7", MAIN, 150_000, 850_000),
+        (Kind.FUNCTION, "train.py(9): load_batch", MAIN, 200_000, 300_000),
+    )
+    assert reasons(made) == {
+        (Cause.INPUT, "train.py(9): load_batch"): 100_000,
+        (Cause.PYTHON, "train.py(3): dataloader_benchmark"): 100_000,
+        (Cause.BETWEEN, ""): 600_000,
+        (Cause.LATENCY, ""): 5_000,
+    }
 
 
 def test_a_backward_thread_with_nothing_to_do_waits_for_the_main_thread():
@@ -169,6 +202,22 @@ def test_the_host_of_a_trace_without_devices():
         (Cause.PYTHON, "train.py(3): log"): 20,
         (Cause.WAIT, "queue.get"): 20,
     }
+
+
+def test_pieces_are_those_of_time_and_not_of_the_slices_around_them():
+    """Between two operators the host is in two functions, one at once after the other; before and after them
+    nothing is recorded."""
+    rows = [
+        (Kind.OPERATOR, "aten::mm", MAIN, 0, 30),
+        (Kind.FUNCTION, "f", MAIN, 50, 60),
+        (Kind.FUNCTION, "g", MAIN, 60, 70),
+        (Kind.OPERATOR, "aten::mm", MAIN, 90, 100),
+    ]
+    made = trace(rows)
+    activity = activities(made)[0]
+    found = idle_reasons(made, activity, tree.parents(made.events), tree.launched_by(made.events))
+    (unknown,) = [one for one in found if one.cause is Cause.UNKNOWN]
+    assert (unknown.time, unknown.pieces) == (40, 2)
 
 
 KINDS_OF_LANE = {

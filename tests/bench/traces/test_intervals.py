@@ -55,6 +55,12 @@ def test_touching_intervals_are_one_and_empty_ones_none():
     assert [found.start.tolist(), found.end.tolist()] == [[0], [7]]
 
 
+def test_what_touches_leaves_no_empty_interval_between():
+    whole = union(np.array([0]), np.array([10]))
+    left = subtract(whole, Intervals(np.array([2, 4]), np.array([4, 6])))
+    assert [left.start.tolist(), left.end.tolist()] == [[0, 6], [2, 10]]
+
+
 def test_nothing_has_no_time_and_takes_none_away():
     some = Intervals(np.array([1, 5]), np.array([3, 9]))
     assert total(*nothing()) == 0

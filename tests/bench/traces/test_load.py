@@ -12,8 +12,10 @@ import msgspec
 import pytest
 import samples
 
+from bench.traces import recognise
 from bench.traces.events import Kind
 from bench.traces.load import is_trace, load
+from bench.traces.readers.source import PIECE
 
 REAL = Path(__file__).parents[4] / "shared" / "traces"
 
@@ -88,6 +90,46 @@ def test_a_truncated_archive_says_where_it_ends(tmp_path):
     assert "unzipped byte" in message
 
 
+def test_a_damaged_archive_is_a_report_and_a_folder_called_gzip_makes_none(tmp_path):
+    whole = samples.zipped(samples.kineto_gpu(steps=400))
+    assert is_trace(file(tmp_path, whole[:20]))
+    (tmp_path / "gzip").mkdir()
+    assert not is_trace(file(tmp_path / "gzip", samples.benchmarks(), "results.json"))
+
+
+@pytest.mark.parametrize("begin", [b"[", b" [ {}, {},\n"])
+def test_a_bare_list_is_known_by_its_first_event_whatever_that_begins_with(tmp_path, begin):
+    event = samples.slice_("aten::mm", "cpu_op", 1, 1, 5, 3, **{"Input Dims": [[1]], "text": "x" * 600_000})
+    path = file(tmp_path, begin + json.dumps(event, sort_keys=True).encode() + b"]")
+    assert len(load(path).traces[0].events) == 1
+
+
+def test_a_large_json_is_searched_once(tmp_path, monkeypatch):
+    """Piece by piece, also where the mark lies on the border of two."""
+    searched = []
+
+    class Search:
+        def search(self, text, *bounds):
+            searched.append(len(text))
+            return chrome.search(text, *bounds)
+
+    chrome = recognise._CHROME
+    monkeypatch.setattr(recognise, "_CHROME", Search())
+    before = b'{"a": "' + b"x" * (4 * PIECE - 7 - 3 - 8) + b'", '
+    path = file(tmp_path, before + b'"traceEvents": []}')
+    assert recognise.recognise(path) == "chrome"
+    assert len(searched) == 5
+    assert sum(searched) < path.stat().st_size + 5 * 200
+    path = file(tmp_path, before[:-2] + b"}")
+    assert "no report known here (keys: a)" in refused(path)
+
+
+@pytest.mark.parametrize(("value", "known"), [(8, 8), (10**12, -1), ("8", 8), (-3, -1), (None, -1)])
+def test_a_number_of_ranks_that_can_be_none_is_unknown(tmp_path, value, known):
+    document = {"schemaVersion": 1, "traceEvents": [], "distributedInfo": {"rank": 0, "world_size": value}}
+    assert load(file(tmp_path, document)).traces[0].world_size == known
+
+
 def test_half_a_json_says_where_and_reports_nothing_of_it(tmp_path):
     whole = samples.kineto_gpu(steps=400)
     message = refused(file(tmp_path, whole[: len(whole) // 2]))
@@ -136,6 +178,7 @@ def bad_events(*events):
         (samples.slice_("x", "cpu_op", 1, 1, float("nan"), 5), "slices without a valid start"),
         (samples.slice_("x", "cpu_op", 1, 1, 5, float("inf")), "slices without a valid duration"),
         (samples.slice_("x", "cpu_op", 1, 1, 1e300, 5), "slices without a valid start"),
+        (samples.slice_("x", "cpu_op", 1, 1, 5, 9.1e12), "slices longer than 104 days"),
         (samples.slice_("x", "cpu_op", 1, 1, 4e15, 5), "slices more than 52 days from the others"),
         (samples.slice_("x", "cpu_op", 1, 1, [5], 5), "slices without a valid start"),
         ({"ph": "B", "name": "x", "ts": 5, "pid": 1, "tid": 1}, "slices without an end"),
@@ -291,10 +334,18 @@ class TestFolders:
         file(tmp_path, samples.kineto_gpu())
         file(tmp_path, b"notes", "README.md")
         file(tmp_path, samples.benchmarks(), "results.json")
+        file(tmp_path, {"hidden": 8, "dropout": float("nan")}, "config.json")
+        file(tmp_path, [1, 2, 3], "numbers.json")
         job = load(tmp_path)
         assert len(job.traces) == 1
         assert not job.failures
-        assert any("README.md, results.json" in note for note in job.notes)
+        assert any("README.md, config.json, numbers.json and 1 more" in note for note in job.notes)
+
+    def test_what_is_cut_off_is_a_broken_report(self, tmp_path):
+        file(tmp_path, samples.kineto_gpu())
+        file(tmp_path, b'{"hidden": 8, "dro', "config.json")
+        file(tmp_path, b'[{"name": "x", "ca', "list.json")
+        assert [Path(path).name for path, _ in load(tmp_path).failures] == ["config.json", "list.json"]
 
     def test_jax_writes_one_recording_in_three_forms(self, tmp_path):
         below = tmp_path / "plugins" / "profile" / "2026_11_26_21_30_05"

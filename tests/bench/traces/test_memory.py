@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tables_of_events import MAIN, trace
 
+from bench.traces.analysis import analyse
 from bench.traces.events import Kind, Memory
 from bench.traces.memory import memory_use
 from bench.traces.steps import steps
@@ -44,6 +45,15 @@ def test_a_loop_that_leaks_leaves_as_much_in_each_step():
     assert use(loop(leak))[0].growth == 64
     assert use(loop(churn))[0].growth == 0
     assert use(loop(leak, number_of_steps=2))[0].growth is None
+
+
+def test_of_one_step_the_peak_is_its_own_and_the_growth_that_of_the_loop():
+    made = loop([(100 * step + 50, 1000 + 64 * step, 0) for step in range(4)])
+    (found,) = memory_use(made, steps(made), (100, 200))
+    assert (found.samples, found.peak, found.first, found.last) == (1, 1064, 1064, 1064)
+    assert found.growth == 64
+    assert analyse(made, "1").memory == [found]
+    assert memory_use(made, steps(made), (400, 500)) == []
 
 
 def test_devices_are_apart_and_a_trace_without_samples_has_none():

@@ -9,11 +9,14 @@ from itertools import pairwise
 import pytest
 from samples import label, slice_, write
 
-from bench.traces.events import Job
+from bench.traces.breakdown import activities, whole
+from bench.traces.classify import DEVICE_CATEGORIES, category_of, classify
+from bench.traces.events import DEVICE_KINDS, Job, Kind
 from bench.traces.load import load, read
 from bench.traces.merge import merge
 from bench.traces.ranks import compare_ranks
 
+OF_DEVICES = (*(Kind.KERNEL, Kind.COPY, Kind.SET, Kind.COMMUNICATION, Kind.ANNOTATION, Kind.SYNCHRONIZATION),)
 US_BEHIND = 250_000  # rank 1's clock; a different host, which nothing in the file says
 
 
@@ -149,6 +152,28 @@ def test_other_formats_are_written_from_their_tables(tmp_path):
     assert len(events) == len(trace.events)
     assert sum(e["dur"] for e in events) * 1000 == pytest.approx(trace.events.duration.sum())
     assert {e["name"] for e in events} == set(trace.names)
+
+
+@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("on_device", [True, False])
+def test_what_is_written_from_a_table_is_read_as_what_it_was(kind, on_device):
+    category = category_of(kind, on_device)
+    assert classify(category, "name") == kind
+    if on_device or kind not in DEVICE_KINDS:
+        assert (category in DEVICE_CATEGORIES) == (on_device and kind in OF_DEVICES)
+
+
+def test_devices_that_each_rank_calls_zero_stay_apart(tmp_path):
+    folder = tmp_path / "job"
+    folder.mkdir()
+    for rank in range(2):
+        document = rank_file(rank)
+        document["traceEvents"].append(label("process_labels", 0, 0, "GPU 0"))
+        (folder / f"rank{rank}.json").write_text(json.dumps(document))
+    merged(load(folder), tmp_path / "merged.json")
+    units = activities(read(tmp_path / "merged.json"))
+    assert [(unit.device, unit.process.split(":")[0]) for unit in units] == [(0, "rank 0"), (0, "rank 1")]
+    assert [whole(unit).compute for unit in units] == [12 * 80_000] * 2
 
 
 def test_the_whole_is_never_in_memory(tmp_path):

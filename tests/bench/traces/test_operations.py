@@ -15,7 +15,8 @@ from tables_of_events import COMPUTE_STREAM, MAIN, launched, trace
 from bench.traces import tree
 from bench.traces.events import Kind
 from bench.traces.load import load
-from bench.traces.operations import NO_OPERATOR, Roof, kernels, operations, operator_behind, roof_of
+from bench.traces.operations import NO_OPERATOR, kernels, operations, operator_behind
+from bench.traces.roof import Roof, roof_of
 from labs import machine
 
 TRACES = Path(__file__).resolve().parents[4] / "shared" / "traces"

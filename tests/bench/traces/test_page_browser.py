@@ -4,9 +4,10 @@ import json
 
 import pytest
 from chromium import DESK, PHONE, contrast, opened, sticking_out
-from drawn_job import job, many, training
+from drawn_job import MS, job, many, trace_of, training
 
 from bench.traces.diff import difference
+from bench.traces.events import Kind
 from bench.traces.page import write_difference_page, write_trace_page
 from bench.traces.page.document import script
 
@@ -134,6 +135,29 @@ def test_device_time_stands_by_the_call_that_launched_it(browser, trace_page):
     tab.locator("#flame input[type=search]").fill("gemm")
     assert tab.locator("#flame .found").inner_text() == "1 frame, 16.0 ms (66.7 %)"
     tab.close()
+
+
+def test_time_of_devices_alone_is_drawn(browser, tmp_path):
+    """A report without the host's side, and a difference of two: there is no choice of whose time it is."""
+    rows = [("gemm", Kind.KERNEL, 1, 0, 2 * MS, -1)]
+    one, other = (job(trace_of([(*row[:4], ms * MS, -1) for row in rows])) for ms in (2, 3))
+    pages = {
+        write_trace_page(one, tmp_path / "trace.html"): "in all 2.00 ms (100 %)",
+        write_difference_page(
+            one, other, difference(one, other), tmp_path / "new.html"
+        ): "new 3.00 ms a step",
+    }
+    for page, said in pages.items():
+        tab, wrong = opened(browser, page, **DESK)
+        assert tab.locator("#flame select[name=place]").count() == 0
+        tab.locator("#flame input[type=search]").fill("gemm")
+        assert tab.locator("#flame .found").inner_text().endswith("(100 %)")
+        tab.locator("#flame .viewport").focus()
+        tab.keyboard.press("ArrowDown")
+        tab.keyboard.press("ArrowDown")
+        assert said in " ".join(tab.locator("#flame .selected").inner_text().split())
+        assert wrong == []
+        tab.close()
 
 
 def test_a_difference_is_said_with_its_sign(browser, difference_page):

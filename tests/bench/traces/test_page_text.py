@@ -101,7 +101,10 @@ def test_a_difference_says_what_changed():
 def test_every_format_has_a_page(name, tmp_path):
     found = load(write(tmp_path, name))
     page = Words(render_trace_page(found))
-    assert "slices" in str(page)
+    text = str(page)
+    assert f"slices {len(found.traces[0].events)} " in text
+    assert " ".join(sentence(examine(found))[1:].split()) in text
+    assert f"format {found.traces[0].format} " in text
     identities = [value for key, value in page.attributes if key == "id"]
     assert len(identities) == len(set(identities))
 

@@ -9,7 +9,7 @@ from gloo_table import BACKEND, MAIN, TRANSFER, bulk_synchronous, even, trace_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.traces import ranks_text
+from bench.traces import ranks_late, ranks_text
 from bench.traces.collectives import operation
 from bench.traces.collectives_cost import bus_factor, total_bytes
 from bench.traces.events import Job, Kind
@@ -67,11 +67,30 @@ def test_two_steps_are_too_few_to_be_certain():
     assert "no rank is late for certain: rank 1 may be" in ranks_text.sentence(found)
 
 
+def test_each_ranks_table_of_operations_is_made_once(monkeypatch):
+    own = even(4, 20)
+    own[2] += 3 * MS
+    made = []
+    by_round = ranks_late._by_round
+    monkeypatch.setattr(ranks_late, "_by_round", lambda *given: (made.append(given[-1]), by_round(*given))[1])
+    found = compare_ranks(bulk_synchronous(own))
+    assert made == [0, 1, 2, 3]
+    (late,) = found.late
+    assert (late.rank, late.operation.name) == (2, "work")
+    others = np.median(np.delete(own, 2, axis=0), axis=0)
+    assert late.operation.nanoseconds == round(float(np.median(own[2] - others)))
+
+
+@given(st.lists(st.lists(st.integers(0, 5), min_size=3, max_size=3), min_size=2, max_size=7))
+def test_the_median_without_one_is_that_of_the_others(rows):
+    values = np.array(rows, np.float64)
+    for place in range(len(values)):
+        expected = np.median(np.delete(values, place, axis=0), axis=0)
+        assert ranks_late.median_without(np.sort(values, axis=0), values[place]).tolist() == expected.tolist()
+
+
 def test_time_in_which_nothing_was_recorded_is_named_by_what_came_before():
     job = bulk_synchronous(even(2, 12))
-    events = job.traces[1].events
-    steps, work = events.kind == Kind.STEP, events.kind == Kind.OPERATOR
-    calls = np.flatnonzero(events.kind == Kind.COMMUNICATION)
     # Rank 1 sleeps 3 ms after its work in each step; rank 0 waits for it.
     for trace, sleeps in zip(job.traces, (False, True), strict=True):
         events = trace.events

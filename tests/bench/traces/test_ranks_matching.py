@@ -114,6 +114,19 @@ def test_a_rank_that_began_to_record_later_is_matched_where_the_times_fit():
     assert found.collectives[0].skew_ns < MS
 
 
+@pytest.mark.parametrize("one_time", [True, False])
+def test_a_rank_that_began_hundreds_of_calls_later_is_matched_too(one_time):
+    job = bulk_synchronous(np.random.default_rng(3).integers(MS, 9 * MS, (2, 400)))
+    cut(job, 1, slice(300, None))
+    for trace in job.traces:
+        trace.origin_ns *= one_time
+    matched = match(job.traces, [0, 1])
+    assert matched.unmatched == [{"all_reduce": 300}, {}]
+    calls = [np.flatnonzero(trace.events.kind == Kind.COMMUNICATION) for trace in job.traces]
+    assert matched.row[:, 0].tolist() == calls[0][300:].tolist()
+    assert matched.row[:, 1].tolist() == calls[1].tolist()
+
+
 def test_calls_of_groups_that_nobody_names_are_not_taken_for_one():
     """Ranks 0 and 1 reduce among themselves, ranks 2 and 3 a while later; gloo does not say in what group."""
     first, second = (bulk_synchronous(even(4, 12), host="a") for _ in range(2))
@@ -129,14 +142,33 @@ def test_messages_between_two_ranks_are_paired_and_among_three_counted():
         rows = [
             (k * MS + at, k * MS + 500_000, f"gloo:{way}", Kind.COMMUNICATION, BACKEND, 64) for k in range(8)
         ]
-        return trace_of(rows, number, 3, facts={"host": "a"})
+        return trace_of(rows, number, world, facts={"host": "a"})
 
+    world = 2
     two = compare_ranks(Job("made", [rank(0, "send", 300_000), rank(1, "recv", 0)]))
     (row,) = two.collectives
     assert (row.operation, row.skew_ns, row.calls) == ("message 0 to 1", 300_000, 8)
+    world = 3
     three = compare_ranks(Job("made", [rank(0, "send", 0), rank(1, "recv", 0), rank(2, "recv", 0)]))
     assert three.collectives == []
     assert "rank 2: without a partner on another rank: 8 recv (its peer is not recorded)" in three.notes
+
+
+@pytest.mark.parametrize(("group", "paired"), [("pairs of 2", True), ("all of 4", False), ("", False)])
+def test_a_message_is_nobodys_where_its_peer_may_be_a_rank_that_is_not_here(group, paired):
+    """Ranks 0 and 3 of four: what 0 sends and what 3 receives may be other messages."""
+
+    def rank(number, way):
+        rows = [
+            (k * MS, k * MS + 500_000, f"gloo:{way}", Kind.COMMUNICATION, BACKEND, 64, 0 if group else -1)
+            for k in range(8)
+        ]
+        return trace_of(rows, number, 4, groups=[group], facts={"host": "a"})
+
+    found = compare_ranks(Job("made", [rank(0, "send"), rank(3, "recv")]))
+    assert [row.operation for row in found.collectives] == ["message 0 to 3"] * paired
+    unpaired = "rank 3: without a partner on another rank: 8 recv (its peer is not recorded)"
+    assert (unpaired in found.notes) != paired
 
 
 def test_what_a_kernel_does_not_say_its_launch_does():

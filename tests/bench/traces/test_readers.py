@@ -3,14 +3,21 @@
 import cProfile
 import json
 import marshal
+import sqlite3
 import sys
 
 import numpy as np
 import pytest
 import samples
 
+from bench.traces import analysis_text
+from bench.traces.breakdown import activities
+from bench.traces.diff import difference
 from bench.traces.events import Kind
+from bench.traces.job_report import examine, to_json
 from bench.traces.load import load
+from bench.traces.markdown import to_markdown
+from bench.traces.page import render_trace_page
 
 
 def read(folder, name):
@@ -144,6 +151,7 @@ def test_nsys(tmp_path):
 def test_cprofile_keeps_calls_and_own_time_without_a_place_in_time(tmp_path):
     trace = read(tmp_path, "cprofile")
     assert not trace.timed
+    assert not trace.nested
     calls = dict(
         zip((trace.names[name] for name in trace.events.name), trace.events.calls.tolist(), strict=True)
     )
@@ -195,6 +203,118 @@ def test_speedscope_sampled_and_evented(tmp_path):
     ]
     assert rows(trace, Kind.WAIT) == [("wait (threading.py:5)", 2, 3)]
     assert [lane.thread for lane in trace.lanes] == ["sampled", "evented"]
+
+
+def speedscope(folder, *profiles):
+    """A file of these profiles, with frames f, g and h."""
+    schema = "https://www.speedscope.app/file-format-schema.json"
+    shared = {"frames": [{"name": name} for name in "fgh"]}
+    path = folder / "profile.json"
+    path.write_text(json.dumps({"$schema": schema, "shared": shared, "profiles": list(profiles)}))
+    return path
+
+
+def evented(unit, begin, *marks):
+    events = [{"type": kind, "frame": frame, "at": at} for kind, frame, at in marks]
+    return {
+        "type": "evented",
+        "name": "t",
+        "unit": unit,
+        "startValue": begin,
+        "endValue": 0,
+        "events": events,
+    }
+
+
+def sampled(unit, begin=0):
+    """f for 30, in it g for 20, in that h for 5."""
+    stacks, weights = [[0, 1], [0, 1, 2], [0]], [15, 5, 10]
+    shape = {"type": "sampled", "name": "s", "unit": unit, "startValue": begin, "endValue": begin + 30}
+    return shape | {"samples": stacks, "weights": weights}
+
+
+def test_threads_of_speedscope_keep_their_distance(tmp_path):
+    first, second = ("O", 0, 1_000_100), ("C", 0, 1_000_109)
+    late = evented("microseconds", 1_000_020, ("O", 2, 1_000_120), ("C", 2, 1_000_125))
+    path = speedscope(
+        tmp_path, evented("microseconds", 1_000_000, first, second), late, sampled("milliseconds", 1000.5)
+    )
+    (trace,) = load(path).traces
+    assert rows(trace, Kind.FUNCTION) == [
+        ("f", 0, 9),
+        ("h", 20, 5),
+        ("f", 400, 30_000),
+        ("g", 400, 20_000),
+        ("h", 15_400, 5_000),
+    ]
+
+
+def test_what_speedscope_counts_beside_time_nests_and_keeps_its_unit(tmp_path):
+    path = speedscope(tmp_path, sampled("bytes"))
+    (trace,) = load(path).traces
+    assert (trace.timed, trace.nested, trace.unit) == (False, True, "bytes")
+    (one,) = (report := examine(load(path))).analyses
+    assert {operation.name: operation.self_time for operation in one.operations} == {"f": 10, "g": 15, "h": 5}
+    assert analysis_text.sentence(one) == "30 B in 3 operations, most in g: 50.0 % of it"
+    assert to_json(report)["traces"][0]["unit"] == "bytes"
+    text = to_markdown(report, 10)
+    assert "15 B" in text
+    assert " ns" not in text
+    page = render_trace_page(load(path))
+    assert '"unit":"bytes"' in page
+    assert "15 ns" not in page
+    with pytest.raises(ValueError, match="counts in bytes, which is no time to compare"):
+        difference(load(path), load(path))
+
+
+def test_of_a_file_of_several_units_the_times_are_read_and_the_rest_is_counted(tmp_path):
+    (trace,) = load(speedscope(tmp_path, sampled("bytes"), sampled("milliseconds"))).traces
+    assert (trace.timed, trace.unit, len(trace.events)) == (True, "", 3)
+    assert trace.dropped == {"profiles in another unit, beside others that count time": 1}
+    (trace,) = load(speedscope(tmp_path, sampled("none"), sampled("bytes"))).traces
+    assert (trace.timed, trace.unit, len(trace.events)) == (False, "none", 3)
+
+
+def altered_nsys(folder, *statements):
+    """The sample with these statements carried out on it."""
+    path = samples.write(folder, "nsys")
+    base = sqlite3.connect(path)
+    for statement in statements:
+        base.execute(statement)
+    base.commit()
+    base.close()
+    (trace,) = load(path).traces
+    return trace
+
+
+def test_a_kernels_version_is_its_name_and_a_calls_is_not(tmp_path):
+    trace = altered_nsys(tmp_path, "UPDATE StringIds SET value = 'paged_attention_v2' WHERE id = 1")
+    assert rows(trace, Kind.KERNEL) == [("paged_attention_v2", 19, 40)]
+    assert rows(trace, Kind.RUNTIME) == [("cudaLaunchKernel", 9, 5)]
+
+
+OTHER = (1 << 48) | (99 << 24)
+SECOND_PROCESS = (  # its device 0 is another one, by CUDA_VISIBLE_DEVICES
+    "INSERT INTO CUPTI_ACTIVITY_KIND_KERNEL "
+    f"SELECT start, end, 0, 1, NULL, 7, 5, {OTHER}, 1, 2, NULL, 8, NULL FROM CUPTI_ACTIVITY_KIND_KERNEL"
+)
+DEVICES = "CREATE TABLE TARGET_INFO_CUDA_DEVICE (gpuId INTEGER, cudaId INTEGER, pid INTEGER, uuid TEXT)"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "units"),
+    [
+        ([], ["device 0 (GPU 0, process 77)", "device 0 (GPU 0, process 99)"]),
+        (["(2, 0, 77, '')", "(3, 0, 99, '')"], ["device 2", "device 3"]),
+        (["(2, 0, 77, '')", "(2, 0, 99, '')"], ["device 2"]),
+    ],
+)
+def test_a_device_of_nsys_is_the_machines_whatever_each_process_calls_it(tmp_path, gpus, units):
+    inserts = [f"INSERT INTO TARGET_INFO_CUDA_DEVICE VALUES {gpu}" for gpu in gpus]
+    trace = altered_nsys(tmp_path, SECOND_PROCESS, DEVICES, *inserts)
+    assert [unit.name for unit in activities(trace)] == units
+    assert len({(lane.process, lane.thread) for lane in trace.lanes}) == len(trace.lanes)
+    assert set(trace.memory.device.tolist()) == {2 if gpus else 0}
 
 
 def test_py_spy_pairs_beginnings_and_ends(tmp_path):

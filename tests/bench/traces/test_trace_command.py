@@ -17,7 +17,8 @@ from bench.traces import analysis_text
 from bench.traces.analysis import analyse
 from bench.traces.commands import Limit
 from bench.traces.events import Job, Kind, Lane
-from bench.traces.job_report import JobReport, examine, to_json
+from bench.traces.job_report import JobReport, examine, sentence, to_json
+from bench.traces.load import load
 from bench.traces.markdown import to_markdown
 from bench.traces.tables import Columns, percent
 from bench.traces.terminal import print_report, print_table
@@ -68,8 +69,6 @@ def test_one_sentence_says_what_dominates(gpu, tmp_path):
 @pytest.mark.parametrize("name", samples.SAMPLES)
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_every_format_fits_the_terminal_and_prints_no_nan(name, width, tmp_path):
-    from bench.traces.load import load
-
     report = examine(load(samples.write(tmp_path, name)))
     out = printed(report, width)
     assert max(map(len, out.splitlines())) <= width
@@ -104,6 +103,14 @@ def test_a_folder_is_a_job_of_ranks(run, ranks):
     assert re.search(r"rank 0 host +101 us", out)
     assert re.search(r"rank 1 host +101 us", out)
     assert "in detail" in out
+
+
+def test_of_one_step_what_ranks_wait_is_said_to_be_of_all(ranks):
+    job = load(ranks)
+    assert sentence(examine(job)).startswith("2 ranks: ")
+    report = examine(job, "3")
+    assert sentence(report).startswith("2 ranks, over all steps: ")
+    assert printed(report).startswith("2 ranks, over all steps: ")
 
 
 def test_several_files_are_one_job_too(run, ranks):
