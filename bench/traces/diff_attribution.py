@@ -17,8 +17,9 @@ from enum import IntEnum
 import numpy as np
 
 from bench.traces.classify import is_communication_call
-from bench.traces.events import DEVICE_KINDS, Events, Kind, Trace, distinct
+from bench.traces.events import DEVICE_KINDS, Kind, Trace, distinct
 from bench.traces.steps import Steps, main_lane
+from bench.traces.tree import innermost_everywhere
 
 
 class Standing(IntEnum):
@@ -43,53 +44,6 @@ class Shares:
     standing: np.ndarray
     step: np.ndarray
     nanoseconds: np.ndarray
-
-
-def innermost(events: Events, parents: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(start, end, row): the pieces of time in which a slice is the innermost of its lane.
-
-    A slice that sticks out of its parent is cut at its end, one that overlaps its next sibling at that start,
-    so that the pieces of a lane never overlap.
-    """
-    depth, end = nested(events, parents)
-    rows = np.flatnonzero(end > events.start)
-    # After each boundary the lane belongs to the slice that began, or to the parent of the one that ended.
-    owner = np.concatenate((rows, parents[rows].astype(np.int64)))
-    time = np.concatenate((events.start[rows], end[rows]))
-    lane = np.tile(events.lane[rows], 2)
-    # At one time what ends goes before what begins, inner before outer; what begins, outer before inner.
-    order_at_once = np.concatenate((1 + depth[rows], -depth[rows]))
-    order = np.lexsort((order_at_once, time, lane))
-    owner, time, lane = owner[order], time[order], lane[order]
-    length = np.append(time[1:] - time[:-1], 0)
-    kept = (owner >= 0) & (length > 0) & (np.append(lane[1:], -1) == lane)
-    return time[kept], time[kept] + length[kept], owner[kept]
-
-
-def nested(events: Events, parents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(depth, end): of each slice its level below the lane, and its end cut so that slices nest."""
-    depth = np.full(len(events), -1, np.int32)
-    end = events.end.copy()
-    level, rows = 0, np.flatnonzero(parents < 0)
-    order = np.argsort(parents, kind="stable")
-    families = parents[order]
-    while len(rows):
-        depth[rows] = level
-        inner = parents[rows] >= 0
-        end[rows[inner]] = np.minimum(end[rows[inner]], end[parents[rows[inner]]])
-        follows = (parents[rows[1:]] == parents[rows[:-1]]) & (
-            events.lane[rows[1:]] == events.lane[rows[:-1]]
-        )
-        before = rows[:-1][follows]
-        end[before] = np.minimum(
-            end[before], np.maximum(events.start[rows[1:][follows]], events.start[before])
-        )
-        first = np.searchsorted(families, rows, "left")
-        count = np.searchsorted(families, rows, "right") - first
-        offsets = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-        rows = order[np.repeat(first, count) + offsets]
-        level += 1
-    return depth, end
 
 
 def standings(trace: Trace) -> np.ndarray:
@@ -119,7 +73,7 @@ def standings(trace: Trace) -> np.ndarray:
 
 def attribute(trace: Trace, parents: np.ndarray, steps: Steps) -> Shares:
     """Every moment of every step, once."""
-    start, end, row = innermost(trace.events, parents)
+    start, end, row = innermost_everywhere(trace.events, parents)
     standing = standings(trace)[row]
     kept = standing != Standing.NONE
     start, end, row, step = _cut(start[kept], end[kept], row[kept], steps)

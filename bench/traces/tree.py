@@ -9,6 +9,7 @@ so that time is never charged to a slice it does not belong to.
 from __future__ import annotations
 
 import heapq
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -172,6 +173,14 @@ def innermost(events: Events, parents: np.ndarray, first: int, last: int) -> Seg
         order = np.argsort(begins)
         begins, ends, owners = begins[order], ends[order], owners[order]
     return Segments(begins, ends, owners)
+
+
+def innermost_everywhere(events: Events, parents: np.ndarray) -> Segments:
+    """The same of all lanes, one after another."""
+    bounds = np.flatnonzero(np.diff(events.lane, prepend=-1, append=-1)).tolist()
+    found = [innermost(events, parents, first, last) for first, last in pairwise(bounds)]
+    found.append(Segments(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int32)))
+    return Segments(*(np.concatenate(columns) for columns in zip(*found, strict=True)))
 
 
 def _resumed_without_a_child(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from msgspec.structs import replace
 
-from bench.traces.diff_attribution import Shares, attribute, nested
+from bench.traces.diff_attribution import Shares, attribute
 from bench.traces.diff_rows import Row
 from bench.traces.diff_steps import Labels
 from bench.traces.events import Events, Job, Kind, Lane, Trace
@@ -53,8 +53,31 @@ def seed(job: Job, change: str, rng: np.random.Generator) -> Seed:
 
 def _tidy(trace: Trace) -> Trace:
     """Without what profilers' rounding lets stick out: a pause there would tear a slice from its parent."""
-    _, end = nested(trace.events, parents(trace.events))
+    end = _nested_ends(trace.events, parents(trace.events))
     return replace(trace, events=replace(trace.events, duration=np.maximum(end - trace.events.start, 0)))
+
+
+def _nested_ends(events: Events, parents: np.ndarray) -> np.ndarray:
+    """The end of each slice, cut so that slices nest."""
+    end = events.end.copy()
+    rows = np.flatnonzero(parents < 0)
+    order = np.argsort(parents, kind="stable")
+    families = parents[order]
+    while len(rows):
+        inner = parents[rows] >= 0
+        end[rows[inner]] = np.minimum(end[rows[inner]], end[parents[rows[inner]]])
+        follows = (parents[rows[1:]] == parents[rows[:-1]]) & (
+            events.lane[rows[1:]] == events.lane[rows[:-1]]
+        )
+        before = rows[:-1][follows]
+        end[before] = np.minimum(
+            end[before], np.maximum(events.start[rows[1:][follows]], events.start[before])
+        )
+        first = np.searchsorted(families, rows, "left")
+        count = np.searchsorted(families, rows, "right") - first
+        offsets = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        rows = order[np.repeat(first, count) + offsets]
+    return end
 
 
 def with_noise(trace: Trace, rng: np.random.Generator, spread: float) -> Trace:

@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from seeded_traces import MS, loop
 
-from bench.traces.diff_attribution import Standing, attribute, innermost
+from bench.traces.diff_attribution import Standing, attribute
 from bench.traces.diff_steps import step_table
 from bench.traces.events import Events, Kind, Lane, Trace
 from bench.traces.steps import steps
-from bench.traces.tree import parents
+from bench.traces.tree import innermost_everywhere, parents
 
 KINDS = (Kind.OPERATOR, Kind.FUNCTION, Kind.COMMUNICATION, Kind.WAIT, Kind.RUNTIME, Kind.ANNOTATION)
 DEVICE_KINDS = (Kind.KERNEL, Kind.COPY, Kind.COMMUNICATION)
@@ -103,7 +103,7 @@ def test_shares_sum_to_the_steps_whatever_overlaps(rows, count, with_device):
 def test_innermost_pieces_of_a_lane_never_overlap_and_lie_in_their_slices(rows):
     start, duration, lane, kind, name = zip(*rows, strict=True)
     events = Events.of(start=start, duration=duration, lane=lane, kind=kind, name=name)
-    begun, ended, row = innermost(events, parents(events))
+    begun, ended, row = innermost_everywhere(events, parents(events))
     assert (begun < ended).all()
     assert (events.start[row] <= begun).all()
     assert (ended <= events.end[row]).all()
