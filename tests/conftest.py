@@ -35,9 +35,10 @@ if machine.load_cached() is None:
 """
 LONG = (
     *("kernels/test_ahead_of_time.py", "test_readme.py", "kernels/test_operations.py", "labs/test_train.py"),
-    *("parallel/test_fsdp.py", "bench/test_profile_program.py", "kernels/test_interpreter.py"),
-    *("bench/test_profile_labs.py", "bench/test_run.py", "kernels/test_compiled_cache.py"),
-    *("parallel/test_shm.py", "parallel/test_checkpoint.py", "kernels/test_loss.py"),
+    *("bench/test_run.py", "labs/test_serving_live.py", "labs/test_tuning_workers.py"),
+    *("bench/test_profile_program.py", "kernels/test_interpreter.py", "parallel/test_fsdp.py"),
+    *("bench/test_profile_labs.py", "labs/test_jax_transforms.py", "bench/test_plugin.py"),
+    *("labs/test_programming_models.py", "labs/test_pipeline.py", "parallel/test_shm.py"),
 )
 """Files that take long, the longest first: a lane that came to one last would run alone at the end."""
 
