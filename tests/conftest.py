@@ -49,7 +49,7 @@ LONG = (
     *("bench/test_profile_program.py", "parallel/test_fsdp.py", "kernels/test_attention_gpu.py"),
     *("kernels/test_compiled_cache.py", "bench/test_profile_labs.py", "labs/test_jax_transforms.py"),
     *("parallel/test_shm.py", "labs/test_pipeline.py", "bench/test_plugin.py", "test_readme.py"),
-    *("parallel/test_checkpoint.py", "kernels/test_threads.py", "kernels/test_loss.py"),
+    *("parallel/test_checkpoint.py", "kernels/test_threads.py", "labs/test_programming_models.py"),
 )
 """Files that take long, the longest first: a lane that came to one last would run alone at the end."""
 

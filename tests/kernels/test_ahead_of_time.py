@@ -1,8 +1,8 @@
 """Every shipped configuration, compiled without a GPU: no spills, the promised instructions, 16-byte loads.
 
-For Hopper a sample in which everything occurs; under ``make proof`` all of them, for every target, and with
-Triton 3.6 (the oldest known) and 3.9 (the newest). What was compiled stays in pytest's cache folder (``home``
-in conftest.py).
+For Hopper a sample in which every kernel and setting occurs; under ``make proof`` all of them, for every
+target, and with Triton 3.6 (the oldest known) and 3.9 (the newest). What was compiled stays in pytest's cache
+folder (``home`` in conftest.py).
 """
 
 import json
@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,16 +36,27 @@ ROOT = Path(__file__).parents[2]
 
 
 def traits(item):
-    """What a sample must have: the operation, and each setting of the kernel's text (several operations may
-    be made of one)."""
-    text = item.kernel.fn.__module__, item.kernel.fn.__qualname__
+    """{(what is set, value)}: the operation, and each setting of the kernel's text, of which several
+    operations may be made."""
+    text = f"{item.kernel.fn.__module__}.{item.kernel.fn.__qualname__}"
     settings = {**item.types, **item.constants, **item.options}
-    return {item.operation, *((text, name, str(value)) for name, value in settings.items())}
+    return {("operation", item.operation), *((f"{text} {name}", value) for name, value in settings.items())}
+
+
+def wanted_of(items):
+    """The traits that a sample must have: of numbers the least and the greatest, of all else every one."""
+    values = defaultdict(set)
+    for place, value in set().union(*map(traits, items)):
+        values[place].add(value)
+    for found in values.values():
+        if all(type(value) is int for value in found):
+            found.intersection_update({min(found), max(found)})
+    return {(place, value) for place, found in values.items() for value in found}
 
 
 def sample_of(items):
-    """Few of the compilations that have every trait of all of them: always the one that adds most."""
-    chosen, missing = [], set().union(*map(traits, items))
+    """Few of the compilations that have what is wanted of all of them: always the one that adds most."""
+    chosen, missing = [], wanted_of(items)
     while missing:
         chosen.append(max(items, key=lambda item: len(traits(item) & missing)))
         missing -= traits(chosen[-1])
@@ -83,15 +95,22 @@ def test_shipped_configurations_keep_their_promises(family, target):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_sample_has_every_kernel_setting_and_operation(family):
+def test_a_sample_has_every_kernel_and_operation_and_the_ends_of_every_setting(family):
     items = [item for item in shipped() if item.kernel.fn.__module__.startswith(f"kernels.{family}.")]
     chosen = sample_of(items)
     assert len({(item.operation, item.direction, item.label) for item in chosen}) == len(chosen)
+    assert {item.operation for item in chosen} == {item.operation for item in items}
     for item in items:
-        alike = [one for one in chosen if one.kernel.fn.__qualname__ == item.kernel.fn.__qualname__]
-        for name, value in (*item.constants.items(), *item.options.items()):
-            assert any({**one.constants, **one.options}.get(name) == value for one in alike), item.label
-        assert any(one.operation == item.operation for one in chosen)
+        both = [
+            [one for one in group if one.kernel.fn.__qualname__ == item.kernel.fn.__qualname__]
+            for group in (chosen, items)
+        ]
+        for name in item.constants:
+            mine, every = ([one.constants[name] for one in group if name in one.constants] for group in both)
+            if all(type(value) is int for value in every):
+                assert (min(mine), max(mine)) == (min(every), max(every)), (item.label, name)
+            else:
+                assert set(mine) == set(every), (item.label, name)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

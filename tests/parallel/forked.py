@@ -14,7 +14,7 @@ from pathlib import Path
 from numba.core.registry import cpu_target
 
 LARGE = (
-    *("torch", "torch.distributed", "numpy", "hypothesis"),
+    *("torch", "torch.distributed", "numpy", "hypothesis", "pytest", "ranks"),
     *("torch._dynamo", "torch.distributed.optim", "torch.distributed.pipelining"),
     "torch.distributed.checkpoint",
 )
