@@ -166,7 +166,7 @@ def measured(pytestconfig, home, tmp_path, monkeypatch):
     not as often as 15 s allow. For proofs: it takes most of a minute, kept between test runs."""
     cache = getattr(pytestconfig, "cache", None)
     monkeypatch.setenv("PERFLAB_HOME", str(cache.mkdir("perflab-measured") if cache else tmp_path / "home"))
-    subprocess.run([sys.executable, "-c", WHOLE], check=True, timeout=100)
+    subprocess.run([sys.executable, "-c", WHOLE], check=True, timeout=300)
 
 
 @pytest.fixture(scope="session")

@@ -169,6 +169,7 @@ def test_recorded_jobs_that_were_not_tuned_on_are_named_right():
 
 
 @pytest.mark.proof
+@pytest.mark.timeout(3600)
 def test_jobs_recorded_now_are_named_right(tmp_path, measured):
     """In a process of its own, whose allocator is that of the lab's column."""
     command = [sys.executable, bottleneck_grid.__file__, str(tmp_path / "rows.jsonl")]

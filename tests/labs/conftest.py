@@ -4,7 +4,6 @@ import time
 
 import one_cluster
 import pytest
-from left_running import children, left_running
 
 _before_ray = []  # the processes that there were, while the cluster is there
 
@@ -12,6 +11,8 @@ _before_ray = []  # the processes that there were, while the cluster is there
 @pytest.fixture(scope="module")
 def two_ray_workers(request):
     """The cluster of ``labs.concurrency.cluster``; it stays for the next file that uses it."""
+    from left_running import children  # which needs psutil; a GPU machine may lack it
+
     from labs.concurrency import cluster
     from labs.unrecorded import Unrecorded
 
@@ -25,6 +26,8 @@ def two_ray_workers(request):
 def pytest_runtest_teardown(nextitem):
     """Behind the last of these files the cluster ends, and leaves no process."""
     if _before_ray and (nextitem is None or nextitem.path.name not in one_cluster.FILES):
+        from left_running import children, left_running
+
         from labs.concurrency import cluster
 
         started = children() - _before_ray.pop()

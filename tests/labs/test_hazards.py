@@ -37,7 +37,7 @@ def test_exit_codes_and_signals_are_told_apart() -> None:
 
 def test_ready_may_arrive_in_pieces() -> None:
     program = "import os, time\nfor c in b'ready\\n':\n os.write(1, bytes([c])); time.sleep(0.05)"
-    assert outcome(program).outcome == "finished"
+    assert outcome(program, 10.0).outcome == "finished"  # which is not waited for
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

@@ -307,7 +307,7 @@ def test_warm_workers_are_three_times_as_fast_as_ray_tunes_default(ray_is_there)
 
 @pytest.mark.proof
 @pytest.mark.ray
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(400)
 @NO_RAY
 def test_ctrl_c_in_the_middle_of_a_search_leaves_no_process_behind(tmp_path, measured):
     """As a shell does it: SIGINT to the command and all that it started."""
