@@ -141,14 +141,15 @@ class Operation:
 
         yield Sized(self.name, ways, self.columns, self.most)
 
-    def benchmarks(self, dtype: torch.dtype = torch.float32) -> Iterator[Benchmark]:
-        """A line for each size and direction."""
-        for case in self.sizes:
+    def benchmarks(self, dtype: torch.dtype = torch.float32, aimed: bool = False) -> Iterator[Benchmark]:
+        """A line for each size and direction; ``aimed``: for each that has a target."""
+        targets = {name: target for name, target in self.targets.items() if target is not None or not aimed}
+        for case in self.sizes if targets else ():
             shapes = {
                 name: value.to("meta") if isinstance(value, torch.Tensor) else value
                 for name, value in case.arguments(dtype).items()
             }
-            for direction, target in self.targets.items():
+            for direction, target in targets.items():
                 parts = [part == "backward" for part in direction.split("+")]
                 yield Benchmark(
                     self.name,
@@ -221,16 +222,17 @@ def operations() -> list[Operation]:
     return [operation for spec in _specs() for operation in getattr(spec, "OPERATIONS", ())]
 
 
-def benchmarks() -> list[Benchmark]:
-    """Every line of the table of speeds."""
+def benchmarks(aimed: bool = False) -> list[Benchmark]:
+    """Every line of the table of speeds; ``aimed``: every line that has a target."""
     return [
         line
         for spec in _specs()
         for group in (
-            *(operation.benchmarks() for operation in getattr(spec, "OPERATIONS", ())),
+            *(operation.benchmarks(aimed=aimed) for operation in getattr(spec, "OPERATIONS", ())),
             getattr(spec, "BENCHMARKS", ()),
         )
         for line in group
+        if line.target is not None or not aimed
     ]
 
 

@@ -42,9 +42,15 @@ CALLS, CALLS_SECONDS = 5, 0.1
 
 
 @cache
-def lines() -> dict[str, Benchmark]:
-    """Name -> line. Their bytes are counted on real arguments, which take 3 s to make."""
-    return {line.name: line for line in benchmarks()}
+def lines(aimed: bool = False) -> dict[str, Benchmark]:
+    """Name -> line, or only those with a target. Their bytes are counted on real arguments, which take 3 s to
+    make for all."""
+    return {line.name: line for line in benchmarks(aimed)}
+
+
+def _lines(config: pytest.Config) -> dict[str, Benchmark]:
+    """Those that this run times: a quick one, those with a target."""
+    return lines(config.getoption("perflab_scale") == "quick")
 
 
 @pytest.fixture
@@ -83,7 +89,7 @@ def _limit(line: Benchmark, device: str) -> Callable[[], object]:
     from kernels.copy import copy, streamed_copy
 
     ways = [lambda: copy(source, target), lambda: streamed_copy(source, target)]
-    return min(ways, key=lambda way: min(timeit.repeat(way, number=3, repeat=5)))
+    return min(ways, key=lambda way: min(timeit.repeat(way, number=1, repeat=5)))
 
 
 @cache
@@ -117,9 +123,11 @@ def _contenders(peers: Mapping[str, Step]) -> tuple[dict[str, Step], dict[str, f
     best = {}
     for name, step in peers.items():
         step()  # compiling peers take seconds, which are no part of a comparison
-        once = timeit.timeit(step, number=1)
-        calls = CALLS if once < CALLS_SECONDS else 1
-        best[name] = min(once, *timeit.repeat(step, number=1, repeat=calls))
+        best[name] = timeit.timeit(step, number=1)
+    for name, step in peers.items():  # none is left out for one slow call
+        if best[name] > HOPELESS * min(best.values()):
+            calls = CALLS if best[name] < CALLS_SECONDS else 1
+            best[name] = min(best[name], *timeit.repeat(step, number=1, repeat=calls))
     fastest = min(best.values())
     slower = {name: seconds / fastest for name, seconds in best.items() if seconds > HOPELESS * fastest}
     return {name: step for name, step in peers.items() if name not in slower}, slower
@@ -128,9 +136,7 @@ def _contenders(peers: Mapping[str, Step]) -> tuple[dict[str, Step], dict[str, f
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A quick run times the lines that have a target."""
     if "name" in metafunc.fixturenames:
-        quick = metafunc.config.getoption("perflab_scale") == "quick"
-        names = [name for name, line in lines().items() if line.target is not None or not quick]
-        metafunc.parametrize("name", names)
+        metafunc.parametrize("name", list(_lines(metafunc.config)))
 
 
 @pytest.fixture
@@ -142,7 +148,7 @@ def every_size() -> Iterator[None]:
 
 @pytest.mark.usefixtures("every_size")
 def test_kernel(name: str, paired: Paired, device: str, rows: list[Row], pytestconfig: pytest.Config) -> None:
-    line = lines()[name]
+    line = _lines(pytestconfig)[name]
     peers = dict(line.ways(device))
     ours = peers.pop("kernels")
     ways, left_out = _contenders(peers) if device == "cpu" else (peers, {})

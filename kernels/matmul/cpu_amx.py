@@ -11,7 +11,6 @@ Intel 64 and IA-32 Optimization Reference Manual, chapter on AMX (two by two til
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from typing import Any
 
@@ -23,6 +22,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from kernels import peaks_matrix
+from kernels.caches import second_level_bytes
 from kernels.matmul.cpu_amx_pack import BLOCK, PARTS, SIDE, pack_columns, pack_lines, pack_rows
 from kernels.peaks import LONG, address, declare
 from kernels.simd import compiled_features, full_width
@@ -45,16 +45,6 @@ _FLOATS = ir.VectorType(_FLOAT, 16)
 def usable() -> bool:
     """Whether this CPU has the tiles, numba compiles for them and this process may use them."""
     return compiled_features() >= FEATURES and not peaks_matrix.amx_unavailable()
-
-
-@cache
-def second_level_bytes() -> int:
-    """Of one core's second-level cache; 2 MiB, as every CPU with AMX has, where the system does not say."""
-    try:
-        found = os.sysconf("SC_LEVEL2_CACHE_SIZE")
-    except (ValueError, OSError):
-        found = 0
-    return found if found > 0 else 2 << 20
 
 
 # --- instructions --------------------------------------------------------------------------------
@@ -361,12 +351,12 @@ def product(
 def _chunk_sizes(panels: int, across: int, blocks: int, parts: int) -> tuple[int, int]:
     """Panels of rows and of columns in a chunk.
 
-    The rows of A stay in half of the second-level cache from chunk to chunk, while B goes by; where so deep a
-    product has fewer than ``_LEAST_RESIDENT`` panels there, ``_DEPTH`` blocks of them do, and the sums are
-    more. But there are ``_LEAST_CHUNKS`` chunks if possible.
+    The rows of A stay in a quarter of the second-level cache from chunk to chunk, while B goes by; where so
+    deep a product has fewer than ``_LEAST_RESIDENT`` panels there, ``_DEPTH`` blocks of more of them do. The
+    sums have their place beside. But there are ``_LEAST_CHUNKS`` chunks if possible.
     """
     size = second_level_bytes()
-    most, sums = size // 2 // (2 * BLOCK * parts * max(1, blocks)), size // 8
+    most, sums = size // 4 // (2 * BLOCK * parts * max(1, blocks)), size // 8
     if most < _LEAST_RESIDENT:
         most, sums = max(1, size * 3 // 8 // (2 * BLOCK * parts * _DEPTH)), size // 4
     down = -(-panels // most)

@@ -70,7 +70,7 @@ def _all(vector: Any, number: int) -> Any:
 def _upper(builder: Any, low: Any, high: Any) -> Any:
     """The upper halves of two vectors of words, as one vector."""
     halves = [builder.trunc(builder.lshr(bits, _all(_WORDS, 16)), _HALF_SHORTS) for bits in (low, high)]
-    return _shuffle(builder, *halves, range(SIDE))
+    return _shuffle(builder, halves[0], halves[1], range(SIDE))
 
 
 def _from_int8(builder: Any, pointer: Any) -> Any:
@@ -93,7 +93,7 @@ def _from_int4(builder: Any, pointers: list[Any], shifts: list[Any]) -> Any:
         packed = builder.zext(_load(builder, pointer, ir.VectorType(_BYTE, 16), 1), _HALF_SHORTS)
         one = builder.insert_element(ir.Constant(_HALF_SHORTS, ir.Undefined), shift, _WORD(0))
         halves.append(builder.lshr(packed, _shuffle(builder, one, one, [0] * 16)))
-    index = _shuffle(builder, *halves, range(SIDE))
+    index = _shuffle(builder, halves[0], halves[1], range(SIDE))
     numbers = ir.Constant(_SHORTS, [_bfloat16_bits(float(i % 16 - 8)) for i in range(SIDE)])
     lookup = declare(builder, "llvm.x86.avx512.permvar.hi.512", _SHORTS, [_SHORTS, _SHORTS])
     return builder.call(lookup, [numbers, index])
@@ -163,7 +163,7 @@ def _interleave() -> Any:
             for half in range(2):
                 lanes = [lane for j in range(16 * half, 16 * half + 16) for lane in (j, SIDE + j)]
                 offset = builder.add(args[4], LONG(SIDE * half))
-                pairs = _shuffle(builder, *rows, lanes)
+                pairs = _shuffle(builder, rows[0], rows[1], lanes)
                 _store(builder, pairs, _place(context, builder, signature, args, 3, offset))
             return context.get_dummy_value()
 
