@@ -388,7 +388,8 @@ CONSTANTS = {
     "torch_capture_s": 0.1, "cxx_compile_s": 1.0, "jax_call_s": 4e-6, "jax_wake_s": 40e-6,
     "jax_eager_call_s": 4e-6, "jax_recorded_call_s": 100e-6, "jax_product_call_s": 0.5e-6,
     "jax_eager_array_call_s": 8e-6, "jax_index_call_s": 40e-6, "torch_compiled_gradient_s": 60e-6,
-    "jax_first_call_s": 0.04, "jax_scalar_call_s": 6e-6, "torch_backward_s": 10e-6, "jax_matmul_flops": 100e9,
+    "jax_first_call_s": 0.04, "jax_scalar_call_s": 6e-6, "torch_backward_s": 10e-6,
+    "torch_compiled_array_s": 5e-6, "jax_matmul_flops": 100e9,
 }  # fmt: skip
 LATER = configure(LAB, "quick")
 
