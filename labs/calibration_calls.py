@@ -146,10 +146,6 @@ def compiled() -> Figures:
     libm = typical(lambda: kernel.libm_exp(block, 10)) / (10 * block.size)
     return {
         "numpy_call_s": (called, "numpy.negative of one element with out="),
-        "numpy_product_call_s": (
-            _per_call(lambda: numpy.matmul(matrix, matrix)),
-            "numpy.matmul of a 1 x 1 matrix, output allocated",
-        ),
         "numpy_reduction_call_s": (
             _per_call(lambda: matrix.min(0)),
             "minimum of a 1 x 1 matrix over its first axis",

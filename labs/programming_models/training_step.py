@@ -168,7 +168,7 @@ def cost(config: Config, machine: Machine, name: str) -> Cost:
             "operation",
         )
     if name == "numpy":
-        calls, text = costs.numpy_calls(machine, *NUMPY)
+        calls, text = costs.numpy_calls(machine, *NUMPY[1:])
         moved, bytes_text = costs.numpy_bytes(machine, numpy_numbers(config), config.batch * config.width)
         return Cost(
             calls + moved + compute,
