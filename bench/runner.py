@@ -2,6 +2,9 @@
 
     predictions -> journal -> pytest bench/suites/test_labs.py (a child per allocator mode) -> results file
 
+Before each lab the child checks how fast the machine runs now (``labs/calibration_anchors.py``), and predicts
+anew where it differs from its constants.
+
 The parent never measures and imports neither torch nor JAX nor numba. Children are supervised
 (``bench/supervise.py``): when the command ends, however it ends, they end too.
 """

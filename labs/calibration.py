@@ -11,8 +11,10 @@ how it is measured, in ``calibration_hardware`` (peaks, bandwidth, page faults),
 The result is cached. Each run measures all anew when a package or the accelerator is another one, checks a
 few anchors again (2 s) and measures all anew when one is more than 15 % off: a laptop on battery is another
 machine. Constants younger than ten minutes are kept then, and the run says so: a machine that moves that fast
-shares its cores. What was left out is tried again. Ceilings are held against the next one up, so that a
-compiler artefact does not pass for a fast memory (``doubts``).
+shares its cores. Before each lab, in its process, one constant of each kind is measured again
+(``calibration_anchors``), and predictions go with what has changed. What was left out is tried again.
+Ceilings are held against the next one up, so that a compiler artefact does not pass for a fast memory
+(``doubts``).
 """
 
 from __future__ import annotations
@@ -152,6 +154,7 @@ def _parts(cores: int) -> Sequence[Part]:
         ("programs of jax", transforms.jax_programs),
         ("programs of torch", transforms.torch_programs),
         ("products of torch", transforms.torch_products),
+        ("thin products of torch", transforms.thin_products),
         ("products of numpy", transforms.numpy_products),
     )
 

@@ -17,7 +17,7 @@ from typing import Any
 from labs.machine import Curve, Machine
 
 REPEATS = 3
-STREAM_BYTES = 2**26  # past the caches of a core, and filled in a moment
+STREAM_BYTES = 2**25  # past the caches of a core, and filled in a moment
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def _anchors() -> tuple[Anchor, ...]:
         Anchor(
             "torch's calls",
             "torch_call_s",
-            r"torch_\w*call_s|torch_compiled_gradient_s|torch_capture_s",
+            r"torch_\w*call_s|torch_compiled_\w+_s|torch_capture_s|torch_backward_s|torch_func_entry_s",
             lambda: calls.torch_call(runs),
         ),
         Anchor(

@@ -14,9 +14,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from labs.calibration_calls import torch_call
 from labs.calibration_hardware import Figures, typical
 
 CALLS = 500
+ITEMS = 9
 CXX_LIMIT_S = 60.0
 
 
@@ -108,6 +110,16 @@ def torch_capture() -> Figures:
 
     there_and_back()
     gradient = typical(there_and_back, 5) / (CALLS // 5)
+    items = [torch.ones(1, requires_grad=True) for _ in range(ITEMS)]
+    summed = torch.compile(lambda *items: sum([-item for item in items]), backend="aot_eager")
+
+    def all_there_and_back() -> None:
+        for _ in range(CALLS // 10):
+            torch.autograd.grad(summed(*items), items)
+
+    all_there_and_back()
+    several = typical(all_there_and_back, 5) / (CALLS // 10)
+    inside = 3 * torch_call(5)  # of each more: a negation and a sum, and the gradient of the first
     torch._dynamo.reset()
     program = torch.export.export(torch.nn.Tanh(), (one,)).module()
 
@@ -128,6 +140,11 @@ def torch_capture() -> Figures:
         "torch_compiled_gradient_s": (
             gradient,
             "the compiled function of torch_compiled_call_s, recorded, and its gradient",
+        ),
+        "torch_compiled_array_s": (
+            max((several - gradient) / (ITEMS - 1) - inside, 0.0),
+            f"a compiled sum of {ITEMS} negations and its gradients, less that of one "
+            "and eager operations: an argument more, in and its gradient out",
         ),
         "torch_compiled_call_s": (called, "that function's call: guards, wrapper and two eager operations"),
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from labs.calibration_hardware import Figures, best, typical
@@ -22,6 +22,7 @@ SIDE = 320  # of the product whose rate is taken: in cache, and many times a cal
 PRODUCT_SIDES = (16, 64, 320, 1024)  # a call, in the nearest cache, in a core's own, past it
 NUMPY_SIDES = (8, 48)  # with fewer multiplications than OpenBLAS shares out
 LONGEST_PRODUCT_S = 0.05
+THIN = 64, 1024, 4096  # rows, inputs, outputs
 PRODUCT_S = 2e-3  # of a timed run of products
 
 
@@ -204,6 +205,28 @@ def torch_products() -> Figures:
                     )
     finally:
         torch.set_num_threads(before)
+    return found
+
+
+def thin_products() -> Figures:
+    """Rates of products of a few rows with weights past a core's caches, each used so few times that bringing
+    it into the order that the library multiplies in is part of it."""
+    import torch
+
+    rows, size, columns = THIN
+    found: Figures = {}
+    for name in ("float32", "bfloat16"):
+        dtype = getattr(torch, name)
+        x = torch.linspace(-1.0, 1.0, rows * size).reshape(rows, size).to(dtype)
+        weight = torch.linspace(-1.0, 1.0, columns * size).reshape(columns, size).to(dtype)
+        product = partial(torch.nn.functional.linear, x, weight)
+        seconds = best(product, 1)
+        if seconds < LONGEST_PRODUCT_S:
+            seconds = best(product, 5)
+        found[f"torch_thin_product_{name}_all_flops"] = (
+            2.0 * rows * size * columns / seconds,
+            f"torch's linear of {rows} rows with a {columns} x {size} weight of {name}, all cores",
+        )
     return found
 
 

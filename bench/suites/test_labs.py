@@ -133,7 +133,8 @@ def _check_speed(lab: Lab, config: Any, machine: Machine, journal: Journal | Non
     try:
         asked = anchors.asked_of(machine, lambda asked: lab.predict(config, asked))
         found = anchors.speeds(machine, asked)
-        predictions = [asdict(each) for each in lab.predict(config, anchors.at_speeds(machine, found))]
+        now = lab.predict(config, anchors.at_speeds(machine, found)) if found else ()
+        predictions = [asdict(each) for each in now]
     except Exception as error:  # what was predicted at first stands
         journal.write("speed", lab=lab.name, column=column, speeds={}, error=explain(error))
         return

@@ -162,7 +162,8 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     torch_step = (
         costs.torch_program(machine, whole, OPERATIONS, "recorded", update, products=products) + plain
     )
-    compiled = machine["torch_compiled_gradient_s"] + plain
+    entry = machine["torch_compiled_gradient_s"] + (leaves + 1) * machine["torch_compiled_array_s"]
+    compiled = entry + plain
     compiled += costs.torch_program(machine, whole, products, "", update, products=products)
     said = {
         "step": (step, because, suspect),
@@ -199,7 +200,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     if config.compile:
         said["torch_compile"] = (
             compiled,
-            f"a compiled call and its gradient {us(machine['torch_compiled_gradient_s'])} + "
+            f"a compiled call of {leaves + 2} arrays and its gradient {us(entry)} + "
             f"{PRODUCTS['step']} products, {whole:.3g} FLOPs at {torch_rate:.0f} GFLOP/s",
             "threads of torch and of JAX in one process, which wait spinning for one another's cores",
         )

@@ -6,8 +6,9 @@ A token     max(bytes it reads / bandwidth of memory, slots / vector peak) + cal
             (the FMA), int8 3 (load with sign extension, to float, FMA), int4 4 (a mask or shift more). Of
             widened weights it is the sum, not the larger: a core that waits for a line has too little room
             to widen ahead. Of compressed rows a weight also waits for the FMA of the one before.
-A prompt    max(2 FLOPs a weight and token / rate of the library's square product of the type and size, bytes
-            of the weights / bandwidth); integers are also written and read in float32, in cache
+A prompt    max(2 FLOPs a weight and token / rate of the library's product of few rows with large weights of
+            the type, bytes of the weights / bandwidth); integers are also written and read as float32, in
+            cache
 A round     k tokens of the draft and one pass of k + 1 of the large model: it reads its weights once; of
             proposals that are right with probability a it gives (1 - a^(k + 1)) / (1 - a) tokens
 A KV cache  bytes of keys and values / bandwidth; of int8 also slots and calls, one a head
@@ -110,16 +111,15 @@ def prompt_seconds(config: Config, machine: Machine, form: str) -> tuple[float, 
     matrices = sizes.matrices(config.block)
     dtype = "bfloat16" if form == "bfloat16" else "float32"
     each = [2.0 * matrix.numbers * config.prompt for matrix in matrices]
-    compute = sum(flops / machine.product_rate(flops, dtype, threads=0) for flops in each)
+    thin = machine.get(f"torch_thin_product_{dtype}_all_flops")
+    compute = sum(flops / (thin or machine.product_rate(flops, dtype, threads=0)) for flops in each)
     moved, rate = sizes.block_bytes(config.block, form), reading(machine)
-    packing = 0.0
-    if form in SLOTS:
-        packing = (
-            2 * 4.0 * sum(matrix.numbers for matrix in matrices) / machine.bandwidth(STRIP_BYTES, threads=0)
-        )
+    widened = 2 * 4.0 * sum(matrix.numbers for matrix in matrices) if form in SLOTS else 0.0
+    packing = widened / machine.bandwidth(STRIP_BYTES, threads=0)
     because = (
-        f"{sum(each):.3g} FLOPs at the rate of {dtype} products {compute * 1e3:.2f} ms, {moved / 1e6:.0f} MB "
-        f"at {rate / 1e9:.1f} GB/s {moved / rate * 1e3:.2f} ms, packing {packing * 1e3:.2f} ms"
+        f"{sum(each):.3g} FLOPs at the rate of thin {dtype} products {compute * 1e3:.2f} ms, "
+        f"{moved / 1e6:.0f} MB at {rate / 1e9:.1f} GB/s {moved / rate * 1e3:.2f} ms, "
+        f"packing {packing * 1e3:.2f} ms"
     )
     return max(compute, moved / rate) + packing, because
 

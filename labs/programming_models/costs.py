@@ -69,7 +69,8 @@ def numpy_bytes(machine: Machine, numbers: float, largest: float) -> tuple[float
     return seconds, f"{moved:.3g} B of every operation {us(seconds)}"
 
 
-def numpy_calls(machine: Machine, products: int, reductions: int, others: int) -> tuple[float, str]:
+def numpy_calls(machine: Machine, reductions: int, others: int) -> tuple[float, str]:
+    """Of what is no product."""
     found = [
         (reductions, "reductions", machine["numpy_reduction_call_s"]),
         (others, "calls", machine["numpy_call_s"]),

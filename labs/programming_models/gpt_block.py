@@ -129,7 +129,7 @@ def cost(config: Config, machine: Machine, name: str) -> Cost:
     threads = costs.numpy_threads(multiplications(config)) if name == "numpy" else 1
     compute, work = costs.computing(machine, name, flops(config), PRODUCTS + 2, threads)
     if name == "numpy":
-        calls, text = costs.numpy_calls(machine, *NUMPY)
+        calls, text = costs.numpy_calls(machine, *NUMPY[1:])
         largest = 4 * config.tokens * config.width
         moved, bytes_text = costs.numpy_bytes(machine, numpy_numbers(config), largest)
         exponentials = (2 * largest + HEADS * config.tokens**2) * machine["numpy_exp_s"]

@@ -126,19 +126,19 @@ def cost(config: Config, machine: Machine, name: str) -> Cost:
         )
     if name == "numba":
         tanh = ROWS * HIDDEN * 2 * machine["libm_exp_s"]
-        library = machine["numpy_call_s"]
         return Cost(
-            machine["numba_call_s"] + steps * (tanh + library) + compute,
-            f"{steps} steps x (tanh {us(tanh)} + a library call for the product {us(library)})",
+            machine["numba_call_s"] + steps * tanh + compute,
+            f"{steps} steps x tanh {us(tanh)} + products by the library {us(compute)}",
             "tanh of the C library, and arrays that numba allocates in the loop",
         )
     if name == "numpy":
         tanh = ROWS * HIDDEN * 2 * machine["numpy_exp_s"]
-        calls, text = costs.numpy_calls(machine, 1, 0, 3)
+        call, item = machine["numpy_call_s"], machine["python_item_s"]
         return Cost(
-            steps * (calls + tanh) + compute,
-            f"{steps} steps x ({text} + tanh {us(tanh)})",
-            "indexing, which is a small call, and tanh against exp",
+            steps * (2 * call + item + tanh) + compute,
+            f"{steps} steps x (sum, tanh 2 x {us(call)} + an item {us(item)} + {us(tanh)}) + products "
+            f"{us(compute)}",
+            "tanh against exp, and a call that allocates its output",
         )
     if name == "jax":
         call, index = machine["jax_eager_call_s"], machine["jax_index_call_s"]

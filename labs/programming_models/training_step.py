@@ -168,7 +168,7 @@ def cost(config: Config, machine: Machine, name: str) -> Cost:
             "operation",
         )
     if name == "numpy":
-        calls, text = costs.numpy_calls(machine, *NUMPY)
+        calls, text = costs.numpy_calls(machine, *NUMPY[1:])
         moved, bytes_text = costs.numpy_bytes(machine, numpy_numbers(config), config.batch * config.width)
         return Cost(
             calls + moved + compute,
@@ -179,11 +179,12 @@ def cost(config: Config, machine: Machine, name: str) -> Cost:
     update = UPDATE_CALLS * call
     if name == "torch_compile":
         entry, kernels = machine["torch_compiled_gradient_s"], KERNELS[name] * call
+        entry += (2 * LAYERS + 1) * machine["torch_compiled_array_s"]
         return Cost(
             entry + kernels + update + compute,
-            f"a compiled call and its gradient {us(entry)} + "
+            f"a compiled call of {2 * LAYERS + 2} arrays and its gradient {us(entry)} + "
             f"{KERNELS[name]} kernels {us(kernels)} + {UPDATE_CALLS} updates {us(update)} + {work}",
-            "guards on eight arguments and the autograd function around the graph",
+            "guards on arguments in a list, and the autograd function around the graph",
         )
     calls = LOSS_CALLS * recorded + BACKWARD_CALLS * call
     started = machine["torch_backward_s"]

@@ -28,11 +28,11 @@ ON_X86 = platform.machine() == "x86_64"
 GRAIN = peaks.STREAMS * peaks.LANES32
 
 
-def assembly(function) -> str:
+def assembly(function, **options) -> str:
     """Compiled anew: what comes from the cache cannot be inspected."""
     from numba import njit
 
-    compiled = njit(function.nopython_signatures[:1], nogil=True)(function.py_func)
+    compiled = njit(function.nopython_signatures[:1], nogil=True, **options)(function.py_func)
     return next(iter(compiled.inspect_asm().values()))
 
 
@@ -58,6 +58,15 @@ def test_chains_converge_to_their_fixed_point() -> None:
     assert peaks.fma64(50_000) == pytest.approx(peaks.LANES64 * peaks.CHAINS, rel=1e-9)
     assert peaks.fma_scalar(50_000) == pytest.approx(peaks.CHAINS, rel=1e-3)
     assert peaks.fma_latency(50_000) == pytest.approx(1, rel=1e-3)
+
+
+def test_additions_wait_for_one_another_and_packed_loops_compute_what_they_say() -> None:
+    assert peaks.add_latency(1000) == pytest.approx(1, rel=1e-3)
+    source = np.random.default_rng(2).uniform(0.5, 5, 1003).astype(np.float32)
+    for function, expected in ((peaks.packed_exp, np.exp(-source)), (peaks.packed_division, 1.5 / source)):
+        target = np.zeros_like(source)
+        function(target, source, 2)
+        np.testing.assert_allclose(target, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("count", [0, GRAIN, 7 * GRAIN])
@@ -102,6 +111,9 @@ def test_peaks_use_the_widest_registers_and_the_scalar_one_none() -> None:
         assert len(re.findall(r"vfmadd\w+ss\b", scalar)) >= peaks.CHAINS
         assert not re.findall(r"vfmadd\w+ps\b", scalar)
     assert "memcpy" not in assembly(peaks.copy)
+    for function in (peaks.packed_exp, peaks.packed_division):
+        assert register in assembly(function, error_model="numpy", fastmath={"contract"}), function
+    assert re.search(r"vadd\w*ss\b", assembly(peaks.add_latency))
 
 
 @pytest.mark.skipif(not peaks_matrix.HAS_DOT_BF16, reason="this CPU has no AVX-512 BF16")
@@ -197,6 +209,12 @@ def test_curves_cover_all_cores_and_start_with_a_share_for_each() -> None:
     assert curves["copy_1"].working_set_bytes[0] == 16 * 1024
     assert curves["copy_all"].working_set_bytes[0] == 16 * 1024 * (cores if cores > 1 else 1)
     assert all(rate > 1e8 for curve in curves.values() for rate in curve.bytes_per_second)
+
+
+def test_working_sets_double_and_the_long_ones_are_fewer() -> None:
+    assert hardware._sizes(2**14, 2**17) == [2**14, 2**15, 2**16, 2**17]
+    assert hardware._sizes(2**24, 2**31) == [2**24, 2**25, 2**26, 2**28, 2**30, 2**31]
+    assert hardware._sizes(2**24, 2**30 - 1) == [2**24, 2**25, 2**26, 2**28, 2**29]
 
 
 def test_page_faults_cost_some_microseconds_at_most_and_leave_no_memory() -> None:

@@ -45,7 +45,7 @@ CONSTANTS = dict(
     jax_recorded_call_s=200e-6,
     jax_kernel_s=0.3e-6, jax_compile_s=50e-3, jax_compile_kernel_s=5e-3, jax_matmul_flops=200e9,
     torch_recorded_call_s=4e-6, torch_func_call_s=15e-6, torch_backward_s=10e-6,
-    torch_func_entry_s=30e-6, numpy_exp_s=0.3e-9,
+    torch_func_entry_s=30e-6, torch_compiled_array_s=5e-6, numpy_exp_s=0.3e-9,
     scalar_float32_flops=15e9, jax_first_call_s=30e-3, torch_compiled_gradient_s=60e-6,
     torch_compiled_call_s=15e-6, torch_product_call_s=1e-6,
 )  # fmt: skip
@@ -495,7 +495,7 @@ def test_constants_of_programs_are_above_nothing_and_in_their_order():
     assert not set(programs) & set(calls)  # a constant has one meaning
     value = {name: found for name, (found, _) in (programs | calls).items() if name in CONSTANTS}
     elsewhere = {"numpy_exp_s", "scalar_float32_flops", "thread_switch_s", "jax_first_call_s"}
-    elsewhere |= {"torch_compiled_gradient_s", "torch_compiled_call_s"}
+    elsewhere |= {f"torch_compiled_{what}_s" for what in ("gradient", "array", "call")}
     assert set(CONSTANTS) - elsewhere == set(value)
     assert all(found >= 0 for found in value.values())
     assert all(len(source) > 10 for _, source in (programs | calls).values())

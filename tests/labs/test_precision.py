@@ -91,6 +91,23 @@ def test_a_token_by_hand():
     assert "compute is the limit" in because
 
 
+def test_a_prompt_by_hand():
+    """Few rows at the rate of few rows; integers are packed as float32 besides."""
+    config = configure(LAB, "quick")
+    here = machine(torch_thin_product_float32_all_flops=1e9, torch_product_1024_float32_all_flops=9e9)
+    weights = 12 * config.width**2
+    seconds, _ = model.prompt_seconds(config, here, "float32")
+    assert seconds == pytest.approx(2 * weights * config.prompt / 1e9)
+    integers, _ = model.prompt_seconds(config, here, "int8")
+    assert integers - seconds == pytest.approx(8 * weights / here.bandwidth(model.STRIP_BYTES, threads=0))
+    reading, _ = model.prompt_seconds(
+        config,
+        replace(here, constants={**here.constants, "torch_thin_product_float32_all_flops": 1e15}),
+        "float32",
+    )
+    assert reading == pytest.approx(4 * weights / model.reading(here), rel=0.01)
+
+
 def test_what_caches_keep_is_taken_off_whatever_their_size():
     """16 MB at 16 GB/s take 1 ms, a quarter of it at 64 GB/s 1/16 ms: 12 MB from memory take 15/16 ms.
 

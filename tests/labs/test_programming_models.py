@@ -381,14 +381,15 @@ def test_calls_of_the_networks_are_those_that_numpy_makes() -> None:
 
 
 CONSTANTS = {
-    "numpy_call_s": 0.5e-6, "numpy_product_call_s": 1e-6, "numpy_reduction_call_s": 1.5e-6, "numpy_exp_s":
+    "numpy_call_s": 0.5e-6, "numpy_reduction_call_s": 1.5e-6, "numpy_exp_s":
     1e-9, "numba_call_s": 0.2e-6, "numba_array_call_s": 0.5e-6, "libm_exp_s": 3e-9, "numba_compile_s": 0.1,
     "torch_scalar_call_s": 2e-6, "torch_module_call_s": 0.5e-6, "torch_product_call_s": 2e-6,
     "torch_recorded_call_s": 4e-6, "torch_compiled_call_s": 12e-6, "torch_exported_call_s": 40e-6,
     "torch_capture_s": 0.1, "cxx_compile_s": 1.0, "jax_call_s": 4e-6, "jax_wake_s": 40e-6,
     "jax_eager_call_s": 4e-6, "jax_recorded_call_s": 100e-6, "jax_product_call_s": 0.5e-6,
     "jax_eager_array_call_s": 8e-6, "jax_index_call_s": 40e-6, "torch_compiled_gradient_s": 60e-6,
-    "jax_first_call_s": 0.04, "jax_scalar_call_s": 6e-6, "torch_backward_s": 10e-6, "jax_matmul_flops": 100e9,
+    "jax_first_call_s": 0.04, "jax_scalar_call_s": 6e-6, "torch_backward_s": 10e-6,
+    "torch_compiled_array_s": 5e-6, "python_item_s": 5e-9, "jax_matmul_flops": 100e9,
 }  # fmt: skip
 LATER = configure(LAB, "quick")
 
