@@ -52,7 +52,12 @@ def _anchors() -> tuple[Anchor, ...]:
             r"python_\w+_s|pickle_item_s",
             lambda: calls.python_operation(runs),
         ),
-        Anchor("NumPy's calls", "numpy_call_s", r"numpy_\w*(call|loop)_s", lambda: calls.numpy_call(runs)),
+        Anchor(
+            "NumPy's calls",
+            "numpy_call_s",
+            r"numpy_\w*(call|loop|row|conversion)_s",
+            lambda: calls.numpy_call(runs),
+        ),
         Anchor(
             "torch's calls",
             "torch_call_s",

@@ -135,7 +135,8 @@ def rate(works: Sequence[Work], amount: float, seconds: float = RUN_SECONDS, run
 
 
 def peaks(cores: int) -> Figures:
-    """FLOP/s of vector and matrix units, one core and all, and the latency of one FMA."""
+    """FLOP/s of vector and matrix units, one core and all; the latency of an FMA and of an addition; packed
+    loops."""
     from kernels import peaks as kernel
     from kernels.peaks_matrix import matrix_bfloat16
 
