@@ -32,14 +32,16 @@ def allocator_environment(column: str) -> dict[str, str]:
     """Environment that fixes glibc malloc's mode for a child process.
 
     ``tuned`` keeps freed memory inside the process, so that a large output is not page-faulted anew at
-    every call (glibc manual, "Memory Allocation Tunables"). The mode is fixed when a process starts.
+    every call (glibc manual, "Memory Allocation Tunables"). The mode is fixed when a process starts. Without
+    the cache of small pieces each thread keeps: aligning a tensor cuts such pieces off, and one that lies in
+    the cache parts two freed tensors for ever, so that the next of their size gets new pages after all.
     """
     if column == "default":
         return {"GLIBC_TUNABLES": ""}
     if column == "tuned":
         return {
             "GLIBC_TUNABLES": f"glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold={64 * GIB}"
-            f":glibc.malloc.top_pad={256 << 20}"
+            f":glibc.malloc.top_pad={256 << 20}:glibc.malloc.tcache_count=0"
         }
     raise ValueError(f"there is no allocator mode {column!r}; there is default, tuned")
 

@@ -120,14 +120,17 @@ def _contenders(peers: Mapping[str, Step]) -> tuple[dict[str, Step], dict[str, f
     """The peers that may be the fastest, and how many times slower the others are in their best call."""
     import timeit
 
-    best = {}
+    best: dict[str, float] = {}
+    doubtful: set[str] = set()
     for name, step in peers.items():
-        step()  # compiling peers take seconds, which are no part of a comparison
+        first = timeit.timeit(step, number=1)  # compiling takes seconds, which are no part of a comparison
         best[name] = timeit.timeit(step, number=1)
-    for name, step in peers.items():  # none is left out for one slow call
+        if best[name] < CALLS_SECONDS or first > 2 * best[name]:
+            doubtful.add(name)
+    for name in doubtful:  # one slow call leaves nobody out, two long ones that agree do
         if best[name] > HOPELESS * min(best.values()):
             calls = CALLS if best[name] < CALLS_SECONDS else 1
-            best[name] = min(best[name], *timeit.repeat(step, number=1, repeat=calls))
+            best[name] = min(best[name], *timeit.repeat(peers[name], number=1, repeat=calls))
     fastest = min(best.values())
     slower = {name: seconds / fastest for name, seconds in best.items() if seconds > HOPELESS * fastest}
     return {name: step for name, step in peers.items() if name not in slower}, slower

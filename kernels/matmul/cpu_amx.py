@@ -331,13 +331,17 @@ def product(
             group, group_scale = blocks // groups, torch.zeros((groups, columns * SIDE))
             group_scale[:, :n] = scale.t()
         bias = torch.zeros(n) if bias is None else bias
+    packed_group = group * SIDE
+    if parts > 1 and group_scale is None and blocks > _DEPTH:
+        # Sums of sums, which err less than one long sum.
+        group, group_scale = _DEPTH, torch.ones((-(-blocks // _DEPTH), columns * SIDE))
     tall, wide = _chunk_sizes(panels, columns, blocks, parts)
     strip = min(columns, max(1, 4 * second_level_bytes() // (2 * BLOCK * max(1, blocks))))
     right = torch.empty((strip, blocks, BLOCK), dtype=torch.bfloat16)
     for first in range(0, columns, strip):
         part = right[: min(strip, columns - first)]
         if transpose_b:
-            pack_lines(bits)(len(part), b, first * SIDE, group * SIDE, part)
+            pack_lines(bits)(len(part), b, first * SIDE, packed_group, part)
         else:
             pack_columns(b, first * SIDE, part)
         across = -(-len(part) // wide)

@@ -1,9 +1,12 @@
-"""What a measuring child is given: nothing of one variant's libraries runs on into the next one's time."""
+"""What a measuring child is given: idle threads that sleep, and an allocator that keeps its pages."""
 
+import os
 import subprocess
 import sys
 
-from bench.environment import measuring_environment
+import pytest
+
+from bench.environment import allocator_environment, measuring_environment
 
 AFTER_A_PRODUCT = """
 import time, numpy
@@ -14,6 +17,20 @@ time.sleep(2e-3)
 cpu = time.process_time()
 time.sleep(0.05)
 print(time.process_time() - cpu)
+"""
+FAULTS = """
+import resource, torch, kernels
+def faults(function, calls):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(calls):
+        function()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / calls
+x = torch.randn(8192, 1024)
+found = []
+for function in (kernels.gelu, torch.nn.functional.gelu):
+    faults(lambda: function(x), 3)
+    found.append(faults(lambda: function(x), 12))
+print(max(found))
 """
 
 
@@ -28,3 +45,14 @@ def test_numpys_idle_threads_do_not_spin_on():
 def test_a_users_own_setting_is_kept(monkeypatch):
     monkeypatch.setenv("OPENBLAS_THREAD_TIMEOUT", "24")
     assert measuring_environment("default", "cpu")["OPENBLAS_THREAD_TIMEOUT"] == "24"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's tunables")
+def test_large_tensors_of_the_tuned_column_are_not_faulted_in_again():
+    environment = {**os.environ, **allocator_environment("tuned")}
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    pages = 4 * 8192 * 1024 / os.sysconf("SC_PAGE_SIZE")
+    assert float(done.stdout) < pages / 50
