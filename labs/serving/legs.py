@@ -41,15 +41,15 @@ def steps_of(seen: Seen, workers: int) -> Iterator[Ran]:
         if computes(report):
             began, ended = report.began, report.ended
             length = (ended - began) * max(1, workers - 1)
-            shares = [
+            reads, writes = (
                 sum(
                     _overlap(spans, began, ended) / length
                     for (other, prompts), spans in busy.items()
                     if other != worker and prompts == kind
                 )
                 for kind in (True, False)
-            ]
-            yield Ran(report.shape, ended - began, *shares, rest)
+            )
+            yield Ran(report.shape, ended - began, reads, writes, rest)
 
 
 def _overlap(spans: Sequence[tuple[float, float]], began: float, ended: float) -> float:
