@@ -91,13 +91,16 @@ class Wires:
 class Disturbance:
     """How what is run differs from what was fitted.
 
-    reading_beside, writing_beside: share by which a step with prompts, or one without, takes longer while all
-    other workers are at work; in between in proportion. The others are factors, each as likely as the others
-    of its kind, that a step or a way of ``Wires`` is multiplied with; without any it takes what was fitted.
+    reading_beside_writing and its like: share by which a step with prompts takes longer while all other
+    workers are at steps without; in between in proportion. Who writes keeps who asks at work, on the same
+    cores. The others are factors, each as likely as the others of its kind, that a step or a way of ``Wires``
+    is multiplied with; without any it takes what was fitted.
     """
 
-    reading_beside: float = 0.0
-    writing_beside: float = 0.0
+    reading_beside_reading: float = 0.0
+    reading_beside_writing: float = 0.0
+    writing_beside_reading: float = 0.0
+    writing_beside_writing: float = 0.0
     reading: tuple[float, ...] = ()
     writing: tuple[float, ...] = ()
     writing_anew: tuple[float, ...] = ()
@@ -107,8 +110,14 @@ class Disturbance:
     post: tuple[float, ...] = ()
     travel: tuple[float, ...] = ()
 
-    def beside(self, shape: Shape) -> float:
-        return self.reading_beside if shape.prompts else self.writing_beside
+    def slowness(self, prompts: bool, beside_reading: float, beside_writing: float) -> float:
+        """How often longer a step takes, with prompts or without, while these shares of the others read and
+        write."""
+        if prompts:
+            shares = self.reading_beside_reading, self.reading_beside_writing
+        else:
+            shares = self.writing_beside_reading, self.writing_beside_writing
+        return 1 + shares[0] * beside_reading + shares[1] * beside_writing
 
     def kind(self, shape: Shape) -> tuple[float, ...]:
         """Factors of such steps."""
@@ -122,12 +131,13 @@ UNDISTURBED = Disturbance()
 
 @dataclass(frozen=True)
 class Ran:
-    """A step that was run: its seconds, the share of the other workers that were at work meanwhile, on
+    """A step that was run: its seconds, the shares of the other workers that read and wrote meanwhile, on
     average, and how long its worker had rested."""
 
     shape: Shape
     seconds: float
-    beside: float = 0.0
+    beside_reading: float = 0.0
+    beside_writing: float = 0.0
     rest: float = 0.0
 
 
@@ -140,12 +150,13 @@ READING = ("prompts", "new", "pairs", "earlier", "reading", "reading_anew", "rea
 
 
 def crowded(costs: Costs, disturbance: Disturbance) -> Costs:
-    """While all other workers are at work."""
-    found = {}
-    for field in fields(Costs):
-        share = disturbance.reading_beside if field.name in READING else disturbance.writing_beside
-        found[field.name] = (1 + share) * getattr(costs, field.name)
-    return Costs(**found)
+    """While all other workers are at work, half of them at reading."""
+    return Costs(
+        **{
+            field.name: disturbance.slowness(field.name in READING, 0.5, 0.5) * getattr(costs, field.name)
+            for field in fields(Costs)
+        }
+    )
 
 
 LEAST_STEPS = 20
@@ -168,21 +179,20 @@ def fit(steps: Sequence[Ran]) -> tuple[Costs, Disturbance]:
         )
     rows = np.array([terms(each.shape, each.rest) for each in steps])
     seconds = np.array([each.seconds for each in steps])
-    others = np.array([each.beside for each in steps])
+    others = np.array([[each.beside_reading, each.beside_writing] for each in steps])
     reading = np.array([each.shape.prompts > 0 for each in steps])
-    shares, slower, weights = [0.0, 0.0], np.ones(len(steps)), 1 / seconds
+    slower, weights, shares = np.ones(len(steps)), 1 / seconds, list[float]()
     found = _non_negative(rows, seconds, weights)
     for _ in range(FITS):
         expected = np.maximum(rows @ found, 1e-9)
         weights = np.where(seconds <= OUTLIER * expected * slower, 1 / expected, 0.0)
-        shares = []
+        shares, slower = [], np.ones(len(steps))
         for kind in (reading, ~reading):
-            there = weights * others * kind
-            longer = float((there * (seconds - expected)).sum())
-            shares.append(max(0.0, longer / max(float((there * others * expected).sum()), 1e-12)))
-        slower = 1 + np.where(reading, *shares) * others
+            more = _non_negative(others * expected[:, None], seconds - expected, weights * kind)
+            slower += kind * (others @ more)
+            shares += map(float, more)
         found = _non_negative(rows, seconds / slower, weights)
-    return Costs(*map(float, found)), Disturbance(shares[0], shares[1])
+    return Costs(*map(float, found)), Disturbance(shares[0], shares[1], shares[2], shares[3])
 
 
 def _non_negative(rows: Any, seconds: Any, weights: Any) -> Any:
@@ -202,8 +212,8 @@ def factors(costs: Costs, disturbance: Disturbance, steps: Sequence[Ran]) -> lis
     """Measured over predicted, of each step."""
 
     def predicted(step: Ran) -> float:
-        slower = 1 + disturbance.beside(step.shape) * step.beside
-        return costs.seconds(step.shape, step.rest) * slower
+        beside = step.beside_reading, step.beside_writing
+        return costs.seconds(step.shape, step.rest) * disturbance.slowness(step.shape.prompts > 0, *beside)
 
     return [step.seconds / predicted(step) for step in steps]
 

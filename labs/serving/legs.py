@@ -28,21 +28,28 @@ def computes(report: Report) -> bool:
 
 
 def steps_of(seen: Seen, workers: int) -> Iterator[Ran]:
-    """Every step, with the share of the other workers that were at work meanwhile, and its worker's rest
+    """Every step, with the shares of the other workers that read and wrote meanwhile, and its worker's rest
     before it."""
-    busy: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    busy: dict[tuple[int, bool], list[tuple[float, float]]] = defaultdict(list)
     for worker, report in seen.reports:
         if computes(report):
-            busy[worker].append((report.began, report.ended))
+            busy[worker, report.shape.prompts > 0].append((report.began, report.ended))
     free: dict[int, float] = {}
     for worker, report in seen.reports:
         rest = max(0.0, started(report) - free.get(worker, started(report)))
         free[worker] = report.free
         if computes(report):
             began, ended = report.began, report.ended
-            others = sum(_overlap(spans, began, ended) for other, spans in busy.items() if other != worker)
-            beside = others / (ended - began) / max(1, workers - 1)
-            yield Ran(report.shape, ended - began, beside, rest)
+            length = (ended - began) * max(1, workers - 1)
+            reads, writes = (
+                sum(
+                    _overlap(spans, began, ended) / length
+                    for (other, prompts), spans in busy.items()
+                    if other != worker and prompts == kind
+                )
+                for kind in (True, False)
+            )
+            yield Ran(report.shape, ended - began, reads, writes, rest)
 
 
 def _overlap(spans: Sequence[tuple[float, float]], began: float, ended: float) -> float:

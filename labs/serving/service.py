@@ -216,7 +216,7 @@ class Service:
                     del self._streams[event.number]
 
     def _hand_over(self, source: int, event: HandOver, report: Report) -> None:
-        number = event.request.number
+        number, sent = event.request.number, self.now()
         event = replace(event, payload=self._mail[source].worker.pick(event.payload))
         if number not in self._streams:
             return
@@ -230,7 +230,7 @@ class Service:
         if self.watched:
             count = sum(isinstance(each, HandOver) for each in report.events)
             self.seen.packs.append((event.size_bytes, (report.free - report.ended) / count))
-        self._sent[number] = (event.size_bytes, self.now())
+        self._sent[number] = (event.size_bytes, sent)
         self._mail[index].post(Receive(event))
 
     def _cancel(self, number: int) -> None:

@@ -74,7 +74,6 @@ Then = Callable[[float], None]
 class _Pace:
     """Steps of a kind. done: what their clock shows; ends: of each, on it."""
 
-    beside: float
     done: float = 0.0
     ends: list[tuple[float, int, Then]] = field(default_factory=list)
 
@@ -96,8 +95,7 @@ class _Simulation:
 
     def __post_init__(self) -> None:
         self.drawn = random.Random(self.seed)
-        self.reading = _Pace(self.disturbance.reading_beside)
-        self.writing = _Pace(self.disturbance.writing_beside)
+        self.reading, self.writing = _Pace(), _Pace()
         self.workers = []
         for role in self.layout.roles:
             executor = Nothing(self.layout.block_size, self.kv_bytes)
@@ -116,8 +114,11 @@ class _Simulation:
         now, paces = 0.0, (self.reading, self.writing)
         others = max(1, len(self.workers) - 1)
         while self.heap or self.reading.ends or self.writing.ends:
-            beside = max(0, sum(len(pace.ends) for pace in paces) - 1) / others
-            slowness = [1 + pace.beside * beside for pace in paces]
+            reading, writing = (len(pace.ends) for pace in paces)
+            slowness = (
+                self.disturbance.slowness(True, max(0, reading - 1) / others, writing / others),
+                self.disturbance.slowness(False, reading / others, max(0, writing - 1) / others),
+            )
             first = self.heap[0][0] if self.heap else math.inf
             ends = [now + pace.left() * slower for pace, slower in zip(paces, slowness, strict=True)]
             when = min(first, *ends)
