@@ -24,7 +24,8 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -79,7 +80,8 @@ def calibrate(progress: Progress = None, sweeps: int = SWEEPS) -> Machine:
         curves = _faster(curves, calibration_hardware.curves(cores, largest))
         last_s = time.perf_counter() - start
         if swept == 1:
-            measure(_compilers(), swept)
+            with _compilers() as parts:
+                measure(parts, swept)
     values |= {key: combine(key, samples) for key, samples in found.items()}
     facts = calibration_facts.facts() | {"sweeps": swept}
     gpu = _accelerator(facts)
@@ -159,16 +161,18 @@ def _parts(cores: int) -> Sequence[Part]:
     )
 
 
-def _compilers() -> Sequence[Part]:
+@contextmanager
+def _compilers() -> Iterator[Sequence[Part]]:
     """Measured once, since most of it is importing compilers."""
     from labs import calibration_compilers as compilers
 
-    return (
-        ("numba's compiler", compilers.numba_compiler),
-        ("JAX's compiler", compilers.jax_compiler),
-        ("torch's capture", compilers.torch_capture),
-        ("C++ compiler", compilers.cxx_compiler),
-    )
+    with compilers.cxx_compiler_beside() as cxx_compiler:
+        yield (
+            ("numba's compiler", compilers.numba_compiler),
+            ("JAX's compiler", compilers.jax_compiler),
+            ("torch's capture", compilers.torch_capture),
+            ("C++ compiler", cxx_compiler),
+        )
 
 
 def combine(name: str, samples: Sequence[float]) -> float:
@@ -288,12 +292,14 @@ def _completed(machine: Machine, progress: Progress) -> Machine:
     left_out = dict(machine.facts.get("left_out", {}))
     facts = {key: value for key, value in machine.facts.items() if key != "left_out"}
     constants, sources, gpu = dict(machine.constants), dict(machine.sources), machine.gpu
-    for name, part in (*_first(), *_parts(machine.cores), *_compilers()):
-        if name in left_out:
-            if progress:
-                progress(f"{name}, left out at first ({left_out[name]})")
-            for key, (value, source) in _measured(name, part, left_out).items():
-                constants[key], sources[key] = value, source
+    if left_out:
+        with _compilers() as compilers:
+            for name, part in (*_first(), *_parts(machine.cores), *compilers):
+                if name in left_out:
+                    if progress:
+                        progress(f"{name}, left out at first ({left_out[name]})")
+                    for key, (value, source) in _measured(name, part, left_out).items():
+                        constants[key], sources[key] = value, source
     if str(facts.get("gpu", "")).startswith(FAILED):
         gpu = _accelerator(facts)
     if left_out:

@@ -11,7 +11,8 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from labs.calibration_calls import torch_call
@@ -151,8 +152,52 @@ def torch_capture() -> Figures:
 
 
 def cxx_compiler() -> Figures:
-    """The C++ that torch.compile writes includes this header, which torch has compiled once and for all, and
-    which is most of compiling it otherwise."""
+    with cxx_compiler_beside() as measure:
+        return measure()
+
+
+@contextmanager
+def cxx_compiler_beside() -> Iterator[Callable[[], Figures]]:
+    """``cxx_compiler``, which compiles torch's header meanwhile, in a process of its own.
+
+    The C++ that torch.compile writes includes this header, which torch has compiled once and for all, and
+    which is most of compiling it otherwise: seconds of one core, in which another can do something else.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        header, started = Path(folder) / "prefix.h", time.monotonic()
+        header.write_text("#include <torch/csrc/inductor/cpp_prefix.h>\n")
+        try:
+            command = _cxx_command()
+            arguments = ["-x", "c++-header", str(header), "-o", f"{header}.gch"]
+            compiling = subprocess.Popen(
+                [*command, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+        except (RuntimeError, OSError) as error:
+            reason = str(error)
+
+            def failed() -> Figures:
+                raise RuntimeError(reason)
+
+            yield failed
+            return
+
+        def measure() -> Figures:
+            left = CXX_LIMIT_S - (time.monotonic() - started)
+            try:
+                if status := compiling.wait(max(left, 0.0)):
+                    raise RuntimeError(f"the C++ compiler failed on torch's header: exit status {status}")
+            except subprocess.TimeoutExpired as error:
+                raise RuntimeError(f"the C++ compiler failed on torch's header: {error}") from error
+            return _compiled_with(command, header)
+
+        try:
+            yield measure
+        finally:
+            compiling.kill()
+            compiling.wait()
+
+
+def _cxx_command() -> list[str]:
     from torch.utils.cpp_extension import include_paths
 
     names = (os.environ.get("CXX"), "g++", "clang++", "c++")
@@ -160,33 +205,25 @@ def cxx_compiler() -> Figures:
     if compiler is None:
         raise RuntimeError("there is no C++ compiler on the path, and CXX names none")
     options = ["-fPIC", "-O3", "-ffast-math", "-march=native", "-std=c++20"]
-    options += [f"-I{path}" for path in include_paths()]
+    return [compiler, *options, *(f"-I{path}" for path in include_paths())]
 
-    def run(*arguments: str) -> None:
+
+def _compiled_with(command: Sequence[str], header: Path) -> Figures:
+    def compile_one(number: int) -> None:
+        source = header.with_name(f"less_{number}.cpp")
+        source.write_text(
+            f'extern "C" void less_{number}(const float* in, float* out, long count) {{\n'
+            f"    for (long place = 0; place < count; ++place) out[place] = -in[place] - {number};\n}}\n"
+        )
+        arguments = ["-include", str(header), "-shared", str(source), "-o", str(source.with_suffix(".so"))]
         try:
-            subprocess.run(
-                [compiler, *options, *arguments], capture_output=True, timeout=CXX_LIMIT_S, check=True
-            )
+            subprocess.run([*command, *arguments], capture_output=True, timeout=CXX_LIMIT_S, check=True)
         except subprocess.SubprocessError as error:
-            raise RuntimeError(f"the C++ compiler failed on torch's header: {error}") from error
+            raise RuntimeError(f"the C++ compiler failed on a loop: {error}") from error
 
-    with tempfile.TemporaryDirectory() as folder:
-        header = Path(folder) / "prefix.h"
-        header.write_text("#include <torch/csrc/inductor/cpp_prefix.h>\n")
-        run("-x", "c++-header", str(header), "-o", f"{header}.gch")
-
-        def compile_one(number: int) -> None:
-            source = Path(folder) / f"less_{number}.cpp"
-            source.write_text(
-                f'extern "C" void less_{number}(const float* in, float* out, long count) {{\n'
-                f"    for (long place = 0; place < count; ++place) out[place] = -in[place] - {number};\n}}\n"
-            )
-            run("-include", str(header), "-shared", str(source), "-o", str(source.with_suffix(".so")))
-
-        seconds = _least(compile_one, 2)
     return {
         "cxx_compile_s": (
-            seconds,
+            _least(compile_one, 2),
             "C++ compiler on a loop, torch's header for generated kernels compiled before, least of 2",
         )
     }

@@ -1,6 +1,7 @@
 """Constants that are kept: what fails is left out and tried again, and another machine is measured anew."""
 
 import io
+from contextlib import nullcontext
 from dataclasses import replace
 
 from rich.console import Console
@@ -16,7 +17,7 @@ def stub(monkeypatch, tmp_path, **parts):
     """A calibration of these parts alone: name -> seconds, or the error that it raises."""
     monkeypatch.setenv("PERFLAB_HOME", str(tmp_path))
     monkeypatch.setattr(calibration, "_first", lambda: ())
-    monkeypatch.setattr(calibration, "_compilers", lambda: ())
+    monkeypatch.setattr(calibration, "_compilers", lambda: nullcontext(()))
     monkeypatch.setattr(calibration, "doubts", lambda machine: [])
     monkeypatch.setattr(calibration, "recheck", lambda machine: {"copy_all": 1.0})
     monkeypatch.setattr(hardware, "curves", lambda cores, largest: dict(stated().curves))
