@@ -108,8 +108,9 @@ def allocator(facts: Facts) -> Evidence | None:
         "seconds are the kernel's: freed memory goes back to the system and is faulted in again"
     )
     tries = (
-        "keep freed memory: GLIBC_TUNABLES=glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68719476736, "
-        "or jemalloc/tcmalloc by LD_PRELOAD; unset MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_",
+        "keep freed memory: GLIBC_TUNABLES=glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68719476736:"
+        "glibc.malloc.tcache_count=0, or jemalloc/tcmalloc by LD_PRELOAD; "
+        "unset MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_",
         "no malloc_trim(0) in the loop: what it gives back the next operation asks for",
         "write into tensors that are there: out=, in-place operations, "
         "optimizer.zero_grad(set_to_none=False)",
