@@ -8,7 +8,7 @@ A token     max(bytes it reads / bandwidth of memory, slots / vector peak) + cal
             to widen ahead. Of compressed rows a weight also waits for the FMA of the one before.
 A prompt    max(2 FLOPs a weight and token / rate of the library's product of few rows with large weights of
             the type, bytes of the weights / bandwidth); integers are also written and read as float32, in
-            cache
+            cache; with AMX as bfloat16, and activations come in three bfloat16 parts, whose sum they are
 A round     k tokens of the draft and one pass of k + 1 of the large model: it reads its weights once; of
             proposals that are right with probability a it gives (1 - a^(k + 1)) / (1 - a) tokens
 A KV cache  bytes of keys and values / bandwidth; of int8 also slots and calls, one a head
@@ -35,6 +35,7 @@ CACHE = ("float32", "bfloat16", "int8")
 SLOTS = {"int8": 3, "int4": 4}
 BLOCK_CALLS = 30  # of torch in a block, few tokens: linear layers, norms, attention, sums, views
 QUANTIZED_CALLS = 6  # of one quantised product beside its own: checks, contiguity, a bias, a result
+AMX_PARTS = 3  # bfloat16 numbers whose sum is a float32: as many products with integer weights
 STRIP_BYTES = 8 << 20  # of packed weights, used for all rows before the next
 
 
@@ -105,16 +106,19 @@ def tokens_per_round(acceptance: float, lookahead: int) -> float:
 def prompt_seconds(config: Config, machine: Machine, form: str) -> tuple[float, str]:
     """A prompt through one block: arithmetic, or reading where that is faster yet.
 
-    Integers are widened to float32, which is written and read once more in strips that stay in cache, and
-    multiplied by code of our own, for which the library's rate stands.
+    Integers are widened to the type of the product, which is written and read once more in strips that stay
+    in cache, and multiplied by code of our own, for which the library's rate stands.
     """
     matrices = sizes.matrices(config.block)
-    dtype = "bfloat16" if form == "bfloat16" else "float32"
-    each = [2.0 * matrix.numbers * config.prompt for matrix in matrices]
+    by_amx = form in SLOTS and machine.facts.get("amx") == "usable"
+    dtype = "bfloat16" if form == "bfloat16" or by_amx else "float32"
+    parts = AMX_PARTS if by_amx else 1
+    each = [2.0 * parts * matrix.numbers * config.prompt for matrix in matrices]
     thin = machine.get(f"torch_thin_product_{dtype}_all_flops")
     compute = sum(flops / (thin or machine.product_rate(flops, dtype, threads=0)) for flops in each)
     moved, rate = sizes.block_bytes(config.block, form), reading(machine)
-    widened = 2 * 4.0 * sum(matrix.numbers for matrix in matrices) if form in SLOTS else 0.0
+    width = 2.0 if by_amx else 4.0
+    widened = 2 * width * sum(matrix.numbers for matrix in matrices) if form in SLOTS else 0.0
     packing = widened / machine.bandwidth(STRIP_BYTES, threads=0)
     because = (
         f"{sum(each):.3g} FLOPs at the rate of thin {dtype} products {compute * 1e3:.2f} ms, "

@@ -66,16 +66,20 @@ def loses_where_writing_dominates(results: Results) -> bool | None:
     return all_of(*(at_most(ratio, 1.0) for ratio in rows)) if rows else None
 
 
-def short_outputs_favour_it(results: Results) -> bool | None:
-    """For the same prompts and limits it stands better with the shortest outputs than with any others, under
+def long_prompts_favour_it(results: Results) -> bool | None:
+    """For the same outputs and limits it stands better with the longest prompts than with any others, under
     every change."""
     rows = map_ratios(results)
     verdicts = []
-    for case, few in rows.items():
-        if case.output == min(each.output for each in rows):
-            for other, many in rows.items():
-                if (other.prompt, other.limits) == (case.prompt, case.limits) and other != case and all(many):
-                    better = spread([mine / theirs for mine, theirs in zip(few, many, strict=True)])
+    for case, long in rows.items():
+        if case.prompt == max(each.prompt for each in rows):
+            for other, short in rows.items():
+                if (
+                    (other.output, other.limits) == (case.output, case.limits)
+                    and other != case
+                    and all(short)
+                ):
+                    better = spread([mine / theirs for mine, theirs in zip(long, short, strict=True)])
                     verdicts.append(at_least(better, 1.0))
     return all_of(*verdicts) if verdicts else None
 
@@ -108,8 +112,9 @@ CLAIMS = (
         "help: see the sweep over workers of a normal run.",
     ),
     Claim(
-        "The shorter the outputs, the better disaggregation stands, at any prompts and limits (simulated).",
-        short_outputs_favour_it,
-        "The worker that reads has more of the work, so that less of the memory and cores idles.",
+        "The longer the prompts, the better disaggregation stands, at any outputs and limits (simulated).",
+        long_prompts_favour_it,
+        "Colocated writers wait for as long as a prompt takes, and what a token may take does not grow with "
+        "it; and the worker that reads has more of the work, so that it idles less.",
     ),
 )
