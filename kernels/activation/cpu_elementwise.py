@@ -15,18 +15,12 @@ from numba.extending import intrinsic
 
 from kernels.activation.formulas import FAMILY, Elementwise, translate
 from kernels.activation.layout import flat, like
-from kernels.lanes import load_16, stream_lanes
-from kernels.simd import exp_nonpositive_float32, full_width, store_fence
+from kernels.simd import exp_nonpositive_float32, full_width
 from kernels.storage import narrow, widen
-from kernels.streaming import is_streamed
 from kernels.threads import Chunked, chunked, chunks_of
 
 LEAST = 8192
 """Elements that repay a chunk of their own."""
-_STAGED = 512
-"""Elements that wait in the first-level cache to be streamed."""
-_ALIGNED = 32
-"""Chunks start at multiples of so many elements, a cache line of 16-bit floats."""
 
 
 def inline(function: Callable[..., Any]) -> Any:
@@ -59,46 +53,20 @@ FORMULAS = translate(
 """The formulas as numba functions of float32, inlined where they are called."""
 
 
-@inline
-def _bounds(size: Any, chunk: Any, chunks: Any) -> Any:
-    low = size * chunk // chunks // _ALIGNED * _ALIGNED
-    high = size * (chunk + 1) // chunks // _ALIGNED * _ALIGNED
-    return low, size if chunk == chunks - 1 else high
-
-
-@inline
-def _stream(staged: Any, out: Any) -> None:
-    """out = staged past the caches, but for an end that is no whole vector."""
-    whole = out.size - out.size % 16
-    for j in range(0, whole, 16):
-        stream_lanes(out, j, load_16(staged, j))
-    for j in range(whole, out.size):
-        out[j] = staged[j]
-
-
 @cache
 def forward_body(member: Elementwise) -> Chunked:
     """``out = value(x)`` over flat tensors of one size, any of the three dtypes."""
     value = FORMULAS[member.value.__name__]
 
     @chunked
-    def forward(chunk, chunks, x, streamed, out, *parameters):
+    def forward(chunk, chunks, x, out, *parameters):
         full_width()
         numbers = _as_float32(parameters)
-        low, high = _bounds(x.size, chunk, chunks)
+        low, high = x.size * chunk // chunks, x.size * (chunk + 1) // chunks
         # Slices: an index that might be negative counts from the end, which makes every load a gather.
         x, out = x[low:high], out[low:high]
-        if not streamed:
-            for i in range(x.size):
-                out[i] = narrow(value(widen(x[i]), *numbers), out)
-            return
-        staged = np.empty(_STAGED, out.dtype)
-        for start in range(0, x.size, _STAGED):
-            part, target = x[start : start + _STAGED], out[start : start + _STAGED]
-            for i in range(part.size):
-                staged[i] = narrow(value(widen(part[i]), *numbers), out)
-            _stream(staged, target)
-        store_fence()
+        for i in range(x.size):
+            out[i] = narrow(value(widen(x[i]), *numbers), out)
 
     return forward
 
@@ -127,8 +95,7 @@ def forward(name: str) -> Callable[..., torch.Tensor]:
     def run(input: torch.Tensor, *parameters: float) -> torch.Tensor:
         out = torch.empty_like(input)
         chunks = chunks_of(out.numel(), LEAST)
-        streamed = is_streamed(out, _ALIGNED)  # wherever a chunk ends
-        forward_body(member)(chunks, chunks, flat(like(input, out)), streamed, flat(out), *parameters)
+        forward_body(member)(chunks, chunks, flat(like(input, out)), flat(out), *parameters)
         return out
 
     return run

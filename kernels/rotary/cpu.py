@@ -5,24 +5,16 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from kernels.rotary.lanes import (
-    LANES,
-    rotate_halves,
-    rotate_halves_streamed,
-    rotate_neighbours,
-    rotate_neighbours_streamed,
-)
+from kernels.rotary.lanes import LANES, rotate_halves, rotate_neighbours
 from kernels.rotary.layout import empty_result, four_dimensions, loops_of
-from kernels.simd import store_fence
 from kernels.storage import narrow, widen
-from kernels.streaming import is_streamed
 from kernels.threads import chunked, chunks_of
 
 f32 = np.float32
 
 
 @chunked
-def _rotate(chunk, chunks, x, out, cos, sin, sizes, interleaved, streamed, sign):
+def _rotate(chunk, chunks, x, out, cos, sin, sizes, interleaved, sign):
     """Rows are taken in the order of memory: sizes[k] = extent, stride in x, in out and in the tables of
     loop k.
     """
@@ -52,28 +44,17 @@ def _rotate(chunk, chunks, x, out, cos, sin, sizes, interleaved, streamed, sign)
         if interleaved:
             for p in range(0, whole, LANES):
                 a, o = start + 2 * p, target + 2 * p
-                if streamed:
-                    rotate_neighbours_streamed(
-                        x, out, a, a + LANES, o, o + LANES, cosines, sines, angle + p, sign
-                    )
-                else:
-                    rotate_neighbours(x, out, a, a + LANES, o, o + LANES, cosines, sines, angle + p, sign)
+                rotate_neighbours(x, out, a, a + LANES, o, o + LANES, cosines, sines, angle + p, sign)
         else:
             for p in range(0, whole, LANES):
                 a, o = start + p, target + p
-                if streamed:
-                    rotate_halves_streamed(
-                        x, out, a, a + pairs, o, o + pairs, cosines, sines, angle + p, sign
-                    )
-                else:
-                    rotate_halves(x, out, a, a + pairs, o, o + pairs, cosines, sines, angle + p, sign)
+                rotate_halves(x, out, a, a + pairs, o, o + pairs, cosines, sines, angle + p, sign)
         step, apart = (2, 1) if interleaved else (1, pairs)
         for p in range(whole, pairs):
             a, b = widen(x[start + step * p]), widen(x[start + step * p + apart])
             c, s = widen(cosines[angle + p]), sign * widen(sines[angle + p])
             out[target + step * p] = narrow(a * c - b * s, out)
             out[target + step * p + apart] = narrow(b * c + a * s, out)
-    store_fence()
 
 
 def _span(tensor: torch.Tensor) -> torch.Tensor:
@@ -95,6 +76,5 @@ def rotate(
     chunks = chunks_of(rows, 1 + 8192 // out.shape[-1])
     sizes = torch.tensor(loops_of(source, target))
     sign = -1.0 if inverse else 1.0
-    streamed = is_streamed(out, out.shape[-1] // 2)  # both halves of a row start at whole cache lines
-    _rotate(chunks, chunks, _span(source), _span(target), cos, sin, sizes, interleaved, streamed, sign)
+    _rotate(chunks, chunks, _span(source), _span(target), cos, sin, sizes, interleaved, sign)
     return out

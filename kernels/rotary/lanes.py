@@ -42,9 +42,7 @@ def _load(context: Any, builder: Any, kind: Any, array: Any, offset: Any) -> Any
     return value
 
 
-def _store(
-    context: Any, builder: Any, kind: Any, array: Any, offset: Any, value: Any, streamed: bool
-) -> None:
+def _store(context: Any, builder: Any, kind: Any, array: Any, offset: Any, value: Any) -> None:
     """array[offset : offset + 16] = value, rounded to nearest even as ``kernels.storage.narrow`` does."""
     if kind.dtype is types.int16:
         value = builder.bitcast(builder.fptrunc(value, _HALVES), _SHORTS)
@@ -56,10 +54,7 @@ def _store(
         chosen = builder.select(is_nan, builder.or_(bits, _all(0x00400000)), rounded)
         value = builder.trunc(builder.lshr(chosen, _all(16)), _SHORTS)
     pointer, size = _address(context, builder, kind, array, offset)
-    store = builder.store(value, pointer)
-    store.align = LANES * size if streamed else size
-    if streamed:
-        store.set_metadata("nontemporal", builder.module.add_metadata([_WORD(1)]))
+    builder.store(value, pointer).align = size
 
 
 def _spread(builder: Any, value: Any) -> Any:
@@ -72,7 +67,7 @@ def _chosen(builder: Any, left: Any, right: Any, lanes: list[int]) -> Any:
     return builder.shuffle_vector(left, right, ir.Constant(ir.VectorType(_WORD, len(lanes)), lanes))
 
 
-def _rotation(interleaved: bool, streamed: bool = False) -> Any:
+def _rotation(interleaved: bool) -> Any:
     @intrinsic
     def rotate(typing, x, out, first, second, out_first, out_second, cos, sin, angle, sign):
         arrays = (x, out, cos, sin)
@@ -98,8 +93,8 @@ def _rotation(interleaved: bool, streamed: bool = False) -> Any:
                 low = [lane for pair in range(LANES // 2) for lane in (pair, pair + LANES)]
                 high = [lane + LANES // 2 for lane in low]
                 turned = _chosen(builder, *turned, low), _chosen(builder, *turned, high)
-            _store(context, builder, kinds[1], args[1], args[4], turned[0], streamed)
-            _store(context, builder, kinds[1], args[1], args[5], turned[1], streamed)
+            _store(context, builder, kinds[1], args[1], args[4], turned[0])
+            _store(context, builder, kinds[1], args[1], args[5], turned[1])
             return context.get_dummy_value()
 
         offsets = (types.int64,) * 4
@@ -114,11 +109,3 @@ x[second:second+16] turned by cos[angle:angle+16] and sign * sin[...], written t
 
 rotate_neighbours = _rotation(interleaved=True)
 """As ``rotate_halves``, but the pairs are neighbours: element 2k and 2k + 1 of x[first:] and x[second:]."""
-
-rotate_halves_streamed = _rotation(interleaved=False, streamed=True)
-"""``rotate_halves`` past the caches: out[out_first:] and out[out_second:] must lie at a multiple of the
-bytes of sixteen elements, else the program is killed. ``kernels.simd.store_fence()`` before another thread
-reads."""
-
-rotate_neighbours_streamed = _rotation(interleaved=True, streamed=True)
-"""The same of ``rotate_neighbours``."""

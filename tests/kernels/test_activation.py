@@ -96,7 +96,6 @@ def test_halves_of_a_projection_are_read_where_they_lie(monkeypatch):
     gate, up = torch.randn(3, 5, 34).chunk(2, -1)
     monkeypatch.setattr(torch.Tensor, "contiguous", lambda *_: pytest.fail("a copy"))
     torch.testing.assert_close(cpu_swiglu.swiglu(gate, up), F.silu(gate) * up)
-    torch.testing.assert_close(cpu_elementwise.forward("silu")(gate), F.silu(gate))
 
 
 def test_swiglu_refuses_what_does_not_fit():
@@ -171,25 +170,22 @@ def test_what_is_streamed_past_the_caches_is_the_same(shape, dtype, monkeypatch)
         lambda: cpu_softmax.softmax(x),
         lambda: cpu_swiglu.swiglu(x, up),
         lambda: cpu_swiglu.swiglu(half, up),
-        lambda: cpu_elementwise.forward("gelu")(x),
-        lambda: cpu_elementwise.forward("elu")(half, 1.7),
     ]
     expected = [work() for work in works]
     seen = []
-    for module in (cpu_softmax, cpu_swiglu, cpu_elementwise):
+    for module in (cpu_softmax, cpu_swiglu):
         monkeypatch.setattr(
             module, "is_streamed", lambda *args: seen.append(streaming.is_streamed(*args)) or seen[-1]
         )
     monkeypatch.setattr(streaming, "STREAMED_BYTES", 0)
-    softmax, *others = (work() for work in works)
+    softmax, *swiglus = (work() for work in works)
     # The compiler sums a row in another order where it made two loops of one: a last bit may differ.
     torch.testing.assert_close(softmax, expected[0], rtol=2 * torch.finfo(dtype).eps, atol=0)
-    assert all(map(torch.equal, others, expected[1:]))
-    assert seen == [True] * 5
+    assert all(map(torch.equal, swiglus, expected[1:]))
+    assert seen == [True] * 3
 
 
 def test_a_streamed_row_need_not_be_whole_vectors(monkeypatch):
     monkeypatch.setattr(streaming, "STREAMED_BYTES", 0)
     gate, up = torch.randn(2, 40_007).unbind()
     torch.testing.assert_close(cpu_swiglu.swiglu(gate, up), F.silu(gate) * up)
-    torch.testing.assert_close(cpu_elementwise.forward("silu")(gate), F.silu(gate))

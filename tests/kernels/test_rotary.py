@@ -4,7 +4,6 @@ import pytest
 import torch
 
 import kernels
-from kernels import streaming
 from kernels.inspect import inspect_function
 from kernels.rotary import cpu, eager
 from kernels.rotary.spec import tables
@@ -59,24 +58,6 @@ def test_tables_that_want_a_gradient_are_refused():
     cos, sin = (table.requires_grad_() for table in tables(4, 4))
     with pytest.raises(ValueError, match="detach"):
         kernels.rotary_embedding(torch.ones(4, 8), cos, sin)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize("transposed", [False, True])
-def test_what_is_streamed_past_the_caches_is_the_same(transposed, interleaved, dtype, monkeypatch):
-    x, (cos, sin) = torch.randn(2, 3, 29, 64).to(dtype), tables(29, 32)
-    x = x.transpose(1, 2).contiguous().transpose(1, 2) if transposed else x
-    odd, odd_tables = torch.randn(3, 29, 48).to(dtype), tables(29, 24)  # halves that are no whole lines
-    expected = cpu.rotate(x, cos, sin, interleaved, False), cpu.rotate(odd, *odd_tables, interleaved, False)
-    seen = []
-    monkeypatch.setattr(
-        cpu, "is_streamed", lambda *args: seen.append(streaming.is_streamed(*args)) or seen[-1]
-    )
-    monkeypatch.setattr(streaming, "STREAMED_BYTES", 0)
-    assert torch.equal(cpu.rotate(x, cos, sin, interleaved, False), expected[0])
-    assert torch.equal(cpu.rotate(odd, *odd_tables, interleaved, False), expected[1])
-    assert seen == [True, False]
 
 
 @pytest.mark.skipif("avx512f" not in host_features(), reason="512-bit registers are AVX-512's")
