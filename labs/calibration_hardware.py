@@ -25,7 +25,7 @@ from labs.machine import Curve, affinity
 KIBI, MEBI, GIBI = 2**10, 2**20, 2**30
 COARSE = 64 * MEBI  # larger working sets are fewer: their runs are long
 RUN_SECONDS = 0.002  # of one timed run: long against a wake-up, short against a scheduler's time slice
-RATE_SECONDS = 0.1  # of all runs of one rate, where they are long
+RATE_SECONDS = 0.08  # of all runs of one rate, where they are long
 RETIMED_SECONDS = 0.04
 """A first try that takes less is timed again. One that was interrupted would pass for long work, and so few
 iterations be timed that calling them is most of it: a matrix unit was so found 40 times too slow."""
