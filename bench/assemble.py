@@ -55,9 +55,10 @@ def assemble(events: Iterable[Event]) -> dict[str, Any]:
 
 
 def _speed_notes(events: Sequence[Event]) -> list[str]:
-    """Which labs found the machine at another speed than its constants."""
+    """In one sentence, at which speeds labs found the machine; each lab's own are in its results."""
     checks = _last_by(events, "speed", lambda event: (event["lab"], event["column"]))
-    return [f"{e['lab']} ({e['column']}): {said}" for e in checks if (said := anchors.said(e["speeds"]))]
+    said = anchors.said(event["speeds"] for event in checks)
+    return [f"measured again before each lab, which predicts with what it found: {said}"] if said else []
 
 
 def _address(event: Event) -> tuple[str, str, str]:

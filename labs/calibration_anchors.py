@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -134,9 +134,17 @@ def _beyond(machine: Machine, curve: Curve, speed: float) -> Curve:
     return Curve(curve.working_set_bytes, rates)
 
 
-def said(found: Mapping[str, float]) -> str:
-    """For the report: what runs at another speed than its constants, or ``""``."""
-    parts = [f"{kind} at {speed:.2f}x" for kind, speed in found.items()]
+def said(found: Iterable[Mapping[str, float]]) -> str:
+    """For the report: what ran at another speed than its constants, from its least to its greatest of several
+    checks; ``""`` where nothing did."""
+    kinds: dict[str, list[float]] = {}
+    for speeds in found:
+        for kind, speed in speeds.items():
+            kinds.setdefault(kind, []).append(speed)
+    parts = []
+    for kind, row in kinds.items():
+        least, greatest = f"{min(row):.2f}", f"{max(row):.2f}"
+        parts.append(f"{kind} at {least if least == greatest else f'{least} to {greatest}'}x")
     return f"{', '.join(parts)} of the calibrated speed" if parts else ""
 
 

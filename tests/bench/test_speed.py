@@ -36,7 +36,9 @@ def test_a_slower_machine_is_predicted_with_and_said(journal):
     (now,) = suite._predictions(LAB, None, MACHINE, journal)
     assert now.value > 100 * predict(None, MACHINE)[0].value
     (note,) = _speed_notes(list(journal.events()))
-    assert note.startswith("stated (default): the interpreter at 0.0")
+    assert note.startswith(
+        "measured again before each lab, which predicts with what it found: the interpreter"
+    )
     before = len(list(journal.events()))
     suite._check_speed(LAB, None, MACHINE, journal)
     assert len(list(journal.events())) == before, "once a lab and process"

@@ -29,7 +29,7 @@ def test_what_runs_slower_takes_all_of_its_kind_along_and_nothing_else() -> None
     assert now["python_operation_s"] == pytest.approx(2e-8)
     assert now["python_call_s"] == pytest.approx(6e-8)
     assert now["fma_latency_s"] == 1e-9
-    assert anchors.said(found) == "all like python_operation_s at 0.50x of the calibrated speed"
+    assert anchors.said([found]) == "all like python_operation_s at 0.50x of the calibrated speed"
 
 
 def test_a_rate_and_a_curve_beyond_a_cores_caches_go_with_it() -> None:
@@ -51,7 +51,7 @@ def test_what_scatters_as_much_as_it_is_off_changes_nothing(values) -> None:
     found = anchors.speeds(MACHINE, {"python_call_s"}, [anchor("python_operation_s", PYTHON, *values)])
     assert found == {}
     assert anchors.at_speeds(MACHINE, found) is MACHINE
-    assert anchors.said(found) == ""
+    assert anchors.said([found]) == ""
 
 
 def test_kinds_that_no_formula_asks_for_are_not_measured() -> None:
@@ -74,3 +74,8 @@ def test_each_kind_is_measured_again_in_a_moment() -> None:
     for each in anchors._anchors():
         assert each.goes_with(each.constant)
         assert each.measure() > 0
+
+
+def test_several_checks_are_said_from_the_least_to_the_greatest():
+    said = anchors.said([{"calls": 0.5, "memory": 1.1}, {}, {"calls": 0.75}])
+    assert said == "calls at 0.50 to 0.75x, memory at 1.10x of the calibrated speed"
