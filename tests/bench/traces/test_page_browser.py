@@ -49,6 +49,15 @@ def painted(tab, canvas, variable):
     return tab.locator(canvas).evaluate(count, variable)
 
 
+def soon_painted(tab, canvas, variable, more_than):
+    """Canvases are drawn in frames, which a busy machine gives late: false only after seconds without."""
+    for _ in range(100):
+        if painted(tab, canvas, variable) > more_than:
+            return True
+        tab.wait_for_timeout(50)
+    return False
+
+
 # --- it is there ---------------------------------------------------------------------------------------
 
 
@@ -61,9 +70,9 @@ def test_a_page_opens_and_draws(browser, request, kind, size):
     assert wrong == []
     # Four all_reduce of 1 ms in 40 ms, 14 pixels high, for each rank or side.
     each = tab.locator("#timeline canvas").evaluate("one => one.width") / 40 * 14
-    assert painted(tab, "#timeline canvas", "--c1") > 0.7 * 4 * each
+    assert soon_painted(tab, "#timeline canvas", "--c1", 0.7 * 4 * each)
     if kind == "trace_page":
-        assert painted(tab, "#flame canvas", "--c5") > 100  # aten::mm
+        assert soon_painted(tab, "#flame canvas", "--c5", 100)  # aten::mm
     tab.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
     width = size["viewport"]["width"]
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
