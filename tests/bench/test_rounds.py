@@ -87,6 +87,7 @@ def test_every_plan_gives_enough_rounds_within_limits_and_common_ones(samples, b
     assert all(len(mine & other) >= 2 for mine in rounds for other in rounds)
 
 
+@pytest.mark.alone
 def test_a_sample_does_not_pay_for_what_the_variant_before_left():
     calls = []
 

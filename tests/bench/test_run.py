@@ -86,6 +86,7 @@ def test_the_original_pytest_benchmark_reads_the_file(finished_run):
     assert "second/insertion" in done.stdout.replace("insertion/default", "second/insertion")
 
 
+@pytest.mark.alone
 def test_a_faulty_lab_is_reported_and_the_others_go_on(tmp_path, calibrated):
     faults = (
         *("raise", "late", "wrong", "exit", "claim", "predict", "variants", "derive", "figure", "count"),

@@ -233,6 +233,7 @@ def test_a_role_that_nobody_can_fill_ends_every_stream_with_a_reason():
     run(asyncio.wait_for(failing(), 60))
 
 
+@pytest.mark.alone
 def test_a_request_that_kills_its_workers_is_given_up_and_the_others_are_served(expected):
     poison = 66
 
