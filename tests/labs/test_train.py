@@ -163,7 +163,6 @@ def flops_of_a_step(strategy):
     return counter.get_total_flops(), flops_per_token(options) * tokens.numel()
 
 
-@pytest.mark.proof  # every other time something still holds a second copy of the parameters after the start
 def test_buckets_count_as_memory(ranks):
     """DDP's are its gradients; of ZeRO's stage 2 they stand beside them, two of the largest bucket."""
     ((alone, parameters, peak),) = ranks.run(1, buffers_and_peak, "single")
