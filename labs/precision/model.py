@@ -103,6 +103,11 @@ def tokens_per_round(acceptance: float, lookahead: int) -> float:
     return (1 - acceptance ** (lookahead + 1)) / (1 - acceptance)
 
 
+def multiplies_by_amx(machine: Machine) -> bool:
+    """Whether the matrix unit multiplies many rows and integer weights (``kernels.matmul.cpu_amx``)."""
+    return machine.facts.get("amx") == "usable"
+
+
 def prompt_seconds(config: Config, machine: Machine, form: str) -> tuple[float, str]:
     """A prompt through one block: arithmetic, or reading where that is faster yet.
 
@@ -110,7 +115,7 @@ def prompt_seconds(config: Config, machine: Machine, form: str) -> tuple[float, 
     in cache, and multiplied by code of our own, for which the library's rate stands.
     """
     matrices = sizes.matrices(config.block)
-    by_amx = form in SLOTS and machine.facts.get("amx") == "usable"
+    by_amx = form in SLOTS and multiplies_by_amx(machine)
     dtype = "bfloat16" if form == "bfloat16" or by_amx else "float32"
     parts = AMX_PARTS if by_amx else 1
     each = [2.0 * parts * matrix.numbers * config.prompt for matrix in matrices]

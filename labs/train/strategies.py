@@ -84,8 +84,8 @@ class Trainer:
 
 
 LET_GO_SECONDS = 0.1
-"""gloo's thread holds the tensors of a transfer for a moment after whoever waited for it has gone on: what the
-start broadcast would count as kept for good."""
+"""gloo's thread holds the tensors of a transfer for a moment after whoever waited for it has gone on: those
+of the broadcast at the start would count as kept for good."""
 
 
 def build(options: Options, device: torch.device) -> Trainer:

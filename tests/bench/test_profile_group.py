@@ -21,7 +21,7 @@ def adds(seconds):
     def setup(config, recorder):
         import torch
 
-        tensor = torch.ones(200_000)
+        tensor = torch.ones(4_000_000)  # milliseconds, beside which what the profiler costs is little
 
         def step():
             tensor.add(1.0)
@@ -56,9 +56,9 @@ def test_the_diagnosis_and_the_difference_to_the_first_enter_the_results():
     assert slow["diagnosis"]["facts"]["gaps"] > 0.5
     assert slow["difference"] == ""
     facts = Facts.from_json(fast["diagnosis"]["facts"])
-    assert facts.gaps < slow["diagnosis"]["facts"]["gaps"]  # it adds, and does nothing else
+    assert facts.gaps < slow["diagnosis"]["facts"]["gaps"] / 2  # it adds, and does nothing else
     assert facts.steps == 3
-    assert fast["diagnosis"]["bottleneck"] == decide(facts).bottleneck
+    assert fast["diagnosis"]["bottleneck"] == decide(facts).bottleneck != "python"
     assert "the step took" in fast["difference"] or "faster" in fast["difference"]
     assert "diagnosis" not in plain
     json.dumps([slow, fast], allow_nan=False)

@@ -1,6 +1,5 @@
 """Interleaved rounds: cold calls apart, warm calibration, fair shares, pairs from common rounds."""
 
-import statistics
 import subprocess
 import sys
 import time
@@ -102,7 +101,7 @@ def test_a_sample_does_not_pay_for_what_the_variant_before_left():
     run_rounds(timed, 0.3)
     for item in timed.values():
         assert len(item.seconds) > 10
-        assert statistics.median(item.seconds) < 2e-3  # after the other, every call would take 3 ms
+        assert sorted(item.seconds)[int(0.9 * len(item.seconds))] < 2e-3  # after the other, a call takes 3 ms
 
 
 def test_a_limit_holds_and_is_used_up_on_a_machine_that_became_slower():

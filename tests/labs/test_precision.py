@@ -241,6 +241,20 @@ def test_each_claim_can_fail(claim, changes):
     assert claim(predicted_results(**changes)) is False
 
 
+@pytest.mark.parametrize(
+    ("amx", "share", "holds"),
+    [("usable", 0.9, True), ("usable", 1.1, False), ("no", 0.6, True), ("no", 0.9, False)],
+)
+def test_prompts_gain_more_where_a_matrix_unit_multiplies_integers(amx, share, holds):
+    """share: of what a token gains."""
+    times = {"token/float32": 3.0, "prompt/float32": 1.0}
+    for form in ("int8", "int4"):
+        times |= {f"token/{form}": 1.0, f"prompt/{form}": 1 / (3 * share)}
+    found = predicted_results(times=times)
+    found.machine = replace(found.machine, facts={**found.machine.facts, "amx": amx})
+    assert claims.prompts_gain_less(found) is holds
+
+
 OF_QUALITY = (
     *(claims.half_is_free, claims.four_bits_cost_little, claims.structure_costs_more),
     *(claims.healing_wins_back, claims.rounds_give_more, claims.speculation_pays, claims.teaching_helps),

@@ -79,19 +79,12 @@ def test_changes_between_two_real_recordings_are_ranked_first(tmp_path):
     assert not missed
 
 
+@pytest.mark.alone
 def test_equal_work_recorded_twice_is_not_called_slower_or_faster(tmp_path):
-    """The interval promises no more than 19 of 20: what happens twice in a row is no accident."""
-    found = []
-    for take in ("first", "second"):
-        found.append(
-            difference(*map(load, record_in_turns(tmp_path / take, "convolution", turns=12, steps=5)))
-        )
-        assert found[-1].in_turns == 23  # neighbours: 12 of base and 12 of new, in turns
-        changed = ("added", "removed", "more calls", "fewer calls")
-        assert not [row for row in found[-1].rows if row.change in changed]
-        if found[-1].step.verdict in ("same", "undecidable"):
-            return
-    raise AssertionError([each.sentence for each in found])
+    found = difference(*map(load, record_in_turns(tmp_path, "convolution", turns=12, steps=5)))
+    assert found.in_turns == 23  # neighbours: 12 of base and 12 of new, in turns
+    assert found.step.verdict in ("same", "undecidable"), found.sentence
+    assert not [row for row in found.rows if row.change in ("added", "removed", "more calls", "fewer calls")]
 
 
 @pytest.mark.proof
