@@ -55,10 +55,19 @@ def assemble(events: Iterable[Event]) -> dict[str, Any]:
 
 
 def _speed_notes(events: Sequence[Event]) -> list[str]:
-    """In one sentence, at which speeds labs found the machine; each lab's own are in its results."""
+    """In one sentence, at which speeds labs found the machine, and what could not be checked; each lab's own
+    are in its results."""
     checks = _last_by(events, "speed", lambda event: (event["lab"], event["column"]))
+    notes = [
+        f"{each['lab']} ({each['column']}) predicts with the constants as they are: its speed could not be "
+        f"checked: {each['error']}"
+        for each in checks
+        if "error" in each
+    ]
     said = anchors.said(event["speeds"] for event in checks)
-    return [f"measured again before each lab, which predicts with what it found: {said}"] if said else []
+    if said:
+        notes.append(f"measured again before each lab, which predicts with what it found: {said}")
+    return notes
 
 
 def _address(event: Event) -> tuple[str, str, str]:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from labs.calibration_anchors import said
+
 
 class Progress:
     def __init__(self, show: bool = True) -> None:
@@ -64,9 +66,10 @@ class Progress:
         elif kind == "group":
             self.done(self._count + 1)
             self.say(f"[{self._count}/{self._total}] {where}" + ("" if event["complete"] else ": incomplete"))
-        elif kind == "speed" and event["speeds"]:
-            speeds = ", ".join(f"{what} at {speed:.2f}x" for what, speed in event["speeds"].items())
-            self.say(f"{event['lab']} ({event['column']} allocator): {speeds} of the calibrated speed")
+        elif kind == "speed":
+            found = event.get("error", "") and f"its speed could not be checked: {event['error']}"
+            found = found or said([event["speeds"]])
+            self.say(f"{event['lab']} ({event['column']} allocator): {found}" if found else "")
         elif kind == "error":
             self.say(f"{where} {event['variant']}: {event['error']}")
 

@@ -292,14 +292,19 @@ def _completed(machine: Machine, progress: Progress) -> Machine:
     left_out = dict(machine.facts.get("left_out", {}))
     facts = {key: value for key, value in machine.facts.items() if key != "left_out"}
     constants, sources, gpu = dict(machine.constants), dict(machine.sources), machine.gpu
+
+    def retry(parts: Sequence[Part]) -> None:
+        for name, part in parts:
+            if name in left_out:
+                if progress:
+                    progress(f"{name}, left out at first ({left_out[name]})")
+                for key, (value, source) in _measured(name, part, left_out).items():
+                    constants[key], sources[key] = value, source
+
+    retry((*_first(), *_parts(machine.cores)))
     if left_out:
-        with _compilers() as compilers:
-            for name, part in (*_first(), *_parts(machine.cores), *compilers):
-                if name in left_out:
-                    if progress:
-                        progress(f"{name}, left out at first ({left_out[name]})")
-                    for key, (value, source) in _measured(name, part, left_out).items():
-                        constants[key], sources[key] = value, source
+        with _compilers() as parts:
+            retry(parts)
     if str(facts.get("gpu", "")).startswith(FAILED):
         gpu = _accelerator(facts)
     if left_out:

@@ -3,7 +3,8 @@
 Constants are measured once, and a processor that is shared, throttled or on battery moves. A run therefore
 measures one of each kind again before each lab, in the very process that measures the lab; where one is off
 by more than it scatters, all constants of its kind go with it, and this lab's predictions are made with
-those. Only kinds that the lab's formulas ask for are measured: no library is loaded for their sake.
+those. Only kinds that the lab's formulas ask for are measured: no library is loaded for their sake. Roofs,
+beside which a measurement is a fraction, stay the calibrated limits.
 """
 
 from __future__ import annotations

@@ -12,11 +12,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from labs.calibration_calls import torch_call
 from labs.calibration_hardware import Figures, typical
+from labs.machine import usable_cores
 
 CALLS = 500
 ITEMS = 9
@@ -158,43 +159,41 @@ def cxx_compiler() -> Figures:
 
 @contextmanager
 def cxx_compiler_beside() -> Iterator[Callable[[], Figures]]:
-    """``cxx_compiler``, which compiles torch's header meanwhile, in a process of its own.
+    """``cxx_compiler``, which compiles torch's header meanwhile, in a process of its own, where there is
+    another core for it.
 
     The C++ that torch.compile writes includes this header, which torch has compiled once and for all, and
-    which is most of compiling it otherwise: seconds of one core, in which another can do something else.
+    which is most of compiling it otherwise: seconds of one core.
     """
+    processes: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory() as folder:
-        header, started = Path(folder) / "prefix.h", time.monotonic()
+        header = Path(folder) / "prefix.h"
         header.write_text("#include <torch/csrc/inductor/cpp_prefix.h>\n")
-        try:
-            command = _cxx_command()
+
+        def start() -> None:
             arguments = ["-x", "c++-header", str(header), "-o", f"{header}.gch"]
-            compiling = subprocess.Popen(
-                [*command, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
-        except (RuntimeError, OSError) as error:
-            reason = str(error)
-
-            def failed() -> Figures:
-                raise RuntimeError(reason)
-
-            yield failed
-            return
+            command, nowhere = [*_cxx_command(), *arguments], subprocess.DEVNULL
+            processes.append(subprocess.Popen(command, stdout=nowhere, stderr=nowhere))
 
         def measure() -> Figures:
-            left = CXX_LIMIT_S - (time.monotonic() - started)
+            if not processes:
+                start()
             try:
-                if status := compiling.wait(max(left, 0.0)):
+                if status := processes[0].wait(CXX_LIMIT_S):
                     raise RuntimeError(f"the C++ compiler failed on torch's header: exit status {status}")
             except subprocess.TimeoutExpired as error:
                 raise RuntimeError(f"the C++ compiler failed on torch's header: {error}") from error
-            return _compiled_with(command, header)
+            return _compiled_with(_cxx_command(), header)
 
+        if usable_cores() > 1:
+            with suppress(RuntimeError, OSError):  # ``measure`` tries again, and says why not
+                start()
         try:
             yield measure
         finally:
-            compiling.kill()
-            compiling.wait()
+            for process in processes:
+                process.kill()
+                process.wait()
 
 
 def _cxx_command() -> list[str]:

@@ -103,8 +103,8 @@ class Machine:
         suffix = "1" if threads == 1 else "all"
         pattern = re.compile(rf"{library}_product_(\d+)_{dtype}_{suffix}_flops")
         found = [
-            (int(match[1]), rate)
-            for name, rate in self.constants.items()
+            (int(match[1]), self.constants[name])
+            for name in self.constants
             if (match := pattern.fullmatch(name))
         ]
         if not found:

@@ -21,9 +21,6 @@ from labs import calibration_anchors as anchors
 from labs.lab import Lab, Prediction, Scale, configure
 from labs.machine import Machine, load_cached
 
-checked: set[str] = set()
-"""Labs whose speed this process has checked."""
-
 
 def _plan(config: pytest.Config) -> Plan:
     path = config.getoption("--perflab-plan")
@@ -77,7 +74,6 @@ def test_lab(
     worlds: Worlds,
     machine: Machine,
 ) -> None:
-    started = time.perf_counter()
     lab, column = load(lab_name), environment.allocator_mode()
     config = plan.config(lab)
     journal = Journal(plan.journal) if plan.journal else None
@@ -87,6 +83,7 @@ def test_lab(
             journal.write(event, lab=lab_name, group=group, column=column, **content)
 
     _check_speed(lab, config, machine, journal)
+    started = time.perf_counter()
     predictions: dict[str, list[Prediction]] = {}
     for prediction in _predictions(lab, config, machine, journal):
         predictions.setdefault(prediction.variant, []).append(prediction)
@@ -121,15 +118,16 @@ def test_lab(
 
 
 def _check_speed(lab: Lab, config: Any, machine: Machine, journal: Journal | None) -> None:
-    """Before a lab's first group in this process: whether the machine still runs as it was calibrated. Where
-    it does not, what is predicted is written down anew, before anything of the lab is timed."""
-    if journal is None or lab.name in checked:
+    """Before a lab's first group: whether the machine still runs as it was calibrated. Where
+    it does not, what is predicted is written down anew, before anything of the lab is timed. The last event
+    says that this is done: without it, a run that goes on checks again."""
+    if journal is None:
         return
-    checked.add(lab.name)
     column = machine.allocator
     events = [e for e in journal.events() if e.get("lab") == lab.name and e.get("column") == column]
     if any(event["event"] in ("speed", "variant") for event in events):
-        return  # a part of it is measured already, by what was predicted then
+        return  # checked, or a part of it is measured already, by what was predicted then
+    journal.write("phase", lab=lab.name, column=column, group="", phase="checking the machine's speed")
     try:
         asked = anchors.asked_of(machine, lambda asked: lab.predict(config, asked))
         found = anchors.speeds(machine, asked)
@@ -138,9 +136,9 @@ def _check_speed(lab: Lab, config: Any, machine: Machine, journal: Journal | Non
     except Exception as error:  # what was predicted at first stands
         journal.write("speed", lab=lab.name, column=column, speeds={}, error=explain(error))
         return
-    journal.write("speed", lab=lab.name, column=column, speeds=found)
     if found:
         journal.write("predictions", lab=lab.name, column=column, predictions=predictions)
+    journal.write("speed", lab=lab.name, column=column, speeds=found)
 
 
 def _predictions(lab: Lab, config: Any, machine: Machine, journal: Journal | None) -> list[Prediction]:

@@ -68,6 +68,8 @@ def test_formulas_say_what_they_ask_for() -> None:
         MACHINE, lambda it: (it["python_call_s"], it.get("no_such"), it.peak("float32"), it.bandwidth(1e6))
     )
     assert asked == {"python_call_s", "vector_float32_1_flops", "copy_1"}
+    rates = replace(MACHINE, constants={f"torch_product_{side}_float32_1_flops": 1e9 for side in (64, 256)})
+    assert anchors.asked_of(rates, lambda it: it.product_rate(1e6)) == set(rates.constants)
 
 
 def test_each_kind_is_measured_again_in_a_moment() -> None:
