@@ -30,9 +30,8 @@ def number(value: Any) -> float | None:
 
 
 def windows_of(marked: Steps) -> Intervals:
-    """The time of all complete steps, of all where none is complete."""
-    sampled = marked.sampled()
-    return union(sampled.start, sampled.end)
+    """The time of these steps."""
+    return union(marked.start, marked.end)
 
 
 def process_of(trace: Trace) -> Process:
@@ -42,7 +41,7 @@ def process_of(trace: Trace) -> Process:
     samples = _samples(trace)
     if samples is None or not marked.given or "steps" in trace.process or not trace.origin_ns:
         return trace.process
-    windows = windows_of(marked)
+    windows = windows_of(marked.sampled())
     times = samples["time_ns"] - trace.origin_ns
     inside = covered(windows, times[:-1], times[1:]) / np.maximum(np.diff(times), 1)
     if not inside.any():

@@ -133,8 +133,8 @@ def _by_rank(traces: Sequence[Trace]) -> dict[int, list[Trace]]:
 
 def _of_one_process(traces: Sequence[Trace]) -> bool:
     """Ranks of one job run at the same time; recordings that do not overlap are of one process, unless their
-    files say that they are of different ranks."""
-    if len({trace.rank for trace in traces if trace.world_size > 1}) > 1:
+    files, or these files' names, say that they are of different ranks."""
+    if len({trace.rank for trace in traces if trace.rank >= 0 and not trace.rank_made_up}) > 1:
         return False
     if any(trace.origin_ns <= 0 for trace in traces):
         return False

@@ -187,7 +187,8 @@ class Trace(Struct):
     nested: False where lengths are what each function spent itself (cProfile): no slice encloses another.
     unit: what lengths are counted in where that is no time ("bytes"), which is never ``timed``; else "".
     origin_ns: nanoseconds since 1970 of time 0, or 0 where the file does not say: of two ranks it may be
-    compared only where both know it. rank, world_size: -1 where the file does not say. backend: gloo, nccl.
+    compared only where both know it. rank, world_size: -1 where the file does not say; of
+    several files one without a rank is given one, which is then made up. backend: gloo, nccl.
     dropped: what was left out of ``events`` and why, counted: {"slices without a duration": 3}. Nothing is
     left out uncounted.
     unclassified: categories (or names) of the slices of Kind.UNCLASSIFIED, counted.
@@ -210,6 +211,7 @@ class Trace(Struct):
     unit: str = ""
     origin_ns: int = 0
     rank: int = -1
+    rank_made_up: bool = False
     world_size: int = -1
     backend: str = ""
     dropped: Counter[str] = field(default_factory=Counter)

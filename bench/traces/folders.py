@@ -122,7 +122,7 @@ def number_ranks(job: Job) -> None:
         taken = {trace.rank for trace in job.traces}
         free = (rank for rank in range(len(job.traces) * 2) if rank not in taken)
         for trace, rank in zip(unknown, free, strict=False):
-            trace.rank = rank
+            trace.rank, trace.rank_made_up = rank, True
         if unknown:
             job.notes.append(f"{len(unknown)} files do not say their rank: numbered in order of their names")
     by_rank: defaultdict[int, list[str]] = defaultdict(list)

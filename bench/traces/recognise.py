@@ -21,7 +21,8 @@ _BENCHMARKS = re.compile(rb'"benchmarks"\s*:\s*\[')
 _SPEEDSCOPE = re.compile(rb'"https?://www\.speedscope\.app/file-format-schema\.json"')
 _LONGEST_MARK = 200  # bytes that each of these may take, spaces included
 _EMPTY_LIST = re.compile(rb"\[\s*\]?\s*$")
-_BEFORE_AN_ENTRY = re.compile(r"[\s,]*")
+_BETWEEN_ENTRIES = re.compile(r"[\s,]*+")
+_CUT = object()
 _OF_EVENTS = frozenset(("ph", "ts", "pid"))
 _KEY_OF_EVENTS = re.compile(rb'"(ph|ts|pid)"\s*:')
 _MARSHALLED = re.compile(rb"[\x7b\xfb]([()\xa8\xa9]|0$)")  # a dictionary whose first key is a tuple
@@ -72,28 +73,31 @@ def _kind_of_list(source: Source, text: bytes) -> str:
     if _EMPTY_LIST.match(text):
         return "chrome"
     first = _first_entry(text)
-    while first is None and len(text) < _SEARCHED and (piece := source.read(max(PIECE, len(text)))):
+    while first is _CUT and len(text) < _SEARCHED and (piece := source.read(max(PIECE, len(text)))):
         text += piece
         first = _first_entry(text)
     of_events = isinstance(first, dict) and bool(_OF_EVENTS & set(first))
-    if of_events or (first is None and _KEY_OF_EVENTS.search(text, 0, PIECE)):
+    if of_events or (first is _CUT and _KEY_OF_EVENTS.search(text, 0, PIECE)):
         return "chrome"
     wrong = f"{source.path} is a JSON list, but not of trace events; expected {KINDS}"
-    raise ValueError(wrong) if first is None else SomethingElse(wrong)
+    raise ValueError(wrong) if first is _CUT else SomethingElse(wrong)
 
 
 def _first_entry(text: bytes) -> Any:
-    """Of a JSON list, its first entry that is no empty object; None where it is not whole."""
+    """Of a JSON list, its first entry that is no empty object; an empty one where there is no other, and
+    ``_CUT`` where the entry is not whole."""
     scanner, letters = json.JSONDecoder(strict=False), text.decode("utf-8", "replace")
     found: Any = {}
     position = 1
     while found == {}:
-        before = _BEFORE_AN_ENTRY.match(letters, position)
-        assert before is not None
+        between = _BETWEEN_ENTRIES.match(letters, position)
+        position = between.end() if between else position
+        if letters[position : position + 1] == "]":
+            break
         try:
-            found, position = scanner.raw_decode(letters, before.end())
+            found, position = scanner.raw_decode(letters, position)
         except (ValueError, RecursionError):
-            return None
+            return _CUT
     return found
 
 
@@ -120,7 +124,8 @@ def _kind_of_object(source: Source, text: bytes) -> str:
         f"{source.path} is JSON, but no report known here (keys: {keys[:100] or 'none'}); a list "
         "'traceEvents' or speedscope's $schema was expected"
     )
-    raise SomethingElse(wrong) if _is_json(whole) else ValueError(wrong)
+    # Of a file that is longer than what is searched the rest is not known; nor is it worth reading.
+    raise SomethingElse(wrong) if source.offset >= _SEARCHED or _is_json(whole) else ValueError(wrong)
 
 
 def _is_json(data: bytes) -> bool:

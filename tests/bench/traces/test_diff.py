@@ -166,6 +166,11 @@ def test_ranks_that_recorded_one_after_another_are_still_ranks():
     found = difference(job(recorded(0, 0), recorded(1, 1)), job(recorded(0, 0), recorded(1, 1, mm=5.0)))
     assert [one.rank for one in found.ranks] == [0, 1]
     assert (found.base_steps, first(found)[3]) == (12, 500)
+    unsaid = [job(recorded(0, 0, world=-1), recorded(1, 1, mm=mm, world=-1)) for mm in (4.0, 5.0)]
+    assert [one.rank for one in difference(*unsaid).ranks] == [0, 1], "names say it too"
+    for side in unsaid:
+        side.traces[1].rank_made_up = True
+    assert len(difference(*unsaid).ranks) < 2, "numbered here, for want of a better"
 
 
 def test_nothing_to_compare_is_an_error():

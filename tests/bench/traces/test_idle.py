@@ -23,11 +23,15 @@ from bench.traces.idle import LATENCY_NS, idle_reasons, stream_waits
 from bench.traces.intervals import total, union
 
 
-def reasons(made):
-    """{(cause, name): nanoseconds} of the first device, or of the host."""
-    activity = activities(made)[0]
+def found(made):
+    """The reasons of the first device, or of the host."""
     parents, launches = tree.parents(made.events), tree.launched_by(made.events)
-    return {(one.cause, one.name): one.time for one in idle_reasons(made, activity, parents, launches)}
+    return idle_reasons(made, activities(made)[0], parents, launches)
+
+
+def reasons(made):
+    """{(cause, name): nanoseconds}"""
+    return {(one.cause, one.name): one.time for one in found(made)}
 
 
 def gap(*meanwhile, called=900_000, second=905_000):
@@ -213,10 +217,7 @@ def test_pieces_are_those_of_time_and_not_of_the_slices_around_them():
         (Kind.FUNCTION, "g", MAIN, 60, 70),
         (Kind.OPERATOR, "aten::mm", MAIN, 90, 100),
     ]
-    made = trace(rows)
-    activity = activities(made)[0]
-    found = idle_reasons(made, activity, tree.parents(made.events), tree.launched_by(made.events))
-    (unknown,) = [one for one in found if one.cause is Cause.UNKNOWN]
+    (unknown,) = [one for one in found(trace(rows)) if one.cause is Cause.UNKNOWN]
     assert (unknown.time, unknown.pieces) == (40, 2)
 
 

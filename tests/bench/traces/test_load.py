@@ -341,6 +341,12 @@ class TestFolders:
         assert not job.failures
         assert any("README.md, config.json, numbers.json and 1 more" in note for note in job.notes)
 
+    @pytest.mark.parametrize("text", ["[null, 1]", "[{}, {}]", "[{} , {}, 3]"])
+    def test_a_list_of_anything_else_is_no_broken_report(self, tmp_path, text):
+        (tmp_path / "list.json").write_text(text)
+        with pytest.raises(recognise.SomethingElse, match="not of trace events"):
+            recognise.recognise(tmp_path / "list.json")
+
     def test_what_is_cut_off_is_a_broken_report(self, tmp_path):
         file(tmp_path, samples.kineto_gpu())
         file(tmp_path, b'{"hidden": 8, "dro', "config.json")
