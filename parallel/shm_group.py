@@ -92,6 +92,11 @@ class SharedGroup(dist.ProcessGroup):
     def setGroupDesc(self, description: str) -> None:
         self._group_desc = description
 
+    @property
+    def streams(self) -> bool:
+        """Whether large chunks are written past the caches, as this group's ranks found faster."""
+        return self._progress.streams
+
     def set_timeout(self, timeout: timedelta) -> None:
         self._progress.timeout = timeout.total_seconds()
 

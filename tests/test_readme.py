@@ -98,8 +98,10 @@ def test_quick_commands(block, folder):
 
 
 def test_what_is_inspected_is_there(in_process, monkeypatch):
-    """The short form: the command takes the line, and knows the operation and the target. That each operation
-    is compiled for each of them is tested with the operation."""
+    """The short form: the command takes the line, and there is a kernel of that operation for that target. It
+    is compiled where the operation is tested."""
+    from kernels.ahead_of_time import shipped
+
     asked = []
     monkeypatch.setattr("bench.inspection._on_cpu", lambda name, as_json: asked.append((name, "cpu")) or 0)
     monkeypatch.setattr(
@@ -110,6 +112,7 @@ def test_what_is_inspected_is_there(in_process, monkeypatch):
     for line in lines:
         assert in_process(*shlex.split(line)[1:])[0] == 0, line
     assert asked == [COMPILES.fullmatch(line).groups() for line in lines]
+    assert all(shipped(name, target) for name, target in asked if target != "cpu")
 
 
 COUNTING = """
