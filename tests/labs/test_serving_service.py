@@ -11,6 +11,7 @@ import socket
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from serving_workers import MODEL, Served, SlowWorker, ThreadWorker, layout, service_of
@@ -199,6 +200,12 @@ def test_messages_come_over_the_workers_socket_and_one_that_cannot_be_read_ends_
             tokens += [event.token for event in report.events]
         assert tokens == expected[0]
         assert actor.held(2) == 0
+        with ThreadPoolExecutor(1) as pool:  # what was sent may not have come yet
+            held = pool.submit(actor.held, 3)
+            with pytest.raises(TimeoutError):
+                held.result(0.1)
+            connection.sendall(actors._framed([]))
+            assert held.result(30) == 0
         connection.sendall(actors._SIZE.pack(3) + b"no!")
         assert stream.read() == b""
 
