@@ -1,7 +1,8 @@
 """What one step of software costs: an interpreted operation, a library call, a hand-over between threads.
 
-Used by ``labs.calibration``. Each loop's own cost is measured empty and taken off. The operations timed
-here (``negative``, ``neg``) are in no lab: a constant never comes from the operation it predicts.
+Used by ``labs.calibration``. Each loop's own cost is measured empty and taken off. What an operation costs
+comes from those that no lab predicts by it (``negative`` of NumPy and JAX, eight of torch, four where a
+gradient is recorded): a constant never comes from the operation it predicts.
 """
 
 from __future__ import annotations

@@ -168,5 +168,5 @@ def cost(config: Config, machine: Machine, name: str) -> Cost:
     return Cost(
         steps * (3 * call + product),
         f"{steps} steps x (index, sum, tanh 3 x {us(call)} + product {us(product)})",
-        "indexing and tanh against a negation",
+        "indexing and tanh, which are none of the operations that the constant comes from",
     )
