@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from labs.calibration_hardware import Figures, typical
+from labs.calibration_hardware import RUNS, Figures, typical
 
 COUNT = 20_000
 
@@ -61,9 +61,6 @@ def _nothing() -> None:
 def _loop_calls(values: list[float]) -> None:
     for _ in range(COUNT):
         _nothing()
-
-
-RUNS = 15  # of which a cost is the median; fewer where it is measured again
 
 
 def python_operation(runs: int = RUNS) -> float:
