@@ -16,7 +16,7 @@ from labs.serving import derived, extrapolation
 from labs.serving import figures as drawn
 from labs.serving.claims import CLAIMS
 from labs.serving.config import Config
-from labs.serving.costs import Costs, Wires
+from labs.serving.costs import Costs, Fitted, Wires
 from labs.serving.layout import POLICIES
 from labs.serving.model import LIVE, costs_of, numbers_in_matrices, simulated
 from labs.serving.weights import serving_model
@@ -50,7 +50,7 @@ def results(config=QUICK, refused=False, slower=1.0, **changes):
         values[f"neighbours/{name}", "round_decode_step_s"] = [0.001]
     for policy in POLICIES:
         address = f"{LIVE}/{policy}"
-        rows = [simulated(config, policy, block, COSTS, WIRES) for block in range(1, BLOCKS + 1)]
+        rows = [simulated(config, policy, block, Fitted(COSTS, WIRES)) for block in range(1, BLOCKS + 1)]
         for key in ("ttft_p50", "itl_p50", "itl_p99", "itl_max"):
             values[address, f"block_{key}_s"] = [slower * getattr(row, key) for row in rows]
         for key in ("ttft_p50", "ttft_p99", "itl_p50", "itl_p99", "itl_max"):

@@ -189,7 +189,7 @@ def test_calibration_finds_costs_and_is_refused_on_a_busy_host(workers):
     assert found.costs.new > 0
     assert found.wires.submit > 0
     assert found.wires.travel > 0
-    assert calibrating.best_chunk(TINY, found.costs, found.wires) in (32, 64, 128, 256)
+    assert calibrating.best_chunk(TINY, found) in (32, 64, 128, 256)
     others = max(1, psutil.cpu_count() // 3)
     spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(others)]
     try:
@@ -198,8 +198,8 @@ def test_calibration_finds_costs_and_is_refused_on_a_busy_host(workers):
         for each in spinning:
             each.kill()
             each.wait()
-    assert refused.costs is None
-    assert "of the cores" in refused.refused
+    assert isinstance(refused, str)
+    assert "of the cores" in refused
     assert not blocks
 
 
