@@ -52,7 +52,7 @@ LAB = Lab(
     claims=CLAIMS,
     figure=figure,
     memory_bytes=memory_bytes,
-    seconds=20.0,
+    seconds=22.0,
     sources=(
         "Yu et al.: Orca, OSDI 2022; Kwon et al.: PagedAttention, SOSP 2023",
         "Agrawal et al.: Sarathi-Serve, OSDI 2024",
