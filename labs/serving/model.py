@@ -10,10 +10,12 @@
     earlier  = 2 x keys and values of a token / copy bandwidth     keys of earlier pieces, gathered
     decodes  = as a token of a prompt, without page faults: few tokens stay in memory that is there
     context  = keys and values of a token / read bandwidth         a key read by a decode
+    submit   = a hand-over to another process, and one to another thread     socket, then the engine's inbox
+    deliver  = a hand-over to another process                                socket
+    handed over: copies of the bytes, one each to take out and to store and two to send, and two actor calls
     TTFT, ITL = simulator(arrivals, layout, these)
 
-Messages are copies of their bytes, one each to take out and to store and two to send, and actors' calls. What
-is measured on the workers later (``calibrating``) replaces all of this; the simulator stays the same.
+What is measured on the workers later (``calibrating``) replaces all of this; the simulator stays the same.
 """
 
 from __future__ import annotations
@@ -82,9 +84,11 @@ def costs_of(config: Config, machine: Machine) -> Costs:
 
 
 def wires_of(machine: Machine) -> Wires:
-    """Ray's object store holds a copy, from which the receiver reads; each side makes another."""
-    copy = 1 / machine.bandwidth(64e6)
-    return Wires(ACTOR_CALL_S, ACTOR_CALL_S, 0.0, copy, 2 * ACTOR_CALL_S, 2 * copy, 0.0, copy)
+    """Requests and tokens go over a worker's socket. Of what is handed over Ray's object store holds a copy,
+    from which the receiver reads; each side makes another."""
+    socket, copy = machine["process_switch_s"], 1 / machine.bandwidth(64e6)
+    submit = socket + machine["thread_switch_s"]
+    return Wires(submit, socket, 0.0, copy, 2 * ACTOR_CALL_S, 2 * copy, 0.0, copy)
 
 
 def load_of(config: Config) -> Load:
