@@ -1,7 +1,8 @@
 """What one step of software costs: an interpreted operation, a library call, a hand-over between threads.
 
-Used by ``labs.calibration``. Each loop's own cost is measured empty and taken off. The operations timed
-here (``negative``, ``neg``) are in no lab: a constant never comes from the operation it predicts.
+Used by ``labs.calibration``. Each loop's own cost is measured empty and taken off. What an operation costs
+comes from those that no lab predicts by it (``negative`` of NumPy and JAX, eight of torch, four where a
+gradient is recorded): a constant never comes from the operation it predicts.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from labs.calibration_hardware import Figures, typical
+from labs.calibration_hardware import RUNS, Figures, typical
 
 COUNT = 20_000
 
@@ -60,9 +61,6 @@ def _nothing() -> None:
 def _loop_calls(values: list[float]) -> None:
     for _ in range(COUNT):
         _nothing()
-
-
-RUNS = 15  # of which a cost is the median; fewer where it is measured again
 
 
 def python_operation(runs: int = RUNS) -> float:

@@ -46,7 +46,10 @@ def best(step: Callable[[], object], runs: int = 7) -> float:
     return seconds
 
 
-def typical(step: Callable[[], object], runs: int = 15) -> float:
+RUNS = 15  # of which a cost is the median; fewer where it is measured again
+
+
+def typical(step: Callable[[], object], runs: int = RUNS) -> float:
     """Median seconds of ``runs`` calls, after one untimed.
 
     The interpreter's speed has more than one mode (the same loop took 8.5 or 13 ns an operation on one
@@ -228,7 +231,7 @@ def _anonymous(size_bytes: int) -> mmap.mmap:
 
 
 def _sizes(smallest: int, largest: int) -> list[int]:
-    """Twice as large each, past what a core's own caches hold four times; the last is the largest power."""
+    """Twice as large each, past COARSE four times; the last is the largest that doubling reaches."""
     sizes = [smallest]
     while (next_size := sizes[-1] * 2) <= largest:
         sizes.append(

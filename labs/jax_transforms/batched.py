@@ -104,7 +104,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
         "torch_loop": (
             count * operation + arithmetic,
             f"{count} operations x {us(operation)}, {text}",
-            "torch.mm of a matrix does more than a negation: it asks a BLAS",
+            "torch.mm of a matrix does more than the constant's operations on one number: it asks a BLAS",
         ),
         "torch_bmm": (
             operation + arithmetic + alone,

@@ -124,7 +124,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
             samples * (started + OPERATIONS * gradient + 3 * weights / machine.bandwidth(2 * weights)),
             f"{samples} x (starting backward {us(started)} + {OPERATIONS} operations with their gradients x "
             f"{us(gradient)})",
-            "products cost more than the negation that the constant comes from",
+            "products cost more than the functions of one number that the constant comes from",
         ),
         "torch_func": (
             costs.torch_program(

@@ -9,8 +9,10 @@ matter: arithmetic is its limit.
 
 Formulas (``model.py``, ``sizes.py``), for W weights in matrices:
   file      W times bytes of a weight + scales, masks, and what stays float32
-  a token   bytes read / bandwidth + 2 W slots / vector peak where weights are widened + calls
-  a prompt  max(2 W tokens / peak of the format, bytes read / bandwidth)
+  a token   bytes read / bandwidth + 2 W slots / vector peak where weights are widened, else the larger of
+              both; + calls
+  a prompt  max(2 W tokens parts / rate of the library's thin products, bytes read / bandwidth) + packing of
+              integers; parts: 3 of bfloat16 for integers with AMX, else 1
   a round   k draft tokens + one pass of the large model, for (1 - a^(k+1)) / (1 - a) tokens
 
 Quality is measured on a GPT that ``make model`` trained (a shorter training where it has not run, which

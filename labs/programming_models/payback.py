@@ -88,7 +88,8 @@ def predict(config: Config, machine: Machine) -> list[Prediction]:
                     f"overhead {us(chain.cost(machine, FEW[name], name).seconds)} over the time of one more "
                     "number, from the "
                     f"predicted times of {FEW[name]} and {MANY}",
-                    "what a call costs beside a negation's; cache lines that a nearer cache still holds",
+                    "what a call costs beside those that its constant comes from; cache lines that a nearer "
+                    "cache still holds",
                 )
             )
     return found

@@ -149,24 +149,27 @@ def cost(config: Config, machine: Machine, name: str) -> Cost:
             f"+ waking XLA's thread {us(wake)}",
             "operations that wait for another thread's result, and that thread",
         )
-    call, product = machine["torch_call_s"], compute / (steps - 1)
+    call, later = machine["torch_call_s"], steps - 1  # the first step has no product
+    product = compute / later
     if name == "torch_cell":
         entry = machine["torch_compiled_call_s"]
         return Cost(
-            steps * (call + entry + product),
-            f"{steps} steps x (index {us(call)} + a compiled call {us(entry)} + product {us(product)})",
+            2 * call + later * (call + entry + product),
+            f"index, tanh 2 x {us(call)} + {later} steps x (index {us(call)} + a compiled call {us(entry)} + "
+            f"product {us(product)})",
             "guards, which are checked at each step, and the code around the product",
         )
     if name == "torch_compile":
         entry = machine["torch_compiled_call_s"]
         return Cost(
-            entry + steps * (product + call),
-            f"a compiled call {us(entry)} + {steps} x (product {us(product)} + a generated kernel "
-            f"{us(call)})",
+            entry + later * product + steps * call,
+            f"a compiled call {us(entry)} + {later} x product {us(product)} + {steps} x a generated kernel "
+            f"{us(call)}",
             "inductor's Python around each product and kernel",
         )
     return Cost(
-        steps * (3 * call + product),
-        f"{steps} steps x (index, sum, tanh 3 x {us(call)} + product {us(product)})",
-        "indexing and tanh against a negation",
+        2 * call + later * (3 * call + product),
+        f"index, tanh 2 x {us(call)} + {later} steps x (index, sum, tanh 3 x {us(call)} + product "
+        f"{us(product)})",
+        "indexing and tanh, which are none of the operations that the constant comes from",
     )

@@ -186,12 +186,13 @@ def cost(config: Config, machine: Machine, name: str) -> Cost:
             f"{KERNELS[name]} kernels {us(kernels)} + {UPDATE_CALLS} updates {us(update)} + {work}",
             "guards on arguments in a list, and the autograd function around the graph",
         )
-    calls = LOSS_CALLS * recorded + BACKWARD_CALLS * call
+    more = BACKWARD_CALLS - LOSS_PRODUCTS  # a product's own call is in its rate; what records it is not
+    calls = LOSS_CALLS * recorded + more * call
     started = machine["torch_backward_s"]
     return Cost(
         started + calls + update + compute,
         f"starting backward {us(started)} + {LOSS_CALLS} calls with their gradient x {us(recorded)} + "
-        f"{BACKWARD_CALLS} more backward x {us(call)} + "
+        f"{more} more backward, less the products' own, x {us(call)} + "
         f"{UPDATE_CALLS} updates {us(update)} + {work}",
         "the backward of a product or a sum is several operations (transposes, sums over rows)",
     )

@@ -10,6 +10,7 @@ loose.
 Formulas (``model.py``, ``costs.py``):
   step   a + r [prompts > 0] + r' [reading anew] + p prompts + b new + c pairs + g earlier
            + s [decodes > 0] + s' [writing anew] + d decodes + e context
+           + (r'' if prompts > 0 else s'') log2(1 + rest / 10 ms)
   TTFT, ITL, goodput   the simulator's, which runs the engine itself on a virtual clock with these costs
 
 Three policies on the same engine (``engine.py``, ``policies.py``), live on Ray actors (``actors.py``,
@@ -51,7 +52,7 @@ LAB = Lab(
     claims=CLAIMS,
     figure=figure,
     memory_bytes=memory_bytes,
-    seconds=20.0,
+    seconds=22.0,
     sources=(
         "Yu et al.: Orca, OSDI 2022; Kwon et al.: PagedAttention, SOSP 2023",
         "Agrawal et al.: Sarathi-Serve, OSDI 2024",

@@ -15,13 +15,14 @@ from dataclasses import replace
 
 from labs.serving import legs
 from labs.serving.config import Config
-from labs.serving.costs import UNDISTURBED, Costs, Disturbance, Ran, Wires, factors, fit, rested
+from labs.serving.costs import Costs, Fitted, Ran, Wires, factors, fit, rested
 from labs.serving.engine import Shape
-from labs.serving.fleet import Block, Fitted, Fleet
+from labs.serving.fleet import Block, Fleet
 from labs.serving.layout import POLICIES
 from labs.serving.measures import quantile
+from labs.serving.model import load_of, measures_of
 from labs.serving.request import Request
-from labs.serving.trace import Arrival
+from labs.serving.trace import Arrival, arrivals
 from labs.serving.weights import VOCABULARY
 
 BUSY_SHARE = 0.15  # of all cores, by other programs: more is refused
@@ -30,6 +31,8 @@ LENGTHS = (8, 16, 32, 64, 128, 192, 256, 384, 512)
 BATCHES = (2, 4, 8, 16)
 CHUNKS = (32, 64, 128)
 """In turn, so that pieces of many sizes attend to many earlier keys."""
+SIZES = (32, 64, 128, 256)
+"""Of chunks, that one is chosen from for a load."""
 OUTPUT = 12
 """Tokens written behind each prompt: the first step after a prompt is dearer than those that follow."""
 SHARES = {0.1: 6, 0.4: 16}
@@ -45,25 +48,26 @@ def busy() -> float:
     return psutil.cpu_percent(LOOK_S) / 100
 
 
-def calibrate(fleet: Fleet, config: Config, repeats: int = 1, first: int = 0) -> tuple[Fitted, list[Block]]:
-    """What was found, and the blocks it was found from; refused where the host is busy."""
+def calibrate(
+    fleet: Fleet, config: Config, repeats: int = 1, first: int = 0
+) -> tuple[Fitted | str, list[Block]]:
+    """What was found, or why it is refused: the host is busy. And the blocks it was found from."""
     share = busy()
     if share > BUSY_SHARE:
-        return Fitted(
-            refused=f"other programs use {share:.0%} of the cores; at most {BUSY_SHARE:.0%} may"
-        ), []
+        return f"other programs use {share:.0%} of the cores; at most {BUSY_SHARE:.0%} may", []
     blocks = run_blocks(fleet, config, repeats, first)
     share = busy()
     if share > BUSY_SHARE:
-        return Fitted(refused=f"other programs came to use {share:.0%} of the cores meanwhile"), blocks
+        return f"other programs came to use {share:.0%} of the cores meanwhile", blocks
     return fitted(blocks), blocks
 
 
-def calibrated(fleet: Fleet, config: Config) -> Fitted:
-    """What is known of these workers; calibrated now where others were, in a run that is resumed."""
-    if fleet.fitted.costs is None and not fleet.fitted.refused:
+def calibrated(fleet: Fleet, config: Config) -> Fitted | None:
+    """What is known of these workers; calibrated now where others were, in a run that is resumed. None where
+    that is refused."""
+    if not fleet.fitted:
         fleet.fitted, _ = calibrate(fleet, config)
-    return fleet.fitted
+    return fleet.fitted if isinstance(fleet.fitted, Fitted) else None
 
 
 def run_blocks(fleet: Fleet, config: Config, repeats: int = 1, first: int = 0) -> list[Block]:
@@ -77,7 +81,6 @@ def run_blocks(fleet: Fleet, config: Config, repeats: int = 1, first: int = 0) -
                 found.append(fleet.serve(config.layout(policy, chunk), trace, only))
         found.append(fleet.serve(config.layout("disaggregated"), _spaced(config, repeat)))
     costs = fitted(found).costs
-    assert costs is not None
     for repeat in range(first, first + repeats):
         for share, count in SHARES.items():
             trace = _at_random(config, f"{share} {repeat}", costs, share, count)
@@ -208,26 +211,12 @@ def _request(
     return Arrival(at, Request(next(numbers), prompt, output))
 
 
-def best_chunk(
-    config: Config,
-    costs: Costs,
-    wires: Wires,
-    disturbance: Disturbance = UNDISTURBED,
-    chunks: Sequence[int] = (32, 64, 128, 256),
-) -> int:
+def best_chunk(config: Config, fitted: Fitted) -> int:
     """The chunk size under which most requests of the config's load meet their limits, the shortest gaps
     deciding between equals: in the simulator, on requests that are not measured."""
-    from labs.serving.measures import measure
-    from labs.serving.model import limits_of, load_of
-    from labs.serving.simulator import simulate
-    from labs.serving.trace import arrivals
-    from labs.serving.weights import kv_bytes_per_token
-
     trace = arrivals(replace(load_of(config), seed=config.seed + 1), 200)
-    limits, size = limits_of(config), kv_bytes_per_token(config.width, config.layers)
     found = {}
-    for chunk in chunks:
-        layout = config.layout("chunked", chunk)
-        done = measure(simulate(trace, layout, costs, wires, size, disturbance).served, limits)
+    for chunk in SIZES:
+        done = measures_of(config, trace, config.layout("chunked", chunk), fitted)
         found[chunk] = (-round(done.attained, 2), done.itl_p99 + done.ttft_p50)
     return min(found, key=lambda chunk: found[chunk])

@@ -130,6 +130,15 @@ UNDISTURBED = Disturbance()
 
 
 @dataclass(frozen=True)
+class Fitted:
+    """How long steps and messages take, and how those that are run differ from that."""
+
+    costs: Costs
+    wires: Wires
+    disturbance: Disturbance = UNDISTURBED
+
+
+@dataclass(frozen=True)
 class Ran:
     """A step that was run: its seconds, the shares of the other workers that read and wrote meanwhile, on
     average, and how long its worker had rested."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from labs.lab import Interval, Measurement, Results, values_of
 from labs.serving import live
-from labs.serving.costs import Costs, Disturbance, Wires
+from labs.serving.costs import Costs, Disturbance, Fitted, Wires
 from labs.serving.layout import POLICIES
 from labs.serving.measures import Measures
 from labs.serving.model import LIVE, simulated
@@ -19,7 +19,7 @@ CALIBRATION = f"{COSTS}/calibration"
 MEDIANS = ("ttft_p50", "itl_p50")
 
 
-def fitted(results: Results) -> tuple[Costs, Wires, Disturbance] | None:
+def fitted(results: Results) -> Fitted | None:
     """What calibration recorded; None where it was refused."""
     found: list[dict[str, float]] = []
     for kind, prefix in ((Costs, "cost"), (Wires, "wire")):
@@ -34,7 +34,7 @@ def fitted(results: Results) -> tuple[Costs, Wires, Disturbance] | None:
         row = values_of(results, CALIBRATION, f"disturbance_{each.name}")
         if row:
             disturbance[each.name] = tuple(row) if each.default == () else row[-1]
-    return Costs(**found[0]), Wires(**found[1]), Disturbance(**disturbance)
+    return Fitted(Costs(**found[0]), Wires(**found[1]), Disturbance(**disturbance))
 
 
 def live_address(policy: str) -> str:
@@ -63,9 +63,7 @@ def in_simulator(results: Results, policy: str) -> list[Measures]:
     if found is None or not budget:
         return []
     count = len(values_of(results, address, "block_ttft_p50_s"))
-    return [
-        simulated(results.config, policy, block, *found, int(budget[-1])) for block in range(1, count + 1)
-    ]
+    return [simulated(results.config, policy, block, found, int(budget[-1])) for block in range(1, count + 1)]
 
 
 def told(results: Results, policy: str, key: str) -> Interval | None:

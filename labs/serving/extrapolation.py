@@ -211,9 +211,8 @@ def _costs(config: Config, there: Fleet, recorder: Recorder) -> tuple[Costs, Wir
     from labs.machine import load_cached
 
     found = calibrated(there, config)
-    costs, wires = found.costs, found.wires
-    recorder.record("fitted", float(costs is not None), "")
-    if costs is None or wires is None:
+    recorder.record("fitted", float(found is not None), "")
+    if found is None:
         machine = load_cached() or current()[0]
         return costs_of(config, machine), wires_of(machine)
-    return crowded(costs, found.disturbance), wires
+    return crowded(found.costs, found.disturbance), found.wires

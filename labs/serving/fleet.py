@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from labs.lab import Recorder
 from labs.serving import collector
 from labs.serving.config import Config
-from labs.serving.costs import UNDISTURBED, Costs, Disturbance, Wires
+from labs.serving.costs import Fitted
 from labs.serving.counted import Counters, Seen
 from labs.serving.layout import Layout
 from labs.serving.measures import Served
@@ -45,24 +45,16 @@ class Block:
     workers: int
 
 
-@dataclass
-class Fitted:
-    """What calibration found; refused: why it did not."""
-
-    costs: Costs | None = None
-    wires: Wires | None = None
-    disturbance: Disturbance = UNDISTURBED
-    refused: str = ""
-
-
 class Fleet:
-    """Workers of a model, started once; ``serve`` puts a block of load on them under a layout."""
+    """Workers of a model, started once; ``serve`` puts a block of load on them under a layout. fitted: what
+    calibration found, or why it was refused; empty before."""
 
     def __init__(self, config: Config, recorder: Recorder) -> None:
         from labs.concurrency import cluster
         from labs.serving.actors import Actor
 
-        self.now, self.fitted = recorder.now, Fitted()
+        self.now = recorder.now
+        self.fitted: Fitted | str = ""
         began = self.now()
         cluster.cluster(config.workers, recorder)
         self.model = Model(config.width, config.layers, config.context, config.seed)

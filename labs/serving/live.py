@@ -10,7 +10,7 @@ from dataclasses import asdict
 from labs.lab import Recorder
 from labs.serving import calibrating
 from labs.serving.config import NEIGHBOUR_OUTPUT, NEIGHBOUR_PROMPT, NEIGHBOURS, Config
-from labs.serving.costs import residual
+from labs.serving.costs import Fitted, residual
 from labs.serving.fleet import Block, fleet
 from labs.serving.measures import little, measure, quantile
 from labs.serving.model import limits_of, load_of
@@ -42,8 +42,7 @@ class LiveStep:
         chunk = 0
         if policy == "chunked":
             found = calibrating.calibrated(self.fleet, config)
-            if found.costs is not None and found.wires is not None:
-                chunk = calibrating.best_chunk(config, found.costs, found.wires, found.disturbance)
+            chunk = calibrating.best_chunk(config, found) if found else 0
         self.layout = config.layout(policy, chunk)
         self.calls, self.blocks = 0, list[Block]()
 
@@ -102,8 +101,8 @@ def calibration(config: Config, recorder: Recorder) -> Step:
     def step() -> dict[str, object]:
         found, blocks = calibrating.calibrate(there, config)
         there.fitted = found
-        recorder.record("refused", float(bool(found.refused)), "")
-        if found.costs is not None and found.wires is not None:
+        recorder.record("refused", float(not isinstance(found, Fitted)), "")
+        if isinstance(found, Fitted):
             for name, value in asdict(found.costs).items():
                 recorder.record(f"cost_{name}", value, "s")
             for name, value in asdict(found.wires).items():

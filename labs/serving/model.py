@@ -10,10 +10,12 @@
     earlier  = 2 x keys and values of a token / copy bandwidth     keys of earlier pieces, gathered
     decodes  = as a token of a prompt, without page faults: few tokens stay in memory that is there
     context  = keys and values of a token / read bandwidth         a key read by a decode
+    submit   = a hand-over to another process, and one to another thread     socket, then the engine's inbox
+    deliver  = a hand-over to another process                                socket
+    handed over: copies of the bytes, one each to take out and to store and two to send, and two actor calls
     TTFT, ITL = simulator(arrivals, layout, these)
 
-Messages are copies of their bytes, one each to take out and to store and two to send, and actors' calls. What
-is measured on the workers later (``calibrating``) replaces all of this; the simulator stays the same.
+What is measured on the workers later (``calibrating``) replaces all of this; the simulator stays the same.
 """
 
 from __future__ import annotations
@@ -23,11 +25,11 @@ from collections.abc import Iterator, Sequence
 from labs.lab import Prediction
 from labs.machine import Machine
 from labs.serving.config import Config
-from labs.serving.costs import UNDISTURBED, Costs, Disturbance, Wires
-from labs.serving.layout import POLICIES
+from labs.serving.costs import Costs, Fitted, Wires
+from labs.serving.layout import POLICIES, Layout
 from labs.serving.measures import Limits, Measures, measure
 from labs.serving.simulator import simulate
-from labs.serving.trace import Load, arrivals
+from labs.serving.trace import Arrival, Load, arrivals
 from labs.serving.weights import VOCABULARY, kv_bytes_per_token
 
 LIVE = "live"
@@ -82,9 +84,11 @@ def costs_of(config: Config, machine: Machine) -> Costs:
 
 
 def wires_of(machine: Machine) -> Wires:
-    """Ray's object store holds a copy, from which the receiver reads; each side makes another."""
-    copy = 1 / machine.bandwidth(64e6)
-    return Wires(ACTOR_CALL_S, ACTOR_CALL_S, 0.0, copy, 2 * ACTOR_CALL_S, 2 * copy, 0.0, copy)
+    """Requests and tokens go over a worker's socket. Of what is handed over Ray's object store holds a copy,
+    from which the receiver reads; each side makes another."""
+    socket, copy = machine["process_switch_s"], 1 / machine.bandwidth(64e6)
+    submit = socket + machine["thread_switch_s"]
+    return Wires(submit, socket, 0.0, copy, 2 * ACTOR_CALL_S, 2 * copy, 0.0, copy)
 
 
 def load_of(config: Config) -> Load:
@@ -95,20 +99,19 @@ def limits_of(config: Config) -> Limits:
     return Limits(config.ttft_ms / 1e3, config.itl_ms / 1e3)
 
 
-def simulated(
-    config: Config,
-    policy: str,
-    block: int,
-    costs: Costs,
-    wires: Wires,
-    disturbance: Disturbance = UNDISTURBED,
-    chunk: int = 0,
+def measures_of(
+    config: Config, trace: Sequence[Arrival], layout: Layout, fitted: Fitted, seed: int = 0
 ) -> Measures:
+    """What would be measured of these requests. seed: of what is drawn from the disturbance."""
+    size = kv_bytes_per_token(config.width, config.layers)
+    found = simulate(trace, layout, fitted.costs, fitted.wires, size, fitted.disturbance, seed)
+    return measure(found.served, limits_of(config))
+
+
+def simulated(config: Config, policy: str, block: int, fitted: Fitted, chunk: int = 0) -> Measures:
     """A block of the lab's load in the simulator."""
     trace = arrivals(load_of(config), config.requests, block * config.requests)
-    size = kv_bytes_per_token(config.width, config.layers)
-    found = simulate(trace, config.layout(policy, chunk), costs, wires, size, disturbance, block)
-    return measure(found.served, limits_of(config))
+    return measures_of(config, trace, config.layout(policy, chunk), fitted, block)
 
 
 def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
@@ -118,15 +121,12 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
 
 
 def _predictions(config: Config, machine: Machine) -> Iterator[Prediction]:
-    costs, wires = costs_of(config, machine), wires_of(machine)
-    size = kv_bytes_per_token(config.width, config.layers)
+    costs = costs_of(config, machine)
+    formulas = Fitted(costs, wires_of(machine))
     for policy in POLICIES:
         first, gaps = [], []
         for block in range(1, FORMULA_BLOCKS + 1):
-            trace = arrivals(load_of(config), config.requests, block * config.requests)
-            found = measure(
-                simulate(trace, config.layout(policy), costs, wires, size).served, limits_of(config)
-            )
+            found = simulated(config, policy, block, formulas)
             first.append(found.ttft_p50)
             gaps.append(found.itl_p50)
         because = (

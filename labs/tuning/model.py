@@ -155,7 +155,8 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
             f"{1e3 * job_s(task, machine):.3g} ms besides, on {config.workers} workers, simulated"
         )
         suspect = (
-            "operators on small tensors, whose calls are longer than torch.neg's; workers on shared cores"
+            "operators on small tensors, whose calls are longer than those on one number; workers on shared "
+            "cores"
         )
         found.append(Prediction(f"{SEARCH}/{name}", "time_s", trace.seconds, because, suspect))
     found.append(_peer(config, machine))

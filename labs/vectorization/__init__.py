@@ -9,11 +9,13 @@ Four problems are climbed rung by rung: Python, numpy, numba as it comes, numba 
 cores, JAX (jit, vmap), torch (eager, compiled). Every rung computes the same thing, checked against
 float64.
 
-Formulas, each as code in ``predict`` of its problem:
-  Python   operations x time of one bytecode
-  numpy    passes x bytes / bandwidth at the working set + calls + elements x time of exp
-  numba    a chain of dependent operations x latency, or calls of the C library x their time
-  SIMD     instructions / (FMA peak / 2 flops a lane), or bytes / bandwidth
+Formulas, as code in ``predict`` of each problem, which has some of the terms:
+  Python   operations, items, calls of C and turns of a loop, each x its own time
+  numpy    passes x bytes / bandwidth at the working set + new pages + calls + inner loops x a start
+             + elements x time of exp, or of a conversion
+  numba    a chain of dependent operations x latency + calls of the C library x their time
+  SIMD     instructions x time of one of exp's + divisions x their time + sums across lanes
+             + bytes / bandwidth
   parallel SIMD / cores + parallel regions
 What the compiler made is read from the machine code (kernels/inspect.py) and recorded with each numba rung.
 

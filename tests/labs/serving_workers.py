@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import queue
 import threading
 import time
@@ -15,6 +16,17 @@ from labs.serving.service import Service
 from labs.serving.worker import Model, Stop, Worker
 
 MODEL = Model(width=64, layers=2, context=256)
+
+
+class Witness:
+    """Something that was there before; the collector looks at it until it has been told that it stays."""
+
+    def __init__(self):
+        self.there = []
+
+    @property
+    def looked_at(self):
+        return any(each is self.there for each in gc.get_objects())  # what is frozen is not among them
 
 
 class ThreadWorker:

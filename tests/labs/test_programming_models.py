@@ -19,10 +19,12 @@ from labs.programming_models import (
     behaviours,
     chain,
     claims,
+    costs,
     expected,
     gpt_block,
     payback,
     proof,
+    rnn,
     torch_ways,
     training_step,
 )
@@ -298,6 +300,18 @@ def test_calls_of_the_networks_are_those_that_torch_makes() -> None:
     assert len(products) == training_step.LOSS_PRODUCTS
     once = 2 * training_step.LOSS_CALLS + 2  # each there and back; detach, and the update of all parameters
     assert len(counts["training_step"]) == once + training_step.BACKWARD_CALLS
+
+
+def test_products_are_predicted_as_often_as_they_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product's call is in the library's rate; of the loop's steps the first has none."""
+    one = machine(torch_call_s=1.0, torch_recorded_call_s=2.0, torch_backward_s=0.0)
+    monkeypatch.setattr(costs, "computing", lambda *arguments: (0.0, ""))
+    counted = 2 * training_step.LOSS_CALLS + training_step.BACKWARD_CALLS - training_step.LOSS_PRODUCTS
+    assert training_step.cost(SMALL, one, "torch").seconds == counted + training_step.UPDATE_CALLS
+    free = machine(torch_call_s=0.0, torch_compiled_call_s=0.0)
+    monkeypatch.setattr(costs, "computing", lambda *arguments: (6.0, ""))
+    for name in ("torch", "torch_cell", "torch_compile"):
+        assert rnn.cost(SMALL, free, name).seconds == 6.0
 
 
 def test_calls_of_the_block_are_those_in_the_jaxpr() -> None:

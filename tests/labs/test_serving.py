@@ -16,14 +16,14 @@ from labs.serving import derived, extrapolation
 from labs.serving import figures as drawn
 from labs.serving.claims import CLAIMS
 from labs.serving.config import Config
-from labs.serving.costs import Costs, Wires
+from labs.serving.costs import Costs, Fitted, Wires
 from labs.serving.layout import POLICIES
-from labs.serving.model import LIVE, costs_of, numbers_in_matrices, simulated
+from labs.serving.model import ACTOR_CALL_S, LIVE, costs_of, numbers_in_matrices, simulated, wires_of
 from labs.serving.weights import serving_model
 
 LAB = load("serving")
 QUICK = configure(LAB, "quick")
-HOST = machine()
+HOST = machine(process_switch_s=1e-5, thread_switch_s=3e-5)
 COSTS = Costs(2e-3, 1e-3, 1e-4, 1e-7, 5e-8, 1e-3, 4e-4, 1e-6)
 WIRES = Wires(1e-3, 2e-3, 5e-4, 1e-9, 3e-3, 2e-9)
 BLOCKS = 3
@@ -50,7 +50,7 @@ def results(config=QUICK, refused=False, slower=1.0, **changes):
         values[f"neighbours/{name}", "round_decode_step_s"] = [0.001]
     for policy in POLICIES:
         address = f"{LIVE}/{policy}"
-        rows = [simulated(config, policy, block, COSTS, WIRES) for block in range(1, BLOCKS + 1)]
+        rows = [simulated(config, policy, block, Fitted(COSTS, WIRES)) for block in range(1, BLOCKS + 1)]
         for key in ("ttft_p50", "itl_p50", "itl_p99", "itl_max"):
             values[address, f"block_{key}_s"] = [slower * getattr(row, key) for row in rows]
         for key in ("ttft_p50", "ttft_p99", "itl_p50", "itl_p99", "itl_max"):
@@ -108,6 +108,12 @@ def test_the_formulas_count_the_models_matrices():
     assert costs.decodes == pytest.approx(token)
     assert costs.new == pytest.approx(token + activations * HOST["page_fault_s_per_byte"])
     assert costs_of(replace(config, workers=4), HOST).new == pytest.approx(2 * costs.new)  # two to a core
+
+
+def test_requests_and_tokens_go_over_a_socket_and_hand_overs_through_actor_calls():
+    wires = wires_of(HOST)
+    assert (wires.submit, wires.deliver) == (pytest.approx(4e-5), 1e-5)
+    assert wires.travel == 2 * ACTOR_CALL_S
 
 
 def test_derived_ratios_are_measured_over_simulated():

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving_model import SMALL, engine, model, plain, requests, run_all, written_without_a_cache
+from serving_workers import Witness
 
 from labs.serving.blocks import BlockPool
 from labs.serving.engine import Engine, shape_of
@@ -424,6 +425,14 @@ def test_what_is_stored_is_no_part_of_the_step():
     assert step.stored == [(8, 1000.0)]  # two blocks of four tokens: the last token is computed here
     assert (step.began, step.ended, step.free) == (1000.0, 1001.0, 1001.0)
     assert step.stayed == [1001.0]
+
+
+def test_a_workers_collector_does_not_look_at_its_model():
+    before, reports = Witness(), []
+    assert before.looked_at
+    worker = Worker(Model(64, 1, 64), time.monotonic, reports.append)
+    run_one_step(worker, reports, Reset(LAYOUT, "both", 0), Add(Request(0, (1,) * 9, 1)))
+    assert not before.looked_at
 
 
 def test_an_aborted_request_leaves_nothing_wherever_it_stands():

@@ -37,7 +37,7 @@ def cells():
     there = fleet.fleet(CONFIG, Unrecorded(time.perf_counter))
     try:
         seen = calibrated(there, 0)
-        chunk = calibrating.best_chunk(CONFIG, *fitted(seen))
+        chunk = calibrating.best_chunk(CONFIG, calibrating.fitted(seen))
         size = kv_bytes_per_token(CONFIG.width, CONFIG.layers)
         layouts = {policy: CONFIG.layout(policy, chunk) for policy in POLICIES}
         measured = {cell: [] for cell in itertools.product(POLICIES, RATES)}
@@ -53,7 +53,8 @@ def cells():
                     block = there.serve(layout, trace)
                     assert block.leaked == 0
                     measured[policy, rate].append(block.served)
-        costs, wires, disturbance = fitted(seen)
+        found = calibrating.fitted(seen)
+        costs, wires, disturbance = found.costs, found.wires, found.disturbance
         said = {
             (policy, rate): [
                 simulate(trace, layouts[policy], costs, wires, size, disturbance, index).served
@@ -74,14 +75,9 @@ def cells():
 def calibrated(there, repeat):
     """Blocks of a calibration; several are spread over the run, since a host that others share changes."""
     found, blocks = calibrating.calibrate(there, CONFIG, first=repeat)
-    if found.costs is None:
-        pytest.skip(f"calibration is refused: {found.refused}")
+    if isinstance(found, str):
+        pytest.skip(f"calibration is refused: {found}")
     return blocks
-
-
-def fitted(blocks):
-    found = calibrating.fitted(blocks)
-    return found.costs, found.wires, found.disturbance
 
 
 def together(blocks):

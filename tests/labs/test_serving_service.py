@@ -14,7 +14,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from serving_workers import MODEL, Served, SlowWorker, ThreadWorker, layout, service_of
+from serving_workers import MODEL, Served, SlowWorker, ThreadWorker, Witness, layout, service_of
 
 from labs.serving import actors
 from labs.serving import serve as serving
@@ -712,14 +712,40 @@ def test_workers_that_cannot_start_are_one_line(monkeypatch):
             raise LostWorker("its process has ended")
 
     monkeypatch.setattr("labs.serving.actors.Actor", lambda model, now: Gone())
+    with pytest.raises(ValueError, match="started: its process has ended"):
+        serve_here()
+
+
+def serve_here():
+    """The command's server, in this process."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     options = options_of("chunked", COUNTS, {}, "127.0.0.1", 0, "", 8)
     try:
-        with socket.socket() as listening, pytest.raises(ValueError, match="started: its process has ended"):
+        with socket.socket() as listening:
             run(serving._serve(options, listening, time.perf_counter, time.time))
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def test_a_servers_collector_does_not_look_at_what_was_there_before_it_serves(monkeypatch):
+    class Enough(Exception):
+        pass
+
+    async def ready(service):
+        pass  # the workers know no layout: in threads, each would tell this process's collector
+
+    def endpoint(*arguments):
+        raise Enough("it would serve now")
+
+    before = Witness()
+    assert before.looked_at
+    monkeypatch.setattr("labs.serving.actors.Actor", lambda model, now: ThreadWorker())
+    monkeypatch.setattr("labs.serving.service.Service.ready", ready)
+    monkeypatch.setattr("labs.serving.endpoint.Endpoint", endpoint)
+    with pytest.raises(Enough):
+        serve_here()
+    assert not before.looked_at
 
 
 def test_a_port_that_is_taken_is_said_at_once():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from labs.serving import calibrating, extrapolation, legs
 from labs.serving.config import Config
-from labs.serving.costs import Costs, Disturbance, Ran, Wires, crowded, fit, residual, terms
+from labs.serving.costs import Costs, Disturbance, Fitted, Ran, Wires, crowded, fit, residual, terms
 from labs.serving.counted import Seen, Trip
 from labs.serving.engine import Shape
 from labs.serving.layout import POLICIES, Layout
@@ -507,6 +507,6 @@ def test_the_rivals_have_the_same_workers_and_memory():
 def test_the_chunk_is_tuned_to_the_limits():
     """Long gaps forbidden: a small one. Steps that cost much by themselves: a large one."""
     config = Config(itl_ms=8.0)
-    assert calibrating.best_chunk(config, replace(COSTS, step=1e-4, prompts=0.0), WIRES) == 32
+    assert calibrating.best_chunk(config, Fitted(replace(COSTS, step=1e-4, prompts=0.0), WIRES)) == 32
     dear = replace(COSTS, step=0.02)
-    assert calibrating.best_chunk(Config(itl_ms=1000.0, rate=3.0), dear, WIRES) >= 128
+    assert calibrating.best_chunk(Config(itl_ms=1000.0, rate=3.0), Fitted(dear, WIRES)) >= 128
