@@ -180,7 +180,7 @@ def test_streamed_stores_fill_the_same_elements(columns, monkeypatch):
     logits, target = data(9, columns)
     scale, plain, losses = torch.full((1,), 0.5), torch.empty(9, columns), torch.empty(9)
     cpu.visit(logits, target, -100, 0.1, losses, scale, plain)
-    monkeypatch.setattr(cpu, "_STREAM_BYTES", 0)
+    monkeypatch.setattr("kernels.streaming.STREAMED_BYTES", 0)
     for offset in (0, 3):  # elements past a cache line
         memory = torch.full((9 * columns + 40,), torch.nan)
         begin = -memory.data_ptr() // 4 % 16 + offset
