@@ -61,7 +61,7 @@ def versions() -> dict[str, str]:
 def facts() -> dict[str, Any]:
     """Names and modes to show beside every result; values are text, numbers or lists."""
     from kernels import peaks as kernel
-    from kernels import peaks_matrix
+    from kernels.amx import amx_unavailable
 
     interesting = (
         "avx",
@@ -81,7 +81,7 @@ def facts() -> dict[str, Any]:
         "usable_cores": usable_cores(),
         "host_cores": os.cpu_count(),
         "features": [name for name in interesting if kernel.FEATURES.get(name)],
-        "amx": peaks_matrix.amx_unavailable() or "usable",
+        "amx": amx_unavailable() or "usable",
         "versions": versions(),
     }
     modes = {
