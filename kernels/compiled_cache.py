@@ -97,7 +97,7 @@ def kept_text(
 
 
 def njit_kept(signature: str, **options: Any) -> Any:
-    """Decorator: ``numba.njit(signature, cache=True, **options)``, which another text of the package compiles anew.
+    """Decorator: ``numba.njit(signature, cache=True, **options)``, compiled anew after a change of any file.
 
     numba itself looks at the function's own file alone, whatever is compiled into it from others.
     """
