@@ -120,7 +120,7 @@ def _threads() -> Finding:
 
 def _quota() -> list[Finding]:
     """A limit on CPU time by control groups (``--cpus`` of a container), where there is one."""
-    from labs.machine import affinity, cpu_quota
+    from kernels.cores import affinity, cpu_quota
 
     quota, cores = cpu_quota(), len(affinity())
     if quota is None:

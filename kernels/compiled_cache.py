@@ -96,6 +96,22 @@ def kept_text(
     return text
 
 
+def njit_kept(signature: str, **options: Any) -> Any:
+    """Decorator: ``numba.njit(signature, cache=True, **options)``, compiled anew after a change of any file.
+
+    numba itself looks at the function's own file alone, whatever is compiled into it from others.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        compiled = numba.njit(cache=True, **options)(function)
+        compiled._cache._cache_file._source_stamp = _surroundings()
+        compiled.compile(signature)
+        compiled.disable_compile()
+        return compiled
+
+    return decorate
+
+
 def _compiled(
     signature: Any, function: Callable[..., Any], options: dict[str, Any], path: Path | None
 ) -> tuple[int, Any]:

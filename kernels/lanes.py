@@ -19,10 +19,10 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
+from kernels import ir_vectors
 from kernels.storage import narrowed, widened
 
 LANES = 16
@@ -145,12 +145,7 @@ def prefetch(typing: Any, array: Any, offset: Any) -> Any:
         return None
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        pointer, word = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer, word, word, word])
-        declared = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        place = builder.bitcast(builder.gep(data, [args[1]]), pointer)
-        builder.call(declared, [place, word(0), word(2), word(1)])  # read, moderate locality, data
+        ir_vectors.prefetch(builder, ir_vectors.pointer_at(context, builder, signature, args, 0, args[1]))
         return context.get_dummy_value()
 
     return types.void(array, offset), codegen

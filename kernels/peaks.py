@@ -21,17 +21,17 @@ import platform
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from kernels.compiled_cache import njit_kept
+from kernels.ir_vectors import LONG, address, declare, splat, total
 from kernels.simd import exp_float32, full_width
 
 CHAINS = 12  # independent accumulators: more than latency x units (4 x 2), few enough for 16 registers
 STREAMS = 8  # vectors in flight in the copy and read loops
 PAGE_BYTES = 4096
-
-LONG = ir.IntType(64)
 
 
 def host_features() -> dict[str, bool]:
@@ -56,37 +56,6 @@ LANES32 = BITS // 32
 LANES64 = BITS // 64
 # Without the instruction llvm.fma is a call into libm; every CPU but early x86 has it.
 FUSED = bool(FEATURES.get("fma")) or platform.machine() not in ("x86_64", "AMD64", "i386", "i686")
-
-
-def declare(builder, name, result, arguments):
-    found = builder.module.globals.get(name)
-    return found or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
-
-
-def splat(builder, value, lanes):
-    if lanes == 1:
-        return value
-    vector = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
-    for lane in range(lanes):
-        vector = builder.insert_element(vector, value, ir.IntType(32)(lane))
-    return vector
-
-
-def total(builder, values, lanes):
-    """Sum of all lanes of all vectors; uses every accumulator, so that none is dead."""
-    vector = values[0]
-    for value in values[1:]:
-        vector = builder.fadd(vector, value)
-    if lanes == 1:
-        return vector
-    total = builder.extract_element(vector, ir.IntType(32)(0))
-    for lane in range(1, lanes):
-        total = builder.fadd(total, builder.extract_element(vector, ir.IntType(32)(lane)))
-    return total
-
-
-def address(context, builder, kind, array):
-    return context.make_array(kind)(context, builder, array).data
 
 
 # --- arithmetic ------------------------------------------------------------------------------------
@@ -134,30 +103,30 @@ FLOPS_FMA64 = 2 * LANES64 * CHAINS
 FLOPS_SCALAR = 2 * CHAINS
 
 
-@njit("f4(i8)", nogil=True, cache=True)
+@njit_kept("f4(i8)", nogil=True)
 def fma32(iterations):
     """float32 FMAs on full registers, ``CHAINS`` independent chains."""
     return _fma32(iterations, np.float32(0.999), np.float32(0.001))
 
 
-@njit("f8(i8)", nogil=True, cache=True)
+@njit_kept("f8(i8)", nogil=True)
 def fma64(iterations):
     return _fma64(iterations, 0.999, 0.001)
 
 
-@njit("f4(i8)", nogil=True, cache=True)
+@njit_kept("f4(i8)", nogil=True)
 def fma_scalar(iterations):
     """The same chains on single floats: the most that compiled code without SIMD can do."""
     return _fma_scalar(iterations, np.float32(0.999), np.float32(0.001))
 
 
-@njit("f4(i8)", nogil=True, cache=True)
+@njit_kept("f4(i8)", nogil=True)
 def fma_latency(iterations):
     """One dependent scalar FMA an iteration."""
     return _fma_one(iterations, np.float32(0.999), np.float32(0.001))
 
 
-@njit("f4(i8)", nogil=True, cache=True)
+@njit_kept("f4(i8)", nogil=True)
 def add_latency(iterations):
     """One dependent scalar float32 addition an iteration; some CPUs add in fewer cycles than they fuse."""
     total = np.float32(0)
@@ -169,7 +138,7 @@ def add_latency(iterations):
 # --- packed code -----------------------------------------------------------------------------------
 
 
-@njit("void(f4[::1], f4[::1], i8)", nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+@njit_kept("void(f4[::1], f4[::1], i8)", nogil=True, error_model="numpy", fastmath={"contract"})
 def packed_exp(target, source, repeats):
     """target = exp(-source) by ``simd``'s arithmetic on full registers: beside FMAs also comparisons,
     selections, integers, loads and stores, which have fewer units."""
@@ -180,7 +149,7 @@ def packed_exp(target, source, repeats):
             target[place] = exp_float32(shift - source[place])
 
 
-@njit("void(f4[::1], f4[::1], i8)", nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+@njit_kept("void(f4[::1], f4[::1], i8)", nogil=True, error_model="numpy", fastmath={"contract"})
 def packed_division(target, source, repeats):
     """target = 1.5 / source on full registers."""
     full_width()
@@ -243,14 +212,14 @@ def _read(typingctx, source, start):
     return types.float32(source, types.float32), codegen
 
 
-@njit("void(f4[::1], f4[::1], i8)", nogil=True, cache=True)
+@njit_kept("void(f4[::1], f4[::1], i8)", nogil=True)
 def copy(target, source, repeats):
     """``repeats`` passes of target = 1.0001 * source, float32 of a multiple of ``STREAMS * LANES32``."""
     for _ in range(repeats):
         _scale(target, source, np.float32(1.0001))
 
 
-@njit("f4(f4[::1], i8)", nogil=True, cache=True)
+@njit_kept("f4(f4[::1], i8)", nogil=True)
 def read(source, repeats):
     """``repeats`` passes that each start from the sum of the last: none can be left out."""
     total = np.float32(0)
@@ -259,14 +228,14 @@ def read(source, repeats):
     return total
 
 
-@njit("void(u1[::1])", nogil=True, cache=True)
+@njit_kept("void(u1[::1])", nogil=True)
 def touch(memory):
     """Write one byte of each page."""
     for place in range(0, memory.size, PAGE_BYTES):
         memory[place] = 1
 
 
-@njit("void(f4[::1], i8)", nogil=True, cache=True)
+@njit_kept("void(f4[::1], i8)", nogil=True)
 def fill(values, seed):
     """Random numbers in [0.5, 1.5): never zeros, which some memory systems treat better."""
     state = np.uint64(seed * 2 + 1)
@@ -278,20 +247,20 @@ def fill(values, seed):
 # --- calls -----------------------------------------------------------------------------------------
 
 
-@njit("f4(f4[::1])", nogil=True, cache=True)
+@njit_kept("f4(f4[::1])", nogil=True)
 def call(values):
     """What an njit call costs: one array in, one number out."""
     return values[0]
 
 
-@njit("void(f4[::1])", parallel=True, nogil=True, cache=True)
+@njit_kept("void(f4[::1])", parallel=True, nogil=True)
 def region(values):
     """A parallel loop with one trivial iteration a core."""
     for place in prange(values.size):
         values[place] = np.float32(place)
 
 
-@njit("f4(f4[::1], i8)", nogil=True, cache=True, error_model="numpy")
+@njit_kept("f4(f4[::1], i8)", nogil=True, error_model="numpy")
 def libm_exp(values, repeats):
     """Scalar expf of every value, ``repeats`` times: numba's wheels have no vector math library."""
     total = np.float32(0)

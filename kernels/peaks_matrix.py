@@ -3,16 +3,11 @@
 Like ``peaks.py``: operands in registers or tiles, chains enough to hide the latency, nothing to optimise
 away. Compiled on demand, since LLVM refuses instructions that the host lacks.
 
-Sources: Intel 64 and IA-32 Optimization Reference Manual, chapter on AMX (TDPBF16PS: 16 cycles a tile);
-Linux Documentation/arch/x86/xstate.rst (permission to use tile data: ``arch_prctl``).
+Source: Intel 64 and IA-32 Optimization Reference Manual, chapter on AMX (TDPBF16PS: 16 cycles a tile).
 """
 
 from __future__ import annotations
 
-import ctypes
-import os
-import platform
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -22,25 +17,9 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels.peaks import BITS, CHAINS, FEATURES, LONG, address, declare, splat, total
-
-BYTE = ir.IntType(8)
-
-
-class BFloat(ir.Type):
-    """LLVM's bfloat, which llvmlite does not name."""
-
-    intrinsic_name = "bf16"
-
-    def _to_string(self) -> str:
-        return "bfloat"
-
-    def __eq__(self, other: object) -> bool:  # llvmlite compares types, not their names
-        return isinstance(other, BFloat)
-
-    def __hash__(self) -> int:
-        return hash("bfloat")
-
+from kernels.amx import amx_unavailable, emit, tile_config
+from kernels.ir_vectors import BYTE, LONG, BFloat, address, declare, splat, total
+from kernels.peaks import BITS, CHAINS, FEATURES
 
 FLOPS_DOT_BF16 = 2 * 32 * CHAINS  # 16 lanes, two products each
 HAS_DOT_BF16 = bool(FEATURES.get("avx512bf16")) and BITS == 512
@@ -79,42 +58,25 @@ def _compile_dot_bf16() -> Any:
 
 TILES = 4  # accumulator tiles; two operand tiles of A and two of B
 FLOPS_TILES = TILES * 2 * 16 * 16 * 32
-_ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA, _SYS_ARCH_PRCTL = 0x1023, 18, 158
-
-
-def amx_unavailable() -> str:
-    """Why bf16 tiles cannot be used by this process, or "" after the kernel has given permission."""
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        return "AMX needs x86-64 Linux"
-    if not (FEATURES.get("amx-bf16") and FEATURES.get("amx-tile")):
-        return "this CPU has no AMX bf16 tiles"
-    call = ctypes.CDLL(None, use_errno=True).syscall
-    if call(_SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA):
-        return f"the kernel refused tile data: {os.strerror(ctypes.get_errno())}"
-    return ""
 
 
 def emit_tiles(builder: Any, iterations: Any, config: Any, operand: Any) -> None:
     """IR of ``iterations`` times four independent TDPBF16PS. config, operand: i8 pointers.
 
     Everything from configuration to release is one straight piece of code, so that no call can
-    disturb the tiles in between. Tile numbers are immediates; the state is this thread's alone.
+    disturb the tiles in between.
     """
-    void, pointer = ir.VoidType(), BYTE.as_pointer()
-
-    def call(name: str, kinds: list[Any], values: list[Any]) -> None:
-        builder.call(declare(builder, f"llvm.x86.{name}", void, kinds), values)
-
-    call("ldtilecfg", [pointer], [config])
+    pointer = BYTE.as_pointer()
+    emit(builder, "ldtilecfg", [pointer], [config])
     for tile in range(TILES):
-        call("tilezero", [BYTE], [BYTE(tile)])
+        emit(builder, "tilezero", [BYTE], [BYTE(tile)])
     for tile in range(TILES, TILES + 4):
-        call("tileloadd64", [BYTE, pointer, LONG], [BYTE(tile), operand, LONG(64)])
+        emit(builder, "tileloadd64", [BYTE, pointer, LONG], [BYTE(tile), operand, LONG(64)])
     with cgutils.for_range(builder, iterations, intp=LONG):
         for tile in range(TILES):
-            call("tdpbf16ps", [BYTE] * 3, [BYTE(tile), BYTE(4 + tile // 2), BYTE(6 + tile % 2)])
-    call("tilestored64", [BYTE, pointer, LONG], [BYTE(0), operand, LONG(64)])
-    call("tilerelease", [], [])
+            emit(builder, "tdpbf16ps", [BYTE] * 3, [BYTE(tile), BYTE(4 + tile // 2), BYTE(6 + tile % 2)])
+    emit(builder, "tilestored64", [BYTE, pointer, LONG], [BYTE(0), operand, LONG(64)])
+    emit(builder, "tilerelease", [], [])
 
 
 @intrinsic
@@ -128,15 +90,6 @@ def _tiles(typingctx: Any, iterations: Any, config: Any, operand: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64, config, operand), codegen
-
-
-def tile_config() -> Any:
-    """The 64 bytes LDTILECFG reads: palette 1, eight tiles of 16 rows x 64 bytes."""
-    config = np.zeros(64, np.uint8)
-    config[0] = 1
-    config[16:32].view(np.uint16)[:] = 64
-    config[48:56] = 16
-    return config
 
 
 def _compile_tiles() -> Any:

@@ -9,23 +9,26 @@ from __future__ import annotations
 
 import torch
 
-from kernels.caches import second_level_bytes, usable_cores
+from kernels.caches import second_level_bytes
+from kernels.cores import usable_cores
 from kernels.simd import STREAM_BYTES
 
 STREAMED_BYTES = 2 * usable_cores() * second_level_bytes()
-"""Outputs of at least so many bytes are streamed: of what does not fit the second-level caches, a plain store
-fetches each line from the last level or from memory, however large the last level is."""
+"""Outputs of at least so many bytes are streamed: twice what the second-level caches of the usable cores
+hold, so that a reader would find less than half there. Of the rest a plain store fetches each line from the
+last level or from memory, however large the last level is."""
 
 AHEAD_BYTES = 8192
 """Rows to come are asked for (``kernels.lanes.prefetch``) while one is written, this far ahead or more, in
 whole rows: the hardware's own prefetching stops at each page and does nothing between two rows."""
 
 
+def is_large(out: torch.Tensor) -> bool:
+    """Whether most of an output would leave the caches before anyone reads it."""
+    return out.numel() * out.element_size() >= STREAMED_BYTES
+
+
 def is_streamed(out: torch.Tensor, columns: int) -> bool:
     """Whether to store past the caches: large outputs whose rows are aligned vectors."""
     row = columns * out.element_size()
-    return (
-        out.numel() * out.element_size() >= STREAMED_BYTES
-        and row % STREAM_BYTES == 0
-        and out.data_ptr() % STREAM_BYTES == 0
-    )
+    return is_large(out) and row % STREAM_BYTES == 0 and out.data_ptr() % STREAM_BYTES == 0

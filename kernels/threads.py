@@ -34,7 +34,6 @@ from numba import types
 from numba.extending import intrinsic
 
 from kernels.compiled_cache import address_of
-from kernels.inspect import assembly_of
 from kernels.op import FallbackWarning
 from kernels.simd import compiled_features, vector_bits
 
@@ -118,10 +117,6 @@ class Chunked:
         """Types of the arguments it has been called with, as ``compiled`` takes them."""
         fold = self.compiled._compiler.fold_argument_types  # *arguments become one tuple
         return [tuple(fold(_signature(key), {})[1]) for key in self._workers]
-
-    def assembly(self, signature: tuple[types.Type, ...]) -> str:
-        """The machine code of the body for one of ``signatures``."""
-        return assembly_of(self.compiled, signature)
 
     def __call__(self, chunks: int, *arguments: Any) -> None:
         key: list[Any] = []

@@ -8,25 +8,12 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from labs.machine import affinity, cpu_quota, usable_cores
+from kernels.caches import caches as caches
+from kernels.cores import cpu_quota, text_of, usable_cores
 
 PACKAGES = ("torch", "numpy", "numba", "llvmlite", "jax", "jaxlib", "triton", "ray")
-UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
-
-
-def _text(path: str | Path) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ""
-
-
-def _bytes(text: str) -> int:
-    """``32K`` -> 32768."""
-    return int(text[:-1]) * UNITS[text[-1]] if text[-1:] in UNITS else int(text)
 
 
 def _cpu_list(text: str) -> set[int]:
@@ -38,37 +25,18 @@ def _cpu_list(text: str) -> set[int]:
     return found
 
 
-def caches() -> dict[str, float]:
-    """``l1d_bytes`` and ``l2_bytes`` of one core; ``l3_bytes`` of all that the usable cores reach."""
-    shared: dict[tuple[int, str], int] = {}
-    for core in affinity():
-        for index in Path(f"/sys/devices/system/cpu/cpu{core}/cache").glob("index*"):
-            kind, size = _text(index / "type"), _text(index / "size")
-            if kind in ("Data", "Unified") and size:
-                shared[int(_text(index / "level")), _text(index / "shared_cpu_list")] = _bytes(size)
-    sizes = {level: [size for (at, _), size in shared.items() if at == level] for level in (1, 2, 3)}
-    found: dict[str, float] = {}
-    if sizes[1]:
-        found["l1d_bytes"] = max(sizes[1])
-    if sizes[2]:
-        found["l2_bytes"] = max(sizes[2])
-    if sizes[3]:
-        found["l3_bytes"] = sum(sizes[3])
-    return found
-
-
 def memory_bytes() -> float:
     """Memory this process may use: the machine's, or its container's share."""
     total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        limit = _text(path)
+        limit = text_of(path)
         if limit.isdigit():
             total = min(total, float(limit))
     return total
 
 
 def _cpu_lines(key: str) -> Iterator[str]:
-    for line in _text("/proc/cpuinfo").splitlines():
+    for line in text_of("/proc/cpuinfo").splitlines():
         name, _, value = line.partition(":")
         if name.strip() == key:
             yield value.strip()
@@ -93,7 +61,7 @@ def versions() -> dict[str, str]:
 def facts() -> dict[str, Any]:
     """Names and modes to show beside every result; values are text, numbers or lists."""
     from kernels import peaks as kernel
-    from kernels import peaks_matrix
+    from kernels.amx import amx_unavailable
 
     interesting = (
         "avx",
@@ -113,7 +81,7 @@ def facts() -> dict[str, Any]:
         "usable_cores": usable_cores(),
         "host_cores": os.cpu_count(),
         "features": [name for name in interesting if kernel.FEATURES.get(name)],
-        "amx": peaks_matrix.amx_unavailable() or "usable",
+        "amx": amx_unavailable() or "usable",
         "versions": versions(),
     }
     modes = {
@@ -122,7 +90,7 @@ def facts() -> dict[str, Any]:
         "simultaneous_multithreading": "/sys/devices/system/cpu/smt/active",
     }
     for name, path in modes.items():
-        if text := _text(path):
+        if text := text_of(path):
             found[name] = text
     if quota := cpu_quota():
         found["cpu_quota_cores"] = quota

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from kernels.cores import affinity, usable_cores
 from labs.home import home
 
 FORMAT = 8  # of the cached file; another number is measured anew
@@ -175,50 +176,6 @@ def fingerprint() -> str:
         str(FORMAT),
     )
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]
-
-
-def affinity() -> set[int]:
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
-
-
-def _quota(folder: Path) -> float | None:
-    """Of one control group, in cores; version 2 has one file, version 1 two."""
-    quota, _, period = _read(folder / "cpu.max").partition(" ")
-    if not quota:
-        quota, period = (_read(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
-    limited = quota.isdigit() and period.isdigit() and int(period) > 0  # else "max", or -1
-    return int(quota) / int(period) if limited else None
-
-
-def cpu_quota(root: Path = Path("/")) -> float | None:
-    """Cores' worth of time that control groups leave this process, or None when none limits it.
-
-    A limit holds for all groups below, so that the least on the way from this process's group up counts.
-    Inside a container that way may be the host's, of which only the end is visible.
-    """
-    found = []
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, kinds, path = line.split(":", 2)
-        mounts = ["sys/fs/cgroup"] if not kinds else [f"sys/fs/cgroup/{kinds}", "sys/fs/cgroup/cpu"]
-        if kinds and "cpu" not in kinds.split(","):
-            continue
-        for mount in mounts:
-            group = Path(path.lstrip("/"))
-            found += [_quota(root / mount / each) for each in (group, *group.parents)]
-    return min((quota for quota in found if quota is not None), default=None)
-
-
-def usable_cores() -> int:
-    """Cores this process may keep busy: taskset's share or a container's, not the host's count."""
-    quota = cpu_quota()
-    return len(affinity()) if quota is None else max(1, min(len(affinity()), math.ceil(quota)))
 
 
 def cache_path() -> Path:

@@ -2,6 +2,8 @@
 inside a function."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,3 +49,14 @@ def test_the_check_sees_every_form_of_import():
     )
     assert upward(source, "kernels") == ["line 2: bench", "line 3: labs", "line 4: bench"]
     assert upward(source, "labs") == ["line 2: bench", "line 4: bench"]
+
+
+def test_products_load_no_micro_kernels():
+    """Those of ``kernels.peaks`` have signatures: whoever imports them compiles or loads them."""
+    code = "import sys, kernels; kernels.matmul_bf16; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    loaded = done.stdout.split()
+    assert "kernels.matmul.cpu_amx" in loaded
+    assert not {"kernels.peaks", "kernels.peaks_matrix"} & set(loaded)

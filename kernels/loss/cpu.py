@@ -21,6 +21,7 @@ from numba.extending import intrinsic
 from kernels.loss.passes import Passes
 from kernels.simd import exp_nonpositive_float32, full_width, maximum, store_fence
 from kernels.storage import narrow, widen
+from kernels.streaming import is_large
 from kernels.threads import chunked, chunks_of
 
 f32 = np.float32
@@ -29,7 +30,6 @@ _SUM = ("reassoc", "contract", "nsz")
 # what has just arrived.
 _BLOCK = 16384
 _LOSS_BLOCK = 1024
-_STREAM_BYTES = 16 << 20  # a larger gradient leaves the caches before anybody reads it
 
 _piece = numba.njit(error_model="numpy", fastmath=set(_SUM), forceinline=True)
 
@@ -236,7 +236,7 @@ def visit(
     row. Targets must have passed ``survey``.
     """
     rows, columns = logits.shape
-    streamed = gradient is not None and gradient is not logits and 4 * gradient.numel() >= _STREAM_BYTES
+    streamed = gradient is not None and gradient is not logits and is_large(gradient)
     past = None
     if logits.dtype is torch.float32:
         past = gradient.data_ptr() % 64 // 4 if gradient is not None and streamed else -1

@@ -3,7 +3,7 @@
 Two by two tiles hold 32 x 32 sums while a step takes two tiles of each factor, so that each load serves two
 multiplications. A panel of B, 512 k deep, stays in the first-level cache while the panels of A go by from the
 second; sums of a deeper product wait there too. ``cpu_amx_pack`` lays the factors out; B is packed by strips
-that stay in the last level, each used for all rows of A.
+of four second-level caches, each used for all rows of A.
 
 Sources: Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication" (blocks and panels);
 Intel 64 and IA-32 Optimization Reference Manual, chapter on AMX (two by two tiles).
@@ -21,10 +21,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels import peaks_matrix
+from kernels.amx import amx_unavailable, emit, tile_config
 from kernels.caches import second_level_bytes
+from kernels.ir_vectors import BYTE, FLOAT, LONG, BFloat, address, declare, load, pointer_at, prefetch, store
 from kernels.matmul.cpu_amx_pack import BLOCK, PARTS, SIDE, pack_columns, pack_lines, pack_rows
-from kernels.peaks import LONG, address, declare
 from kernels.simd import compiled_features, full_width
 from kernels.storage import narrow
 from kernels.threads import chunked
@@ -36,40 +36,24 @@ has."""
 _LINES = 2
 _LEAST_CHUNKS = 16
 _LEAST_RESIDENT = 4
-_TILES = peaks_matrix.tile_config()
-_BYTE, _WORD, _FLOAT = ir.IntType(8), ir.IntType(32), ir.FloatType()
-_FLOATS = ir.VectorType(_FLOAT, 16)
+_TILES = tile_config()
+_FLOATS = ir.VectorType(FLOAT, 16)
 
 
 @cache
 def usable() -> bool:
     """Whether this CPU has the tiles, numba compiles for them and this process may use them."""
-    return compiled_features() >= FEATURES and not peaks_matrix.amx_unavailable()
+    return compiled_features() >= FEATURES and not amx_unavailable()
 
 
 # --- instructions --------------------------------------------------------------------------------
-
-
-def _call(builder: Any, name: str, kinds: list[Any], values: list[Any]) -> None:
-    builder.call(declare(builder, f"llvm.x86.{name}", ir.VoidType(), kinds), values)
-
-
-def _place(context: Any, builder: Any, signature: Any, args: Any, index: int, offset: Any) -> Any:
-    return builder.gep(address(context, builder, signature.args[index], args[index]), [offset])
-
-
-def _prefetch(builder: Any, place: Any) -> None:
-    """Ask for a cache line in the second level; outside of memory it does nothing."""
-    kinds = [_BYTE.as_pointer(), _WORD, _WORD, _WORD]
-    fetch = declare(builder, "llvm.prefetch.p0", ir.VoidType(), kinds)
-    builder.call(fetch, [builder.bitcast(place, kinds[0]), _WORD(0), _WORD(2), _WORD(1)])
 
 
 @intrinsic
 def _configure(typing: Any, tiles: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = address(context, builder, signature.args[0], args[0])
-        _call(builder, "ldtilecfg", [_BYTE.as_pointer()], [builder.bitcast(data, _BYTE.as_pointer())])
+        emit(builder, "ldtilecfg", [BYTE.as_pointer()], [builder.bitcast(data, BYTE.as_pointer())])
         return context.get_dummy_value()
 
     return types.void(tiles), codegen
@@ -78,7 +62,7 @@ def _configure(typing: Any, tiles: Any) -> Any:
 @intrinsic
 def _release(typing: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _call(builder, "tilerelease", [], [])
+        emit(builder, "tilerelease", [], [])
         return context.get_dummy_value()
 
     return types.void(), codegen
@@ -107,27 +91,27 @@ def _multiply(parts: int) -> Any:
         ahead: Any,
     ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            pointer = _BYTE.as_pointer()
+            pointer = BYTE.as_pointer()
 
             def move(name: str, tile: int, base: Any, offset: int, stride_bytes: int) -> None:
                 start = builder.bitcast(builder.gep(base, [LONG(offset)]), pointer)
-                kinds = [_BYTE, pointer, LONG]
-                _call(builder, name, kinds, [_BYTE(tile), start, LONG(stride_bytes)])
+                kinds = [BYTE, pointer, LONG]
+                emit(builder, name, kinds, [BYTE(tile), start, LONG(stride_bytes)])
 
             def product(tile: int) -> None:
-                operands = [_BYTE(tile), _BYTE(4 + tile // 2), _BYTE(6 + tile % 2)]
-                _call(builder, "tdpbf16ps", [_BYTE] * 3, operands)
+                operands = [BYTE(tile), BYTE(4 + tile // 2), BYTE(6 + tile % 2)]
+                emit(builder, "tdpbf16ps", [BYTE] * 3, operands)
 
-            left = _place(context, builder, signature, args, 0, args[1])
-            right = _place(context, builder, signature, args, 2, args[3])
-            total = _place(context, builder, signature, args, 6, args[7])
-            later = _place(context, builder, signature, args, 2, args[8])
+            left = pointer_at(context, builder, signature, args, 0, args[1])
+            right = pointer_at(context, builder, signature, args, 2, args[3])
+            total = pointer_at(context, builder, signature, args, 6, args[7])
+            later = pointer_at(context, builder, signature, args, 2, args[8])
             quarters = [16 * SIDE * (tile // 2) + 16 * (tile % 2) for tile in range(4)]
             is_fresh = builder.icmp_signed("!=", args[5], args[5].type(0))
             with builder.if_else(is_fresh) as (then, otherwise):
                 with then:
                     for tile in range(4):
-                        _call(builder, "tilezero", [_BYTE], [_BYTE(tile)])
+                        emit(builder, "tilezero", [BYTE], [BYTE(tile)])
                 with otherwise:
                     for tile, quarter in enumerate(quarters):
                         move("tileloadd64", tile, total, quarter, 4 * SIDE)
@@ -136,7 +120,7 @@ def _multiply(parts: int) -> Any:
                 beside = builder.gep(right, [builder.mul(loop.index, LONG(BLOCK))])
                 for line in range(_LINES):
                     offset = builder.add(builder.mul(loop.index, LONG(32 * _LINES)), LONG(32 * line))
-                    _prefetch(builder, builder.gep(later, [offset]))
+                    prefetch(builder, builder.gep(later, [offset]))
                 for part in range(parts):
                     # A tile is loaded just before it is needed first.
                     if part == 0:
@@ -159,29 +143,23 @@ def _multiply(parts: int) -> Any:
     return multiply
 
 
-def _load(builder: Any, pointer: Any) -> Any:
-    value = builder.load(builder.bitcast(pointer, _FLOATS.as_pointer()))
-    value.align = 4
-    return value
-
-
 @intrinsic
 def _scaled_add(typing: Any, sums: Any, place: Any, start: Any, scale: Any, column: Any) -> Any:
     """sums[place:] += sums[start:] * scale[column:column+32], 32 x 32, a factor for each column."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        total = _place(context, builder, signature, args, 0, args[1])
-        source = _place(context, builder, signature, args, 0, args[2])
-        scales = _place(context, builder, signature, args, 3, args[4])
-        factors = [_load(builder, builder.gep(scales, [LONG(16 * half)])) for half in range(2)]
+        total = pointer_at(context, builder, signature, args, 0, args[1])
+        source = pointer_at(context, builder, signature, args, 0, args[2])
+        scales = pointer_at(context, builder, signature, args, 3, args[4])
+        factors = [load(builder, builder.gep(scales, [LONG(16 * half)]), _FLOATS, 4) for half in range(2)]
         with cgutils.for_range(builder, LONG(SIDE), intp=LONG) as loop:
             for half, factor in enumerate(factors):
                 offset = builder.add(builder.mul(loop.index, LONG(SIDE)), LONG(16 * half))
-                place = builder.gep(total, [offset])
-                value = _load(builder, builder.gep(source, [offset]))
+                target = builder.gep(total, [offset])
+                value = load(builder, builder.gep(source, [offset]), _FLOATS, 4)
                 product = builder.fmul(value, factor, flags=["contract"])
-                result = builder.fadd(_load(builder, place), product, flags=["contract"])
-                builder.store(result, builder.bitcast(place, _FLOATS.as_pointer())).align = 4
+                result = builder.fadd(load(builder, target, _FLOATS, 4), product, flags=["contract"])
+                store(builder, result, target, 4)
         return context.get_dummy_value()
 
     return types.void(sums, place, start, scale, column), codegen
@@ -200,23 +178,22 @@ def _finish(
         values = []
         for half in range(2):
             at = [builder.add(args[index], LONG(16 * half)) for index in (1, 4)]
-            value = _load(builder, _place(context, builder, signature, args, 0, at[0]))
+            value = load(builder, pointer_at(context, builder, signature, args, 0, at[0]), _FLOATS, 4)
             if signature.args[2] is not types.none:
                 factor, shift = (
-                    _load(builder, _place(context, builder, signature, args, index, at[1]))
+                    load(builder, pointer_at(context, builder, signature, args, index, at[1]), _FLOATS, 4)
                     for index in (2, 3)
                 )
                 value = builder.fmul(value, factor, flags=["contract"])
                 value = builder.fadd(value, shift, flags=["contract"])
             values.append(value)
         if element is types.uint16:
-            pairs = ir.VectorType(peaks_matrix.BFloat(), SIDE)
+            pairs = ir.VectorType(BFloat(), SIDE)
             both = declare(builder, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", pairs, [_FLOATS, _FLOATS])
             values = [builder.call(both, [values[1], values[0]])]
         for part, value in enumerate(values):
-            target = _place(context, builder, signature, args, 5, builder.add(args[6], LONG(16 * part)))
-            place = builder.bitcast(target, value.type.as_pointer())
-            builder.store(value, place).align = element.bitwidth // 8
+            target = pointer_at(context, builder, signature, args, 5, builder.add(args[6], LONG(16 * part)))
+            store(builder, value, target, element.bitwidth // 8)
         return context.get_dummy_value()
 
     return types.void(sums, place, scale, bias, column, out, start), codegen

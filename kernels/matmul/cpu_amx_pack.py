@@ -24,7 +24,20 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from kernels.peaks import LONG, address, declare
+from kernels.ir_vectors import (
+    BYTE,
+    FLOAT,
+    LONG,
+    SHORT,
+    WORD,
+    bfloat16_bits,
+    declare,
+    load,
+    pointer_at,
+    shuffle,
+    splat,
+    store,
+)
 from kernels.threads import chunked
 
 SIDE = 32
@@ -36,28 +49,8 @@ PARTS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
 
 _PANELS_AT_ONCE = 8  # of B where columns are contiguous: 512 bytes of each row
 _BLOCKS_AT_ONCE = 8
-_BYTE, _SHORT, _WORD, _FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
-_SHORTS, _HALF_SHORTS = ir.VectorType(_SHORT, SIDE), ir.VectorType(_SHORT, SIDE // 2)
-_WORDS, _FLOATS = ir.VectorType(_WORD, 16), ir.VectorType(_FLOAT, 16)
-
-
-def _place(context: Any, builder: Any, signature: Any, args: Any, index: int, offset: Any) -> Any:
-    return builder.gep(address(context, builder, signature.args[index], args[index]), [offset])
-
-
-def _load(builder: Any, pointer: Any, kind: Any, alignment: int) -> Any:
-    value = builder.load(builder.bitcast(pointer, kind.as_pointer()))
-    value.align = alignment
-    return value
-
-
-def _store(builder: Any, value: Any, pointer: Any) -> None:
-    builder.store(value, builder.bitcast(pointer, value.type.as_pointer())).align = 2
-
-
-def _shuffle(builder: Any, left: Any, right: Any, lanes: Any) -> Any:
-    lanes = list(lanes)
-    return builder.shuffle_vector(left, right, ir.Constant(ir.VectorType(_WORD, len(lanes)), lanes))
+_SHORTS, _HALF_SHORTS = ir.VectorType(SHORT, SIDE), ir.VectorType(SHORT, SIDE // 2)
+_BYTES, _WORDS, _FLOATS = (ir.VectorType(kind, 16) for kind in (BYTE, WORD, FLOAT))
 
 
 def _all(vector: Any, number: int) -> Any:
@@ -70,31 +63,26 @@ def _all(vector: Any, number: int) -> Any:
 def _upper(builder: Any, low: Any, high: Any) -> Any:
     """The upper halves of two vectors of words, as one vector."""
     halves = [builder.trunc(builder.lshr(bits, _all(_WORDS, 16)), _HALF_SHORTS) for bits in (low, high)]
-    return _shuffle(builder, halves[0], halves[1], range(SIDE))
+    return shuffle(builder, halves[0], halves[1], range(SIDE))
 
 
 def _from_int8(builder: Any, pointer: Any) -> Any:
     words = []
     for half in range(2):
         place = builder.gep(pointer, [LONG(16 * half)])
-        integers = builder.sext(_load(builder, place, ir.VectorType(_BYTE, 16), 1), _WORDS)
+        integers = builder.sext(load(builder, place, _BYTES, 1), _WORDS)
         words.append(builder.bitcast(builder.sitofp(integers, _FLOATS), _WORDS))
     return _upper(builder, *words)
-
-
-def _bfloat16_bits(number: float) -> int:
-    return int(np.array([number], np.float32).view(np.uint32)[0]) >> 16
 
 
 def _from_int4(builder: Any, pointers: list[Any], shifts: list[Any]) -> Any:
     """Twice 16 nibbles, the lower or (shift 4) the upper ones of 16 bytes."""
     halves = []
     for pointer, shift in zip(pointers, shifts, strict=True):
-        packed = builder.zext(_load(builder, pointer, ir.VectorType(_BYTE, 16), 1), _HALF_SHORTS)
-        one = builder.insert_element(ir.Constant(_HALF_SHORTS, ir.Undefined), shift, _WORD(0))
-        halves.append(builder.lshr(packed, _shuffle(builder, one, one, [0] * 16)))
-    index = _shuffle(builder, halves[0], halves[1], range(SIDE))
-    numbers = ir.Constant(_SHORTS, [_bfloat16_bits(float(i % 16 - 8)) for i in range(SIDE)])
+        packed = builder.zext(load(builder, pointer, _BYTES, 1), _HALF_SHORTS)
+        halves.append(builder.lshr(packed, splat(builder, shift, 16)))
+    index = shuffle(builder, halves[0], halves[1], range(SIDE))
+    numbers = ir.Constant(_SHORTS, [bfloat16_bits(float(i % 16 - 8)) for i in range(SIDE)])
     lookup = declare(builder, "llvm.x86.avx512.permvar.hi.512", _SHORTS, [_SHORTS, _SHORTS])
     return builder.call(lookup, [numbers, index])
 
@@ -107,8 +95,8 @@ def _copy(typing: Any, source: Any, start: Any, target: Any, place: Any) -> Any:
     """target[place:place+32] = source[start:start+32], bfloat16."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value = _load(builder, _place(context, builder, signature, args, 0, args[1]), _SHORTS, 2)
-        _store(builder, value, _place(context, builder, signature, args, 2, args[3]))
+        value = load(builder, pointer_at(context, builder, signature, args, 0, args[1]), _SHORTS, 2)
+        store(builder, value, pointer_at(context, builder, signature, args, 2, args[3]), 2)
         return context.get_dummy_value()
 
     return types.void(source, start, target, place), codegen
@@ -124,8 +112,8 @@ def _split(parts: int) -> Any:
     @intrinsic
     def split(typing: Any, source: Any, start: Any, target: Any, place: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            pointer = _place(context, builder, signature, args, 0, args[1])
-            rests = [_load(builder, builder.gep(pointer, [LONG(16 * half)]), _FLOATS, 4) for half in range(2)]
+            pointer = pointer_at(context, builder, signature, args, 0, args[1])
+            rests = [load(builder, builder.gep(pointer, [LONG(16 * half)]), _FLOATS, 4) for half in range(2)]
             zero = ir.Constant(_FLOATS, [0.0] * 16)
             for part in range(parts):
                 words = []
@@ -141,7 +129,8 @@ def _split(parts: int) -> Any:
                         rest = builder.select(builder.fcmp_ordered("ord", rest, rest), rest, zero)
                     rests[half] = rest
                 offset = builder.add(args[3], LONG(BLOCK * part))
-                _store(builder, _upper(builder, *words), _place(context, builder, signature, args, 2, offset))
+                there = pointer_at(context, builder, signature, args, 2, offset)
+                store(builder, _upper(builder, *words), there, 2)
             return context.get_dummy_value()
 
         return types.void(source, start, target, place), codegen
@@ -149,27 +138,23 @@ def _split(parts: int) -> Any:
     return split
 
 
-@cache
-def _interleave() -> Any:
-    """Intrinsic (source, first, second, target, place): 32 columns of two rows of bfloat16, in pairs."""
+@intrinsic
+def _interleave(typing: Any, source: Any, first: Any, second: Any, target: Any, place: Any) -> Any:
+    """32 columns of two rows of bfloat16, in pairs: source[first + j] and source[second + j] side by side."""
 
-    @intrinsic
-    def interleave(typing: Any, source: Any, first: Any, second: Any, target: Any, place: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            rows = [
-                _load(builder, _place(context, builder, signature, args, 0, args[i]), _SHORTS, 2)
-                for i in (1, 2)
-            ]
-            for half in range(2):
-                lanes = [lane for j in range(16 * half, 16 * half + 16) for lane in (j, SIDE + j)]
-                offset = builder.add(args[4], LONG(SIDE * half))
-                pairs = _shuffle(builder, rows[0], rows[1], lanes)
-                _store(builder, pairs, _place(context, builder, signature, args, 3, offset))
-            return context.get_dummy_value()
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        rows = [
+            load(builder, pointer_at(context, builder, signature, args, 0, args[i]), _SHORTS, 2)
+            for i in (1, 2)
+        ]
+        for half in range(2):
+            lanes = [lane for j in range(16 * half, 16 * half + 16) for lane in (j, SIDE + j)]
+            offset = builder.add(args[4], LONG(SIDE * half))
+            pairs = shuffle(builder, rows[0], rows[1], lanes)
+            store(builder, pairs, pointer_at(context, builder, signature, args, 3, offset), 2)
+        return context.get_dummy_value()
 
-        return types.void(source, first, second, target, place), codegen
-
-    return interleave
+    return types.void(source, first, second, target, place), codegen
 
 
 @cache
@@ -188,13 +173,13 @@ def _turn(bits: int) -> Any:
         target: Any, place: Any,
     ) -> Any:  # fmt: skip
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            shifts = [builder.trunc(args[i], _SHORT) for i in (4, 5)]
+            shifts = [builder.trunc(args[i], SHORT) for i in (4, 5)]
             lines = []
             for i in range(16):
                 offset = builder.add(args[1], builder.mul(args[2], LONG(i)))
-                pointer = _place(context, builder, signature, args, 0, offset)
+                pointer = pointer_at(context, builder, signature, args, 0, offset)
                 if bits == 16:
-                    line = _load(builder, pointer, _SHORTS, 2)
+                    line = load(builder, pointer, _SHORTS, 2)
                 elif bits == 8:
                     line = _from_int8(builder, pointer)
                 else:
@@ -202,10 +187,10 @@ def _turn(bits: int) -> Any:
                 lines.append(builder.bitcast(line, _WORDS))
             masks = [[lane for j in range(first, first + 8) for lane in (j, j + 16)] for first in (0, 8)]
             for _ in range(4):
-                lines = [_shuffle(builder, lines[i], lines[i + 8], mask) for i in range(8) for mask in masks]
+                lines = [shuffle(builder, lines[i], lines[i + 8], mask) for i in range(8) for mask in masks]
             for pair, line in enumerate(lines):
                 offset = builder.add(args[7], LONG(2 * SIDE * pair))
-                _store(builder, line, _place(context, builder, signature, args, 6, offset))
+                store(builder, line, pointer_at(context, builder, signature, args, 6, offset), 2)
             return context.get_dummy_value()
 
         kinds = (source, start, stride, second, shift, second_shift, target, place)
@@ -264,16 +249,13 @@ def _columns_body(chunk, across, source, first, out):
             column = first + panel * SIDE
             if row + 1 < depth and column + SIDE <= columns:
                 start = row * columns + column
-                _interleave_rows(numbers, start, start + columns, target, place)
+                _interleave(numbers, start, start + columns, target, place)
             else:
                 edge[:] = 0
                 for k in range(min(2, depth - row)):
                     for j in range(min(SIDE, columns - column)):
                         edge[k * SIDE + j] = source[row + k, column + j]
-                _interleave_rows(edge, 0, SIDE, target, place)
-
-
-_interleave_rows = _interleave()
+                _interleave(edge, 0, SIDE, target, place)
 
 
 def pack_columns(source: torch.Tensor, first: int, out: torch.Tensor) -> None:
@@ -288,7 +270,6 @@ def pack_lines(bits: int) -> Any:
     int4 in groups of ``group`` as ``quantize_int4`` packs them, from line ``first`` on; a chunk is a panel.
     """
     turn = _turn(bits)
-    half_bytes = 16 if bits == 4 else SIDE  # of a line, that are loaded at once
 
     @chunked
     def lines_body(chunk, source, first, group, out):
@@ -316,7 +297,7 @@ def pack_lines(bits: int) -> Any:
                 # Copied to where there is room for all of a block; beyond the source there are zeros.
                 if bits == 4:
                     for i in range(16):
-                        for j in range(half_bytes):
+                        for j in range(16):
                             edge[i * SIDE + j] = edge[i * SIDE + 16 + j] = 0x88  # twice q = 0
                             if low + i < lines:
                                 edge[i * SIDE + j] = source[low + i, start + j]

@@ -14,22 +14,31 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels.peaks import LONG, address, declare, splat
-from kernels.peaks_matrix import BFloat
+from kernels.ir_vectors import (
+    BYTE,
+    FLOAT,
+    LONG,
+    SHORT,
+    WORD,
+    BFloat,
+    address,
+    bfloat16_bits,
+    declare,
+    load,
+    prefetch,
+    splat,
+)
 from kernels.simd import compiled_features
 
 LANES = 16
 WEIGHT_ROWS = 4  # of one tile
-_BYTE, _WORD, _FLOAT = ir.IntType(8), ir.IntType(32), ir.FloatType()
-_BYTES, _WORDS = ir.VectorType(_BYTE, LANES), ir.VectorType(_WORD, LANES)
-_FLOATS = ir.VectorType(_FLOAT, LANES)
+_BYTES, _WORDS, _FLOATS = (ir.VectorType(kind, LANES) for kind in (BYTE, WORD, FLOAT))
 _LOOKUP = "avx512f" in compiled_features()
 _LINE = 64
 
@@ -41,18 +50,6 @@ def _constant(numbers: list[float]) -> Any:
 def _fma(builder: Any, left: Any, right: Any, total: Any) -> Any:
     product = builder.fmul(left, right, flags=["contract"])
     return builder.fadd(product, total, flags=["contract"])
-
-
-def _load(builder: Any, pointer: Any, kind: Any) -> Any:
-    value = builder.load(builder.bitcast(pointer, kind.as_pointer()))
-    value.align = 1 if kind is _BYTES else 4
-    return value
-
-
-def _prefetch(builder: Any, pointer: Any) -> None:
-    kinds = [_BYTE.as_pointer(), _WORD, _WORD, _WORD]
-    fetch = declare(builder, "llvm.prefetch.p0", ir.VoidType(), kinds)
-    builder.call(fetch, [builder.bitcast(pointer, kinds[0]), _WORD(0), _WORD(2), _WORD(1)])
 
 
 class _Rows:
@@ -72,10 +69,10 @@ class _Rows:
 
 def _finish(context: Any, builder: Any, signature: Any, args: Any, index: int, cells: list[Any]) -> None:
     """The sum of each cell's lanes into the output array."""
-    reduce = declare(builder, "llvm.vector.reduce.fadd.v16f32", _FLOAT, [_FLOAT, _FLOATS])
+    reduce = declare(builder, "llvm.vector.reduce.fadd.v16f32", FLOAT, [FLOAT, _FLOATS])
     out = address(context, builder, signature.args[index], args[index])
     for i, cell in enumerate(cells):
-        total = builder.call(reduce, [_FLOAT(-0.0), builder.load(cell)], fastmath=("reassoc",))
+        total = builder.call(reduce, [FLOAT(-0.0), builder.load(cell)], fastmath=("reassoc",))
         builder.store(total, builder.gep(out, [LONG(i)]))
 
 
@@ -100,9 +97,9 @@ def dots_int8(x_rows: int) -> Any:
             cells = _cells(builder, x_rows * WEIGHT_ROWS)
 
             def step(position: Any) -> None:
-                numbers = [_load(builder, builder.gep(row, [position]), _FLOATS) for row in left.pointers]
+                numbers = [load(builder, builder.gep(row, [position]), _FLOATS, 4) for row in left.pointers]
                 for j, row in enumerate(right.pointers):
-                    integers = builder.sext(_load(builder, builder.gep(row, [position]), _BYTES), _WORDS)
+                    integers = builder.sext(load(builder, builder.gep(row, [position]), _BYTES, 1), _WORDS)
                     value = builder.sitofp(integers, _FLOATS)
                     for i, number in enumerate(numbers):
                         cell = cells[i * WEIGHT_ROWS + j]
@@ -111,7 +108,7 @@ def dots_int8(x_rows: int) -> Any:
             whole = builder.and_(right.columns, LONG(-_LINE))
             with cgutils.for_range_slice(builder, LONG(0), whole, LONG(_LINE), LONG, inc=True) as (place, _):
                 for row in right.pointers:
-                    _prefetch(builder, builder.gep(row, [builder.add(place, later)]))
+                    prefetch(builder, builder.gep(row, [builder.add(place, later)]))
                 for part in range(0, _LINE, LANES):
                     step(builder.add(place, LONG(part)))
             full = builder.and_(right.columns, LONG(-LANES))
@@ -159,9 +156,9 @@ def dots_int4(x_rows: int) -> Any:
                 for row in left.pointers:
                     pointer = builder.gep(row, [place])
                     upper = builder.gep(pointer, [half])
-                    numbers.append((_load(builder, pointer, _FLOATS), _load(builder, upper, _FLOATS)))
+                    numbers.append((load(builder, pointer, _FLOATS, 4), load(builder, upper, _FLOATS, 4)))
                 for j, row in enumerate(right.pointers):
-                    index = builder.zext(_load(builder, builder.gep(row, [bytes_place]), _BYTES), _WORDS)
+                    index = builder.zext(load(builder, builder.gep(row, [bytes_place]), _BYTES, 1), _WORDS)
                     upper = builder.lshr(index, ir.Constant(_WORDS, [4] * LANES))
                     values = weights(index, tables[j]), weights(upper, tables[j])
                     for i, pair in enumerate(numbers):
@@ -178,7 +175,7 @@ def dots_int4(x_rows: int) -> Any:
                 for row, bytes_row in zip(factors.pointers, right.pointers, strict=True):
                     factor = splat(builder, builder.load(builder.gep(row, [groups.index])), LANES)
                     tables.append(builder.fmul(multiples, factor) if _LOOKUP else factor)
-                    _prefetch(builder, builder.gep(bytes_row, [builder.add(start, later)]))
+                    prefetch(builder, builder.gep(bytes_row, [builder.add(start, later)]))
                 with cgutils.for_range_slice(builder, LONG(0), half, LONG(LANES), LONG, inc=True) as (
                     within,
                     _,
@@ -190,10 +187,6 @@ def dots_int4(x_rows: int) -> Any:
         return types.void(x, first_x, weight, first_weight, scale, group, out), codegen
 
     return dots
-
-
-def _bfloat16_bits(number: float) -> int:
-    return int(np.array([number], np.float32).view(np.uint32)[0]) >> 16
 
 
 PAIRS = {"avx512f", "avx512bw", "avx512bf16"} <= compiled_features()
@@ -213,10 +206,10 @@ def dots_int4_pairs(
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        words, pairs = ir.VectorType(ir.IntType(16), 32), ir.VectorType(BFloat(), 32)
+        words, pairs = ir.VectorType(SHORT, 32), ir.VectorType(BFloat(), 32)
         lookup = declare(builder, "llvm.x86.avx512.permvar.hi.512", words, [words, words])
         dot = declare(builder, "llvm.x86.avx512bf16.dpbf16ps.512", _FLOATS, [_FLOATS, pairs, pairs])
-        multiples = ir.Constant(words, [_bfloat16_bits(float(i % 16 - 8)) for i in range(32)])
+        multiples = ir.Constant(words, [bfloat16_bits(float(i % 16 - 8)) for i in range(32)])
         left = _Rows(context, builder, signature.args[0], args[0], LONG(0), 1).pointers[0]
         right = _Rows(context, builder, signature.args[1], args[1], args[2], WEIGHT_ROWS)
         factors = _Rows(context, builder, signature.args[3], args[3], args[2], WEIGHT_ROWS)
@@ -233,13 +226,10 @@ def dots_int4_pairs(
                 activations = []
                 for i in range(4):
                     pointer = builder.gep(left, [builder.add(builder.shl(place, LONG(1)), LONG(32 * i))])
-                    value = builder.load(builder.bitcast(pointer, words.as_pointer()))
-                    value.align = 2
-                    activations.append(builder.bitcast(value, pairs))
+                    activations.append(builder.bitcast(load(builder, pointer, words, 2), pairs))
                 for row, part in zip(right.pointers, parts, strict=True):
-                    _prefetch(builder, builder.gep(row, [builder.add(place, later)]))
-                    packed = builder.load(builder.bitcast(builder.gep(row, [place]), words.as_pointer()))
-                    packed.align = 1
+                    prefetch(builder, builder.gep(row, [builder.add(place, later)]))
+                    packed = load(builder, builder.gep(row, [place]), words, 1)
                     total = builder.load(part)
                     for i, activation in enumerate(activations):
                         index = builder.lshr(packed, ir.Constant(words, [4 * i] * 32)) if i else packed

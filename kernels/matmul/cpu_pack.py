@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from kernels.peaks import LONG, address
+from kernels.ir_vectors import FLOAT, LONG, address, load, shuffle, store
 from kernels.simd import bits_as_float, float_as_bits, full_width
 from kernels.storage import widen
 from kernels.threads import chunked
@@ -83,16 +83,13 @@ def _transpose(rows: int) -> Any:
     @intrinsic
     def transpose(typing: Any, source: Any, word: Any, target: Any, start: Any, stride: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            vector = ir.VectorType(ir.FloatType(), _LANES)
+            vector = ir.VectorType(FLOAT, _LANES)
             columns = context.make_array(signature.args[0])(context, builder, args[0])
             length = builder.extract_value(columns.shape, 1)
             lines = []
             for i in range(_LANES):
                 place = builder.add(args[1], builder.mul(length, LONG(i)))
-                pointer = builder.bitcast(builder.gep(columns.data, [place]), vector.as_pointer())
-                value = builder.load(pointer)
-                value.align = 4
-                lines.append(value)
+                lines.append(load(builder, builder.gep(columns.data, [place]), vector, 4))
             for distance in (1, 2, 4, 8):
                 lower, upper = [], []
                 for lane in range(_LANES):
@@ -103,24 +100,19 @@ def _transpose(rows: int) -> Any:
                 for i in range(_LANES):
                     if not i // distance % 2:
                         pair = lines[i], lines[i + distance]
-                        mixed[i] = builder.shuffle_vector(*pair, _mask(lower))
-                        mixed[i + distance] = builder.shuffle_vector(*pair, _mask(upper))
+                        mixed[i] = shuffle(builder, *pair, lower)
+                        mixed[i + distance] = shuffle(builder, *pair, upper)
                 lines = mixed
             out = address(context, builder, signature.args[2], args[2])
             for w, line in enumerate(lines):
-                cut = builder.shuffle_vector(line, line, _mask(range(rows))) if rows < _LANES else line
+                cut = shuffle(builder, line, line, range(rows)) if rows < _LANES else line
                 place = builder.gep(out, [builder.add(args[3], builder.mul(args[4], LONG(w)))])
-                builder.store(cut, builder.bitcast(place, cut.type.as_pointer())).align = 4
+                store(builder, cut, place, 4)
             return context.get_dummy_value()
 
         return types.void(source, word, target, start, stride), codegen
 
     return transpose
-
-
-def _mask(lanes: Any) -> Any:
-    lanes = list(lanes)
-    return ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
 
 
 # --- the bodies ----------------------------------------------------------------------------------

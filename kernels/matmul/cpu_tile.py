@@ -22,11 +22,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels import peaks_matrix
-from kernels.peaks import LONG, address, declare, splat
+from kernels.ir_vectors import FLOAT, LONG, BFloat, declare, load, pointer_at, splat, store
 from kernels.simd import compiled_features
-
-FLOAT = ir.FloatType()
 
 
 def _lanes() -> int:
@@ -44,37 +41,23 @@ class Tile:
     (a @ b) over ``steps`` words, float32, scale a row of ``columns`` factors.
     """
 
-    name: str
     rows: int
     columns: int
     pair: int
     multiply: Callable[..., Any]
 
 
-def _pointer(context: Any, builder: Any, signature: Any, args: Any, index: int, start: int) -> Any:
-    data = address(context, builder, signature.args[index], args[index])
-    return builder.gep(data, [args[start]])
-
-
 def _scaled_add(builder: Any, c: Any, value: Any, scale: Any) -> None:
     """c[...] += scale * value, vectors; c is a pointer to float32."""
-    place = builder.bitcast(c, value.type.as_pointer())
-    before = builder.load(place)
-    before.align = 4
+    before = load(builder, c, value.type, 4)
     after = builder.fadd(before, builder.fmul(value, scale, flags=["contract"]), flags=["contract"])
-    builder.store(after, place).align = 4
+    store(builder, after, c, 4)
 
 
 def _vectors(builder: Any, pointer: Any, lanes: int, count: int) -> list[Any]:
     """``count`` consecutive vectors of float32."""
     kind = ir.VectorType(FLOAT, lanes)
-    found = []
-    for index in range(count):
-        place = builder.gep(pointer, [LONG(index * lanes)])
-        value = builder.load(builder.bitcast(place, kind.as_pointer()))
-        value.align = 4
-        found.append(value)
-    return found
+    return [load(builder, builder.gep(pointer, [LONG(index * lanes)]), kind, 4) for index in range(count)]
 
 
 def _multiply(rows: int, vectors: int, lanes: int, pairs: bool) -> Any:
@@ -90,8 +73,8 @@ def _multiply(rows: int, vectors: int, lanes: int, pairs: bool) -> Any:
     ) -> Any:  # fmt: skip
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             word = FLOAT.as_pointer()
-            left = builder.bitcast(_pointer(context, builder, signature, args, 0, 1), word)
-            right = builder.bitcast(_pointer(context, builder, signature, args, 2, 3), word)
+            left = builder.bitcast(pointer_at(context, builder, signature, args, 0, args[1]), word)
+            right = builder.bitcast(pointer_at(context, builder, signature, args, 2, args[3]), word)
             cells = [
                 cgutils.alloca_once_value(builder, ir.Constant(single, [0.0] * lanes))
                 for _ in range(rows * vectors)
@@ -106,10 +89,12 @@ def _multiply(rows: int, vectors: int, lanes: int, pairs: bool) -> Any:
                     for j, value in enumerate(values):
                         cell = cells[i * vectors + j]
                         builder.store(combine(builder, builder.load(cell), factor, value), cell)
-            factors = _vectors(builder, _pointer(context, builder, signature, args, 5, 6), lanes, vectors)
+            factors = _vectors(
+                builder, pointer_at(context, builder, signature, args, 5, args[6]), lanes, vectors
+            )
             for i in range(rows):
                 start = builder.add(args[8], builder.mul(args[9], LONG(i)))
-                out = builder.gep(address(context, builder, signature.args[7], args[7]), [start])
+                out = pointer_at(context, builder, signature, args, 7, start)
                 for j, factor in enumerate(factors):
                     place = builder.gep(out, [LONG(j * lanes)])
                     _scaled_add(builder, place, builder.load(cells[i * vectors + j]), factor)
@@ -120,7 +105,7 @@ def _multiply(rows: int, vectors: int, lanes: int, pairs: bool) -> Any:
 
     def combine(builder: Any, total: Any, factor: Any, value: Any) -> Any:
         if pairs:
-            pair = ir.VectorType(peaks_matrix.BFloat(), 2 * lanes)
+            pair = ir.VectorType(BFloat(), 2 * lanes)
             dot = declare(builder, "llvm.x86.avx512bf16.dpbf16ps.512", single, [single, pair, pair])
             return builder.call(dot, [total, builder.bitcast(factor, pair), builder.bitcast(value, pair)])
         if fused:
@@ -141,13 +126,13 @@ def fma_tile() -> Tile:
     lanes = _lanes()
     many = lanes == 16 or platform.machine() in ("aarch64", "arm64")
     rows = 12 if many else 6
-    return Tile("fma", rows, 2 * lanes, 1, _multiply(rows, 2, lanes, False))
+    return Tile(rows, 2 * lanes, 1, _multiply(rows, 2, lanes, False))
 
 
 @cache
 def dot_tile() -> Tile:
     """Pairs of bfloat16 summed in float32 by VDPBF16PS, 12 x 32 at a time."""
-    return Tile("AVX-512 VDPBF16PS", 12, 32, 2, _multiply(12, 2, 16, True))
+    return Tile(12, 32, 2, _multiply(12, 2, 16, True))
 
 
 def has_dots() -> bool:

@@ -21,7 +21,7 @@ from numba import njit
 from kernels.lanes import load_16, prefetch, store_16, stream_lanes
 from kernels.simd import full_width, store_fence
 from kernels.storage import narrow, widen
-from kernels.streaming import AHEAD_BYTES, STREAMED_BYTES, is_streamed
+from kernels.streaming import AHEAD_BYTES, is_large, is_streamed
 from kernels.threads import chunked, chunks_of
 
 f32 = np.float32
@@ -152,7 +152,7 @@ def parameter(
 
     Beside a large ``out`` it is copied to where no store delays its loads; elsewhere the copy costs more.
     """
-    if out.numel() < STREAMED_BYTES // 4:
+    if not is_large(out):
         if value is None:
             return torch.full((columns,), otherwise)
         return value.reshape(columns).float().contiguous()

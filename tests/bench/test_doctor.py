@@ -75,11 +75,11 @@ def test_a_folder_that_shadows_ours_is_bad(tmp_path):
 
 
 def test_a_quota_below_the_cores_is_a_warning_that_says_what_to_do(monkeypatch):
-    from labs import machine
+    from kernels import cores
 
-    monkeypatch.setattr(machine, "affinity", lambda: set(range(8)))
+    monkeypatch.setattr(cores, "affinity", lambda: set(range(8)))
     for quota, level in ((None, None), (8.0, doctor.GOOD), (2.5, doctor.WARNING)):
-        monkeypatch.setattr(machine, "cpu_quota", lambda quota=quota: quota)
+        monkeypatch.setattr(cores, "cpu_quota", lambda quota=quota: quota)
         found = findings("quota")
         assert [finding.level for finding in found] == ([level] if level else [])
     assert "2.5 cores' time on 8 cores" in found[0].text

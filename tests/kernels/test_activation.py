@@ -11,7 +11,7 @@ import kernels
 from kernels import streaming
 from kernels.activation import cpu_elementwise, cpu_softmax, cpu_swiglu
 from kernels.activation.formulas import FAMILY, translate
-from kernels.inspect import inspect_function
+from kernels.inspect import assembly_of, inspect_function
 from kernels.op import FallbackWarning
 from kernels.simd import exp_nonpositive_float32, full_width, host_features
 from kernels.threads import chunked
@@ -158,7 +158,7 @@ def test_loops_are_packed_at_512_bits_without_gathers_or_libm():
         assert code.verdict == "packed, 512 bit", code.summary
         assert not code.libm
         assert code.float64 == 0
-        assert "gather" not in body.assembly(types)
+        assert "gather" not in assembly_of(body.compiled, types)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

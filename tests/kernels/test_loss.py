@@ -14,7 +14,7 @@ from precision import assert_accurate
 
 import kernels
 from kernels import loss, simd
-from kernels.inspect import inspect_function
+from kernels.inspect import assembly_of, inspect_function
 from kernels.loss import cpu, passes, reference
 
 
@@ -180,7 +180,7 @@ def test_streamed_stores_fill_the_same_elements(columns, monkeypatch):
     logits, target = data(9, columns)
     scale, plain, losses = torch.full((1,), 0.5), torch.empty(9, columns), torch.empty(9)
     cpu.visit(logits, target, -100, 0.1, losses, scale, plain)
-    monkeypatch.setattr(cpu, "_STREAM_BYTES", 0)
+    monkeypatch.setattr("kernels.streaming.STREAMED_BYTES", 0)
     for offset in (0, 3):  # elements past a cache line
         memory = torch.full((9 * columns + 40,), torch.nan)
         begin = -memory.data_ptr() // 4 % 16 + offset
@@ -207,7 +207,7 @@ def test_the_loops_are_full_width_without_gathers_or_libm(dtype, element):
         sum(loop.packed_bits == 512 for loop in seen.loops) >= 5
     )  # maximum, exponentials (2), sum, gradient
     assert not any(loop.calls for loop in seen.loops if loop.packed)
-    assert "vgather" not in cpu._rows.assembly(signature)
+    assert "vgather" not in assembly_of(cpu._rows.compiled, signature)
 
 
 # --- what the forward pass keeps -----------------------------------------------------------------

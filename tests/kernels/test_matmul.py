@@ -269,7 +269,7 @@ def test_inner_products_stay_in_full_registers(bits):
         code.summary
     )  # tiles of 4 x 4 and 1 x 4; what is scalar is the end of a row
     assert not code.libm
-    assembly = body.assembly(body.signatures[-1])
+    assembly = assembly_of(body.compiled, body.signatures[-1])
     converted, looked_up = assembly.count("vcvtdq2ps"), len(re.findall("\tvperm(?:ps|d)\t.*zmm", assembly))
     assert (converted, looked_up)[bits == 4] >= 8, "weights are widened in registers"
     assert "prefetch" in assembly

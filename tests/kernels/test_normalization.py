@@ -1,5 +1,7 @@
 """Normalisation: what the rules for every operation do not cover (tests/kernels/test_operations.py)."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -210,6 +212,8 @@ def test_streamed_rows_in_either_direction_are_the_same(dtype, monkeypatch):
 
     expected = run()
     seen = []
+    placed = Mock(wraps=cpu.empty_beside)
+    monkeypatch.setattr(cpu, "empty_beside", placed)
     for module in (cpu, cpu_backward):
         is_streamed = module.is_streamed
         monkeypatch.setattr(
@@ -222,6 +226,7 @@ def test_streamed_rows_in_either_direction_are_the_same(dtype, monkeypatch):
         assert all(map(torch.equal, run(), expected))
     assert seen
     assert all(seen)
+    assert placed.call_count == 2 * 3  # of two directions: weight and bias forward, weight backward
     assert not is_streamed(torch.empty(5, 61), 61)  # rows that are no whole cache lines
 
 

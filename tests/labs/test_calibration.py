@@ -305,8 +305,6 @@ def test_a_child_that_fails_or_does_not_end_is_said(tmp_path, monkeypatch, code,
 
 
 def test_facts_are_read_as_the_system_writes_them() -> None:
-    assert calibration_facts._bytes("32K") == 32768
-    assert calibration_facts._bytes("1M") == 2**20
     assert calibration_facts._cpu_list("0-2,5") == {0, 1, 2, 5}
     assert calibration_facts.memory_bytes() > 2**28
     caches = calibration_facts.caches()
