@@ -283,7 +283,7 @@ def test_streamed_stores_arrive():
 
 @pytest.mark.skipif(not X86, reason="the instruction is x86's")
 def test_streamed_stores_pass_the_caches():
-    stream_all(np.zeros(16, np.float32), np.zeros(16, np.float32))
+    stream_all(simd.aligned_empty((16,), np.float32, 64), np.zeros(16, np.float32))
     assembly = "\n".join(stream_all.inspect_asm().values())
     assert "movntps" in assembly
     assert "sfence" in assembly
