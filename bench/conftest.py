@@ -17,6 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--device", default="cpu", choices=("cpu", "cuda"), dest="perflab_device", help="of test_kernels.py"
     )
+    group.addoption("--perflab-left-out", default=None, help="peers that test_kernels.py need not call again")
     group.addoption(
         "--write-crossover", action="store_true", help="let test_crossover.py update kernels/crossover.json"
     )

@@ -11,7 +11,8 @@ process. The table stands at the end of the run. A quick run times only the line
 states a target.
 
 A peer whose best warm call takes several times as long as another's is not the fastest: its rounds are
-spared, and it is named below the table.
+spared, and it is named below the table. One that takes many times as long is not even called again: not a
+second time, unless its first call compiled, and not in the other column, whose allocator brings it no nearer.
 """
 
 from __future__ import annotations
@@ -38,6 +39,12 @@ from kernels.spec import Benchmark, Step, benchmarks
 SECONDS_PER_WAY = {"quick": 0.2, "full": 3.0}
 HOPELESS = 4.0
 """A peer so many times slower than the fastest in its best call is not timed."""
+BEYOND_HOPE = 20.0
+"""Nor called again, when it is so much slower."""
+COMPILERS = ("torch.compile", "jax.jit", "flex_attention")
+"""Peers that compile in their first call."""
+LONG = 1.0
+"""Seconds of a call that no mere interruption has made."""
 CALLS, CALLS_SECONDS = 5, 0.1
 
 
@@ -116,24 +123,38 @@ def _held(line: Benchmark, device: str, ways: Mapping[str, Step]) -> dict[str, i
     return {name: extra_bytes(step) for name, step in ways.items()}
 
 
-def _contenders(peers: Mapping[str, Step]) -> tuple[dict[str, Step], dict[str, float]]:
-    """The peers that may be the fastest, and how many times slower the others are in their best call."""
+def _contenders(
+    peers: Mapping[str, Step], known: Mapping[str, float] | None = None
+) -> tuple[dict[str, Step], dict[str, float]]:
+    """The peers that may be the fastest, and how many times slower the others are in their best call.
+
+    known: the latter as another column found them; who is ``BEYOND_HOPE`` there is not called here.
+    """
     import timeit
 
+    slower = {name: times for name, times in (known or {}).items() if times > BEYOND_HOPE}
+    peers = {name: step for name, step in peers.items() if name not in slower}
+    # Compiling takes seconds, which are no part of a comparison.
+    first = {name: timeit.timeit(step, number=1) for name, step in peers.items()}
     best: dict[str, float] = {}
-    doubtful: set[str] = set()
-    for name, step in peers.items():
-        first = timeit.timeit(step, number=1)  # compiling takes seconds, which are no part of a comparison
-        best[name] = timeit.timeit(step, number=1)
-        if best[name] < CALLS_SECONDS or first > 2 * best[name]:
-            doubtful.add(name)
+    for name in sorted(peers, key=lambda name: first[name]):
+        far = best and first[name] > max(LONG, BEYOND_HOPE * min(best.values()))
+        once = far and name not in COMPILERS
+        best[name] = first[name] if once else timeit.timeit(peers[name], number=1)
+    doubtful = {name for name in best if best[name] < CALLS_SECONDS or first[name] > 2 * best[name]}
     for name in doubtful:  # one slow call leaves nobody out, two long ones that agree do
         if best[name] > HOPELESS * min(best.values()):
             calls = CALLS if best[name] < CALLS_SECONDS else 1
             best[name] = min(best[name], *timeit.repeat(peers[name], number=1, repeat=calls))
     fastest = min(best.values())
-    slower = {name: seconds / fastest for name, seconds in best.items() if seconds > HOPELESS * fastest}
+    slower |= {name: best[name] / fastest for name in peers if best[name] > HOPELESS * fastest}
     return {name: step for name, step in peers.items() if name not in slower}, slower
+
+
+@cache
+def _left_out(path: str | None) -> dict[str, dict[str, float]]:
+    """Line -> the peers that were left out where this file was written."""
+    return json.loads(Path(path).read_text()) if path else {}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -154,7 +175,8 @@ def test_kernel(name: str, paired: Paired, device: str, rows: list[Row], pytestc
     line = _lines(pytestconfig)[name]
     peers = dict(line.ways(device))
     ours = peers.pop("kernels")
-    ways, left_out = _contenders(peers) if device == "cpu" else (peers, {})
+    known = _left_out(pytestconfig.getoption("perflab_left_out")).get(name)
+    ways, left_out = _contenders(peers, known) if device == "cpu" else (peers, {})
     compared = list(ways)
     if line.bytes_moved:  # the limit goes along in the same rounds
         ways["limit"] = _limit(line, device)
@@ -184,6 +206,9 @@ def test_tuned_column(benchmark: Any, device: str, rows: list[Row], pytestconfig
         tests = [f"{__file__}::test_kernel[{row.name}]" for row in rows]
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
         command += [f"--benchmark-json={saved}", *([f"--{scale}"] if scale else [])]
+        known = Path(folder) / "left_out.json"
+        known.write_text(json.dumps({row.name: row.left_out for row in rows}))
+        command.append(f"--perflab-left-out={known}")
         environment = {**os.environ, **allocator_environment("tuned")}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

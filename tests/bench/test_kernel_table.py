@@ -1,11 +1,13 @@
 """The table of kernels: the fastest peer is the one that counts, and every line is shown, won or lost."""
 
 import time
+from collections import Counter
 
 import pytest
 import torch
 
 from bench.stats import Comparison
+from bench.suites import test_kernels
 from bench.suites.kernel_table import Row, render
 from bench.suites.test_kernels import _contenders
 from kernels.copy import rewrite
@@ -98,6 +100,30 @@ def test_a_peer_several_times_slower_than_another_is_not_timed():
     assert left_out.keys() == {"slow"}
     assert left_out["slow"] > 4
     assert calls["slow"] == 2
+
+
+def test_a_peer_far_behind_is_called_once_unless_it_compiles_and_not_again_in_the_other_column(monkeypatch):
+    monkeypatch.setattr(test_kernels, "LONG", 0.2)
+    calls = Counter()
+
+    def peer(name, *seconds):
+        def step():
+            calls[name] += 1
+            time.sleep(seconds[min(calls[name], len(seconds)) - 1])
+
+        return step
+
+    peers = {
+        "fast": peer("fast", 0.01),
+        "torch.compile": peer("torch.compile", 0.3, 0.01),
+        "far": peer("far", 0.3),
+    }
+    kept, left_out = _contenders(peers)
+    assert list(kept) == ["fast", "torch.compile"]
+    assert calls["far"] == 1
+    assert left_out["far"] > 20
+    assert _contenders(peers, left_out | {"fast": 5.0})[1] == left_out  # who was near is tried again
+    assert calls["far"] == 1
 
 
 def test_no_peer_is_left_out_for_one_slow_call():
