@@ -139,6 +139,7 @@ def test_shipped_configurations_keep_their_promises_with_another_triton(version,
             "pytest",
             "-q",
             "-rs",
+            "--timeout=600",  # each compiles everything anew
             __file__,
             "-k",
             "sm_90 or sample",
