@@ -59,7 +59,8 @@ def save(
     ``keep``.
 
     state: a dictionary of tensors, DTensors, `Sharded`, plain values, `torch.Generator`s, `PerRank`,
-    objects with state_dict and load_state_dict, and dictionaries, lists and tuples of such. What is neither
+    objects with state_dict and load_state_dict, and dictionaries, lists and tuples of such. Modules that
+    ``fully_shard`` was applied to, PyTorch's or ours, and their optimizers are sharded. What is neither
     sharded nor PerRank is the same on all ranks: plain values are compared, of equal tensors one rank
     writes its own.
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from parallel.fsdp_state import local, module_parts, new_state, numbered, optimizer_parts
 from parallel.sharded import Sharded
 
 
@@ -63,6 +64,16 @@ def is_stateful(value: Any) -> bool:
     return hasattr(value, "state_dict") and hasattr(value, "load_state_dict")
 
 
+def state_of(value: Any) -> Any:
+    """What an object says of its state. Shards of ``parallel.fsdp.fully_shard`` are parts of whole tensors
+    (those of PyTorch's are DTensors, which say so themselves)."""
+    if isinstance(value, nn.Module):
+        return module_parts(value)
+    if isinstance(value, torch.optim.Optimizer):
+        return optimizer_parts(value)
+    return value.state_dict()
+
+
 def take_apart(value: Any, tensors: Tensors, rank: int, path: tuple[str, ...] = ()) -> Node:
     """The tree of ``value``, as JSON has it; its tensors go into ``tensors`` under their path.
 
@@ -74,7 +85,7 @@ def take_apart(value: Any, tensors: Tensors, rank: int, path: tuple[str, ...] = 
     if isinstance(value, torch.Generator):
         value = value.get_state()
     if is_stateful(value):
-        value = value.state_dict()
+        value = state_of(value)
     if isinstance(value, (torch.Tensor, Sharded)):
         if isinstance(value, torch.Tensor) and (value.layout != torch.strided or value.is_quantized):
             raise ValueError(f"{where}: a checkpoint holds dense tensors, not {value.layout}")
@@ -186,13 +197,14 @@ class Restore:
             state = self.fit(target.get_state(), node, path)
             return lambda: target.set_state(state())
         if is_stateful(target):
-            template = target.state_dict()
+            template = state_of(target)
             if isinstance(target, torch.optim.Optimizer):
                 template = self._with_state(target, template, node, path)
             loaded = self.fit(template, node, path, free=not isinstance(target, nn.Module))
 
             def load() -> Any:
-                target.load_state_dict(loaded())
+                state, ours = loaded(), isinstance(target, (nn.Module, torch.optim.Optimizer))
+                target.load_state_dict(local(state) if ours else state)
                 return target
 
             return load
@@ -274,17 +286,17 @@ class Restore:
         One of its parameter's shape is made like the parameter: on its device, sharded like it. ValueError:
         what the checkpoint has in the optimizer's place is no optimizer's state.
         """
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        numbers = [number for group in template["param_groups"] for number in group["params"]]
-        of = dict(zip(numbers, parameters, strict=False))
+        of = numbered(optimizer, template)
         state = {number: dict(entries) for number, entries in template["state"].items()}
         saved = _items(node, path).get("state", {"dict": []})
         for number, entries in _items(saved, (*path, "state")).items():
             for key, entry in _items(entries, (*path, "state", str(number))).items():
                 shape, dtype = self.stored[entry["tensor"]] if "tensor" in entry else (None, None)
-                old = state.setdefault(number, {}).get(key)
-                if number in of and old is None and shape and shape == tuple(of[number].shape):
-                    state[number][key] = torch.zeros_like(of[number], dtype=dtype, requires_grad=False)
+                entries_here = state.setdefault(number, {})
+                if number in of and entries_here.get(key) is None:
+                    made = new_state(of[number], key, shape, dtype)
+                    if made is not None:
+                        entries_here[key] = made
         return {**template, "state": state}
 
 

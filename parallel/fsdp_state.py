@@ -1,6 +1,7 @@
-"""Whole state dicts of a module that ``fully_shard`` was applied to, and of its optimizer.
+"""Whole state dicts of a module that ``fully_shard`` was applied to, and of its optimizer; and their parts.
 
-All of these communicate: every rank calls them. ``module.state_dict()`` does not, and holds shards.
+Those that are called full communicate: every rank calls them. ``module.state_dict()`` does not, and holds
+shards, of which nothing says what they are parts of; ``module_parts`` and ``optimizer_parts`` do.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import nn
 
 from parallel.fsdp_group import Member
 from parallel.fsdp_runtime import units_of
+from parallel.sharded import Sharded
 
 COUNTERS = ("step", "mu_product", "eta", "mu")
 """State of torch's optimizers that is one number for a whole parameter."""
@@ -22,6 +24,63 @@ COUNTERS = ("step", "mu_product", "eta", "mu")
 def sharded(tensor: Any) -> Member | None:
     """How a registered parameter is sharded; None of a buffer or a parameter that is not."""
     return getattr(tensor, "fsdp", None)
+
+
+def sharded_part(layout: Member, shard: torch.Tensor) -> Sharded:
+    """The shard of a parameter, or of what an optimizer keeps for it, as a checkpoint takes it."""
+    return Sharded(shard, tuple(layout.shape), layout.start * layout.shape[1:].numel())
+
+
+def module_parts(module: nn.Module) -> dict[str, Any]:
+    """``module.state_dict()``, its shards said to be parts of whole tensors; nothing is copied."""
+    if not any(sharded(parameter) for parameter in module.parameters()):
+        return module.state_dict()
+    found = {}
+    for name, value in _state(module).items():
+        layout = sharded(value)
+        tensor = value.detach() if isinstance(value, torch.Tensor) else value
+        found[name] = sharded_part(layout, tensor) if layout else tensor
+    return found
+
+
+def optimizer_parts(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """``optimizer.state_dict()``, what it keeps for each number of a shard said to be part of a whole."""
+    state_dict = optimizer.state_dict()
+    state = dict(state_dict["state"])
+    for number, parameter in numbered(optimizer, state_dict).items():
+        if (layout := sharded(parameter)) and number in state:
+            state[number] = {
+                key: sharded_part(layout, value) if _is_shard(value, parameter) else value
+                for key, value in state[number].items()
+            }
+    return {**state_dict, "state": state}
+
+
+def numbered(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> dict[int, torch.Tensor]:
+    """The optimizer's parameters by the numbers that its state dict has for them."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+    return dict(zip(numbers, parameters, strict=False))
+
+
+def new_state(parameter: torch.Tensor, key: str, shape: tuple[int, ...] | None, dtype: Any) -> Any:
+    """Zeros for what an optimizer will keep under ``key`` for each number of the parameter; None where what
+    is kept in ``shape`` is something else."""
+    layout = sharded(parameter)
+    if not shape or shape != tuple(layout.shape if layout else parameter.shape) or key in COUNTERS:
+        return None
+    zeros = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
+    return sharded_part(layout, zeros) if layout else zeros
+
+
+def local(value: Any) -> Any:
+    """A nested value, in which dictionaries are filled anew: shards where parts of whole tensors stood."""
+    if isinstance(value, Sharded):
+        return value.local
+    if isinstance(value, dict):
+        value.update({key: local(item) for key, item in value.items()})
+        return value
+    return type(value)(map(local, value)) if type(value) in (list, tuple) else value
 
 
 def _state(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ from torch import nn
 
 from parallel.checkpoint import PerRank
 from parallel.expert import MixtureOfExperts
-from parallel.fsdp_state import sharded
+from parallel.fsdp_state import sharded, sharded_part
 from parallel.local_sgd import LocalSGD
 from parallel.memory import held_bytes
 from parallel.sharded import Sharded
@@ -104,9 +104,7 @@ class CheckpointedShards(Checkpointed):
     @staticmethod
     def _part(parameter: nn.Parameter, tensor: torch.Tensor) -> Any:
         layout = sharded(parameter)
-        if layout is None:
-            return tensor
-        return Sharded(tensor, tuple(layout.shape), layout.start * layout.shape[1:].numel())
+        return sharded_part(layout, tensor) if layout else tensor
 
 
 class CheckpointedZero(Checkpointed):

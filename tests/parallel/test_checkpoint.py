@@ -26,7 +26,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from parallel import checkpoint
+from parallel import checkpoint, fsdp
 from parallel.checkpoint import PerRank, RandomGenerators, Sharded
 from parallel.checkpoint_background import BackgroundSaver
 from parallel.sharded import boxes_of_range, uncovered
@@ -54,12 +54,14 @@ class Model(nn.Module):
 
 
 def trained(kind, steps):
-    """(model, optimizer) after so many steps; kind: "replicated", "fsdp"."""
+    """(model, optimizer) after so many steps; kind: "replicated", "fsdp" (PyTorch's), "sharded" (ours)."""
     torch.manual_seed(7)
     model = Model()
     run = model
     if kind == "fsdp":
         fully_shard(model)
+    elif kind == "sharded":
+        fsdp.fully_shard(model)
     elif steps:
         run = DistributedDataParallel(model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
@@ -80,6 +82,18 @@ def whole(value):
     if isinstance(value, dict):
         return {key: whole(item) for key, item in value.items()}
     return [whole(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def whole_state(kind, model, optimizer):
+    """The whole state dicts of both, numbers for parameters."""
+    if kind != "sharded":
+        return whole({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    named = fsdp.full_optimizer_state_dict(model, optimizer)
+    names = [name for group in named["param_groups"] for name in group["params"]]
+    state = {names.index(name): entries for name, entries in named["state"].items()}
+    groups = whole(optimizer.state_dict()["param_groups"])
+    optimizer_state = {"state": dict(sorted(state.items())), "param_groups": groups}
+    return {"model": dict(fsdp.full_state_dict(model)), "optimizer": optimizer_state}
 
 
 def assert_equal(found, expected, where=""):
@@ -134,10 +148,10 @@ def flat_parts(fill):
 
 def save_all(folder):
     folder = Path(folder)
-    for kind in ("replicated", "fsdp"):
+    for kind in ("replicated", "fsdp", "sharded"):
         model, optimizer = trained(kind, 3)
         place = checkpoint.save(folder / kind, 3, {"model": model, "optimizer": optimizer, "position": 24})
-        expected = whole({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+        expected = whole_state(kind, model, optimizer)
         if dist.get_rank() == 0:
             torch.save(expected, folder / f"{kind}.pt")
             written = sorted(path.name for path in place.iterdir())
@@ -154,18 +168,23 @@ def load_all(folders):
             ("fsdp", "fsdp"),
             ("fsdp", "replicated"),
             ("replicated", "fsdp"),
+            ("sharded", "sharded"),
+            ("sharded", "replicated"),
+            ("replicated", "sharded"),
+            ("fsdp", "sharded"),
         ]:
             expected = torch.load(folder / f"{saved}.pt")
             model, optimizer = trained(kind, 0)
             state = {"model": model, "optimizer": optimizer, "position": 0}
             assert checkpoint.load(folder / saved, state) == 3
             assert state["position"] == 24
-            found = whole({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+            found = whole_state(kind, model, optimizer)
             assert_equal(found, expected, f"{folder.name} {saved} {kind}")
             assert model.outer.weight is model.embedding.weight
             for parameter, entries in optimizer.state.items():  # sharded like its parameter
                 for key in ("exp_avg", "exp_avg_sq"):
                     assert type(entries[key]) is type(parameter.data)
+                    assert entries[key].shape == parameter.shape
                     if kind == "fsdp":
                         assert entries[key].placements == parameter.placements
         parts, tensors = flat_parts(False)
