@@ -67,7 +67,7 @@ def new_state(parameter: torch.Tensor, key: str, shape: tuple[int, ...] | None, 
     """Zeros for what an optimizer will keep under ``key`` for each number of the parameter; None where what
     is kept in ``shape`` is something else."""
     layout = sharded(parameter)
-    if not shape or shape != tuple(layout.shape if layout else parameter.shape) or key in COUNTERS:
+    if key in COUNTERS or shape != tuple(layout.shape if layout else parameter.shape):
         return None
     zeros = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
     return sharded_part(layout, zeros) if layout else zeros

@@ -1,7 +1,7 @@
 """Products on AMX tiles: bfloat16 by bfloat16, and numbers in parts by quantised weights.
 
 Two by two tiles hold 32 x 32 sums while a step takes two tiles of each factor, so that each load serves two
-multiplications. A panel of B, 512 k deep, stays in the first-level cache while the panels of A go by from the
+multiplications. Some k of a panel of B stay in the first-level cache while the panels of A go by from the
 second; sums of a deeper product wait there too. ``cpu_amx_pack`` lays the factors out; B is packed by strips
 of four second-level caches, each used for all rows of A.
 
@@ -11,6 +11,7 @@ Intel 64 and IA-32 Optimization Reference Manual, chapter on AMX (two by two til
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
@@ -30,12 +31,12 @@ from kernels.storage import narrow
 from kernels.threads import chunked
 
 FEATURES = {"amx-tile", "amx-bf16", "avx512f", "avx512bw", "avx512bf16"}
-_DEPTH = 16
-"""Blocks of k at once: 32 KiB of a panel of B, of the 48 KiB of first-level cache that every CPU with AMX
-has."""
+_DEPTHS = {1: 8, 2: 16, 3: 16}
+"""Blocks of k at once, by parts: 16 KiB of a panel of B, as much of A that passes before it is read again,
+and as much that comes next fill the 48 KiB of first-level cache which every CPU with AMX has. Of numbers in
+parts more of A goes by in any case; B is read less often, and sums are scaled and added after each depth."""
 _LINES = 2
 _LEAST_CHUNKS = 16
-_LEAST_RESIDENT = 4
 _TILES = tile_config()
 _FLOATS = ir.VectorType(FLOAT, 16)
 
@@ -209,7 +210,7 @@ def _product(parts: int) -> Any:
     out[:, first:] = (a @ b) * scale + bias, (n,) both; None: as it is. group_scale: (groups, n filled up to
     whole panels), each for ``group`` blocks of k; or None.
     """
-    multiply = _multiply(parts)
+    multiply, depth = _multiply(parts), _DEPTHS[parts]
 
     @chunked
     def product(chunk, across, tall, wide, first, a, b, group_scale, group, scale, bias, out):
@@ -224,8 +225,8 @@ def _product(parts: int) -> Any:
         of_group = -np.int64(memory.ctypes.data) % 64 // 4  # on a cache line, which is a row of a tile
         left, right, target = a.reshape(a.size), b.reshape(b.size), out.reshape(out.size)
         _configure(_TILES)
-        for low in range(0, max(1, blocks), _DEPTH):
-            high = min(low + _DEPTH, blocks)
+        for low in range(0, max(1, blocks), depth):
+            high = min(low + depth, blocks)
             for q in range(columns):
                 b_start = (low_column + q) * blocks * BLOCK
                 following = b_start + (blocks + low) * BLOCK
@@ -309,10 +310,11 @@ def product(
             group_scale[:, :n] = scale.t()
         bias = torch.zeros(n) if bias is None else bias
     packed_group = group * SIDE
-    if parts > 1 and group_scale is None and blocks > _DEPTH:
+    if parts > 1 and group_scale is None and blocks > _DEPTHS[parts]:
         # Sums of sums, which err less than one long sum.
-        group, group_scale = _DEPTH, torch.ones((-(-blocks // _DEPTH), columns * SIDE))
-    tall, wide = _chunk_sizes(panels, columns, blocks, parts)
+        group = _DEPTHS[parts]
+        group_scale = torch.ones((-(-blocks // group), columns * SIDE))
+    tall, wide = _chunk_sizes(panels, columns, parts)
     strip = min(columns, max(1, 4 * second_level_bytes() // (2 * BLOCK * max(1, blocks))))
     right = torch.empty((strip, blocks, BLOCK), dtype=torch.bfloat16)
     for first in range(0, columns, strip):
@@ -329,18 +331,16 @@ def product(
     return out
 
 
-def _chunk_sizes(panels: int, across: int, blocks: int, parts: int) -> tuple[int, int]:
+def _chunk_sizes(panels: int, across: int, parts: int) -> tuple[int, int]:
     """Panels of rows and of columns in a chunk.
 
-    The rows of A stay in a quarter of the second-level cache from chunk to chunk, while B goes by; where so
-    deep a product has fewer than ``_LEAST_RESIDENT`` panels there, ``_DEPTH`` blocks of more of them do. The
-    sums have their place beside. But there are ``_LEAST_CHUNKS`` chunks if possible.
+    Its sums take a quarter of the second-level cache. They are twice as tall as wide, since B comes from
+    beyond that cache and serves all rows; but a depth of those rows of A stays there as well, and there are
+    ``_LEAST_CHUNKS`` chunks if possible.
     """
     size = second_level_bytes()
-    most, sums = size // 4 // (2 * BLOCK * parts * max(1, blocks)), size // 8
-    if most < _LEAST_RESIDENT:
-        most, sums = max(1, size * 3 // 8 // (2 * BLOCK * parts * _DEPTH)), size // 4
+    sums = size // 4 // (4 * BLOCK)
+    most = max(1, min(math.isqrt(2 * sums), size * 3 // 8 // (2 * BLOCK * parts * _DEPTHS[parts])))
     down = -(-panels // most)
     tall = -(-panels // down)
-    wide = min(sums // (4 * BLOCK * tall), across * down // _LEAST_CHUNKS)
-    return tall, max(1, wide)
+    return tall, max(1, min(sums // tall, across * down // _LEAST_CHUNKS))
