@@ -66,8 +66,15 @@ def is_stateful(value: Any) -> bool:
 
 def state_of(value: Any) -> Any:
     """What an object says of its state. Shards of ``parallel.fsdp.fully_shard`` are parts of whole tensors
-    (those of PyTorch's are DTensors, which say so themselves)."""
+    (those of PyTorch's are DTensors, which say so themselves). ValueError: they are tensor-parallel, which
+    nothing would tell from replicas."""
     if isinstance(value, nn.Module):
+        split = [name for name, layer in value.named_modules() if hasattr(layer, "shards")]
+        if split:
+            raise ValueError(
+                f"{split[0] or type(value).__name__} holds shards along any dimension: save "
+                "parallel.tensor_state.full_state_dict(model), and give load_full_state_dict what was loaded"
+            )
         return module_parts(value)
     if isinstance(value, torch.optim.Optimizer):
         return optimizer_parts(value)

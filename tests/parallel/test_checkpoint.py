@@ -30,6 +30,7 @@ from parallel import checkpoint, fsdp
 from parallel.checkpoint import PerRank, RandomGenerators, Sharded
 from parallel.checkpoint_background import BackgroundSaver
 from parallel.sharded import boxes_of_range, uncovered
+from parallel.tensor import ColumnParallelLinear
 
 WORLDS = [1, 2, 3, 4]
 ODD = [torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool, torch.complex64]
@@ -486,6 +487,7 @@ def wrong_saves(folder, file):
         {"x": torch.eye(2).to_sparse()},
         {(1, 2): 3},
         {"x": {"1": torch.zeros(1), 1: torch.zeros(1)}},
+        {"model": nn.Sequential(ColumnParallelLinear(4, 4))},
     ]
     found = [error_of(checkpoint.save, folder, 1, state) for state in wrong]
     found.append(error_of(checkpoint.save, folder, rank, {"x": 1}))
@@ -511,6 +513,7 @@ def test_a_state_that_cannot_be_saved_is_refused_on_all_ranks(ranks, tmp_path):
         r"x: a checkpoint holds dense tensors, not torch.sparse_coo \(rank 0, 1\)",
         r"the keys of a state are strings and integers, not \(1, 2\)",
         r"two tensors of the state have the name x/1",
+        r"0 holds shards along any dimension: save parallel.tensor_state.full_state_dict",
         r"ranks 0 to 1 save after steps \[0, 1\]",
     ]
     for (kind, text), message in zip(first[:-1], messages, strict=True):
