@@ -255,17 +255,32 @@ def test_the_error_of_a_child_is_told_and_not_the_remark_behind_it():
     assert sharding.error("") == "no message"
 
 
-@pytest.mark.proof
-def test_dtensor_needs_the_same_collective():
-    import torch.distributed as dist
+RANK = """
+import torch.distributed as dist
+from labs.jax_transforms import LAB, sharding
+from labs.lab import configure, find
 
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        output, recorded = made(IN_A_WORLD)
-    finally:
-        dist.destroy_process_group()
-    assert LAB.check(SMALL, {IN_A_WORLD: output})[0].passed
-    assert recorded["rows_collectives"] == 1
+class Counted:
+    def record(self, name, value, unit):
+        print(name, value, flush=True)
+
+dist.init_process_group("gloo")
+config = configure(LAB, "quick")
+output = find(LAB, config, sharding.DTENSOR).setup(config, Counted())()
+print("passed", LAB.check(config, {sharding.DTENSOR: output})[0].passed, flush=True)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.proof
+def test_dtensor_needs_the_same_collective(tmp_path):
+    """Of two ranks: where one has all, none is needed."""
+    script = tmp_path / "rank.py"
+    script.write_text(RANK)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launcher, script], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sorted(done.stdout.split()) == sorted(["rows_collectives", "1", "passed", "True"] * 2)
 
 
 # --- predictions, claims, figures ------------------------------------------------------------------
