@@ -15,7 +15,7 @@ from labs.attention.terms import Term
 from labs.attention.tiles import ROWS, library, panel
 from labs.machine import Machine
 from labs.packed_code import instruction_seconds
-from labs.wording import us
+from labs.wording import duration
 
 INT8 = 1  # byte
 LEAST_CHUNKS, LEAST_KEYS = 16, 256  # kernels.attention.cpu_decode: into how many parts the keys are cut
@@ -64,7 +64,9 @@ def _widened(config: Config, machine: Machine, length: int) -> tuple[Term, Term]
 
 
 def _pages(config: Config, machine: Machine, length: int) -> Term:
-    """Ours: a head's keys and values, once for its group of queries, row by row into tiles."""
+    """Ours: a head's keys and values, once for its group of queries. Keys are transposed into tiles: a load,
+    a store and a step for each halving of the lanes. Where no whole vectors lie in a page, rows of keys and
+    of values are loaded and stored before that."""
     lanes = int(machine["vector_lanes_float32"])
     whole = config.sequences * config.shared_heads
     pages = -(-length // config.block) * config.block
@@ -73,25 +75,15 @@ def _pages(config: Config, machine: Machine, length: int) -> Term:
     rows = -(-group // ROWS) * ROWS
     keys = whole * length
     cache = counts.FLOAT * counts.cached_numbers(config, length)
-    # A vector of a key and one of its value are loaded and stored, that of the key then transposed.
-    arranged = keys * config.dim * (4 + 2 + math.log2(lanes))
+    gathered = 4 if config.block % lanes or config.dim % lanes else 0
+    arranged = keys * config.dim * (2 + math.log2(lanes) + gathered)
     arranging = instruction_seconds(machine, 1, arranged) / terms.cores(machine)
     joined = JOIN_CALLS if parts > 1 else 0
     tiles = -(-length // panel(lanes))
     return terms.summed(
         terms.products(machine, 4.0 * config.dim * rows * keys, 2.0 * config.dim * rows * (length / parts)),
         terms.softmax(machine, group * keys, group * whole * tiles, terms.OWN_SOFTMAX),
-        (arranging, f"rows brought into tiles {us(arranging)}"),
-        _wandering(machine, cache),
+        (arranging, f"keys brought into tiles {duration(arranging)}"),
+        terms.moved(machine, cache, cache, "cache", kind="read"),
         terms.calls(machine, DECODE_CALLS + joined, regions=1, custom=1),
     )
-
-
-def _wandering(machine: Machine, cache: float) -> Term:
-    """Reading the cache where any core may take any part of it: what a core read at the last call is not what
-    it reads at this one, so that its own caches must hold all of it, not its share."""
-    rate = min(
-        machine.bandwidth(cache, kind="read", threads=0),
-        machine.cores * machine.bandwidth(cache, kind="read"),
-    )
-    return cache / rate, f"{cache:.3g} B of the cache at {rate / 1e9:.0f} GB/s {us(cache / rate)}"

@@ -7,6 +7,7 @@ from labs.attention.config import Config
 from labs.attention.terms import Term
 from labs.attention.tiles import Tiles, library, own
 from labs.machine import Machine
+from labs.wording import duration
 
 MMAP_THRESHOLD_BYTES = 2**25  # of glibc at most: larger blocks are new pages at each call
 LIBRARY_CALLS = 6  # torch's operation, its kernel and their four new tensors
@@ -49,7 +50,7 @@ def _naive(config: Config, machine: Machine, kind: str, length: int) -> Term:
     )
     if machine.allocator == "default" and work.score_bytes >= MMAP_THRESHOLD_BYTES:
         faults = 2 * work.score_bytes * (machine.get("page_fault_all_s_per_byte") or 0.0)
-        found = terms.summed(found, (faults, f"page faults of two score matrices {faults * 1e6:.3g} us"))
+        found = terms.summed(found, (faults, f"page faults of two score matrices {duration(faults)}"))
     return found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from labs.machine import Machine
 from labs.packed_code import across_lanes_seconds, instruction_seconds
-from labs.wording import us
+from labs.wording import duration
 
 Term = tuple[float, str]
 
@@ -33,7 +33,7 @@ def calls(machine: Machine, count: int, regions: int = 1, custom: int = 0) -> Te
     """Of torch's operations, so many of them split over the threads; and of operators of our own."""
     seconds = count * machine["torch_call_s"] + regions * (machine.get("torch_parallel_region_s") or 0.0)
     seconds += custom * (machine.get("torch_custom_call_s") or 0.0)
-    return seconds, f"{count + custom} calls {us(seconds)}"
+    return seconds, f"{count + custom} calls {duration(seconds)}"
 
 
 def products(machine: Machine, flops: float, each: float) -> Term:
@@ -42,17 +42,20 @@ def products(machine: Machine, flops: float, each: float) -> Term:
     Our own kernel's too: what keeps a small product from the peak (loads beside each FMA, edges) is the same.
     """
     rate = cores(machine) * machine.product_rate(each)
-    return flops / rate, f"{flops:.3g} FLOPs by {each:.3g} at {rate / 1e9:.0f} GFLOP/s {us(flops / rate)}"
+    return (
+        flops / rate,
+        f"{flops:.3g} FLOPs in products of {each:.3g} at {rate / 1e9:.0f} GFLOP/s {duration(flops / rate)}",
+    )
 
 
 def softmax(machine: Machine, weights: float, rows: float, instructions: int) -> Term:
     """Of so many scores in so many rows."""
     packed = instruction_seconds(machine, instructions, weights)
     seconds = (packed + rows * ROW_REDUCTIONS * across_lanes_seconds(machine)) / cores(machine)
-    return seconds, f"softmax of {weights:.3g} in {rows:.3g} rows {us(seconds)}"
+    return seconds, f"softmax of {weights:.3g} in {rows:.3g} rows {duration(seconds)}"
 
 
 def moved(machine: Machine, count: float, working_set: float, what: str, kind: str = "copy") -> Term:
     """So many bytes in passes over a working set."""
     rate = machine.bandwidth(working_set, kind=kind, threads=0)
-    return count / rate, f"{count:.3g} B of {what} at {rate / 1e9:.0f} GB/s {us(count / rate)}"
+    return count / rate, f"{count:.3g} B of {what} at {rate / 1e9:.0f} GB/s {duration(count / rate)}"

@@ -13,7 +13,6 @@ from stated import Stated, machine
 from labs import figure as figures
 from labs.attention import LAB, claims, counts, decoding, inputs, model, proof, tiles, ways
 from labs.lab import configure, find
-from labs.machine import Curve
 from labs.memory import extra_bytes
 
 SMALL = configure(LAB, "quick", {"length": 96, "dim": 16, "window": 10, "sequences": 3, "block": 7})
@@ -273,7 +272,7 @@ def test_a_token_from_pages_by_hand():
     keys = 3 * 2 * 96
     expected = keys * 6 * 4 * 16 / RATE + TOKEN * 17 * SLOT
     expected += 4 * 6 * 2 * ROW  # four queries share a head; 96 keys are two tiles
-    expected += keys * 16 * (4 + 2 + 4) * SLOT  # loads, stores and the four steps of a transposition
+    expected += keys * 16 * (4 + 2 + 4) * SLOT  # rows gathered; loads, stores, four steps of transposing
     expected += CACHED / CACHE + 9e-6 + 2e-6 + 10e-6
     assert stated("token", "pages") == pytest.approx(expected)
     # Eight times as many keys are twelve tiles, not sixteen, in three parts that four operations join.
@@ -281,11 +280,10 @@ def test_a_token_from_pages_by_hand():
     assert stated("token", "pages", length=768) == pytest.approx(longer)
 
 
-def test_pages_that_any_core_may_take_are_read_as_one_core_reads_all_of_them():
-    apart = replace(HERE, curves=HERE.curves | {"read_all": Curve((1.0,), (200e9,))})
-    assert stated("token", "pages", here=apart) == stated("token", "pages")
-    saved = 4 * CACHED * (1 / CACHE - 1 / 200e9)
-    assert stated("token", "cache") - stated("token", "cache", here=apart) == pytest.approx(saved)
+def test_rows_of_pages_that_hold_whole_vectors_of_keys_need_not_be_gathered():
+    whole = replace(SMALL, block=16)
+    gathered = 3 * 2 * 96 * 16 * 4 * SLOT
+    assert stated("token", "pages") - stated("token", "pages", config=whole) == pytest.approx(gathered)
 
 
 def test_everything_again_is_ours_on_all_sequences():
