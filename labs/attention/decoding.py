@@ -84,6 +84,13 @@ def _pages(config: Config, machine: Machine, length: int) -> Term:
         terms.products(machine, 4.0 * config.dim * rows * keys, 2.0 * config.dim * rows * (length / parts)),
         terms.softmax(machine, group * keys, group * whole * tiles, terms.OWN_SOFTMAX),
         (arranging, f"keys brought into tiles {duration(arranging)}"),
-        terms.moved(machine, cache, cache, "cache", kind="read"),
+        _read_by_any(machine, cache),
         terms.calls(machine, DECODE_CALLS + joined, regions=1, custom=1),
     )
+
+
+def _read_by_any(machine: Machine, cache: float) -> Term:
+    """Any core takes any part, and at the next call another one: the caches of each must hold all of it."""
+    everyone = machine.bandwidth(cache, kind="read", threads=0)
+    rate = min(everyone, machine.cores * machine.bandwidth(cache, kind="read"))
+    return cache / rate, f"{cache:.3g} B of cache at {rate / 1e9:.0f} GB/s {duration(cache / rate)}"

@@ -39,7 +39,7 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
 SUSPECTS = {
     "naive": "how many trips the scores make: the cache may hold them; and the mask, filled in one by one",
     "torch": "the library's kernel: its products, whose sides are unequal, and its exp",
-    "pages": "the memory: a head's short rows lie between those of others, which prefetching brings too",
+    "pages": "what the caches still hold: a part that another core read last comes from that core's cache",
     "cache": "products with a single query, which the library's rate of square ones stands for",
     "cache_int8": "the widened copy, which may stay in cache, and the two multiplications that make it",
 }

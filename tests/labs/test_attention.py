@@ -13,6 +13,7 @@ from stated import Stated, machine
 from labs import figure as figures
 from labs.attention import LAB, claims, counts, decoding, inputs, model, proof, tiles, ways
 from labs.lab import configure, find
+from labs.machine import Curve
 from labs.memory import extra_bytes
 
 SMALL = configure(LAB, "quick", {"length": 96, "dim": 16, "window": 10, "sequences": 3, "block": 7})
@@ -278,6 +279,13 @@ def test_a_token_from_pages_by_hand():
     # Eight times as many keys are twelve tiles, not sixteen, in three parts that four operations join.
     longer = 8 * (expected - 21e-6) - 4 * 6 * 4 * ROW + 25e-6
     assert stated("token", "pages", length=768) == pytest.approx(longer)
+
+
+def test_pages_that_any_core_may_take_are_read_as_each_reads_all_of_them():
+    apart = replace(HERE, curves=HERE.curves | {"read_all": Curve((1.0,), (200e9,))})
+    assert stated("token", "pages", here=apart) == stated("token", "pages")
+    saved = 4 * CACHED * (1 / CACHE - 1 / 200e9)
+    assert stated("token", "cache") - stated("token", "cache", here=apart) == pytest.approx(saved)
 
 
 def test_rows_of_pages_that_hold_whole_vectors_of_keys_need_not_be_gathered():
