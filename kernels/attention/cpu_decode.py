@@ -99,6 +99,7 @@ def _decode(
     group = heads // kv_heads
     rows = (group + ROWS - 1) // ROWS * ROWS
     wide = (dim + LANES - 1) // LANES * LANES
+    # Whole vectors only: a further one would reach behind a row, or a page.
     where_it_lies = stored == 0 and dim == wide and block_size % LANES == 0
 
     scratch = np.empty(PANEL * (2 * dim + wide) + rows * (PANEL + dim + wide + 2) + LANES, np.float32)
