@@ -194,3 +194,13 @@ def pack_transposed(target, source, rows, columns):
                 packed[column * PANEL + lane] = (
                     numbers[lane * columns + column] if lane < rows else np.float32(0)
                 )
+
+
+@compiled_once()
+def transpose_rows(target, source, source_row, columns):
+    """The transpose of ``LANES`` rows of a multiple of ``LANES`` columns into a panel: target[column, row].
+
+    source_row: elements from one row to the next.
+    """
+    for column in range(0, columns, LANES):
+        _transpose(target + 4 * column * PANEL, PANEL, source + 4 * column, source_row)

@@ -1,7 +1,8 @@
 """One query a sequence against a paged cache, on the CPU (Kwon et al. 2023, "PagedAttention", section 4.1).
 
 A chunk of work is one key-value head of one sequence: all queries of its group share what is read, once,
-page by page, in tiles of ``PANEL`` keys. Where sequences and heads are few, the keys are cut into parts
+page by page, in tiles of ``PANEL`` keys. Where whole vectors of keys lie in a page, float32 is read where it
+lies; else rows are brought together first. Where sequences and heads are few, the keys are cut into parts
 whose results are put together afterwards (Dao et al. 2023, "Flash-Decoding"); how many depends on the sizes
 alone.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numba import njit
 
 from kernels.attention.cpu_rows import copy_rows, fill, finish_row, online_softmax
 from kernels.compiled_once import (
@@ -24,9 +26,10 @@ from kernels.compiled_once import (
 from kernels.simd import full_width
 from kernels.storage import widen
 from kernels.threads import chunked
-from kernels.tiles import LANES, PANEL, ROWS, multiply, pack_transposed
+from kernels.tiles import LANES, PANEL, ROWS, multiply, pack_transposed, transpose_rows
 
 f32 = np.float32
+_inline = njit(error_model="numpy", forceinline=True)
 STORED = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 """How a cache stores its elements, for ``widen_row``."""
 LEAST_CHUNKS = 16
@@ -68,6 +71,13 @@ def widen_row(target, source, count, stored):
             out[i] = widen(bfloats[i])
 
 
+@_inline
+def _place(block_table, sequence, key, block_size, kv_heads, kv_head):
+    """Which row of the cache a key of a sequence is, counted over all blocks, keys and heads."""
+    block = np.int64(block_table[sequence, key // block_size])
+    return (block * block_size + key % block_size) * kv_heads + kv_head
+
+
 @chunked
 def _decode(
     chunk,
@@ -89,6 +99,8 @@ def _decode(
     group = heads // kv_heads
     rows = (group + ROWS - 1) // ROWS * ROWS
     wide = (dim + LANES - 1) // LANES * LANES
+    # Whole vectors only: a further one would reach behind a row, or a page.
+    where_it_lies = stored == 0 and dim == wide and block_size % LANES == 0
 
     scratch = np.empty(PANEL * (2 * dim + wide) + rows * (PANEL + dim + wide + 2) + LANES, np.float32)
     values = aligned(scratch)
@@ -111,13 +123,16 @@ def _decode(
     end = min(length, (part + 1) * share)
     for tile in range(part * share, end, PANEL):
         count = min(PANEL, end - tile)
-        for place in range(count):
-            block = np.int64(block_table[sequence, (tile + place) // block_size])
-            within = (tile + place) % block_size
-            at = ((block * block_size + within) * kv_heads + kv_head) * row_bytes
-            widen_row(address(keys, place * dim), address(key_cache, at), dim, stored)
-            widen_row(address(values, place * wide), address(value_cache, at), dim, stored)
-        pack_transposed(packed, keys, count, dim)
+        if where_it_lies:
+            for place in range(0, count, LANES):
+                row = _place(block_table, sequence, tile + place, block_size, kv_heads, kv_head)
+                transpose_rows(packed + 4 * place, address(key_cache, row * row_bytes), kv_heads * dim, dim)
+        else:
+            for place in range(count):
+                row = _place(block_table, sequence, tile + place, block_size, kv_heads, kv_head)
+                widen_row(address(keys, place * dim), address(key_cache, row * row_bytes), dim, stored)
+                widen_row(address(values, place * wide), address(value_cache, row * row_bytes), dim, stored)
+            pack_transposed(packed, keys, count, dim)
         vectors = (count + LANES - 1) // LANES
         for r in range(0, rows, ROWS):
             multiply(
@@ -143,20 +158,28 @@ def _decode(
                 address(sums, r * wide),
                 wide,
             )
-        for r in range(0, rows, ROWS):
-            multiply(
-                address(sums, r * wide),
-                wide,
-                address(scores, r * PANEL),
-                PANEL,
-                1,
-                values,
-                wide,
-                PANEL,
-                count,
-                wide // LANES,
-                False,
-            )
+        place = 0
+        while place < count:
+            run, source, step = count, values, wide
+            if where_it_lies:  # to the end of the page
+                row = _place(block_table, sequence, tile + place, block_size, kv_heads, kv_head)
+                run = min(count - place, block_size - (tile + place) % block_size)
+                source, step = address(value_cache, row * row_bytes), kv_heads * dim
+            for r in range(0, rows, ROWS):
+                multiply(
+                    address(sums, r * wide),
+                    wide,
+                    address(scores, r * PANEL + place),
+                    PANEL,
+                    1,
+                    source,
+                    step,
+                    PANEL,
+                    run,
+                    wide // LANES,
+                    False,
+                )
+            place += run
     for r in range(group):
         at = (first_query + r) * parts + part
         finish_row(

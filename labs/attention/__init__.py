@@ -6,10 +6,11 @@ cache) and by storing them in pages and in fewer bits. The first changes what me
 result; the second changes how much is computed; the last three change what a new token has to read.
 
 Formulas (``model.py``), for H heads, L queries, S keys, D numbers a head:
-  pairs     L S; causal L (L + 1) / 2; window of W keys: L W - W (W - 1) / 2
-  compute   pairs H (4 D FLOPs + a softmax of 25 FMA slots) / FMA peak
+  pairs     L S; causal L (L + 1) / 2; window of W keys L W - W (W - 1) / 2; whole tiles add (``tiles``)
+  compute   pairs H 4 D FLOPs / the library's rate for products of a tile + their softmax, in instructions
   naive     compute + the scores' trips to memory, 4 bytes each, at the bandwidth of that working set
-  a token   bytes of keys and values / read bandwidth
+  a token   compute + bytes of keys and values / read bandwidth
+  each      + calls
 
 Sources: Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"; Dao, Fu, Ermon, Rudra, Ré
 2022, "FlashAttention", section 3.1; Dao 2023, "FlashAttention-2", section 3; Shazeer 2019, "Fast Transformer

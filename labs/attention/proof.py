@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping
 
 from labs.attention.config import Config
+from labs.attention.counts import key_heads
 from labs.attention.inputs import qkv, quantized, token
-from labs.attention.ways import kv_heads, mask_of, naive
+from labs.attention.ways import mask_of, naive
 from labs.lab import Check
 
 EPSILON = 2.0**-23
@@ -49,7 +50,7 @@ def _reference(config: Config, kind: str, length: int):  # type: ignore[no-untyp
         repeats = config.heads // config.shared_heads
         keys, values = keys.repeat_interleave(repeats, 1), values.repeat_interleave(repeats, 1)
         return naive(query[:, :, None], keys, values)[:, :, 0]
-    query, key, value = (tensor.double() for tensor in qkv(config, length, kv_heads(config, kind)))
+    query, key, value = (tensor.double() for tensor in qkv(config, length, key_heads(config, kind)))
     mask = mask_of(kind, length, config.window)
     repeats = config.heads // key.shape[1]
     out = torch.empty_like(query)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from labs.attention import model
+from labs.attention import counts
 from labs.attention.config import Config
 from labs.attention.inputs import paged, qkv, quantized, token
 from labs.lab import Recorder, Step, Variant
@@ -56,10 +56,6 @@ def mask_of(kind: str, length: int, window: int) -> Any:
     return seen.triu(1 - window) if kind == "window" else seen
 
 
-def kv_heads(config: Config, kind: str) -> int:
-    return {"gqa": config.shared_heads, "mqa": 1}.get(kind, config.heads)
-
-
 def _prefill(kind: str, length: int, name: str) -> Callable[[Config], Step]:
     def make(config: Config) -> Step:
         import torch
@@ -67,7 +63,7 @@ def _prefill(kind: str, length: int, name: str) -> Callable[[Config], Step]:
 
         import kernels
 
-        query, key, value = qkv(config, length, kv_heads(config, kind))
+        query, key, value = qkv(config, length, counts.key_heads(config, kind))
         mask = mask_of(kind, length, config.window)
         causal, shared = kind in ("causal", "window"), kind in ("gqa", "mqa")
         window = config.window if kind == "window" else None
@@ -159,7 +155,7 @@ def variants(config: Config) -> Sequence[Variant]:
     found = []
     for kind, length, names in groups(config):
         for name in names:
-            work = model.work(config, kind, length, name)
+            work = counts.work(config, kind, length, name)
             make = _token(length, name) if kind == "token" else _prefill(kind, length, name)
             found.append(
                 Variant(

@@ -20,15 +20,9 @@ from collections.abc import Callable
 
 from labs.machine import Machine
 from labs.roofline.operations import Operation
+from labs.wording import duration
 
 MMAP_THRESHOLD_BYTES = 32 * 2**20  # DEFAULT_MMAP_THRESHOLD_MAX of glibc on 64 bits
-
-
-def _time(seconds: float) -> str:
-    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
-        if seconds >= scale:
-            return f"{seconds / scale:.3g} {unit}"
-    return f"{seconds * 1e9:.3g} ns"
 
 
 def cores_rate(one: float, everyone: float, threads: int, cores: int) -> float:
@@ -66,14 +60,14 @@ def cpu_seconds(operation: Operation, machine: Machine) -> tuple[float, str]:
     total = overhead + max(compute, memory)
     limit = "compute" if compute >= memory else "memory"
     because = (
-        f"{_time(overhead)} call + max({_time(compute)} compute at {peak / 1e9:.0f} GFLOP/s, "
-        f"{_time(memory)} for {operation.bytes_moved / 1e6:.3g} MB) on {threads} thread(s): {limit}"
+        f"{duration(overhead)} call + max({duration(compute)} compute at {peak / 1e9:.0f} GFLOP/s, "
+        f"{duration(memory)} for {operation.bytes_moved / 1e6:.3g} MB) on {threads} thread(s): {limit}"
     )
     if faulting:
         name = "page_fault_all_s_per_byte" if threads > 1 else "page_fault_s_per_byte"
         faults = operation.writes * machine[name]
         total += faults
-        because += f" + {_time(faults)} of page faults"
+        because += f" + {duration(faults)} of page faults"
     return total, because
 
 
@@ -91,8 +85,8 @@ def gpu_seconds(operation: Operation, gpu: Machine) -> tuple[float, str]:
     memory = operation.bytes_moved / gpu.bandwidth(operation.bytes_moved, threads=0)
     launch = gpu["launch_s"]
     because = (
-        f"{_time(launch)} launch + max({_time(compute)} compute at {peak / 1e12:.3g} TFLOP/s, "
-        f"{_time(memory)} for {operation.bytes_moved / 1e6:.3g} MB)"
+        f"{duration(launch)} launch + max({duration(compute)} compute at {peak / 1e12:.3g} TFLOP/s, "
+        f"{duration(memory)} for {operation.bytes_moved / 1e6:.3g} MB)"
     )
     return launch + max(compute, memory), because
 

@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from labs import packed_code
 from labs.lab import Check, Claim, Prediction, Recorder, Results, Step, Variant, all_of
 from labs.machine import Machine
 from labs.vectorization import rungs
@@ -25,8 +26,8 @@ RATE, VOLATILITY = 0.03, 0.25  # a year, and a root of a year
 EXP_FLOPS, LOG_FLOPS, ERF_FLOPS = 20, 24, 28 + 20
 OPTION_FLOPS = LOG_FLOPS + EXP_FLOPS + 2 * (ERF_FLOPS + 3) + 17
 # Instructions but divisions: an FMA is one; comparisons, selections and integer steps count.
-LOG_WORK, ERF_WORK = 18 + 12, 18 + rungs.EXP_WORK
-OPTION_WORK = LOG_WORK + rungs.EXP_WORK + 2 * (ERF_WORK + 2) + 10
+LOG_WORK, ERF_WORK = 18 + 12, 18 + packed_code.EXP_WORK
+OPTION_WORK = LOG_WORK + packed_code.EXP_WORK + 2 * (ERF_WORK + 2) + 10
 DIVISIONS = 4  # with log's own, and the root, which the divider computes too
 DIVISION_LATENCY = 3  # FMAs' that a division or root takes when the next step waits for it (Agner Fog)
 XLA_BITS = 256
@@ -241,7 +242,7 @@ def predict(config: Any, machine: Machine) -> Sequence[Prediction]:
     )
     lanes = machine["vector_lanes_float32"]
     divided = DIVISIONS * n * machine["packed_division_s"]
-    arithmetic = rungs.instruction_seconds(machine, OPTION_WORK, n) + divided
+    arithmetic = packed_code.instruction_seconds(machine, OPTION_WORK, n) + divided
     arrays = rungs.pass_seconds(machine, 5 * array, 5 * array)
     packed = arithmetic + arrays
     say(

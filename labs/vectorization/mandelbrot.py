@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from labs import packed_code
 from labs.lab import Check, Prediction, Recorder, Step, Variant
 from labs.machine import Machine
 from labs.vectorization import rungs
@@ -285,8 +286,8 @@ def predict(config: Any, machine: Machine) -> Sequence[Prediction]:
     lanes_stepped = float((longest * np.diff([*starts, config.pixels])).sum()) * config.pixels / len(sample)
     # 3 products and 5 sums in 7 instructions where fused; comparison, selection, count, maximum.
     instructions = 7 + 4
-    tests = lanes_stepped / width * rungs.across_lanes_seconds(machine)
-    packed = rungs.instruction_seconds(machine, instructions, lanes_stepped) + tests
+    tests = lanes_stepped / width * packed_code.across_lanes_seconds(machine)
+    packed = packed_code.instruction_seconds(machine, instructions, lanes_stepped) + tests
     say(
         "numba_simd",
         packed,

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from labs import packed_code
 from labs.lab import Check, Claim, Prediction, Recorder, Results, Step, Variant, all_of, at_least
 from labs.machine import Machine
 from labs.vectorization import rungs
@@ -191,7 +192,7 @@ def predict(config: Any, machine: Machine) -> Sequence[Prediction]:
     )
     # Per pair: a subtraction and an FMA a register; then the lanes are added to one another, and a root.
     instructions = 2 * math.ceil(d / lanes) + 2 * math.log2(lanes) + 4
-    packed = rungs.instruction_seconds(machine, instructions * lanes, pairs)
+    packed = packed_code.instruction_seconds(machine, instructions * lanes, pairs)
     say(
         "numba_simd",
         packed,

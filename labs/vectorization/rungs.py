@@ -18,9 +18,6 @@ from labs.machine import Machine
 
 ROUNDING = 2.0**-24  # relative error of one float32 operation, at most
 FLOAT_BYTES = 4
-EXP_WORK = (
-    22  # instructions of kernels/simd.py's exp on a register: an FMA is one; comparisons, integers count
-)
 MAPPED_BYTES = 32 << 20  # glibc maps larger blocks anew at each call (M_MMAP_THRESHOLD's upper limit)
 
 
@@ -93,19 +90,6 @@ def fresh_seconds(machine: Machine, block_bytes: float, blocks: int = 1) -> floa
 def inner_loop_seconds(machine: Machine, loops: float) -> float:
     """What numpy spends on starting its compiled loop anew, once per row where an operand is broadcast."""
     return loops * (machine.get("numpy_inner_loop_s") or 0.0)
-
-
-def instruction_seconds(machine: Machine, per_element: float, elements: float) -> float:
-    """``per_element`` SIMD instructions for each lane's element, at the rate at which an exp does its own.
-
-    Not at that of FMAs: comparisons, selections and integers have fewer units, and loops load and store.
-    """
-    return per_element * elements * machine["packed_exp_s"] / EXP_WORK
-
-
-def across_lanes_seconds(machine: Machine) -> float:
-    """Reducing one register to a number: each halving is a shuffle and an operation that waits for it."""
-    return 2 * math.log2(machine["vector_lanes_float32"]) * machine["fma_latency_s"]
 
 
 def shared_seconds(machine: Machine, one_core: float, regions: int = 1) -> float:

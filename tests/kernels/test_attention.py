@@ -242,9 +242,9 @@ def test_what_the_kernels_do_not_take_runs_torchs_own_and_says_so(case):
 # --- decode_attention ----------------------------------------------------------------------------
 
 
-def paged(lengths=(20, 0, 33), heads=4, kv_heads=2, dim=8, block_size=4, most=9):
+def paged(lengths=(20, 0, 33), heads=4, kv_heads=2, dim=8, block_size=4, most=9, blocks=30):
     query = random(len(lengths), heads, dim)
-    keys, values = (random(30, block_size, kv_heads, dim, seed=seed) for seed in (1, 2))
+    keys, values = (random(blocks, block_size, kv_heads, dim, seed=seed) for seed in (1, 2))
     table = torch.full((len(lengths), most), -7, dtype=torch.int32)
     for sequence, length in enumerate(lengths):
         used = -(-length // block_size)
@@ -264,6 +264,20 @@ def test_a_long_context_is_cut_into_parts(device):
     arguments[3] = torch.arange(40, dtype=torch.int32).view(2, 20) % 30
     arguments = [tensor.to(device) for tensor in arguments]
     torch.testing.assert_close(decode_attention(*arguments), reference.decode_attention(*arguments))
+
+
+@pytest.mark.parametrize("block_size", [16, 20, 64, 80, 192])
+@pytest.mark.parametrize("dim", [16, 40, 64])
+def test_pages_are_read_up_to_the_last_key_only(dim, block_size):
+    """What is behind the last key, in its page and in blocks of nobody, is not a number."""
+    query, keys, values, table, lengths = paged((1, 100, 383), 8, 2, dim, block_size, 24, blocks=72)
+    exact = reference.decode_attention(query, keys, values, table, lengths)
+    seen = torch.zeros(len(keys), block_size, dtype=torch.bool)
+    for row, length in zip(table, lengths, strict=True):
+        place = torch.arange(int(length))
+        seen[row[place // block_size].long(), place % block_size] = True
+    keys[~seen] = values[~seen] = math.nan
+    torch.testing.assert_close(decode_attention(query, keys, values, table, lengths), exact)
 
 
 @pytest.mark.parametrize(
