@@ -30,6 +30,11 @@ else:
     hypothesis.settings.load_profile("perflab")
 
 IN_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if IN_WORKER:
+    # Read when torch is loaded: a thread that waits for its next piece of work sleeps. To spin would take a
+    # core from the other lanes meanwhile; a file of kernels costs twice the CPU seconds by it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 ANCHORS = """
 from contextlib import nullcontext
 from labs import calibration, machine
