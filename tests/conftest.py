@@ -30,9 +30,17 @@ else:
     hypothesis.settings.load_profile("perflab")
 
 IN_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if IN_WORKER:
+    # Read when torch is loaded: a thread that waits for its next piece of work sleeps. To spin would take a
+    # core from the other lanes meanwhile; a file of kernels costs twice the CPU seconds by it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 ANCHORS = """
 from contextlib import nullcontext
 from labs import calibration, machine
+known = machine.load_cached()
+if known and not calibration.outdated(known) and calibration._age_s(known) < calibration.FRESH_S / 2:
+    raise SystemExit
 parts = calibration._parts
 calibration._parts = lambda cores: [each for each in parts(cores) if each[0] in {wanted!r}]
 calibration._first = lambda: ()
@@ -155,7 +163,8 @@ def once(tmp_path_factory):
 @pytest.fixture(scope="session")
 def calibrated(home, once):
     """What ``perflab run`` checks of a machine before it measures is known, and so fresh that a neighbour who
-    takes a core makes no other machine of it. Labs that predict from more need ``measured``."""
+    takes a core makes no other machine of it: the lanes' still is where tests run alone after them. Labs that
+    predict from more need ``measured``."""
     with once("calibrated") as (_, to_be_made):
         if to_be_made:
             program = ANCHORS.format(wanted=("interpreter", "arithmetic peaks"))

@@ -193,11 +193,12 @@ def test_a_donated_step_goes_on_from_its_own_result():
 def test_programs_say_what_the_lab_claims_of_them():
     """scan compiles one step; checkpoint saves memory in it and nothing outside; donation reuses all."""
     config = replace(SMALL, steps=24, hidden=16, width=32)
-    scan, unrolled = (made(f"recurrent/{name}", config)[1] for name in ("scan", "unrolled"))
-    longer = made("recurrent/scan", replace(config, steps=48))[1]
-    assert longer["kernels"] == scan["kernels"] < unrolled["kernels"] / 8
+    short = replace(config, steps=12)  # to compile steps one by one takes seconds
+    scan, unrolled = (made(f"recurrent/{name}", short)[1] for name in ("scan", "unrolled"))
+    longer = made("recurrent/scan", config)[1]
+    assert longer["kernels"] == scan["kernels"] < unrolled["kernels"] / 4
     assert scan["kernels"] > 0
-    assert scan["xla_FLOP"] * config.steps == pytest.approx(unrolled["xla_FLOP"], rel=0.01)
+    assert scan["xla_FLOP"] * short.steps == pytest.approx(unrolled["xla_FLOP"], rel=0.01)
     kept, again = (made(f"recurrent_gradient/{name}", config)[1] for name in ("scan", "checkpoint"))
     assert again["temporary_B"] < 0.7 * kept["temporary_B"]
     assert again["xla_FLOP"] > 1.1 * kept["xla_FLOP"]

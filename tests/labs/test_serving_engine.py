@@ -285,7 +285,7 @@ def test_blocks_are_held_by_who_needs_them_and_shared_by_equal_tokens(actions, p
     all is done none is held."""
     layout = Layout(policy, blocks=blocks, block_size=3, budget=5, most=3)
     pool_of = layout.engine("both", Nothing(3, 1))
-    holds: dict[int, tuple[int, ...]] = {}  # block -> tokens up to its end, when last computed
+    holds: dict[tuple[int, int], tuple[int, ...]] = {}  # (block, request) -> tokens up to its end
 
     def check():
         pool, counted = pool_of.pool, {}
@@ -295,7 +295,7 @@ def test_blocks_are_held_by_who_needs_them_and_shared_by_equal_tokens(actions, p
                 counted[block] = counted.get(block, 0) + 1
                 if (index + 1) * 3 <= each.computed:
                     told = tuple(each.tokens[: (index + 1) * 3])
-                    assert holds.setdefault((block, id(each)), told) == told
+                    assert holds.setdefault((block, each.request.number), told) == told
         assert pool.held == len(counted)
         for block, count in counted.items():
             if count > 1:  # shared: equal tokens up to there, in each

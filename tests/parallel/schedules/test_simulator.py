@@ -1,9 +1,7 @@
 """The simulator against the plainest execution, against PyTorch's schedules, and at size."""
 
-import resource
 import subprocess
 import sys
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -143,16 +141,17 @@ def test_pytorchs_own_schedule_is_read_and_takes_as_long(name, p, m, tmp_path):
 
 
 LARGE = """
+import resource
 from parallel import schedules
 schedule = schedules.build("1f1b", 256, 4096)
 timeline = schedules.simulate(schedule, schedules.Durations(1.0, 1.0, 1.0))
 assert abs(timeline.bubble - schedules.bubble("1f1b", 256, 4096)) < 1e-12
+used = resource.getrusage(resource.RUSAGE_SELF)
+assert used.ru_utime + used.ru_stime < 20, used
+assert used.ru_maxrss * 1024 < 2e9, used
 """
 
 
-@pytest.mark.alone
 def test_256_stages_and_4096_microbatches_are_simulated_in_seconds():
-    begin = time.monotonic()
-    subprocess.run([sys.executable, "-c", LARGE], check=True, timeout=60)
-    assert time.monotonic() - begin < 20
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < 2e9
+    """Of CPU time, which other lanes do not lengthen."""
+    subprocess.run([sys.executable, "-c", LARGE], check=True, timeout=110)
