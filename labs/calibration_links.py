@@ -1,7 +1,9 @@
-"""What a message between two processes of this host costs under torch.distributed, over gloo and over shm.
+"""What messages between two processes of this host cost under torch.distributed, over gloo.
 
-Two forked ranks play ping-pong with send and receive; what collectives cost follows from it by the alpha-beta
-model (parallel/collective_costs.py). Used by ``labs.calibration``, which runs it as a child of its own
+Two forked ranks play ping-pong with send and receive, and then send to each other at the same time. An
+exchange is not the price of one message: gloo's loopback copies in the kernel, on the ranks' own cores, and
+each direction's hand-shake waits for the other's threads. What collectives cost follows from both by the
+alpha-beta model (labs/gloo_costs.py). Used by ``labs.calibration``, which runs it as a child of its own
 (``python -m labs.calibration_links`` prints JSON).
 """
 
@@ -19,11 +21,10 @@ from labs.calibration_child import figures_of
 
 TIME_OUT_S = 60.0
 SMALL_BYTES, LARGE_BYTES = 64, 2**20
-ROUND_TRIPS, LARGE_TRIPS, SAMPLES = 50, 4, 7
-BACKENDS = ("gloo", "shm")
+ROUND_TRIPS, LARGE_TRIPS, SAMPLES = 30, 3, 7
 
 
-def _one_way_s(group: Any, size: int, trips: int) -> float:
+def _one_way_s(size: int, trips: int) -> float:
     """Median seconds of one message of ``size`` bytes, one way; the first sample is warm-up."""
     import torch
     import torch.distributed as dist
@@ -34,13 +35,48 @@ def _one_way_s(group: Any, size: int, trips: int) -> float:
         start = time.perf_counter()
         for _ in range(trips):
             if peer:
-                dist.send(message, peer, group=group)
-                dist.recv(message, peer, group=group)
+                dist.send(message, peer)
+                dist.recv(message, peer)
             else:
-                dist.recv(message, peer, group=group)
-                dist.send(message, peer, group=group)
+                dist.recv(message, peer)
+                dist.send(message, peer)
         seconds.append((time.perf_counter() - start) / (2 * trips))
     return statistics.median(seconds[1:])
+
+
+def _exchange_s(size: int, trips: int) -> tuple[float, float]:
+    """Median seconds of an exchange, in which both ranks send ``size`` bytes and receive as many, and of a
+    torch operation right behind one; the first sample is warm-up."""
+    import torch
+    import torch.distributed as dist
+
+    from labs.calibration_calls import CALLS, several_calls
+
+    out, into, peer = (
+        torch.ones(size, dtype=torch.uint8),
+        torch.empty(size, dtype=torch.uint8),
+        1 - dist.get_rank(),
+    )
+    calls, now, exchanges, woken = several_calls(), time.perf_counter, [], []
+    for _ in range(SAMPLES + 1):
+        exchanging = calling = 0.0
+        dist.barrier()
+        for _ in range(trips):
+            start = now()
+            works = dist.irecv(into, peer), dist.isend(out, peer)
+            for work in works:
+                work.wait()
+            middle = now()
+            calls()
+            exchanging, calling = exchanging + middle - start, calling + now() - middle
+        exchanges.append(exchanging / trips)
+        woken.append(calling / trips / CALLS)
+    return statistics.median(exchanges[1:]), statistics.median(woken[1:])
+
+
+def _line(small: float, large: float) -> tuple[float, float]:
+    """Seconds of a message without bytes, and of a byte."""
+    return small, max(large - small, 0.0) / (LARGE_BYTES - SMALL_BYTES)
 
 
 def _rank(rank: int, store: str, pipe: Any) -> None:
@@ -49,20 +85,15 @@ def _rank(rank: int, store: str, pipe: Any) -> None:
     import torch
     import torch.distributed as dist
 
-    import parallel.shm  # noqa: F401 (registers the backend)
-
     torch.set_num_threads(1)
     limit = timedelta(seconds=TIME_OUT_S)
     dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2, timeout=limit)
-    found = {}
-    for backend in BACKENDS:
-        group = dist.new_group(backend=backend, timeout=limit)
-        small = _one_way_s(group, SMALL_BYTES, ROUND_TRIPS)
-        large = _one_way_s(group, LARGE_BYTES, LARGE_TRIPS)
-        found[backend] = small, max(large - small, 0.0) / (LARGE_BYTES - SMALL_BYTES)
-        dist.destroy_process_group(group)
+    message = _one_way_s(SMALL_BYTES, ROUND_TRIPS), _one_way_s(LARGE_BYTES, LARGE_TRIPS)
+    exchange, woken = _exchange_s(SMALL_BYTES, ROUND_TRIPS)
+    exchanges = exchange, _exchange_s(LARGE_BYTES, LARGE_TRIPS)[0]
+    found = {"message": _line(*message), "exchange": _line(*exchanges)}
     if rank == 0:
-        pipe.send(found)
+        pipe.send((found, woken))
     dist.destroy_process_group()
 
 
@@ -83,7 +114,7 @@ def measure_here() -> dict[str, tuple[float, str]]:
         try:
             if not here.poll(TIME_OUT_S):
                 raise RuntimeError(f"two ranks did not exchange their messages within {TIME_OUT_S:.0f} s")
-            found = here.recv()
+            found, woken = here.recv()
             for process in ranks:
                 process.join(TIME_OUT_S)
         except EOFError:
@@ -93,10 +124,17 @@ def measure_here() -> dict[str, tuple[float, str]]:
                 process.kill()
                 process.join()
     figures: dict[str, tuple[float, str]] = {}
-    for backend, (latency, per_byte) in found.items():
-        text = f"through {backend} of torch.distributed, one way between two processes, send and receive"
-        figures[f"{backend}_message_s"] = (latency, f"{SMALL_BYTES} bytes {text}")
-        figures[f"{backend}_s_per_byte"] = (per_byte, f"{LARGE_BYTES} bytes {text}")
+    kinds = (
+        ("message", "", "one way between two processes, send and receive"),
+        ("exchange", "exchange_", "each way between two processes at the same time, irecv and isend"),
+    )
+    for name, prefix, text in kinds:
+        latency, per_byte = found[name]
+        source = f"bytes through gloo of torch.distributed, {text}"
+        figures[f"gloo_{name}_s"] = (latency, f"{SMALL_BYTES} {source}")
+        figures[f"gloo_{prefix}s_per_byte"] = (per_byte, f"{LARGE_BYTES} {source}")
+    source = "eight different operations on one element, right behind a wait for a message, per operation"
+    figures["torch_woken_call_s"] = (woken, source)
     return figures
 
 
