@@ -1,10 +1,15 @@
 """What messages between two processes of this host cost under torch.distributed, over gloo.
 
-Two forked ranks play ping-pong with send and receive, and then send to each other at the same time. An
-exchange is not the price of one message: gloo's loopback copies in the kernel, on the ranks' own cores, and
-each direction's hand-shake waits for the other's threads. What collectives cost follows from both by the
-alpha-beta model (labs/gloo_costs.py). Used by ``labs.calibration``, which runs it as a child of its own
-(``python -m labs.calibration_links`` prints JSON).
+Two forked ranks play ping-pong with send and receive, and then send to each other at the same time. Such an
+exchange is not the price of one message: the kernel copies both ways on the ranks' own cores, and each
+side's hand-shake waits for the other's threads. Now and then it takes milliseconds: gloo's thread for the
+sockets polls on while the rank's own thread holds the lock of the connection (transport/tcp/pair.cc,
+``handleEvents``); where that one has been put off its core, it spins until the system's tick takes the core
+from it. So the median is kept, and by how much the mean is above it. What collectives cost follows from
+these (labs/gloo_costs.py).
+
+Used by ``labs.calibration``, which runs it as a child of its own (``python -m labs.calibration_links`` prints
+JSON).
 """
 
 from __future__ import annotations
@@ -22,6 +27,18 @@ from labs.calibration_child import figures_of
 TIME_OUT_S = 60.0
 SMALL_BYTES, LARGE_BYTES = 64, 2**20
 ROUND_TRIPS, LARGE_TRIPS, SAMPLES = 30, 3, 7
+EXCHANGES, LARGE_EXCHANGES, EXCHANGED_BYTES, WARM_UP = 300, 60, 2**19, 10
+SIDE = 200  # of the product between two exchanges
+ONE_WAY = "through gloo of torch.distributed, one way between two processes, send and receive"
+BOTH_WAYS = "through gloo of torch.distributed, each way between two processes at once, isend and irecv"
+SOURCES = {
+    "gloo_message_s": f"{SMALL_BYTES} bytes {ONE_WAY}",
+    "gloo_s_per_byte": f"{LARGE_BYTES} bytes {ONE_WAY}",
+    "gloo_exchange_s": f"{SMALL_BYTES} bytes {BOTH_WAYS}, median",
+    "gloo_spin_s": f"{SMALL_BYTES} bytes {BOTH_WAYS}, mean of {EXCHANGES} less the median",
+    "gloo_exchange_s_per_byte": f"{EXCHANGED_BYTES} bytes {BOTH_WAYS}, mean of {LARGE_EXCHANGES}",
+    "torch_woken_call_s": "eight different operations on one element right behind an exchange, per operation",
+}
 
 
 def _one_way_s(size: int, trips: int) -> float:
@@ -44,39 +61,30 @@ def _one_way_s(size: int, trips: int) -> float:
     return statistics.median(seconds[1:])
 
 
-def _exchange_s(size: int, trips: int) -> tuple[float, float]:
-    """Median seconds of an exchange, in which both ranks send ``size`` bytes and receive as many, and of a
-    torch operation right behind one; the first sample is warm-up."""
+def _exchanges(size: int, count: int) -> tuple[list[float], float]:
+    """Seconds of ``count`` exchanges, in which both ranks send ``size`` bytes and receive as many, and of a
+    torch operation right behind one. Between two of them the ranks compute, so that each has a core."""
     import torch
     import torch.distributed as dist
 
     from labs.calibration_calls import CALLS, several_calls
 
-    out, into, peer = (
-        torch.ones(size, dtype=torch.uint8),
-        torch.empty(size, dtype=torch.uint8),
-        1 - dist.get_rank(),
-    )
-    calls, now, exchanges, woken = several_calls(), time.perf_counter, [], []
-    for _ in range(SAMPLES + 1):
-        exchanging = calling = 0.0
-        dist.barrier()
-        for _ in range(trips):
-            start = now()
-            works = dist.irecv(into, peer), dist.isend(out, peer)
-            for work in works:
-                work.wait()
-            middle = now()
-            calls()
-            exchanging, calling = exchanging + middle - start, calling + now() - middle
-        exchanges.append(exchanging / trips)
-        woken.append(calling / trips / CALLS)
-    return statistics.median(exchanges[1:]), statistics.median(woken[1:])
-
-
-def _line(small: float, large: float) -> tuple[float, float]:
-    """Seconds of a message without bytes, and of a byte."""
-    return small, max(large - small, 0.0) / (LARGE_BYTES - SMALL_BYTES)
+    out, into = torch.ones(size, dtype=torch.uint8), torch.empty(size, dtype=torch.uint8)
+    factor, product = torch.rand(SIDE, SIDE), torch.empty(SIDE, SIDE)
+    peer, calls, now = 1 - dist.get_rank(), several_calls(), time.perf_counter
+    exchanges, woken = [], []
+    dist.barrier()
+    for _ in range(WARM_UP + count):
+        torch.mm(factor, factor, out=product)
+        start = now()
+        works = dist.irecv(into, peer), dist.isend(out, peer)
+        for work in works:
+            work.wait()
+        middle = now()
+        calls()
+        exchanges.append(middle - start)
+        woken.append((now() - middle) / CALLS)
+    return exchanges[WARM_UP:], statistics.median(woken[WARM_UP:])
 
 
 def _rank(rank: int, store: str, pipe: Any) -> None:
@@ -88,12 +96,20 @@ def _rank(rank: int, store: str, pipe: Any) -> None:
     torch.set_num_threads(1)
     limit = timedelta(seconds=TIME_OUT_S)
     dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2, timeout=limit)
-    message = _one_way_s(SMALL_BYTES, ROUND_TRIPS), _one_way_s(LARGE_BYTES, LARGE_TRIPS)
-    exchange, woken = _exchange_s(SMALL_BYTES, ROUND_TRIPS)
-    exchanges = exchange, _exchange_s(LARGE_BYTES, LARGE_TRIPS)[0]
-    found = {"message": _line(*message), "exchange": _line(*exchanges)}
+    small, large = _one_way_s(SMALL_BYTES, ROUND_TRIPS), _one_way_s(LARGE_BYTES, LARGE_TRIPS)
+    exchanges, woken = _exchanges(SMALL_BYTES, EXCHANGES)
+    median, mean = statistics.median(exchanges), statistics.mean(exchanges)
+    longer = statistics.mean(_exchanges(EXCHANGED_BYTES, LARGE_EXCHANGES)[0])
+    found = {
+        "gloo_message_s": small,
+        "gloo_s_per_byte": max(large - small, 0.0) / (LARGE_BYTES - SMALL_BYTES),
+        "gloo_exchange_s": median,
+        "gloo_spin_s": max(mean - median, 0.0),
+        "gloo_exchange_s_per_byte": max(longer - mean, 0.0) / (EXCHANGED_BYTES - SMALL_BYTES),
+        "torch_woken_call_s": woken,
+    }
     if rank == 0:
-        pipe.send((found, woken))
+        pipe.send(found)
     dist.destroy_process_group()
 
 
@@ -114,7 +130,7 @@ def measure_here() -> dict[str, tuple[float, str]]:
         try:
             if not here.poll(TIME_OUT_S):
                 raise RuntimeError(f"two ranks did not exchange their messages within {TIME_OUT_S:.0f} s")
-            found, woken = here.recv()
+            found = here.recv()
             for process in ranks:
                 process.join(TIME_OUT_S)
         except EOFError:
@@ -123,19 +139,7 @@ def measure_here() -> dict[str, tuple[float, str]]:
             for process in ranks:
                 process.kill()
                 process.join()
-    figures: dict[str, tuple[float, str]] = {}
-    kinds = (
-        ("message", "", "one way between two processes, send and receive"),
-        ("exchange", "exchange_", "each way between two processes at the same time, irecv and isend"),
-    )
-    for name, prefix, text in kinds:
-        latency, per_byte = found[name]
-        source = f"bytes through gloo of torch.distributed, {text}"
-        figures[f"gloo_{name}_s"] = (latency, f"{SMALL_BYTES} {source}")
-        figures[f"gloo_{prefix}s_per_byte"] = (per_byte, f"{LARGE_BYTES} {source}")
-    source = "eight different operations on one element, right behind a wait for a message, per operation"
-    figures["torch_woken_call_s"] = (woken, source)
-    return figures
+    return {name: (value, SOURCES[name]) for name, value in found.items()}
 
 
 def measure() -> dict[str, tuple[float, str]]:
