@@ -230,9 +230,9 @@ def _ms(value: float) -> str:
 
 
 SUSPECTS = {
-    "gloo": "gloo's threads: how soon the system wakes them, which a busy machine delays",
+    "gloo": "gloo's thread, which spins until the system's tick while the holder of its lock has no core",
     "shm": "a rank that is not on a core: shared memory spins briefly, yields, then sleeps",
-    "ours": "Python for each message, which a single ping-pong does not need",
+    "ours": "the same at each of its messages, which are called from Python",
 }
 
 
