@@ -32,6 +32,15 @@ def machine(**constants: float) -> Machine:
     return Machine("two cores", True, values | constants, curves)
 
 
+FLAT = Curve((1e6, 2e6), (16e9, 16e9))
+
+
+def linked(**constants: float) -> Machine:
+    """The stated machine with links, and with one bandwidth whatever the size: then all-reduces are lines."""
+    curves = dict.fromkeys(("read_1", "copy_1", "read_all", "copy_all"), FLAT)
+    return replace(machine(**GLOO, torch_woken_call_s=2e-6, **constants), curves=curves)
+
+
 @dataclass
 class Stated:
     """Results with times that a test states; 2 % wide intervals."""

@@ -4,6 +4,8 @@ import pytest
 from stated import GLOO, machine
 
 from labs import gloo_costs
+from labs.bottlenecks import Config
+from labs.bottlenecks.model import OTHER_PARAMETERS, PARAMETERS_OF_BLOCK, seconds
 
 SIZE = 2**20
 COPYING = 1 / 32e9  # s/B of the stated machine's caches
@@ -46,3 +48,12 @@ def test_without_bytes_it_is_latency():
 def test_the_link_is_said_in_microseconds_and_nanoseconds_a_byte():
     said = str(gloo_costs.link(machine(**GLOO)))
     assert said == "100 us + 0.5 ns/B a message and 200 us + 0.8 ns/B an exchange"
+
+
+def test_gradients_exchanged_one_by_one_cost_each_ones_latency():
+    config, host = Config(layers=2, sequences=4), machine(**GLOO)
+    one = seconds(config, host, "communication/fixed").fault
+    many = seconds(config, host, "communication/fault").fault
+    tensors, pieces = 2 * PARAMETERS_OF_BLOCK + OTHER_PARAMETERS, 2
+    latency = HANDING + 2 * exchange(0)
+    assert many == pytest.approx(pieces * (one + (tensors - 1) * latency))
