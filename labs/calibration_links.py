@@ -5,8 +5,8 @@ exchange is not the price of one message: the kernel copies both ways on the ran
 side's hand-shake waits for the other's threads. Now and then it takes milliseconds: gloo's thread for the
 sockets polls on while the rank's own thread holds the lock of the connection (transport/tcp/pair.cc,
 ``handleEvents``); where that one has been put off its core, it spins until the system's tick takes the core
-from it. So the median is kept, and by how much the mean is above it. What collectives cost follows from
-these (labs/gloo_costs.py).
+from it. What many exchanges cost is that too: it is their mean that is kept, not the median. What collectives
+cost follows from these (labs/gloo_costs.py).
 
 Used by ``labs.calibration``, which runs it as a child of its own (``python -m labs.calibration_links`` prints
 JSON).
@@ -27,15 +27,14 @@ from labs.calibration_child import figures_of
 TIME_OUT_S = 60.0
 SMALL_BYTES, LARGE_BYTES = 64, 2**20
 ROUND_TRIPS, LARGE_TRIPS, SAMPLES = 30, 3, 7
-EXCHANGES, LARGE_EXCHANGES, EXCHANGED_BYTES, WARM_UP = 300, 60, 2**19, 10
+EXCHANGES, LARGE_EXCHANGES, EXCHANGED_BYTES, WARM_UP = 300, 120, 2**19, 10
 SIDE = 200  # of the product between two exchanges
 ONE_WAY = "through gloo of torch.distributed, one way between two processes, send and receive"
 BOTH_WAYS = "through gloo of torch.distributed, each way between two processes at once, isend and irecv"
 SOURCES = {
     "gloo_message_s": f"{SMALL_BYTES} bytes {ONE_WAY}",
     "gloo_s_per_byte": f"{LARGE_BYTES} bytes {ONE_WAY}",
-    "gloo_exchange_s": f"{SMALL_BYTES} bytes {BOTH_WAYS}, median",
-    "gloo_spin_s": f"{SMALL_BYTES} bytes {BOTH_WAYS}, mean of {EXCHANGES} less the median",
+    "gloo_exchange_s": f"{SMALL_BYTES} bytes {BOTH_WAYS}, mean of {EXCHANGES}",
     "gloo_exchange_s_per_byte": f"{EXCHANGED_BYTES} bytes {BOTH_WAYS}, mean of {LARGE_EXCHANGES}",
     "torch_woken_call_s": "eight different operations on one element right behind an exchange, per operation",
 }
@@ -61,9 +60,10 @@ def _one_way_s(size: int, trips: int) -> float:
     return statistics.median(seconds[1:])
 
 
-def _exchanges(size: int, count: int) -> tuple[list[float], float]:
-    """Seconds of ``count`` exchanges, in which both ranks send ``size`` bytes and receive as many, and of a
-    torch operation right behind one. Between two of them the ranks compute, so that each has a core."""
+def _exchange_s(size: int, count: int) -> tuple[float, float]:
+    """Seconds of an exchange, in which both ranks send ``size`` bytes and receive as many, mean of ``count``,
+    and of a torch operation right behind one, median. Between two exchanges the ranks compute, so that each
+    has a core."""
     import torch
     import torch.distributed as dist
 
@@ -84,7 +84,7 @@ def _exchanges(size: int, count: int) -> tuple[list[float], float]:
         calls()
         exchanges.append(middle - start)
         woken.append((now() - middle) / CALLS)
-    return exchanges[WARM_UP:], statistics.median(woken[WARM_UP:])
+    return statistics.mean(exchanges[WARM_UP:]), statistics.median(woken[WARM_UP:])
 
 
 def _rank(rank: int, store: str, pipe: Any) -> None:
@@ -97,15 +97,13 @@ def _rank(rank: int, store: str, pipe: Any) -> None:
     limit = timedelta(seconds=TIME_OUT_S)
     dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2, timeout=limit)
     small, large = _one_way_s(SMALL_BYTES, ROUND_TRIPS), _one_way_s(LARGE_BYTES, LARGE_TRIPS)
-    exchanges, woken = _exchanges(SMALL_BYTES, EXCHANGES)
-    median, mean = statistics.median(exchanges), statistics.mean(exchanges)
-    longer = statistics.mean(_exchanges(EXCHANGED_BYTES, LARGE_EXCHANGES)[0])
+    exchange, woken = _exchange_s(SMALL_BYTES, EXCHANGES)
+    longer, _ = _exchange_s(EXCHANGED_BYTES, LARGE_EXCHANGES)
     found = {
         "gloo_message_s": small,
         "gloo_s_per_byte": max(large - small, 0.0) / (LARGE_BYTES - SMALL_BYTES),
-        "gloo_exchange_s": median,
-        "gloo_spin_s": max(mean - median, 0.0),
-        "gloo_exchange_s_per_byte": max(longer - mean, 0.0) / (EXCHANGED_BYTES - SMALL_BYTES),
+        "gloo_exchange_s": exchange,
+        "gloo_exchange_s_per_byte": max(longer - exchange, 0.0) / (EXCHANGED_BYTES - SMALL_BYTES),
         "torch_woken_call_s": woken,
     }
     if rank == 0:

@@ -38,21 +38,10 @@ reduce_scatter: all once, the part once; the others: the part.
 
 @dataclass(frozen=True)
 class Link:
-    """alpha (s) and beta (s/B) of a message, and of an exchange, in which two ranks send at the same time.
-
-    spin: s that an exchange called from Python takes more on average, since gloo's thread spins while a
-    thread that holds its lock waits for a core. c10d's threads, which receive and send without an interpreter
-    between, seldom meet it.
-    """
+    """alpha (s) and beta (s/B) of a message, and of an exchange, in which two ranks send at the same time."""
 
     message: tuple[float, float]
     exchange: tuple[float, float]
-    spin: float
-
-    @property
-    def called(self) -> tuple[float, float]:
-        """alpha and beta of an exchange called from Python."""
-        return self.exchange[0] + self.spin, self.exchange[1]
 
     def __str__(self) -> str:
         kinds = (("a message", self.message), ("an exchange", self.exchange))
@@ -63,7 +52,6 @@ def link(machine: Machine) -> Link:
     return Link(
         (machine["gloo_message_s"], machine["gloo_s_per_byte"]),
         (machine["gloo_exchange_s"], machine["gloo_exchange_s_per_byte"]),
-        machine["gloo_spin_s"],
     )
 
 

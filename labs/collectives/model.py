@@ -93,9 +93,9 @@ def _of_ours(
         passing = transfer(size, ranks, *link.message)
     elif algorithm in TREE_AND_RING:
         tree = costs.tree_scatter_cost(size, ranks, *link.message)
-        passing = tree + costs.ring_all_gather_cost(size, ranks, *link.called)
+        passing = tree + costs.ring_all_gather_cost(size, ranks, *link.exchange)
     else:
-        passing = transfer(size, ranks, *link.called)
+        passing = transfer(size, ranks, *link.exchange)
     calls = CALL_CALLS + ROUND_CALLS * transfer(0.0, ranks, 1.0, 0.0)
     python = calls * machine["torch_woken_call_s"]
     whole, part = MOVED[operation]
@@ -104,7 +104,7 @@ def _of_ours(
         moved = COMBINED * size * (ranks - 1) / ranks
     because = (
         f"{algorithm} of {size} B on {ranks} ranks, {calls:.0f} torch calls of "
-        f"{1e6 * machine['torch_woken_call_s']:.1f} us, {link} and {1e6 * link.spin:.0f} us of spinning"
+        f"{1e6 * machine['torch_woken_call_s']:.1f} us, {link}"
     )
     return passing + python + moved / machine.bandwidth(moved), because
 

@@ -10,7 +10,7 @@ from labs.machine import Curve, Machine
 # Messages over gloo, of processes of this host.
 GLOO = {
     "gloo_message_s": 1e-4, "gloo_s_per_byte": 5e-10,
-    "gloo_exchange_s": 2e-4, "gloo_exchange_s_per_byte": 8e-10, "gloo_spin_s": 1e-4,
+    "gloo_exchange_s": 2e-4, "gloo_exchange_s_per_byte": 8e-10,
     "thread_switch_s": 25e-6,
 }  # fmt: skip
 

@@ -286,7 +286,6 @@ def test_links_are_measured_in_ranks_that_leave_nothing_behind() -> None:
     for latency, per_byte in (("message", "s_per_byte"), ("exchange", "exchange_s_per_byte")):
         assert 1e-6 < value[f"gloo_{latency}_s"] < 0.1
         assert 0 <= value[f"gloo_{per_byte}"] < 1e-6
-    assert 0 <= value["gloo_spin_s"] < 0.1
     assert 1e-8 < value["torch_woken_call_s"] < value["gloo_exchange_s"]
     assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
 

@@ -15,7 +15,7 @@ def test_the_ring_by_hand_and_the_crowd_of_four_on_two_cores():
     assert value == pytest.approx(2 * 25e-6 + 2e-4 + size / 2 * 8e-10 + 4 * size * copying)
     assert "200 us + 0.8 ns/B an exchange" in because
     value, because = model.seconds(linked(), "all_gather", "ours", size, 2)
-    assert value == pytest.approx(23 * 2e-6 + 3e-4 + size / 2 * 8e-10 + size * copying)
+    assert value == pytest.approx(23 * 2e-6 + 2e-4 + size / 2 * 8e-10 + size * copying)
     assert "ring of 1048576 B on 2 ranks, 23 torch calls of 2.0 us" in because
     alone, _ = model.seconds(linked(cores=4.0), "all_gather", "gloo", 2**20, 4)
     crowded, because = model.seconds(linked(), "all_gather", "gloo", 2**20, 4)
@@ -42,9 +42,9 @@ def test_of_ours_trees_are_messages_and_rings_exchanges():
     }
     both = 2 * size * copying + 28 * 2e-6
     assert found["tree"] - both == pytest.approx(2 * (1e-4 + size * 5e-10) + 3 * size * copying)
-    assert found["ring"] - both == pytest.approx(2 * (3e-4 + size / 2 * 8e-10) + 3 / 2 * size * copying)
+    assert found["ring"] - both == pytest.approx(2 * (2e-4 + size / 2 * 8e-10) + 3 / 2 * size * copying)
     long = 2**26  # of which a broadcast scatters, and gathers what was scattered
     value, because = model.seconds(linked(cores=8.0), "broadcast", "ours", long, 8)
-    scatter, gather = 3 * 1e-4 + 7 / 8 * long * 5e-10, 7 * 3e-4 + 7 / 8 * long * 8e-10
+    scatter, gather = 3 * 1e-4 + 7 / 8 * long * 5e-10, 7 * 2e-4 + 7 / 8 * long * 8e-10
     assert value == pytest.approx((18 + 5 * 10) * 2e-6 + scatter + gather)
     assert because.startswith("scatter_all_gather of 67108864 B on 8 ranks")
