@@ -35,10 +35,8 @@ SHM_MOVED = {
 What is copied in or out is read and written; a sum reads every rank's, and is written. What another core has
 written comes no faster than from beyond a core's own caches.
 """
-CALL_CALLS, ROUND_CALLS = (
-    18,
-    5,
-)  # of a call of ours without messages (a world of one rank), of a round's messages
+CALL_CALLS = 18  # torch calls' worth of Python in a call of ours, without messages (a world of one rank)
+ROUND_CALLS = 5  # and in what a round's messages are made of
 TREE_AND_RING = ("scatter_all_gather", "reduce_scatter_gather")
 COMBINED = 3.0  # bytes for each that is added: two are read, one is written
 MOVED = {
