@@ -16,7 +16,7 @@ from typing import Any
 
 from labs.calibration_hardware import RUNS, Figures, typical
 
-COUNT = 20_000
+COUNT, CALLS = 20_000, 8  # of a loop, of ``several_calls``
 
 
 # --- the interpreter -------------------------------------------------------------------------------
@@ -173,9 +173,8 @@ def compiled() -> Figures:
     }
 
 
-def torch_call(runs: int = RUNS) -> float:
-    """Seconds of an operation among others, as in a program: code that one follows another to is less at hand
-    than that of one operation again and again."""
+def several_calls() -> Callable[[], None]:
+    """A function that calls eight different torch operations on one element."""
     import torch
 
     one, other = torch.ones(1), torch.full((1,), 2.0)
@@ -190,7 +189,13 @@ def torch_call(runs: int = RUNS) -> float:
         torch.logical_not(one)
         torch.trunc(one)
 
-    return _per_call(several, 250, runs) / 8
+    return several
+
+
+def torch_call(runs: int = RUNS) -> float:
+    """Seconds of an operation among others, as in a program: code that one follows another to is less at hand
+    than that of one operation again and again."""
+    return _per_call(several_calls(), 250, runs) / CALLS
 
 
 def torch_calls() -> Figures:

@@ -1,8 +1,15 @@
-"""What a message between two processes of this host costs under torch.distributed, over gloo and over shm.
+"""What messages between two processes of this host cost under torch.distributed, over gloo.
 
-Two forked ranks play ping-pong with send and receive; what collectives cost follows from it by the alpha-beta
-model (parallel/collective_costs.py). Used by ``labs.calibration``, which runs it as a child of its own
-(``python -m labs.calibration_links`` prints JSON).
+Two forked ranks play ping-pong with send and receive, and then send to each other at the same time. Such an
+exchange is not the price of one message: the kernel copies both ways on the ranks' own cores, and each
+side's hand-shake waits for the other's threads. Now and then it takes milliseconds: gloo's thread for the
+sockets polls on while the rank's own thread holds the lock of the connection (transport/tcp/pair.cc,
+``handleEvents``); where that one has been put off its core, it spins until the system's tick takes the core
+from it. What many exchanges cost is that too: it is their mean that is kept, not the median. What collectives
+cost follows from these (labs/gloo_costs.py).
+
+Used by ``labs.calibration``, which runs it as a child of its own (``python -m labs.calibration_links`` prints
+JSON).
 """
 
 from __future__ import annotations
@@ -19,11 +26,22 @@ from labs.calibration_child import figures_of
 
 TIME_OUT_S = 60.0
 SMALL_BYTES, LARGE_BYTES = 64, 2**20
-ROUND_TRIPS, LARGE_TRIPS, SAMPLES = 50, 4, 7
-BACKENDS = ("gloo", "shm")
+ROUND_TRIPS, LARGE_TRIPS, SAMPLES = 30, 3, 7
+EXCHANGES, LARGE_EXCHANGES, EXCHANGED_BYTES, WARM_UP = 300, 120, 2**19, 10
+SIDE = 200  # of the product between two exchanges
+PRODUCTS = 300  # before the first: while both ranks compute, the system gives each a core
+ONE_WAY = "through gloo of torch.distributed, one way between two processes, send and receive"
+BOTH_WAYS = "through gloo of torch.distributed, each way between two processes at once, isend and irecv"
+SOURCES = {
+    "gloo_message_s": f"{SMALL_BYTES} bytes {ONE_WAY}",
+    "gloo_s_per_byte": f"{LARGE_BYTES} bytes {ONE_WAY}",
+    "gloo_exchange_s": f"{SMALL_BYTES} bytes {BOTH_WAYS}, mean of {EXCHANGES}",
+    "gloo_exchange_s_per_byte": f"{EXCHANGED_BYTES} bytes {BOTH_WAYS}, mean of {LARGE_EXCHANGES}",
+    "torch_woken_call_s": "eight different operations on one element right behind an exchange, per operation",
+}
 
 
-def _one_way_s(group: Any, size: int, trips: int) -> float:
+def _one_way_s(size: int, trips: int) -> float:
     """Median seconds of one message of ``size`` bytes, one way; the first sample is warm-up."""
     import torch
     import torch.distributed as dist
@@ -34,13 +52,42 @@ def _one_way_s(group: Any, size: int, trips: int) -> float:
         start = time.perf_counter()
         for _ in range(trips):
             if peer:
-                dist.send(message, peer, group=group)
-                dist.recv(message, peer, group=group)
+                dist.send(message, peer)
+                dist.recv(message, peer)
             else:
-                dist.recv(message, peer, group=group)
-                dist.send(message, peer, group=group)
+                dist.recv(message, peer)
+                dist.send(message, peer)
         seconds.append((time.perf_counter() - start) / (2 * trips))
     return statistics.median(seconds[1:])
+
+
+def _exchange_s(size: int, count: int) -> tuple[float, float]:
+    """Seconds of an exchange, in which both ranks send ``size`` bytes and receive as many, mean of ``count``,
+    and of a torch operation right behind one, median. Between two exchanges the ranks compute, so that each
+    has a core."""
+    import torch
+    import torch.distributed as dist
+
+    from labs.calibration_calls import CALLS, several_calls
+
+    out, into = torch.ones(size, dtype=torch.uint8), torch.empty(size, dtype=torch.uint8)
+    factor, product = torch.rand(SIDE, SIDE), torch.empty(SIDE, SIDE)
+    peer, calls, now = 1 - dist.get_rank(), several_calls(), time.perf_counter
+    exchanges, woken = [], []
+    dist.barrier()
+    for _ in range(PRODUCTS):
+        torch.mm(factor, factor, out=product)
+    for _ in range(WARM_UP + count):
+        torch.mm(factor, factor, out=product)
+        start = now()
+        works = dist.irecv(into, peer), dist.isend(out, peer)
+        for work in works:
+            work.wait()
+        middle = now()
+        calls()
+        exchanges.append(middle - start)
+        woken.append((now() - middle) / CALLS)
+    return statistics.mean(exchanges[WARM_UP:]), statistics.median(woken[WARM_UP:])
 
 
 def _rank(rank: int, store: str, pipe: Any) -> None:
@@ -49,18 +96,19 @@ def _rank(rank: int, store: str, pipe: Any) -> None:
     import torch
     import torch.distributed as dist
 
-    import parallel.shm  # noqa: F401 (registers the backend)
-
     torch.set_num_threads(1)
     limit = timedelta(seconds=TIME_OUT_S)
     dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2, timeout=limit)
-    found = {}
-    for backend in BACKENDS:
-        group = dist.new_group(backend=backend, timeout=limit)
-        small = _one_way_s(group, SMALL_BYTES, ROUND_TRIPS)
-        large = _one_way_s(group, LARGE_BYTES, LARGE_TRIPS)
-        found[backend] = small, max(large - small, 0.0) / (LARGE_BYTES - SMALL_BYTES)
-        dist.destroy_process_group(group)
+    exchange, woken = _exchange_s(SMALL_BYTES, EXCHANGES)  # first: new ranks may still be on one core
+    longer, _ = _exchange_s(EXCHANGED_BYTES, LARGE_EXCHANGES)
+    small, large = _one_way_s(SMALL_BYTES, ROUND_TRIPS), _one_way_s(LARGE_BYTES, LARGE_TRIPS)
+    found = {
+        "gloo_message_s": small,
+        "gloo_s_per_byte": max(large - small, 0.0) / (LARGE_BYTES - SMALL_BYTES),
+        "gloo_exchange_s": exchange,
+        "gloo_exchange_s_per_byte": max(longer - exchange, 0.0) / (EXCHANGED_BYTES - SMALL_BYTES),
+        "torch_woken_call_s": woken,
+    }
     if rank == 0:
         pipe.send(found)
     dist.destroy_process_group()
@@ -92,12 +140,7 @@ def measure_here() -> dict[str, tuple[float, str]]:
             for process in ranks:
                 process.kill()
                 process.join()
-    figures: dict[str, tuple[float, str]] = {}
-    for backend, (latency, per_byte) in found.items():
-        text = f"through {backend} of torch.distributed, one way between two processes, send and receive"
-        figures[f"{backend}_message_s"] = (latency, f"{SMALL_BYTES} bytes {text}")
-        figures[f"{backend}_s_per_byte"] = (per_byte, f"{LARGE_BYTES} bytes {text}")
-    return figures
+    return {name: (value, SOURCES[name]) for name, value in found.items()}
 
 
 def measure() -> dict[str, tuple[float, str]]:

@@ -20,7 +20,7 @@ from typing import Any
 from kernels.cores import affinity, usable_cores
 from labs.home import home
 
-FORMAT = 8  # of the cached file; another number is measured anew
+FORMAT = 10  # of the cached file; another number is measured anew
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from labs import gloo_costs
 from labs.bottlenecks.config import Config
 from labs.bottlenecks.faults import DEEPER, NARROWER
 from labs.lab import Interval, Measurement, Prediction, Results
@@ -175,14 +176,13 @@ def seconds(config: Config, machine: Machine, address: str) -> Seconds:
         pieces = share if group == "communication" else 1
         busy = healthy(config, machine, sequences=share, pieces=pieces)
         crowd = max(1.0, config.ranks / machine.cores)
-        messages = 2 * (config.ranks - 1)
-        latency = crowd * messages * machine["gloo_message_s"]
-        moving = crowd * messages / config.ranks * 4.0 * parameters(gpt) * machine["gloo_s_per_byte"]
+        latency = crowd * gloo_costs.seconds(machine, "all_reduce", 0.0, config.ranks)
+        whole = crowd * gloo_costs.seconds(machine, "all_reduce", 4.0 * parameters(gpt), config.ranks)
         if group == "communication" and fault:
             tensors = PARAMETERS_OF_BLOCK * gpt.layers + OTHER_PARAMETERS
-            waiting = pieces * (moving + tensors * latency)
+            waiting = pieces * (whole + (tensors - 1) * latency)
             return Seconds(busy, waiting, f"{pieces * tensors} exchanges of a parameter")
-        return Seconds(busy, moving + latency, "one exchange")
+        return Seconds(busy, whole, "one exchange")
     return Seconds(plain)
 
 

@@ -14,7 +14,8 @@ Answer. By who has what, and who needs what.
 A layer whose collective is asynchronous computes on while the bytes travel: a step then takes the longer of
 compute and communication, and not their sum.
 
-Formulas (``model.py``), for p ranks, n bytes of the whole vector, a seconds a message, b seconds a byte:
+Formulas (``model.py``), for p ranks, n bytes of the whole vector, a seconds a message, b seconds a byte (of
+an exchange where all ranks send at once, which costs more than a message on cores that do both):
 
   all-reduce (ring)                        2 (p-1) a + 2 (p-1)/p n b
   all-gather, reduce-scatter, all-to-all   (p-1) a + (p-1)/p n b

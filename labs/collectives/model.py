@@ -1,15 +1,17 @@
 """Seconds and bytes of each collective and of each step of layers, before they run.
 
-gloo and ours send messages through gloo, so both are predicted by the alpha-beta cost of their algorithm
-(parallel/collective_costs.py) with the latency and the seconds a byte of a ping-pong (calibration_links).
-shm's all-reduce runs in the calling thread: what torch.distributed costs in Python, and the memory that every
-rank reads and writes; its others pass its messages. More ranks than cores share them: times ranks / cores.
+gloo's collectives: labs/gloo_costs.py. Ours send messages through gloo: the alpha-beta cost of their
+algorithm (parallel/collective_costs.py), whose rings, halvings and pairs are exchanges (both ranks send at
+once) and whose trees are messages (one way), what Python costs behind each wait, and what is copied and
+combined. shm's run in the calling thread: what torch.distributed costs in Python, and the memory that all
+ranks read and write. More ranks than cores share them: times ranks / cores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from labs import gloo_costs
 from labs.collectives import overlap
 from labs.collectives.calls import OURS, algorithm_of
 from labs.collectives.config import FLOAT, SMALL_KIB, Config
@@ -18,32 +20,91 @@ from labs.lab import Prediction
 from labs.machine import Machine
 
 IN_PLACE = ("reduce", "all_reduce")  # refilled before each call
-PYTHON_CALLS = 8  # torch calls' worth of Python between dist.all_reduce and shared memory
+SHM_CALLS = {
+    "broadcast": 20, "scatter": 24, "gather": 22, "reduce": 27,
+    "all_gather": 31, "reduce_scatter": 38, "all_reduce": 8, "all_to_all": 67,
+}  # fmt: skip
+"""Torch calls' worth of Python between torch.distributed and shared memory (a world of one rank, where
+nothing is exchanged; all_reduce has a way of its own for more)."""
+SHM_MOVED = {
+    "broadcast": (0, 2, 0), "scatter": (4, 0, 0), "gather": (4, 0, 0), "reduce": (1, 3, 0),
+    "all_gather": (2, 2, 0), "reduce_scatter": (1, 3, 0), "all_reduce": (0, 3, 1), "all_to_all": (0, 4, 0),
+}  # fmt: skip
+"""Bytes that all ranks read and write: a multiple of the whole vector, of ranks x it, and of ranks^2 x it.
+
+What is copied in or out is read and written; a sum reads every rank's, and is written. What another core has
+written comes no faster than from beyond a core's own caches.
+"""
+CALL_CALLS = 18  # torch calls' worth of Python in a call of ours, without messages (a world of one rank)
+ROUND_CALLS = 5  # and in what a round's messages are made of
+TREE_AND_RING = ("scatter_all_gather", "reduce_scatter_gather")
+COMBINED = 3.0  # bytes for each that is added: two are read, one is written
+MOVED = {
+    "broadcast": (0.0, 0.0), "scatter": (2.0, 2.0), "gather": (2.0, 2.0),
+    "reduce": (COMBINED, 0.0), "all_reduce": (COMBINED, 0.0),
+    "all_gather": (0.0, 2.0), "reduce_scatter": (2.0 + COMBINED, 2.0 - COMBINED), "all_to_all": (0.0, 2.0),
+}  # fmt: skip
+"""Bytes that ours reads and writes on the busiest rank: a multiple of the whole vector, and of a part. A
+tree's root combines all; a ring's rank all but its part."""
 
 
 def seconds(machine: Machine, operation: str, way: str, size: int, ranks: int) -> tuple[float, str]:
     """Seconds of one call on ``size`` bytes, and the formula with its numbers."""
-    from parallel.collective_costs import cost
-
     crowd = max(1.0, ranks / machine.cores)
     text = f", x {crowd:g} for {ranks} ranks on {machine.cores} cores" if crowd > 1 else ""
     refill = 2 * size / machine.bandwidth(2 * size, threads=1) if operation in IN_PLACE else 0.0
-    if way == "shm" and operation == "all_reduce":
-        call = PYTHON_CALLS * machine["torch_call_s"]
-        # Copied in (read, write), all ranks' read, the sum written; by every rank.
-        moved = ranks * (3 + ranks) * size
-        rate = machine.bandwidth(moved, threads=0)
-        because = f"{PYTHON_CALLS} torch calls + {moved:.3g} B at {rate / 1e9:.1f} GB/s{text}"
-        return crowd * (call + moved / rate) + refill, because
-    link = "shm" if way == "shm" else "gloo"
-    latency, per_byte = machine[f"{link}_message_s"], machine[f"{link}_s_per_byte"]
-    algorithm = algorithm_of(way) or ("ring" if operation == "all_reduce" else None)
-    value = cost(operation, size, ranks, latency, per_byte, algorithm)
+    find = {"gloo": _of_gloo, "shm": _of_shm}.get(way)
+    if find is None:
+        value, because = _of_ours(machine, operation, algorithm_of(way), size, ranks)
+    else:
+        value, because = find(machine, operation, size, ranks)
+    return crowd * value + refill, f"{because}{text}{' + refilling it' if refill else ''}"
+
+
+def _of_gloo(machine: Machine, operation: str, size: int, ranks: int) -> tuple[float, str]:
+    link = gloo_costs.link(machine)
     because = (
-        f"{algorithm or 'cheapest'} of {size} B on {ranks} ranks at {1e6 * latency:.0f} us a message and "
-        f"{1e9 * per_byte:.2g} ns/B{text}{' + refilling it' if refill else ''}"
+        f"{operation} of {size} B on {ranks} ranks, {gloo_costs.HAND_OVERS} hand-overs of "
+        f"{1e6 * machine['thread_switch_s']:.0f} us, {link}"
     )
-    return crowd * value + refill, because
+    return gloo_costs.seconds(machine, operation, size, ranks), because
+
+
+def _of_shm(machine: Machine, operation: str, size: int, ranks: int) -> tuple[float, str]:
+    calls, times = SHM_CALLS[operation], SHM_MOVED[operation]
+    moved = size * sum(number * ranks**power for power, number in enumerate(times))
+    own = (machine.get("l2_bytes") or 0.0) * machine.cores
+    rate = machine.bandwidth(max(moved, 2 * own), threads=0)
+    because = f"{calls} torch calls + {moved:.3g} B at {rate / 1e9:.1f} GB/s"
+    return calls * machine["torch_call_s"] + moved / rate, because
+
+
+def _of_ours(
+    machine: Machine, operation: str, algorithm: str | None, size: int, ranks: int
+) -> tuple[float, str]:
+    from parallel import collective_costs as costs
+
+    link = gloo_costs.link(machine)
+    algorithm = algorithm or costs.choose(operation, size, ranks)
+    transfer = costs.ALGORITHMS[operation][algorithm]
+    if algorithm == "tree":
+        passing = transfer(size, ranks, *link.message)
+    elif algorithm in TREE_AND_RING:
+        tree = costs.tree_scatter_cost(size, ranks, *link.message)
+        passing = tree + costs.ring_all_gather_cost(size, ranks, *link.exchange)
+    else:
+        passing = transfer(size, ranks, *link.exchange)
+    calls = CALL_CALLS + ROUND_CALLS * transfer(0.0, ranks, 1.0, 0.0)
+    python = calls * machine["torch_woken_call_s"]
+    whole, part = MOVED[operation]
+    moved = whole * size + part * size / ranks
+    if operation in IN_PLACE and algorithm != "tree":
+        moved = COMBINED * size * (ranks - 1) / ranks
+    because = (
+        f"{algorithm} of {size} B on {ranks} ranks, {calls:.0f} torch calls of "
+        f"{1e6 * machine['torch_woken_call_s']:.1f} us, {link}"
+    )
+    return passing + python + moved / machine.bandwidth(moved), because
 
 
 def sent(operation: str, way: str, elements: int, ranks: int) -> int:
@@ -167,9 +228,9 @@ def _ms(value: float) -> str:
 
 
 SUSPECTS = {
-    "gloo": "gloo's threads: how soon the system wakes them, which a busy machine delays",
+    "gloo": "gloo's thread, which spins until the system's tick while the holder of its lock has no core",
     "shm": "a rank that is not on a core: shared memory spins briefly, yields, then sleeps",
-    "ours": "Python for each message, which a single ping-pong does not need",
+    "ours": "the same at each of its messages, which are called from Python",
 }
 
 

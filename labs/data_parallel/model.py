@@ -4,12 +4,12 @@
     compute   = FLOPs / matrix peak + TRIPS x activations / copy bandwidth + 28 B x parameters updated
                 / copy bandwidth + FRESH x activations x page fault + calls x cost of a call
     message   = alpha + bytes x beta, and a collective what its usual algorithm makes of it (ring, pairwise;
-                parallel/collective_costs.py)
+                parallel/collective_costs.py), over gloo with hand-overs between threads (labs/gloo_costs.py)
     overlap   = min(2/3 compute, communication that begins before backward ends and needs no core)
     straggler = compute + (E[max over ranks of the sum of H delays] + exchange) / H
 
-alpha and beta are those of a pipe and of copies, not of collectives: over gloo a message wakes a process and
-two threads; over shm it is copied in, added and copied out.
+alpha and beta are those of send and receive over gloo, and over shm those of copies, not of collectives: a
+message is copied in, added and copied out.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from labs import gloo_costs
 from labs.data_parallel import straggling
 from labs.data_parallel.config import Config
 from labs.data_parallel.holding import PARTS
@@ -136,12 +137,19 @@ def compute(
     return flops / machine.peak("float32", unit="matrix", threads=threads) + moved / rate + faults + calls
 
 
-def link(machine: Machine, backend: str, size: float) -> tuple[float, float]:
-    """(alpha in s, beta in s per byte) of a message of ``size`` bytes between processes of this host."""
+def collective(
+    machine: Machine, backend: str, operation: str, size: float, ranks: int
+) -> tuple[float, float]:
+    """Seconds of one between processes of this host: what it takes without bytes, and with ``size`` more."""
+    from parallel.link import COSTS
+
     if backend == "gloo":
-        return machine["process_switch_s"] + 2 * machine["thread_switch_s"], machine["pipe_s_per_byte"]
+        latency = gloo_costs.seconds(machine, operation, 0.0, ranks)
+        return latency, gloo_costs.seconds(machine, operation, size, ranks) - latency
     copies = 3  # into the segment, added, and out of it: each reads and writes
-    return 2 * machine["torch_call_s"], 2 * copies / machine.bandwidth(max(size, 1.0))
+    beta = 2 * copies / machine.bandwidth(max(size, 1.0))
+    cost = COSTS[operation]
+    return cost(0, ranks, 2 * machine["torch_call_s"], 0.0), cost(size, ranks, 0.0, beta)
 
 
 def _calls(config: Config, name: str) -> dict[str, int]:
@@ -158,8 +166,6 @@ def _calls(config: Config, name: str) -> dict[str, int]:
 
 def step(config: Config, machine: Machine, name: str, backend: str) -> Seconds:
     """Seconds of a step of a rank under the strategy; PyTorch's are ours by another hand."""
-    from parallel.link import COSTS
-
     strategy = name.removeprefix("torch_")
     updated = 1.0 if strategy in ("single", "ddp") else 1 / config.ranks
     busy = compute(config.gpt(), machine, config.sequences, config.length, updated=updated)
@@ -169,9 +175,8 @@ def step(config: Config, machine: Machine, name: str, backend: str) -> Seconds:
     calls = _calls(config, name)
     for operation, payload in communicated(config, strategy).items():
         count = calls[operation]
-        alpha, beta = link(machine, backend, payload / count)
-        cost = COSTS[operation]
-        wait, move = count * cost(0, config.ranks, alpha, beta), cost(payload, config.ranks, 0.0, beta)
+        one = collective(machine, backend, operation, payload / count, config.ranks)
+        wait, move = (count * each for each in one)
         early = (count - 1) / count  # the last has nothing left to hide behind
         if strategy == "zero1" and operation == "all_gather":
             early = 0.0  # behind the update
@@ -200,12 +205,11 @@ def replicas(config: Config, machine: Machine, name: str) -> Seconds:
 def straggler(config: Config, machine: Machine, name: str) -> tuple[float, str]:
     """Expected seconds of a step with ranks that are late, and the formula with its numbers."""
     from labs.models.formulas import parameters
-    from parallel.collective_costs import ring_all_reduce_cost
     from parallel.straggler import expected_step_seconds
 
     gpt, delay = config.small_gpt(), straggling.straggler(config).delay
     size = FLOAT * parameters(gpt)
-    exchange = ring_all_reduce_cost(size, config.ranks, *link(machine, "gloo", size))
+    exchange = sum(collective(machine, "gloo", "all_reduce", size, config.ranks))
     busy = compute(gpt, machine, config.sequences, config.length)
     every = 1 if name == "synchronous" else config.local_steps
     longest = delay.expected_maximum(config.ranks, every)

@@ -7,6 +7,13 @@ from typing import Any
 from labs.lab import Interval
 from labs.machine import Curve, Machine
 
+# Messages over gloo, of processes of this host.
+GLOO = {
+    "gloo_message_s": 1e-4, "gloo_s_per_byte": 5e-10,
+    "gloo_exchange_s": 2e-4, "gloo_exchange_s_per_byte": 8e-10,
+    "thread_switch_s": 25e-6,
+}  # fmt: skip
+
 
 def machine(**constants: float) -> Machine:
     """Two cores; one reads 10 GB/s from memory and copies 8, both twice that; caches: four times as fast."""
@@ -23,6 +30,15 @@ def machine(**constants: float) -> Machine:
         "matrix_bfloat16_1_flops": 100e9, "matrix_bfloat16_all_flops": 200e9,
     }  # fmt: skip
     return Machine("two cores", True, values | constants, curves)
+
+
+FLAT = Curve((1e6, 2e6), (16e9, 16e9))
+
+
+def linked(**constants: float) -> Machine:
+    """The stated machine with links, and with one bandwidth whatever the size: then all-reduces are lines."""
+    curves = dict.fromkeys(("read_1", "copy_1", "read_all", "copy_all"), FLAT)
+    return replace(machine(**GLOO, torch_woken_call_s=2e-6, **constants), curves=curves)
 
 
 @dataclass

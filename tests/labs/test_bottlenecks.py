@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from stated import Stated, machine
+from stated import GLOO, Stated, machine
 
 from labs.bottlenecks import LAB, Config, allocator, device, faults, unfused
 from labs.bottlenecks.claims import (
@@ -35,15 +35,19 @@ GROUPS = (*PAIRS, *RANKED)
 SMALL = Config(
     width=64, layers=1, heads=2, sequences=4, length=16, pieces=8, read_ms=1.0, python_passes=1, threads=2
 )
-CONSTANTS = dict.fromkeys(
-    (
-        "python_item_s",
-        "python_call_s",
-        "python_operation_s",
-        "pickle_item_s",
-    ),
-    1e-8,
-) | {"libm_exp_s": 1e-8, "gloo_s_per_byte": 1e-9, "gloo_message_s": 1e-5, "process_switch_s": 1e-4}
+CONSTANTS = (
+    dict.fromkeys(
+        (
+            "python_item_s",
+            "python_call_s",
+            "python_operation_s",
+            "pickle_item_s",
+        ),
+        1e-8,
+    )
+    | GLOO
+    | {"libm_exp_s": 1e-8, "process_switch_s": 1e-4}
+)
 
 
 def ended(job):

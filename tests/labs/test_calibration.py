@@ -283,9 +283,10 @@ def test_processes_are_measured_in_a_child_that_leaves_none_behind() -> None:
 def test_links_are_measured_in_ranks_that_leave_nothing_behind() -> None:
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     value = {name: seconds for name, (seconds, _) in calibration_links.measure().items()}
-    for backend in ("gloo", "shm"):
-        assert 1e-6 < value[f"{backend}_message_s"] < 0.1
-        assert 0 <= value[f"{backend}_s_per_byte"] < 1e-6
+    for latency, per_byte in (("message", "s_per_byte"), ("exchange", "exchange_s_per_byte")):
+        assert 1e-6 < value[f"gloo_{latency}_s"] < 0.1
+        assert 0 <= value[f"gloo_{per_byte}"] < 1e-6
+    assert 1e-8 < value["torch_woken_call_s"] < value["gloo_exchange_s"]
     assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
 
 

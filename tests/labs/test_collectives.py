@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from stated import Stated, machine
+from stated import Stated, linked, machine
 
 from labs import figure as figures
 from labs.collectives import LAB, calls, claims, derived, inputs, model, overlap, proof
@@ -18,20 +18,10 @@ from labs.collectives import figures as pictures
 from labs.collectives.config import SMALL_KIB
 from labs.collectives.ways import SWEEP, SWEEP_WAYS, variants
 from labs.lab import Interval, configure, find
-from labs.machine import Curve
 
-LINKS = {
-    "gloo_message_s": 1e-4, "gloo_s_per_byte": 5e-10, "shm_message_s": 5e-5, "shm_s_per_byte": 2e-10,
-}  # fmt: skip
 TINY = {"size_KiB": 1, "large_KiB": 512, "layers": 3, "width": 32, "compute_ms": 3, "link_ms": 3}
 SMALL = configure(LAB, "quick", TINY)
 QUICK, MORE = configure(LAB, "quick"), configure(LAB, "normal")
-
-
-def linked(**constants):
-    """The stated machine with links, and with one bandwidth whatever the size: then all-reduces are lines."""
-    curves = {name: Curve((1e6, 2e6), (16e9, 16e9)) for name in ("read_1", "copy_1", "read_all", "copy_all")}
-    return replace(machine(**LINKS, **constants), curves=curves)
 
 
 class Recorder:
@@ -138,16 +128,6 @@ def test_vectors_divide_by_the_ranks_and_sums_stay_exact():
 
 
 # --- formulas -----------------------------------------------------------------------------------------
-
-
-def test_the_ring_by_hand_and_the_crowd_of_four_on_two_cores():
-    value, because = model.seconds(linked(), "all_gather", "gloo", 2**20, 2)
-    assert value == pytest.approx(1e-4 + 2**19 * 5e-10)
-    assert "100 us a message" in because
-    alone, _ = model.seconds(linked(cores=4.0), "all_gather", "gloo", 2**20, 4)
-    crowded, because = model.seconds(linked(), "all_gather", "gloo", 2**20, 4)
-    assert crowded == pytest.approx(2 * alone)
-    assert "4 ranks on 2 cores" in because
 
 
 @pytest.mark.parametrize(("compute", "communication"), [(3.0, 2.0), (2.0, 3.0)])

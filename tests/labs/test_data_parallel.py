@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 
 import pytest
-from stated import Stated, machine
+from stated import GLOO, Stated, machine
 
 from labs import figure as figures
 from labs.data_parallel import LAB, claims, model, proof, straggling, ways
@@ -34,14 +34,7 @@ class Kept:
 
 
 def constants() -> Machine:
-    more = {
-        "process_switch_s": 15e-6,
-        "thread_switch_s": 25e-6,
-        "thread_start_s": 1e-4,
-        "pipe_s_per_byte": 6e-10,
-    }
-    stated = machine()
-    return replace(stated, constants={**stated.constants, **more})
+    return machine(**GLOO, thread_start_s=1e-4)
 
 
 # --- on real ranks ---------------------------------------------------------------------------------
@@ -174,10 +167,10 @@ def test_every_variant_is_predicted_with_its_numbers_and_a_suspect():
 
 
 def test_a_step_by_hand():
-    """DDP over gloo: 2 messages of half the gradients each way round the ring, none hidden."""
+    """DDP over gloo: 2 hand-overs, 2 exchanges of half the gradients round the ring, none hidden."""
     seconds = model.step(QUICK, constants(), "ddp", "gloo")
     size = model.communicated(QUICK, "ddp")["all_reduce"]
-    assert seconds.communication == pytest.approx(2 * 65e-6 + size * 6e-10)
+    assert seconds.communication == pytest.approx(2 * 25e-6 + 2 * 2e-4 + size * 8e-10)
     assert seconds.overlap == 0
     assert model.step(QUICK, constants(), "ddp", "shm").communication < seconds.communication / 3
     alone = model.step(QUICK, constants(), "single", "gloo")
@@ -226,7 +219,7 @@ def test_settings_that_cannot_be_are_refused(settings, message):
 def slow_gloo():
     """Where messages cost so much that every strategy is bound by communication."""
     results = predicted_results()
-    host = replace(results.machine, constants={**results.machine.constants, "pipe_s_per_byte": 1e-7})
+    host = replace(results.machine, constants={**results.machine.constants, "gloo_exchange_s_per_byte": 1e-7})
     times = {p.variant: p.value for p in LAB.predict(results.config, host) if p.key == "time_s"}
     return Predicted(results.config, host, {"default": {**results.times, **times}}, values=results.values)
 
@@ -281,7 +274,7 @@ def test_local_sgd_can_lose_and_near_misses_decide_nothing():
 
 def test_shm_is_not_judged_where_computing_takes_the_step():
     results = predicted_results()
-    fast = {"pipe_s_per_byte": 1e-12, "process_switch_s": 1e-9, "thread_switch_s": 1e-9}
+    fast = {"gloo_exchange_s_per_byte": 1e-12, "gloo_exchange_s": 1e-9, "thread_switch_s": 1e-9}
     host = replace(results.machine, constants={**results.machine.constants, **fast})
     assert claims.shm_is_faster("ddp")(replace(results, machine=host)) is None
 

@@ -1,0 +1,50 @@
+"""The collectives lab's formulas: each way's parts, by hand."""
+
+from dataclasses import replace
+
+import pytest
+from stated import FLAT, linked
+
+from labs.collectives import model
+from labs.machine import Curve
+
+
+def test_the_ring_by_hand_and_the_crowd_of_four_on_two_cores():
+    size, copying = 2**20, 1 / 16e9
+    value, because = model.seconds(linked(), "all_gather", "gloo", size, 2)
+    assert value == pytest.approx(2 * 25e-6 + 2e-4 + size / 2 * 8e-10 + 4 * size * copying)
+    assert "200 us + 0.8 ns/B an exchange" in because
+    value, because = model.seconds(linked(), "all_gather", "ours", size, 2)
+    assert value == pytest.approx(23 * 2e-6 + 2e-4 + size / 2 * 8e-10 + size * copying)
+    assert "ring of 1048576 B on 2 ranks, 23 torch calls of 2.0 us" in because
+    alone, _ = model.seconds(linked(cores=4.0), "all_gather", "gloo", 2**20, 4)
+    crowded, because = model.seconds(linked(), "all_gather", "gloo", 2**20, 4)
+    assert crowded == pytest.approx(2 * alone)
+    assert "4 ranks on 2 cores" in because
+
+
+def test_through_shared_memory_all_ranks_bytes_pass_at_the_rate_beyond_a_cores_caches():
+    slow = replace(
+        linked(), curves={"copy_all": Curve((1e6, 4e6, 5e6), (80e9, 80e9, 20e9))} | {"copy_1": FLAT}
+    )
+    small, because = model.seconds(slow, "broadcast", "shm", 2**10, 2)
+    assert small == pytest.approx(20e-6 + 4 * 2**10 / 80e9), "twice the caches of two cores: 4 MB"
+    assert because == "20 torch calls + 4.1e+03 B at 80.0 GB/s"
+    large, _ = model.seconds(slow, "all_reduce", "shm", 2**20, 3)
+    assert large == pytest.approx(1.5 * (8e-6 + 18 * 2**20 / 20e9) + 2 * 2**20 / 16e9)
+
+
+def test_of_ours_trees_are_messages_and_rings_exchanges():
+    """What is added to two all-reduces of 1 MiB but messages: refilling, the sum, and Python."""
+    size, copying = 2**20, 1 / 16e9
+    found = {
+        name: model.seconds(linked(), "all_reduce", f"ours_{name}", size, 2)[0] for name in ("tree", "ring")
+    }
+    both = 2 * size * copying + 28 * 2e-6
+    assert found["tree"] - both == pytest.approx(2 * (1e-4 + size * 5e-10) + 3 * size * copying)
+    assert found["ring"] - both == pytest.approx(2 * (2e-4 + size / 2 * 8e-10) + 3 / 2 * size * copying)
+    long = 2**26  # of which a broadcast scatters, and gathers what was scattered
+    value, because = model.seconds(linked(cores=8.0), "broadcast", "ours", long, 8)
+    scatter, gather = 3 * 1e-4 + 7 / 8 * long * 5e-10, 7 * 2e-4 + 7 / 8 * long * 8e-10
+    assert value == pytest.approx((18 + 5 * 10) * 2e-6 + scatter + gather)
+    assert because.startswith("scatter_all_gather of 67108864 B on 8 ranks")
