@@ -1,6 +1,6 @@
 """The formulas: seconds of a step, healthy and with each fault.
 
-healthy     products, attention, activations, calls and update (``healthy.py``)
+healthy     products, attention, activations, calls and update (``labs/training_seconds.py``)
 input       + sequences x time of a read; read ahead max(healthy, time of a read)
 python      + probabilities x (a turn, an item, a float, a function, a call, three operations, a logarithm)
 dispatch    products, attention and calls of every piece
@@ -24,9 +24,9 @@ from typing import Any
 
 from labs.bottlenecks.config import Config
 from labs.bottlenecks.faults import DEEPER, NARROWER
-from labs.bottlenecks.healthy import Batch, backward, bandwidth, forward, update
 from labs.lab import Interval, Measurement, Prediction, Results
 from labs.machine import Machine
+from labs.training_seconds import Batch, backward, bandwidth, forward, update
 
 BLOCK_REGIONS = 200  # of a block: operators, or their parts, that are divided among threads
 FRESH = 3  # kept tensors, their gradients, and what lives for one operation are new memory in each step
@@ -59,8 +59,14 @@ def precision_of(machine: Machine) -> str:
 
 
 def batch_of(config: Config, machine: Machine, pieces: int = 1, **others: Any) -> Batch:
-    """A step's batch, or one of so many equal pieces of it; others: as in ``Batch`` (of the whole)."""
-    given = {"sequences": config.sequences, "length": config.length, "precision": precision_of(machine)}
+    """A step's batch, or one of so many equal pieces of it; others: as in ``Batch`` (of the whole). The two
+    jobs of a group take turns."""
+    given: dict[str, Any] = {
+        "sequences": config.sequences,
+        "length": config.length,
+        "precision": precision_of(machine),
+        "jobs": 2,
+    }
     given |= others
     return Batch(config.gpt(), **given | {"sequences": given["sequences"] // pieces})
 

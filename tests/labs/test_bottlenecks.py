@@ -24,13 +24,13 @@ from labs.bottlenecks.claims import (
     mended,
     named_right,
 )
-from labs.bottlenecks.healthy import LEAST, Batch, attention, backward, bandwidth, forward, linear, update
 from labs.bottlenecks.job import Job, Run, best_precision
 from labs.bottlenecks.model import derive, healthy, predict, seconds
 from labs.bottlenecks.proof import check, precision_of
 from labs.bottlenecks.ranks import eager_exchange, even_shares, late_exchange, shares, uneven_shares
 from labs.bottlenecks.ways import HEALTHY, ON_DEVICE, PAIRS, RANKED, setup_of
 from labs.lab import configure, find
+from labs.training_seconds import Batch, backward, forward, update
 
 GROUPS = (*PAIRS, *RANKED)
 SMALL = Config(
@@ -315,80 +315,16 @@ def test_every_fault_is_predicted_to_cost_time_but_the_one_of_memory():
         assert (fault < fixed) if group == "memory_capacity" else (fault > fixed), group
 
 
-BATCH = Batch(Config(width=64, layers=1, heads=2, length=64).gpt(), 4, 64, "bfloat16")
-PRODUCTS = {"torch_product_64_bfloat16_1_flops": 10e9, "torch_product_64_float32_1_flops": 20e9}
-
-
-def test_each_pass_of_a_step_is_its_products_its_attention_its_activations_and_its_calls():
-    here = machine(**CONSTANTS | PRODUCTS)
-    from labs.models.formulas import activation_bytes, parameters
-
-    tokens, gpt = 4 * 64, BATCH.gpt
-    hidden, vocabulary = gpt.size_of_hidden, gpt.vocabulary
-    layers = [(64, 64)] * 4 + [(64, hidden), (hidden, 64), (64, vocabulary)]
-    flops = sum(2.0 * tokens * inputs * outputs for inputs, outputs in layers)
-    moved = sum(2 * (tokens * (inputs + outputs) + inputs * outputs) for inputs, outputs in layers)
-    rate = bandwidth(BATCH, here)
-    kept = activation_bytes(gpt, 4, 64)
-    assert rate == here.bandwidth(2 * 16 * parameters(gpt) + 2 * kept)
-    calls = 2 * (626 + 167) * here["torch_call_s"]
-    for found, products, trips, exponentials, share in (
-        (forward(BATCH, here), 1, 2, 2 * hidden + vocabulary, 0.4),
-        (backward(BATCH, here), 2, 3, 3 * hidden + vocabulary, 0.6),
-    ):
-        assert found.products == pytest.approx(products * (flops / 10e9 + moved / rate))
-        assert found.activations == pytest.approx(trips * kept / rate + tokens * exponentials * 1e-10)
-        assert found.calls == pytest.approx(share * calls)
-        parts = found.products, found.attention, found.activations, found.calls
-        assert found.total == pytest.approx(sum(parts))
-    assert update(BATCH, here) == pytest.approx(28 * parameters(gpt) / rate)
-
-
-def test_attention_multiplies_block_by_block_and_backward_adds_three_products_in_16_bits():
-    """A block: 32 queries, 64 keys, 32 numbers a head; 16 blocks, 8 heads of 2 blocks."""
-    here = machine(**CONSTANTS | PRODUCTS)
-    blocks, flops, exponentials = 16, 2.0 * 32 * 64 * 32, 32 * 64 * 1e-10
-    assert attention(BATCH, here, 0) == pytest.approx(blocks * (2 * flops / 20e9 + exponentials))
-    assert attention(BATCH, here, 1) == pytest.approx(
-        blocks * (2 * flops / 20e9 + 3 * LEAST / 10e9 + exponentials)
-    )
-    wide = replace(BATCH, precision="float32")
-    assert attention(wide, here, 1) == pytest.approx(blocks * (5 * flops / 20e9 + exponentials))
-
-
-def test_a_small_product_in_16_bits_takes_as_long_as_one_that_is_mostly_a_call():
-    here = machine(**CONSTANTS | PRODUCTS)
-    small = replace(BATCH, sequences=1, length=16)
-
-    def moved(batch):
-        return batch.size * (16 * (8 + 8) + 8 * 8) / bandwidth(batch, here)
-
-    assert linear(small, here, 8, 8) == pytest.approx(LEAST / 10e9 + moved(small))
-    wide = replace(small, precision="float32")
-    assert linear(wide, here, 8, 8) == pytest.approx(2.0 * 16 * 8 * 8 / 20e9 + moved(wide))
-
-
 def test_a_batch_in_pieces_costs_every_piece_and_one_update():
     config, here = configure(LAB, "quick"), machine(**CONSTANTS)
-    piece = Batch(config.gpt(), 1, config.length, "bfloat16")
+    piece = Batch(config.gpt(), 1, config.length, "bfloat16", jobs=2)
     both = forward(piece, here).total + backward(piece, here).total
     whole = healthy(config, here, pieces=config.sequences)
     assert whole == pytest.approx(config.sequences * both + update(piece, here))
     fault, fixed = (seconds(config, here, f"memory_capacity/{name}") for name in ("fault", "fixed"))
     deep = replace(config, layers=2 * config.layers)
-    again = forward(Batch(deep.gpt(), config.sequences, config.length, "bfloat16"), here).total
+    again = forward(Batch(deep.gpt(), config.sequences, config.length, "bfloat16", jobs=2), here).total
     assert fixed.total - fault.total == pytest.approx(again)
-
-
-def test_ranks_share_the_last_cache():
-    """What one rank touches fits where what both touch does not."""
-    here = machine(**CONSTANTS)
-    touched = next(
-        replace(BATCH, sequences=count)
-        for count in range(4, 400)
-        if bandwidth(replace(BATCH, sequences=count), here) < 30e9
-    )
-    assert bandwidth(replace(touched, ranks=2), here) < 0.8 * bandwidth(touched, here)
 
 
 # --- claims ------------------------------------------------------------------------------------------

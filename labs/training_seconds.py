@@ -1,4 +1,4 @@
-"""Seconds of a healthy step, part by part, forward and backward.
+"""Seconds of a training step of a GPT on a CPU, part by part, forward and backward.
 
 products     three of a linear layer, as large: FLOPs / the library's rate for so many + operands / bandwidth
 attention    a block of queries and keys of one head at a time (torch's FlashAttentionKernel.cpp): 2 products
@@ -21,30 +21,40 @@ if TYPE_CHECKING:
 QUERIES, KEYS = ((768, 256), (192, 64), (0, 32)), 512
 """In a block of attention: queries by the least length of a sequence, and keys."""
 SUMMED = 3
-"""Products of a block in backward that add to a gradient. Those are in the type of the job; the other four
-of a block are summed in float32, by MKL, which small 16-bit ones take as long as small ones in float32."""
+"""Products of a block in backward that add to a gradient. Those are in the type of the batch; the other
+four of a block are summed in float32 by MKL, where small ones in 16 bits take as long as in 32."""
 LEAST = 2.0 * 64**3
-"""FLOPs of a product that oneDNN needs no longer for than for a smaller one: its call is nearly all of it."""
+"""FLOPs of a product in 16 bits that takes oneDNN as long as smaller ones: nearly all is the call."""
 TRIPS = 2, 3
 """Of a kept tensor: written and read on; read in backward, its gradient written and read."""
 GELU = 2, 3
 """Exponentials as long: an error function (one, and a polynomial as long); in backward its density too."""
 AUTOGRAD = 2  # times as long as plain calls: each is recorded, and its node run
-JOBS, STATE_BYTES = 2, 16
-ADAMW_BYTES = 28  # of a parameter: itself, gradient, two moments read; all but the gradient written
-CALLS = {"float32": (476, 143), "bfloat16": (626, 167)}
-"""Operators of a block and of the rest of a step (torch.profiler): in 16 bits with conversions."""
+STATE_BYTES = 16  # of a parameter: itself, gradient, two moments
+ADAMW_BYTES = 28  # of a parameter: all of these read, all but the gradient written
+CALLS = {
+    ("float32", True): (476, 143),
+    ("float32", False): (386, 134),
+    ("bfloat16", True): (626, 167),
+    ("bfloat16", False): (488, 158),
+}
+"""By type and whether layers have biases: operators of a block and of the rest of a step (torch.profiler)."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What is computed at once: a batch, or each of the pieces that it is divided into."""
+    """What is computed at once: a batch, or each of the pieces that it is divided into.
+
+    precision: of products. threads: 0 for all cores. jobs: of a process, which take turns step by step.
+    ranks: processes of the host that train at once.
+    """
 
     gpt: GPTConfig
     sequences: int
     length: int
     precision: str
     threads: int = 1
+    jobs: int = 1
     ranks: int = 1
 
     @property
@@ -85,7 +95,7 @@ def _pass(batch: Batch, machine: Machine, way: int) -> Pass:
     gpt = batch.gpt
     kept = activation_bytes(gpt, batch.sequences, batch.length)
     exponentials = batch.tokens * (GELU[way] * gpt.layers * gpt.size_of_hidden + gpt.vocabulary)
-    of_block, others = CALLS[batch.precision]
+    of_block, others = CALLS[batch.precision, gpt.bias]
     calls = (of_block * gpt.layers + others) * machine["torch_call_s"]
     return Pass(
         products=(1 + way) * sum(linear(batch, machine, *each) for each in _layers(gpt)),
@@ -110,12 +120,11 @@ def linear(batch: Batch, machine: Machine, inputs: int, outputs: int) -> float:
 
 
 def bandwidth(batch: Batch, machine: Machine) -> float:
-    """Of what a step touches before it comes to the same memory again: the parameters, gradients and moments
-    of a group's two jobs, which take turns, and the activations and their gradients, in memory that both use.
-    Ranks share the last cache."""
+    """Of what is touched before a step comes to the same memory again: parameters, gradients and moments of
+    all jobs, and the activations and their gradients, in memory that all use. Ranks share the last cache."""
     from labs.models.formulas import activation_bytes, parameters
 
-    states = JOBS * STATE_BYTES * parameters(batch.gpt)
+    states = batch.jobs * STATE_BYTES * parameters(batch.gpt)
     touched = states + 2 * activation_bytes(batch.gpt, batch.sequences, batch.length)
     return machine.bandwidth(batch.ranks * touched, threads=batch.threads)
 
@@ -139,6 +148,11 @@ def attention(batch: Batch, machine: Machine, way: int) -> float:
 
 def _threads(batch: Batch, machine: Machine) -> int:
     return batch.threads or machine.cores
+
+
+def step(batch: Batch, machine: Machine) -> float:
+    """Forward, backward and update."""
+    return forward(batch, machine).total + backward(batch, machine).total + update(batch, machine)
 
 
 def update(batch: Batch, machine: Machine) -> float:
