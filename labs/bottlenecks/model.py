@@ -26,12 +26,13 @@ from labs.bottlenecks.config import Config
 from labs.bottlenecks.faults import DEEPER, NARROWER
 from labs.lab import Interval, Measurement, Prediction, Results
 from labs.machine import Machine
-from labs.training_seconds import Batch, backward, bandwidth, forward, update
+from labs.training_seconds import ADAMW_BYTES, Batch, backward, bandwidth, forward, update
 
 BLOCK_REGIONS = 200  # of a block: operators, or their parts, that are divided among threads
 FRESH = 3  # kept tensors, their gradients, and what lives for one operation are new memory in each step
 UNFUSED_HIDDEN, UNFUSED_STATES = 26, 30  # passes over each kind, forward and backward
-UNFUSED_UPDATE = 80 - 28  # bytes of a parameter more: eight passes instead of one
+UNFUSED_UPDATE = 80 - ADAMW_BYTES
+"""Of a parameter more: mul, lerp, mul, addcmul, sqrt, div, add and addcdiv, each a pass of its own."""
 PARAMETERS_OF_BLOCK, OTHER_PARAMETERS = 16, 4  # tensors
 
 
@@ -59,8 +60,8 @@ def precision_of(machine: Machine) -> str:
 
 
 def batch_of(config: Config, machine: Machine, pieces: int = 1, **others: Any) -> Batch:
-    """A step's batch, or one of so many equal pieces of it; others: as in ``Batch`` (of the whole). The two
-    jobs of a group take turns."""
+    """A step's batch, or one of so many equal pieces of it; others: as in ``Batch``, of the whole. A group's
+    two jobs take turns."""
     given: dict[str, Any] = {
         "sequences": config.sequences,
         "length": config.length,
@@ -102,8 +103,8 @@ def seconds(config: Config, machine: Machine, address: str) -> Seconds:
             )
         return Seconds(plain, max(0.0, read - plain), "what a read takes longer than a step")
     if group == "python" and fault:
-        # A turn of the loop; a comparison, a product and a sum; the function, an item of its module, whose
-        # argument is put into a tuple (an item, as long as an empty call) and taken out again.
+        # A turn of the loop; a comparison, a product and a sum; a module's function, found there as an item
+        # is, whose arguments become a tuple, which costs as much as an empty call.
         each = machine["python_step_s"] + 3 * machine["python_operation_s"]
         each += machine["python_function_s"] + machine["python_item_s"] + machine["python_call_s"]
         each += machine["libm_exp_s"] + machine["pickle_item_s"] / 2  # a float object is made of each
@@ -159,7 +160,7 @@ SUSPECTS = {
     "allocator": "malloc_trim's own walk over all that is free; the mended job's steps come between those of "
     "the faulty one, and fault in what it gave back",
     "memory_bandwidth": "how much of a step the last cache holds, which other machines of the host share",
-    "memory_capacity": "what is kept no longer leaves room in the last cache for the rest of a step",
+    "memory_capacity": "fewer activations are kept, so that the last cache holds more of a step",
     "compute_precision": "operands that are brought into the library's order; conversions between the types",
     "oversubscription": "threads that spin before they sleep take the core from those which have work",
     "communication": "gloo wakes a process and two threads for each message: a busy machine is late",

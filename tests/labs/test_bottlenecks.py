@@ -30,7 +30,7 @@ from labs.bottlenecks.proof import check, precision_of
 from labs.bottlenecks.ranks import eager_exchange, even_shares, late_exchange, shares, uneven_shares
 from labs.bottlenecks.ways import HEALTHY, ON_DEVICE, PAIRS, RANKED, setup_of
 from labs.lab import configure, find
-from labs.training_seconds import Batch, backward, forward, update
+from labs.training_seconds import Batch, backward, bandwidth, forward, update
 
 GROUPS = (*PAIRS, *RANKED)
 SMALL = Config(
@@ -313,6 +313,23 @@ def test_every_fault_is_predicted_to_cost_time_but_the_one_of_memory():
     for group in GROUPS:
         fault, fixed = (seconds(config, here, f"{group}/{name}").total for name in ("fault", "fixed"))
         assert (fault < fixed) if group == "memory_capacity" else (fault > fixed), group
+
+
+def test_a_number_in_a_python_loop_costs_nine_parts_of_which_one_is_half():
+    config, here = configure(LAB, "quick"), machine(**CONSTANTS)
+    count = config.python_passes * config.tokens * 256
+    assert seconds(config, here, "python/fault").fault == pytest.approx(count * 8.5e-8)
+
+
+def test_what_is_not_fused_crosses_memory_once_more_and_so_does_an_update_in_eight_passes():
+    from labs.models.formulas import parameters
+
+    config, here = configure(LAB, "quick"), machine(**CONSTANTS)
+    batch = Batch(config.gpt(), config.sequences, config.length, "bfloat16", jobs=2)
+    states = 4 * config.tokens * config.width
+    moved = 2 * config.layers * (26 * 4 + 30) * states + 52 * parameters(config.gpt())
+    found = seconds(config, here, "memory_bandwidth/fault").fault
+    assert found == pytest.approx(moved / bandwidth(batch, here))
 
 
 def test_a_batch_in_pieces_costs_every_piece_and_one_update():
