@@ -6,11 +6,13 @@ attention    a block of queries and keys of one head at a time (torch's FlashAtt
 activations  TRIPS x what is kept / bandwidth, and the exponentials of GELU and of the loss
 calls        operators x AUTOGRAD x cost of a call
 update       28 B x parameters / bandwidth
+
+Of GPT-2's kind: GELU, and as many heads of keys as of queries.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from labs.machine import Machine
@@ -135,15 +137,15 @@ def product(flops: float, batch: Batch, machine: Machine) -> float:
 
 
 def attention(batch: Batch, machine: Machine, way: int) -> float:
-    """Of one layer, forward (0) or backward (1)."""
-    gpt, length, threads = batch.gpt, batch.length, batch.threads
+    """Of one layer, forward (0) or backward (1). Blocks are divided among threads, not their products."""
+    gpt, length, alone = batch.gpt, batch.length, replace(batch, threads=1)
     queries = min(next(count for least, count in QUERIES if length >= least), length)
     keys = min(KEYS, length)
     blocks = -(-length // queries) * -(-length // keys) * batch.sequences * gpt.heads
     flops = 2.0 * queries * keys * gpt.size_of_head
-    each = 2 * flops / machine.product_rate(flops, "float32", threads=threads)
-    each += SUMMED * way * product(flops, batch, machine)
-    return blocks * (each + queries * keys * machine["packed_exp_s"] / _threads(batch, machine))
+    each = 2 * flops / machine.product_rate(flops, "float32")
+    each += SUMMED * way * product(flops, alone, machine)
+    return blocks * (each + queries * keys * machine["packed_exp_s"]) / _threads(batch, machine)
 
 
 def _threads(batch: Batch, machine: Machine) -> int:

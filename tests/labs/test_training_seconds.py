@@ -71,7 +71,9 @@ def test_attention_multiplies_block_by_block_and_backward_adds_three_products_in
         blocks * (2 * flops / 20e9 + 3 * LEAST / 10e9 + exponentials)
     )
     wide = replace(BATCH, precision="float32")
-    assert attention(wide, HERE, 1) == pytest.approx(blocks * (5 * flops / 20e9 + exponentials))
+    alone = blocks * (5 * flops / 20e9 + exponentials)
+    assert attention(wide, HERE, 1) == pytest.approx(alone)
+    assert attention(replace(wide, threads=0), HERE, 1) == pytest.approx(alone / 2), "two cores"
 
 
 def test_a_small_product_in_16_bits_takes_as_long_as_one_that_is_mostly_a_call():
