@@ -104,7 +104,7 @@ def _pass(batch: Batch, machine: Machine, way: int) -> Pass:
         attention=gpt.layers * attention(batch, machine, way),
         activations=TRIPS[way] * kept / bandwidth(batch, machine)
         + exponentials * machine["packed_exp_s"] / _threads(batch, machine),
-        calls=calls * AUTOGRAD * TRIPS[way] / sum(TRIPS),
+        calls=calls * AUTOGRAD * TRIPS[way] / sum(TRIPS),  # divided as trips are
     )
 
 
