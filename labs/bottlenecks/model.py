@@ -1,13 +1,12 @@
 """The formulas: seconds of a step, healthy and with each fault.
 
-healthy     FLOPs / rate of the library's square products of the type and size
-            + calls x AUTOGRAD x cost of a call + (TRIPS x activations + 28 B x parameters) / copy bandwidth
+healthy     products, attention, activations, calls and update (``labs/training_seconds.py``)
 input       + sequences x time of a read; read ahead max(healthy, time of a read)
-python      + probabilities x (an item, a float, a call, three operations, a logarithm)
-dispatch    calls x pieces
+python      + probabilities x (a turn, an item, a float, a function, a call, three operations, a logarithm)
+dispatch    products, attention and calls of every piece
 allocator   + FRESH x activations x page fault
 memory_bandwidth    + what is read and written once more for each operation that is not fused
-memory_capacity     healthy with all scores kept; recomputed + a third of it
+memory_capacity     healthy of the deeper model; recomputed + its forward pass
 compute_precision   the same FLOPs at float32's rate
 communication       + pieces x (parameters exchanged one by one by ring over gloo); in buckets + one exchange
 straggler           healthy of the largest share
@@ -21,27 +20,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 from labs import gloo_costs
 from labs.bottlenecks.config import Config
 from labs.bottlenecks.faults import DEEPER, NARROWER
 from labs.lab import Interval, Measurement, Prediction, Results
 from labs.machine import Machine
+from labs.training_seconds import ADAMW_BYTES, Batch, backward, bandwidth, forward, update
 
-if TYPE_CHECKING:
-    from labs.models.configuration import GPTConfig
-
-QUERIES, KEYS = ((768, 256), (192, 64), (0, 32)), 512
-"""In a block of attention: queries by the least length of a sequence, and keys."""
-ATTENTION_PRODUCTS = 2 + 5  # of a block, forward and backward
-AUTOGRAD = 3  # plain calls that a recorded call and its part of backward cost
-TRIPS = 5  # of a kept tensor: written, read on, read in backward, its gradient written and read
-ADAMW_BYTES = 28  # of a parameter: itself, gradient, two moments read; all but the gradient written
-BLOCK_CALLS, OTHER_CALLS = 490, 160  # operators of a block and of the rest of a step (torch.profiler)
 BLOCK_REGIONS = 200  # of a block: operators, or their parts, that are divided among threads
 FRESH = 3  # kept tensors, their gradients, and what lives for one operation are new memory in each step
 UNFUSED_HIDDEN, UNFUSED_STATES = 26, 30  # passes over each kind, forward and backward
+UNFUSED_UPDATE = 80 - ADAMW_BYTES
+"""Of a parameter more: mul, lerp, mul, addcmul, sqrt, div, add and addcdiv, each a pass of its own."""
 PARAMETERS_OF_BLOCK, OTHER_PARAMETERS = 16, 4  # tensors
 
 
@@ -68,52 +60,24 @@ def precision_of(machine: Machine) -> str:
     return "bfloat16" if machine.get("matrix_bfloat16_1_flops") else "float32"
 
 
-def healthy(
-    config: Config,
-    machine: Machine,
-    *,
-    precision: str = "",
-    sequences: int | None = None,
-    length: int | None = None,
-    pieces: int = 1,
-    threads: int = 1,
-) -> float:
-    """Seconds of a step of ``sequences`` of ``length``, its batch in so many pieces."""
-    from labs.models.formulas import activation_bytes, parameters
-
-    sequences = config.sequences if sequences is None else sequences
-    length = config.length if length is None else length
-    gpt = config.gpt()
-    products = product_seconds(
-        gpt, machine, precision or precision_of(machine), sequences, length, pieces, threads
-    )
-    activations = activation_bytes(gpt, sequences, length)
-    rate = machine.bandwidth(activations / pieces, threads=threads)
-    moved = TRIPS * activations + ADAMW_BYTES * parameters(gpt)
-    calls = pieces * (BLOCK_CALLS * gpt.layers + OTHER_CALLS) * AUTOGRAD * machine["torch_call_s"]
-    return products + moved / rate + calls
+def batch_of(config: Config, machine: Machine, pieces: int = 1, **others: Any) -> Batch:
+    """A step's batch, or one of so many equal pieces of it; others: as in ``Batch``, of the whole. A group's
+    two jobs take turns."""
+    given: dict[str, Any] = {
+        "sequences": config.sequences,
+        "length": config.length,
+        "precision": precision_of(machine),
+        "jobs": 2,
+    }
+    given |= others
+    return Batch(config.gpt(), **given | {"sequences": given["sequences"] // pieces})
 
 
-def product_seconds(
-    gpt: GPTConfig, machine: Machine, precision: str, sequences: int, length: int, pieces: int, threads: int
-) -> float:
-    """Of the matrix products of a step: linear layers have twice as many in backward, each as large.
-
-    Attention on a CPU is computed a block of queries and keys of one head at a time, by products so small
-    that a call is most of them (torch's FlashAttentionKernel.cpp).
-    """
-    tokens = sequences * length
-    width, hidden = gpt.width, gpt.size_of_hidden
-    columns = [width * width] * 4 + [width * hidden] * 2
-    linear = [2.0 * tokens / pieces * each for each in columns * gpt.layers + [width * gpt.vocabulary]]
-    queries = next(count for least, count in QUERIES if length >= least)
-    block = 2.0 * min(queries, length) * min(KEYS, length) * gpt.size_of_head
-    blocks = -(-length // queries) * -(-length // KEYS) * sequences * gpt.heads * gpt.layers
-
-    def took(flops: float) -> float:
-        return flops / machine.product_rate(flops, precision, threads=threads)
-
-    return 3 * pieces * sum(map(took, linear)) + ATTENTION_PRODUCTS * blocks * took(block)
+def healthy(config: Config, machine: Machine, pieces: int = 1, **others: Any) -> float:
+    """Seconds of a step, its batch in so many pieces; others: as in ``batch_of``."""
+    batch = batch_of(config, machine, pieces, **others)
+    both = forward(batch, machine).total + backward(batch, machine).total
+    return pieces * both + update(batch, machine)
 
 
 def step_bytes(config: Config) -> int:
@@ -140,7 +104,10 @@ def seconds(config: Config, machine: Machine, address: str) -> Seconds:
             )
         return Seconds(plain, max(0.0, read - plain), "what a read takes longer than a step")
     if group == "python" and fault:
-        each = machine["python_item_s"] + machine["python_call_s"] + 3 * machine["python_operation_s"]
+        # A turn of the loop; a comparison, a product and a sum; a module's function, found there as an item
+        # is, whose arguments become a tuple, which costs as much as an empty call.
+        each = machine["python_step_s"] + 3 * machine["python_operation_s"]
+        each += machine["python_function_s"] + machine["python_item_s"] + machine["python_call_s"]
         each += machine["libm_exp_s"] + machine["pickle_item_s"] / 2  # a float object is made of each
         count = config.python_passes * config.tokens * gpt.vocabulary
         return Seconds(plain, count * each, f"{count} probabilities x {1e9 * each:.3g} ns")
@@ -155,14 +122,14 @@ def seconds(config: Config, machine: Machine, address: str) -> Seconds:
         return Seconds(plain, new * machine["page_fault_s_per_byte"], f"page faults of {new / 1e6:.3g} MB")
     if group == "memory_bandwidth" and fault:
         states = 4 * config.tokens * gpt.width
-        parts = ((UNFUSED_HIDDEN, 4 * states), (UNFUSED_STATES, states))
-        moved = [2 * gpt.layers * passes * size for passes, size in parts]
-        rates = [machine.bandwidth(2 * size) for _, size in parts]  # of a pass: what is read, what is written
-        more = sum(size / rate for size, rate in zip(moved, rates, strict=True))
-        return Seconds(plain, more, f"{sum(moved) / 1e6:.3g} MB more are read and written")
+        passes = UNFUSED_HIDDEN * 4 * states + UNFUSED_STATES * states
+        moved = 2 * gpt.layers * passes + UNFUSED_UPDATE * parameters(gpt)
+        more = moved / bandwidth(batch_of(config, machine), machine)
+        return Seconds(plain, more, f"{moved / 1e6:.3g} MB more are read and written")
     if group == "memory_capacity":
-        deep = healthy(replace(config, layers=DEEPER * config.layers), machine)
-        return Seconds(deep, 0.0 if fault else deep / 3, "" if fault else "forward once more")
+        deeper = replace(config, layers=DEEPER * config.layers)
+        deep, again = healthy(deeper, machine), forward(batch_of(deeper, machine), machine).total
+        return Seconds(deep, 0.0 if fault else again, "" if fault else "forward once more")
     if group == "compute_precision" and fault:
         return Seconds(healthy(config, machine, precision="float32"))
     if group == "oversubscription":
@@ -174,7 +141,7 @@ def seconds(config: Config, machine: Machine, address: str) -> Seconds:
     if group in ("communication", "straggler"):
         share = max(config.shares(uneven=fault and group == "straggler"))
         pieces = share if group == "communication" else 1
-        busy = healthy(config, machine, sequences=share, pieces=pieces)
+        busy = healthy(config, machine, pieces, sequences=share, ranks=config.ranks)
         crowd = max(1.0, config.ranks / machine.cores)
         latency = crowd * gloo_costs.seconds(machine, "all_reduce", 0.0, config.ranks)
         whole = crowd * gloo_costs.seconds(machine, "all_reduce", 4.0 * parameters(gpt), config.ranks)
@@ -189,15 +156,17 @@ def seconds(config: Config, machine: Machine, address: str) -> Seconds:
 SUSPECTS = {
     "input": "the storage sleeps: a timer is late by what other programs take",
     "python": "the interpreter's specialised instructions; the list of all numbers, made first",
-    "dispatch": "products and attention of a narrow model, far from the peak; autograd's part of a call",
-    "allocator": "how much memory is new: blocks below the threshold are kept",
-    "memory_bandwidth": "tensors that fit a cache are read faster; passes that torch makes by itself",
-    "memory_capacity": "products too small for the peak",
-    "compute_precision": "products too small for the peak; conversions between the types",
+    "dispatch": "attention's backward pass, whose small products are mostly calls; autograd's part of a call",
+    "allocator": "malloc_trim's own walk over all that is free; the mended job's steps come between those of "
+    "the faulty one, and fault in what it gave back",
+    "memory_bandwidth": "how much of a step the last cache holds, which other machines of the host share",
+    "memory_capacity": "fewer activations are kept, so that the last cache holds more of a step",
+    "compute_precision": "operands that are brought into the library's order; conversions between the types",
     "oversubscription": "threads that spin before they sleep take the core from those which have work",
     "communication": "gloo wakes a process and two threads for each message: a busy machine is late",
-    "straggler": "products too small for the peak; ranks that share caches and memory",
-    "none": "products too small for the peak; conversions between the types",
+    "straggler": "ranks that share caches and memory; copies into buckets",
+    "none": "how much of a step the last cache holds, which other machines of the host share; in attention's "
+    "backward pass, products that add to a gradient take longer than others as small",
 }
 
 

@@ -2,8 +2,8 @@
 
 steps      = n R for random search; sum over rungs of n_k (r_k - r_k-1) with n_k+1 = floor(n_k / eta) for
              halving, and over its brackets for Hyperband; members R for population based training
-step       = compute of the GPT (labs/data_parallel/model.py: FLOPs, bytes, calls)
-loss       = a third of a step of the validation batch: forward only
+step       = forward, backward and update of the GPT (labs/training_seconds.py)
+loss       = forward of the validation batch
 search     = the scheduler itself on a simulated clock: job + steps x step + milestones x loss
 Ray Tune   = its own start + rounds x (process and imports + whole training), a trial a worker in each; its
              search, whose processes are used again: both starts once, the reports and our search
@@ -17,9 +17,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from labs.data_parallel.model import BLOCK_CALLS, OTHER_CALLS, compute
+from labs import training_seconds
 from labs.lab import Prediction
 from labs.machine import Machine
+from labs.training_seconds import Batch
 from labs.tuning.config import METHODS, Config
 from labs.tuning.running import Trace, search
 from labs.tuning.schedulers import RandomSearch, Scheduler
@@ -34,7 +35,7 @@ EXACT = ("random", "successive_halving", "hyperband", "population")
 RAY_HANDS = 60
 """Hand-overs between processes in a call of a Ray actor that is waited for, as ``process_switch_s``: through
 two core workers, the scheduler's socket and an event loop at each end."""
-BUILD_STEPS = 8
+BUILD_STEPS = 4
 """A job makes a model and an optimizer, unpacks and packs some fifty tensors: as long as so many steps."""
 TORCH_SPAWNS = 100
 """A trial's process imports Ray, Tune and torch: as long as so many starts of a bare interpreter."""
@@ -42,8 +43,8 @@ TUNE_SPAWNS = 30
 """Ray Tune's own start in the driver and the folders of an experiment, in the same unit."""
 REPORT_SPAWNS = 1
 """A report to Ray Tune and its scheduler's answer, in the same unit."""
-SMALL = 4
-"""By so much XLA's loops and batched products on arrays as small as these miss peak and bandwidth."""
+SMALL = 2.5
+"""By so much XLA's loops and batched products on arrays as small as these miss torch's."""
 THUNKS_OF_BLOCK, OTHER_THUNKS = 60, 90
 """Compiled pieces of a step that XLA runs one after another; each costs about a call of torch."""
 
@@ -85,24 +86,18 @@ def exact_steps(config: Config, name: str) -> int:
 
 
 def step_s(task: Task, machine: Machine) -> float:
-    """Seconds of a training step on one thread."""
-    return _compute(task, machine, task.sequences) + _calls(task, machine)
+    """Seconds of a training step on one thread. No page faults: the allocator keeps blocks as small as these
+    for the next step."""
+    return training_seconds.step(_batch(task, task.sequences), machine)
 
 
-def _compute(task: Task, machine: Machine, sequences: int) -> float:
-    """Without page faults: the allocator keeps blocks as small as these for the next step."""
-    return compute(task.gpt(), machine.with_allocator("tuned"), sequences, task.length)
-
-
-def _calls(task: Task, machine: Machine) -> float:
-    """What autograd adds to a step's operators: each is recorded, and its node run, for about the price of
-    the operator itself, which is nearly all that it costs on tensors as small as these."""
-    return (BLOCK_CALLS * task.layers + OTHER_CALLS) * machine["torch_call_s"]
+def _batch(task: Task, sequences: int) -> Batch:
+    return Batch(task.gpt(), sequences, task.length, "float32")
 
 
 def loss_s(task: Task, machine: Machine) -> float:
     """Seconds of a validation loss."""
-    return (_compute(task, machine, VALIDATION_SEQUENCES) + _calls(task, machine)) / 3
+    return training_seconds.forward(_batch(task, VALIDATION_SEQUENCES), machine).total
 
 
 def training_s(task: Task, machine: Machine, start: int, stop: int) -> float:
@@ -225,7 +220,9 @@ def _together(config: Config, machine: Machine) -> list[Prediction]:
     call = machine["torch_call_s"]
     thunks = THUNKS_OF_BLOCK * task.layers + OTHER_THUNKS
     calls = thunks * call + machine["jax_call_s"]
-    work = SMALL * (_compute(task, machine, task.sequences) - _calls(task, machine))
+    batch = _batch(task, task.sequences)
+    passes = (training_seconds.forward(batch, machine), training_seconds.backward(batch, machine))
+    work = SMALL * (sum(each.total - each.calls for each in passes) + training_seconds.update(batch, machine))
     for name, turns in (("jax_in_turn", count), ("jax_vmap", 1)):
         seconds = (TOGETHER_STEPS + 1) * (turns * calls + count * work)
         because = (

@@ -25,11 +25,12 @@ from labs.bottlenecks.claims import (
     named_right,
 )
 from labs.bottlenecks.job import Job, Run, best_precision
-from labs.bottlenecks.model import ATTENTION_PRODUCTS, derive, healthy, predict, product_seconds, seconds
+from labs.bottlenecks.model import derive, healthy, predict, seconds
 from labs.bottlenecks.proof import check, precision_of
 from labs.bottlenecks.ranks import eager_exchange, even_shares, late_exchange, shares, uneven_shares
 from labs.bottlenecks.ways import HEALTHY, ON_DEVICE, PAIRS, RANKED, setup_of
 from labs.lab import configure, find
+from labs.training_seconds import Batch, backward, bandwidth, forward, update
 
 GROUPS = (*PAIRS, *RANKED)
 SMALL = Config(
@@ -41,12 +42,14 @@ CONSTANTS = (
             "python_item_s",
             "python_call_s",
             "python_operation_s",
+            "python_step_s",
+            "python_function_s",
             "pickle_item_s",
         ),
         1e-8,
     )
     | GLOO
-    | {"libm_exp_s": 1e-8, "process_switch_s": 1e-4}
+    | {"libm_exp_s": 1e-8, "packed_exp_s": 1e-10, "process_switch_s": 1e-4}
 )
 
 
@@ -310,32 +313,33 @@ def test_every_fault_is_predicted_to_cost_time_but_the_one_of_memory():
         assert (fault < fixed) if group == "memory_capacity" else (fault > fixed), group
 
 
-def test_a_step_is_its_products_its_bytes_and_its_calls():
-    """With a peak, a bandwidth and calls that cost nothing but one of them, each is seen alone."""
-    config = configure(LAB, "quick")
-    here = machine(**CONSTANTS | {"torch_call_s": 0.0})
-    slower = machine(**CONSTANTS | {"torch_call_s": 0.0, "matrix_bfloat16_1_flops": 50e9})
-    from labs.models.formulas import flops_per_token
-
-    gpt = config.gpt()
-    scores = 4 * config.length * gpt.width * gpt.layers
-    flops = (flops_per_token(gpt, config.length) + (ATTENTION_PRODUCTS / 2 - 3) * scores) * config.tokens
-    assert healthy(config, slower) - healthy(config, here) == pytest.approx(flops * (1 / 50e9 - 1 / 100e9))
+def test_a_number_in_a_python_loop_costs_nine_parts_of_which_one_is_half():
+    config, here = configure(LAB, "quick"), machine(**CONSTANTS)
+    count = config.python_passes * config.tokens * 256
+    assert seconds(config, here, "python/fault").fault == pytest.approx(count * 8.5e-8)
 
 
-def test_small_products_run_at_the_rate_that_small_ones_reached():
-    """Of a narrow model in tiny batches all are smaller than the smallest square, of a wide one larger."""
-    here = machine(
-        **CONSTANTS | {"torch_product_64_bfloat16_1_flops": 10e9, "torch_product_256_bfloat16_1_flops": 400e9}
-    )
-    from labs.models.formulas import flops_per_token
+def test_what_is_not_fused_crosses_memory_once_more_and_so_does_an_update_in_eight_passes():
+    from labs.models.formulas import parameters
 
-    for width, length, pieces, rate in ((64, 16, 64, 10e9), (1024, 1024, 1, 400e9)):
-        gpt = configure(LAB, "quick", {"width": width, "length": length}).gpt()
-        scores = 4 * length * gpt.width * gpt.layers
-        flops = (flops_per_token(gpt, length) + (ATTENTION_PRODUCTS / 2 - 3) * scores) * 64 * length
-        found = product_seconds(gpt, here, "bfloat16", 64, length, pieces, 1)
-        assert found == pytest.approx(flops / rate)
+    config, here = configure(LAB, "quick"), machine(**CONSTANTS)
+    batch = Batch(config.gpt(), config.sequences, config.length, "bfloat16", jobs=2)
+    states = 4 * config.tokens * config.width
+    moved = 2 * config.layers * (26 * 4 + 30) * states + 52 * parameters(config.gpt())
+    found = seconds(config, here, "memory_bandwidth/fault").fault
+    assert found == pytest.approx(moved / bandwidth(batch, here))
+
+
+def test_a_batch_in_pieces_costs_every_piece_and_one_update():
+    config, here = configure(LAB, "quick"), machine(**CONSTANTS)
+    piece = Batch(config.gpt(), 1, config.length, "bfloat16", jobs=2)
+    both = forward(piece, here).total + backward(piece, here).total
+    whole = healthy(config, here, pieces=config.sequences)
+    assert whole == pytest.approx(config.sequences * both + update(piece, here))
+    fault, fixed = (seconds(config, here, f"memory_capacity/{name}") for name in ("fault", "fixed"))
+    deep = replace(config, layers=2 * config.layers)
+    again = forward(Batch(deep.gpt(), config.sequences, config.length, "bfloat16", jobs=2), here).total
+    assert fixed.total - fault.total == pytest.approx(again)
 
 
 # --- claims ------------------------------------------------------------------------------------------

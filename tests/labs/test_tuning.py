@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from stated import Stated, machine
 
 from labs import figure as figures
-from labs import load
+from labs import load, training_seconds
 from labs.lab import configure
+from labs.training_seconds import Batch
 from labs.tuning import claims, curves, model, stragglers, ways
 from labs.tuning.config import METHODS
 from labs.tuning.running import Ended, Trace, search
@@ -104,6 +105,7 @@ def test_trials_of_one_vmapped_step_are_those_of_torch_in_float64():
 def constants():
     stated = machine()
     more = {"process_switch_s": 2e-5, "spawn_s": 0.1, "jax_call_s": 4e-6, "vector_float32_1_flops": 250e9}
+    more |= {"packed_exp_s": 2e-10}
     return replace(stated, constants={**stated.constants, **more})
 
 
@@ -127,6 +129,21 @@ def test_sums_are_the_steps_that_schedulers_take(count, least, more, eta, member
     for name in model.EXACT:
         workers = model.SimulatedWorkers(2, known, 1.0)
         assert search(config.scheduler(name), workers).steps == model.exact_steps(config, name), name
+
+
+def test_a_step_and_a_loss_are_those_of_the_model():
+    """More sequences of a step make it longer and leave the loss, whose batch is its own; a job is four steps
+    and its hand-overs."""
+    here, task = constants(), QUICK.task()
+    gpt = task.gpt()
+    batches = [Batch(gpt, count, task.length, "float32") for count in (QUICK.sequences, 32)]
+    assert model.step_s(task, here) == training_seconds.step(batches[0], here)
+    assert model.loss_s(task, here) == training_seconds.forward(batches[1], here).total
+    wide = replace(task, sequences=2 * task.sequences)
+    assert model.step_s(wide, here) > model.step_s(task, here)
+    assert model.loss_s(wide, here) == model.loss_s(task, here)
+    hands = model.RAY_HANDS * here["process_switch_s"]
+    assert model.job_s(task, here) == pytest.approx(hands + 4 * model.step_s(task, here))
 
 
 def test_every_variant_has_a_predicted_time():
