@@ -32,7 +32,7 @@ from torch.autograd.function import once_differentiable
 
 from parallel.attention_block import block_backward, block_forward, merge
 from parallel.attention_shapes import EXCHANGED, checked_lengths
-from parallel.memory import Memory
+from parallel.memory_held import Memory
 from parallel.partition import Partition, split
 from parallel.tensor_regions import Group
 

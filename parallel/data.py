@@ -23,7 +23,7 @@ from torch.distributed.algorithms.join import Join, Joinable, JoinHook
 from torch.utils import _pytree as pytree
 
 from parallel.buckets import bytes_of
-from parallel.memory import Memory
+from parallel.memory_held import Memory
 from parallel.reducer import AllReduced
 from parallel.replicas import DataParallel
 from parallel.same_module import broadcast_from, synchronise_module

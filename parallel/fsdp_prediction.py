@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from parallel.fsdp_layout import Layout, MixedPrecisionPolicy, Place, by_dtype, places_of, rows_held
-from parallel.memory import Memory
+from parallel.memory_held import Memory
 
 
 class Planned(NamedTuple):

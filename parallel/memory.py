@@ -1,13 +1,13 @@
-"""What a rank holds: predictions as ``Memory``, and the bytes that are really live, counted at torch's
-allocator.
+"""The bytes that are really live on a rank, counted at torch's allocator.
 
 ``tracked()`` counts storages when they are allocated and freed, not the process's resident memory: buffers
 that kernels make for themselves and those of backward threads count, the interpreter and the allocator's own
 reserve do not. On CUDA devices torch keeps these figures itself. On CPUs its allocator can report to the
 profiler; one exported switch (c10/core/CPUAllocator.cpp, ProfiledCPUMemoryReporter) makes it also remember
 the size of every block from then on, whoever frees it, in whatever thread. Importing this module sets the
-switch (about 0.5 us per allocation and freeing), so import it before the model is built: of a block that is
-older than the switch the freeing goes unnoticed.
+switch, for the life of the process (about 0.5 us per allocation and freeing: a small operation takes twice as
+long). Import it where memory is counted, and there before the model is built: of a block that is older than
+the switch the freeing goes unnoticed.
 
 Memory that is not torch's (numpy arrays, gloo's own buffers, shared segments) is not seen.
 """
@@ -18,27 +18,11 @@ import gc
 import os
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.autograd.profiler import profile
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes that one rank holds, by purpose. buffers: what a strategy allocates to communicate, at most."""
-
-    parameters: int
-    gradients: int
-    optimizer: int
-    buffers: int = 0
-
-    @property
-    def total(self) -> int:
-        """Bytes in all."""
-        return self.parameters + self.gradients + self.optimizer + self.buffers
 
 
 class Tracker:
@@ -48,20 +32,6 @@ class Tracker:
 
     peak_bytes: int
     live_bytes: int
-
-
-def held_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes of the storages behind ``tensors``, each storage once however many views share it.
-
-    A DTensor or another wrapper counts as what it holds on this rank.
-    """
-    storages: dict[tuple[torch.device, int], int] = {}
-    for tensor in tensors:
-        local = getattr(tensor, "_local_tensor", tensor)
-        storage = local.untyped_storage()
-        if storage.nbytes():
-            storages[storage.device, storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
 
 
 @contextlib.contextmanager

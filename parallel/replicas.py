@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from parallel.buckets import bytes_of
-from parallel.memory import Memory
+from parallel.memory_held import Memory
 
 Device: TypeAlias = int | str | torch.device
 

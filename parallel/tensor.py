@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from parallel.memory import Memory
+from parallel.memory_held import Memory
 from parallel.partition import Partition, split
 from parallel.tensor_layer import ParallelLinear, in_autocast_dtype
 from parallel.tensor_regions import (

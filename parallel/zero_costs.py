@@ -9,7 +9,7 @@ import torch
 from torch.optim import Optimizer
 
 from parallel.buckets import bytes_of
-from parallel.memory import Memory
+from parallel.memory_held import Memory
 from parallel.shards import cut, layout, padded
 
 

@@ -60,3 +60,24 @@ def test_products_load_no_micro_kernels():
     loaded = done.stdout.split()
     assert "kernels.matmul.cpu_amx" in loaded
     assert not {"kernels.peaks", "kernels.peaks_matrix"} & set(loaded)
+
+
+def test_no_strategy_slows_torchs_allocator_down():
+    """``parallel.memory`` sets a switch for the life of a process, which slows small operations down."""
+    code = """
+import importlib, pathlib, sys
+for path in sorted(pathlib.Path("parallel").rglob("*.py")):
+    if path.stem not in ("memory", "__init__"):
+        importlib.import_module(".".join(path.with_suffix("").parts))
+import labs.data_parallel as lab
+from labs.lab import configure
+from labs.data_parallel.model import memory
+memory(configure(lab.LAB, "quick"), "zero1")
+print(*sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100, check=True
+    )
+    loaded = done.stdout.split()
+    assert "parallel.fsdp" in loaded
+    assert "parallel.memory" not in loaded

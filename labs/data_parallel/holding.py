@@ -20,7 +20,7 @@ def held(training: Training) -> dict[str, int]:
     """
     import torch
 
-    from parallel.memory import held_bytes
+    from parallel.memory_held import held_bytes
 
     training.optimizer.zero_grad()
     kept: dict[int, torch.UntypedStorage] = {}

@@ -30,7 +30,7 @@ from labs.machine import Machine
 
 if TYPE_CHECKING:
     from labs.models.configuration import GPTConfig
-    from parallel.memory import Memory
+    from parallel.memory_held import Memory
 
 FLOAT = 4  # bytes
 TRIPS = 5  # of a kept tensor: written, read on, read in backward, its gradient written and read
@@ -63,7 +63,7 @@ def memory(config: Config, name: str, rank: int = 0) -> Memory:
     import torch
 
     from parallel import data, fsdp, zero
-    from parallel.memory import Memory
+    from parallel.memory_held import Memory
 
     model = meta(config.gpt())
     params = list(model.parameters())

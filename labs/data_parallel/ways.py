@@ -5,9 +5,6 @@
 ``step``        seconds of a step, ours and PyTorch's, over gloo and over shm (plain backends, nothing counts)
 ``replicas``    the whole batch on one replica, on replicas in threads of one process, on a process each
 ``straggler``   until a target loss, with ranks that are late now and then: synchronous, and local SGD
-
-Importing ``parallel`` makes torch's allocator keep count (``parallel/memory.py``: 0.5 us an allocation). Ours
-and PyTorch's run in the same processes, so all pay alike.
 """
 
 from __future__ import annotations
@@ -96,7 +93,6 @@ def _replicas(name: str) -> Setup:
     def setup(config: Config, recorder: Recorder) -> Step:
         import torch
 
-        import parallel.memory  # noqa: F401 (as the ranks do)
         from parallel.replicas import DataParallel
 
         model = gpt(config.gpt())

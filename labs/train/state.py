@@ -19,7 +19,7 @@ from parallel.checkpoint import PerRank
 from parallel.expert import MixtureOfExperts
 from parallel.fsdp_state import sharded, sharded_part
 from parallel.local_sgd import LocalSGD
-from parallel.memory import held_bytes
+from parallel.memory_held import held_bytes
 from parallel.sharded import Sharded
 from parallel.tensor_state import full_tensors, local_tensors
 from parallel.zero import ZeroRedundancyOptimizer

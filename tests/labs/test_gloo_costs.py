@@ -51,7 +51,7 @@ def test_the_link_is_said_in_microseconds_and_nanoseconds_a_byte():
 
 
 def test_gradients_exchanged_one_by_one_cost_each_ones_latency():
-    config, host = Config(layers=2, sequences=4), machine(**GLOO)
+    config, host = Config(layers=2, sequences=4), machine(**GLOO, packed_exp_s=1e-10)
     one = seconds(config, host, "communication/fixed").fault
     many = seconds(config, host, "communication/fault").fault
     tensors, pieces = 2 * PARAMETERS_OF_BLOCK + OTHER_PARAMETERS, 2

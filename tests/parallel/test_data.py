@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from ranks import backend_of
 from torch import nn
 
-from parallel import buckets, link, memory
+from parallel import buckets, link, memory, memory_held
 from parallel.data import DistributedDataParallel, predict_communication, predict_memory
 from parallel.same_module import broadcast_from
 
@@ -491,7 +491,7 @@ def counted(accumulation, find_unused, as_view):
     )
     assert dict(traffic.payload) == predicted
     assert traffic.calls["all_reduce"] == len(ours.reducer.buckets) + find_unused
-    held = memory.held_bytes(
+    held = memory_held.held_bytes(
         [*ours.parameters(), *ours.buffers(), *ours.reducer.flats]
         + [p.grad for p in ours.parameters() if p.grad is not None]
     )

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.checkpoint import checkpoint
 
 import kernels
-from parallel import link, memory
+from parallel import link, memory, memory_held
 from parallel.fsdp import (
     CPUOffloadPolicy,
     MixedPrecisionPolicy,
@@ -396,8 +396,8 @@ def costs(replicas, cases, backend="shm", steps=2):
             backward()
             set_requires_gradient_sync(model, True)
             backward()
-        grads = memory.held_bytes(p.grad for p in model.parameters() if p.grad is not None)
-        state = memory.held_bytes(value for of in optimizer.state.values() for value in of.values())
+        grads = memory_held.held_bytes(p.grad for p in model.parameters() if p.grad is not None)
+        state = memory_held.held_bytes(value for of in optimizer.state.values() for value in of.values())
         peaks = []
         for _ in range(steps):
             optimizer.zero_grad()
@@ -405,7 +405,7 @@ def costs(replicas, cases, backend="shm", steps=2):
             with memory.tracked() as tracker:
                 backward()
             peaks.append(tracker.peak_bytes)
-        found.append((dict(traffic.payload), memory.held_bytes(model.parameters()), grads, state, peaks))
+        found.append((dict(traffic.payload), memory_held.held_bytes(model.parameters()), grads, state, peaks))
     return found
 
 

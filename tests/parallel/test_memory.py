@@ -8,7 +8,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from parallel import memory
-from parallel.memory import Memory, held_bytes, tracked
+from parallel.memory import tracked
+from parallel.memory_held import Memory, held_bytes
 
 FLOAT = 4
 

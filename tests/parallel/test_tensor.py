@@ -13,7 +13,8 @@ from ranks import backend_of
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from parallel import fsdp, link, memory, tensor_plan, tensor_prediction, vocabulary_loss
+from parallel import fsdp, link, tensor_plan, tensor_prediction, vocabulary_loss
+from parallel.memory_held import held_bytes
 from parallel.partition import concatenated, split, split_heads
 from parallel.sequence import SequenceParallel, draw_apart
 from parallel.tensor import ColumnParallelLinear, RowParallelLinear, predict_memory
@@ -709,12 +710,12 @@ def kept():
                     output = layer(x)
                 output.sum().backward()
                 optimizer.step()
-                weights = memory.held_bytes(layer.parameters())
+                weights = held_bytes(layer.parameters())
                 parts = (
                     weights,
-                    memory.held_bytes(p.grad for p in layer.parameters() if p.grad is not None),
-                    memory.held_bytes(t for s in optimizer.state.values() for t in s.values() if t.dim()),
-                    memory.held_bytes([*layer.parameters(), *saved]) - weights,
+                    held_bytes(p.grad for p in layer.parameters() if p.grad is not None),
+                    held_bytes(t for s in optimizer.state.values() for t in s.values() if t.dim()),
+                    held_bytes([*layer.parameters(), *saved]) - weights,
                 )
                 found.append((parts, predict_memory(layer, 2, 9, 4)))
     return [(parts, (m.parameters, m.gradients, m.optimizer, m.buffers)) for parts, m in found]

@@ -17,7 +17,7 @@ from torch.distributed.algorithms.join import Join
 from torch.distributed.optim import ZeroRedundancyOptimizer as TorchZero
 
 import kernels
-from parallel import link, memory
+from parallel import link, memory, memory_held
 from parallel.data import DistributedDataParallel
 from parallel.data import predict_communication as predict_averaging
 from parallel.shards import cut, padded
@@ -502,14 +502,14 @@ def held():
         if stage == 2:
             assert not gradients
             gradients = [bucket.gradient for bucket in optimizer.buckets]
-        gradient_bytes = memory.held_bytes(gradients)
+        gradient_bytes = memory_held.held_bytes(gradients)
         optimizer.step()
         state = [v for s in optimizer.optim.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
-        found = memory.Memory(
-            parameters=memory.held_bytes(module.parameters()),
+        found = memory_held.Memory(
+            parameters=memory_held.held_bytes(module.parameters()),
             gradients=gradient_bytes,
-            optimizer=memory.held_bytes(state),
-            buffers=memory.held_bytes(optimizer.reducer.buffers) if stage == 2 else 0,
+            optimizer=memory_held.held_bytes(state),
+            buffers=memory_held.held_bytes(optimizer.reducer.buffers) if stage == 2 else 0,
         )
         predicted = predict_memory(
             module.parameters(), optimizer_class, world_size, rank, stage, SMALL, **options
@@ -553,7 +553,7 @@ def peak(stage):
     state = [v for s in optimizer.optim.state.values() for v in s.values()]
     gradients = model.reducer.flats if stage == 1 else [bucket.gradient for bucket in optimizer.buckets]
     buffers = [] if stage == 1 else optimizer.reducer.buffers
-    held = memory.held_bytes([*module.parameters(), *state, *gradients, *buffers])
+    held = memory_held.held_bytes([*module.parameters(), *state, *gradients, *buffers])
     return held, tracker.peak_bytes, backward.peak_bytes, predicted.total, one
 
 
