@@ -72,7 +72,7 @@ def examine() -> list[Finding]:
 def _load() -> Finding:
     import psutil
 
-    from labs.machine import usable_cores
+    from kernels.cores import usable_cores
 
     cores, load = usable_cores(), environment.load_average()
     busy = psutil.cpu_percent(0.3) / 100 * (os.cpu_count() or 1)

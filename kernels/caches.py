@@ -24,8 +24,9 @@ def caches(cores: Iterable[int] | None = None, root: Path = Path("/")) -> dict[s
     for core in affinity() if cores is None else cores:
         for index in (root / f"sys/devices/system/cpu/cpu{core}/cache").glob("index*"):
             kind, size = text_of(index / "type"), text_of(index / "size")
-            if kind in ("Data", "Unified") and size:
-                shared[int(text_of(index / "level")), text_of(index / "shared_cpu_list")] = _bytes(size)
+            level = text_of(index / "level")
+            if kind in ("Data", "Unified") and size and level:
+                shared[int(level), text_of(index / "shared_cpu_list")] = _bytes(size)
     sizes = {level: [size for (at, _), size in shared.items() if at == level] for level in (1, 2, 3)}
     found: dict[str, float] = {}
     if sizes[1]:

@@ -104,7 +104,10 @@ def njit_kept(signature: str, **options: Any) -> Any:
 
     def decorate(function: Callable[..., Any]) -> Any:
         compiled = numba.njit(cache=True, **options)(function)
-        compiled._cache._cache_file._source_stamp = _surroundings()
+        file = compiled._cache._cache_file
+        if not hasattr(file, "_source_stamp"):  # its index has the CPU and numba's version already
+            raise RuntimeError(f"numba {numba.__version__} keeps the stamp of its cache elsewhere")
+        file._source_stamp = _text()
         compiled.compile(signature)
         compiled.disable_compile()
         return compiled
@@ -132,12 +135,18 @@ def _compiled(
 @cache
 def _surroundings() -> str:
     """Digest of the package's text, the compilers and the CPU; the name of the folder."""
+    codegen = cpu_target.target_context.codegen()
+    versions = numba.__version__, llvmlite.__version__, codegen.magic_tuple()
+    return hashlib.sha256(repr((_text(), *versions)).encode()).hexdigest()[:32]
+
+
+@cache
+def _text() -> str:
+    """Digest of the package's text."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
-    codegen = cpu_target.target_context.codegen()
-    digest.update(repr((numba.__version__, llvmlite.__version__, codegen.magic_tuple())).encode())
-    return digest.hexdigest()[:32]
+    return digest.hexdigest()
 
 
 class _Unknown(Exception):

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from parallel.fsdp_state import local, module_parts, new_state, numbered, optimizer_parts
-from parallel.sharded import Sharded
+from parallel.sharded import Sharded, is_of_one_rank
 
 
 @dataclass
@@ -66,19 +66,23 @@ def is_stateful(value: Any) -> bool:
 
 def state_of(value: Any) -> Any:
     """What an object says of its state. Shards of ``parallel.fsdp.fully_shard`` are parts of whole tensors
-    (those of PyTorch's are DTensors, which say so themselves). ValueError: they are tensor-parallel, which
-    nothing would tell from replicas."""
+    (those of PyTorch's are DTensors, which say so themselves). ValueError: some are of tensor or expert
+    parallelism, which nothing would tell from replicas."""
     if isinstance(value, nn.Module):
-        split = [name for name, layer in value.named_modules() if hasattr(layer, "shards")]
-        if split:
-            raise ValueError(
-                f"{split[0] or type(value).__name__} holds shards along any dimension: save "
-                "parallel.tensor_state.full_state_dict(model), and give load_full_state_dict what was loaded"
-            )
-        return module_parts(value)
-    if isinstance(value, torch.optim.Optimizer):
-        return optimizer_parts(value)
-    return value.state_dict()
+        named, parts = dict(value.named_parameters()), module_parts(value)
+    elif isinstance(value, torch.optim.Optimizer):
+        parameters = [parameter for group in value.param_groups for parameter in group["params"]]
+        named = {f"parameter {number}": parameter for number, parameter in enumerate(parameters)}
+        parts = optimizer_parts(value)
+    else:
+        return value.state_dict()
+    if split := [name for name, parameter in named.items() if is_of_one_rank(parameter)]:
+        raise ValueError(
+            f"{split[0]} of {type(value).__name__} is this rank's alone, a shard along any dimension or an "
+            "expert: save whole tensors (parallel.tensor_state.full_tensors, also of an optimizer's moments; "
+            "parallel.expert_state), and give each rank its own of what was loaded"
+        )
+    return parts
 
 
 def take_apart(value: Any, tensors: Tensors, rank: int, path: tuple[str, ...] = ()) -> Node:
@@ -88,7 +92,12 @@ def take_apart(value: Any, tensors: Tensors, rank: int, path: tuple[str, ...] = 
     """
     where = "/".join(path)
     if isinstance(value, PerRank):
-        return {"per_rank": [take_apart(value.value, tensors, rank, (*path, f"rank-{rank}"))]}
+        own: Tensors = {}
+        node = take_apart(value.value, own, rank, (*path, f"rank-{rank}"))
+        if parts := [name for name, tensor in own.items() if isinstance(tensor, Sharded)]:
+            raise ValueError(f"{parts[0]} is a part of a whole tensor, so leave PerRank out")
+        tensors.update(own)
+        return {"per_rank": [node]}
     if isinstance(value, torch.Generator):
         value = value.get_state()
     if is_stateful(value):

@@ -29,6 +29,7 @@ from parallel.mixture import DenseMixtureOfExperts, Load, Pairs, check_settings,
 from parallel.partition import split
 from parallel.routing import Routing, load_balancing_loss
 from parallel.same_module import synchronise_module
+from parallel.sharded import of_one_rank
 from parallel.tensor_regions import Group
 
 
@@ -68,6 +69,8 @@ class MixtureOfExperts(nn.Module):
             )
         self.router = router
         self.experts = nn.ModuleDict({str(first + place): expert for place, expert in enumerate(experts)})
+        for parameter in self.experts.parameters():
+            of_one_rank(parameter, self.world)
         self.top_k, self.capacity_factor, self.normalize = top_k, capacity_factor, normalize
         self.auxiliary_loss: torch.Tensor | None = None
         self.load: Load | None = None

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from parallel.fsdp_group import Member
-from parallel.fsdp_runtime import units_of
+from parallel.fsdp_runtime import unit_of, units_of
 from parallel.sharded import Sharded
 
 COUNTERS = ("step", "mu_product", "eta", "mu")
@@ -31,29 +31,59 @@ def sharded_part(layout: Member, shard: torch.Tensor) -> Sharded:
     return Sharded(shard, tuple(layout.shape), layout.start * layout.shape[1:].numel())
 
 
+def _layouts(module: nn.Module) -> dict[str, Member]:
+    """The names under which shards are registered, now that none is gathered or has been replaced."""
+    groups = [group for part in module.modules() if (unit := unit_of(part)) for group in unit.groups]
+    groups += [layout.group for parameter in module.parameters() if (layout := sharded(parameter))]
+    for group in dict.fromkeys(groups):
+        group.reshard()
+        group.refresh()
+    named = module.named_parameters(remove_duplicate=False)
+    return {name: layout for name, parameter in named if (layout := sharded(parameter))}
+
+
 def module_parts(module: nn.Module) -> dict[str, Any]:
-    """``module.state_dict()``, its shards said to be parts of whole tensors; nothing is copied."""
-    if not any(sharded(parameter) for parameter in module.parameters()):
-        return module.state_dict()
-    found = {}
-    for name, value in _state(module).items():
-        layout = sharded(value)
-        tensor = value.detach() if isinstance(value, torch.Tensor) else value
-        found[name] = sharded_part(layout, tensor) if layout else tensor
-    return found
+    """``module.state_dict()``, its shards said to be parts of whole tensors; nothing is copied.
+
+    ValueError: a hook on it gives something else in a shard's place.
+    """
+    layouts = _layouts(module)
+    state = module.state_dict()
+    for name, layout in layouts.items():
+        shape = tuple(state[name].shape) if name in state else "nothing"
+        if shape != layout.shard_shape:
+            raise ValueError(
+                f"state_dict gives {shape} for {name}; this rank's shard is {layout.shard_shape}"
+            )
+        state[name] = sharded_part(layout, state[name])
+    return state
 
 
 def optimizer_parts(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """``optimizer.state_dict()``, what it keeps for each number of a shard said to be part of a whole."""
+    """``optimizer.state_dict()``, what it keeps for each number of a shard said to be part of a whole.
+
+    ValueError: it keeps something else of a shard, of which nothing says what it is a part of.
+    """
     state_dict = optimizer.state_dict()
     state = dict(state_dict["state"])
     for number, parameter in numbered(optimizer, state_dict).items():
         if (layout := sharded(parameter)) and number in state:
             state[number] = {
-                key: sharded_part(layout, value) if _is_shard(value, parameter) else value
-                for key, value in state[number].items()
+                key: _part_of_state(layout, parameter, key, value) for key, value in state[number].items()
             }
     return {**state_dict, "state": state}
+
+
+def _part_of_state(layout: Member, parameter: torch.Tensor, key: str, value: Any) -> Any:
+    if _is_shard(value, parameter):
+        return sharded_part(layout, value)
+    tensors = value if isinstance(value, (list, tuple)) else [value]
+    if any(isinstance(each, torch.Tensor) and each.dim() for each in tensors):
+        raise ValueError(
+            f"{key} is not one value for each element of a parameter {tuple(layout.shape)} that is sharded: "
+            "a checkpoint cannot tell what it belongs to"
+        )
+    return value
 
 
 def numbered(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> dict[int, torch.Tensor]:

@@ -19,7 +19,6 @@ Everything is done by hand: ``scatter`` the inputs, ``replicate`` the module, ``
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -27,6 +26,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from kernels.cores import affinity
 from parallel.buckets import bytes_of
 from parallel.memory_held import Memory
 
@@ -154,7 +154,7 @@ class DataParallel(nn.Module):
         self.module, self.dim = module, dim
         if device_ids is None:
             number = torch.cuda.device_count()
-            device_ids = list(range(number)) or ["cpu"] * len(os.sched_getaffinity(0))
+            device_ids = list(range(number)) or ["cpu"] * len(affinity())
         if not device_ids:
             raise ValueError("device_ids is empty; name a device for each replica")
         self.devices = [_device(device) for device in device_ids]

@@ -75,6 +75,17 @@ class Sharded:
         return next(view for chunk, view in self.boxes() if chunk.offsets == index.offset)
 
 
+def of_one_rank(parameter: torch.nn.Parameter, ranks: int) -> torch.nn.Parameter:
+    """The parameter, marked: each of ``ranks`` has another in its place (tensor and expert parallelism)."""
+    parameter.of_one_rank = ranks > 1
+    return parameter
+
+
+def is_of_one_rank(tensor: torch.Tensor) -> bool:
+    """Whether ``of_one_rank`` has marked it."""
+    return getattr(tensor, "of_one_rank", False)
+
+
 def boxes_of_range(
     shape: tuple[int, ...], start: int, stop: int
 ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from parallel.agreement import CHECK_BYTES, check_fits
 from parallel.partition import Partition, split
 from parallel.sequence import SequenceParallel
+from parallel.sharded import of_one_rank
 from parallel.tensor_regions import Group, fresh, start_all_reduce
 
 
@@ -53,12 +54,14 @@ class ParallelLinear(nn.Module):
     def _adopt(self, linear: nn.Linear) -> None:
         """Keep this rank's shard of a whole layer's parameters, copied, trained if they are."""
         weight = fresh(self.partition.take(linear.weight.detach(), self.rank, self.dim))
-        self.weight = nn.Parameter(weight, linear.weight.requires_grad)
+        self.weight = of_one_rank(nn.Parameter(weight, linear.weight.requires_grad), self.world)
         self.bias: nn.Parameter | None = None
         if linear.bias is not None:
             bias = linear.bias.detach()
             bias = fresh(bias if self.dim else self.partition.take(bias, self.rank))
-            self.bias = nn.Parameter(bias, linear.bias.requires_grad)
+            self.bias = of_one_rank(
+                nn.Parameter(bias, linear.bias.requires_grad), 1 if self.dim else self.world
+            )
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, group: Group = None, **options: Any) -> Self:

@@ -17,6 +17,7 @@ from torch import nn
 from parallel.agreement import CHECK_BYTES, check_fits
 from parallel.partition import Partition, split
 from parallel.sequence import SequenceParallel
+from parallel.sharded import of_one_rank
 from parallel.tensor_regions import Group, fresh, reduce_from_region
 
 
@@ -56,7 +57,7 @@ class VocabParallelEmbedding(nn.Module):
 
     def _adopt(self, embedding: nn.Embedding) -> None:
         weight = fresh(self.partition.take(embedding.weight.detach(), self.rank))
-        self.weight = nn.Parameter(weight, embedding.weight.requires_grad)
+        self.weight = of_one_rank(nn.Parameter(weight, embedding.weight.requires_grad), self.world)
 
     @classmethod
     def from_embedding(cls, embedding: nn.Embedding, group: Group = None, **options: Any) -> Self:

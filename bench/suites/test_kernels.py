@@ -11,8 +11,8 @@ process. The table stands at the end of the run. A quick run times only the line
 states a target.
 
 A peer whose best warm call takes several times as long as another's is not the fastest: its rounds are
-spared, and it is named below the table. One that takes many times as long is not even called again: not a
-second time, unless its first call compiled, and not in the other column, whose allocator brings it no nearer.
+spared, and it is named below the table. One that takes tens of times as long is not called in the other
+column, since an allocator makes a few times of it at most; and where a call takes seconds, it is called once.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ BEYOND_HOPE = 20.0
 """Nor called again, when it is so much slower."""
 COMPILERS = ("torch.compile", "jax.jit", "flex_attention")
 """Peers that compile in their first call."""
-LONG = 1.0
+LONG = 5.0
 """Seconds of a call that no mere interruption has made."""
 CALLS, CALLS_SECONDS = 5, 0.1
 
@@ -128,12 +128,11 @@ def _contenders(
 ) -> tuple[dict[str, Step], dict[str, float]]:
     """The peers that may be the fastest, and how many times slower the others are in their best call.
 
-    known: the latter as another column found them; who is ``BEYOND_HOPE`` there is not called here.
+    known: the latter as another column found them; who is ``BEYOND_HOPE`` there is neither called nor named.
     """
     import timeit
 
-    slower = {name: times for name, times in (known or {}).items() if times > BEYOND_HOPE}
-    peers = {name: step for name, step in peers.items() if name not in slower}
+    peers = {name: step for name, step in peers.items() if (known or {}).get(name, 0.0) <= BEYOND_HOPE}
     # Compiling takes seconds, which are no part of a comparison.
     first = {name: timeit.timeit(step, number=1) for name, step in peers.items()}
     best: dict[str, float] = {}
@@ -147,7 +146,7 @@ def _contenders(
             calls = CALLS if best[name] < CALLS_SECONDS else 1
             best[name] = min(best[name], *timeit.repeat(peers[name], number=1, repeat=calls))
     fastest = min(best.values())
-    slower |= {name: best[name] / fastest for name in peers if best[name] > HOPELESS * fastest}
+    slower = {name: best[name] / fastest for name in peers if best[name] > HOPELESS * fastest}
     return {name: step for name, step in peers.items() if name not in slower}, slower
 
 

@@ -111,7 +111,8 @@ def _decode(
     totals = address(sums, rows * wide)
     tops = address(totals, rows)
     queries = address(tops, rows)
-    fill(values, PANEL * wide, f32(0))
+    if not where_it_lies:
+        fill(values, PANEL * wide, f32(0))  # behind a row's numbers
     fill(sums, rows * (wide + 1), f32(0))  # and the totals behind them
     fill(tops, rows, f32(-np.inf))
     first_query = sequence * heads + kv_head * group

@@ -36,7 +36,8 @@ _DEPTHS = {1: 8, 2: 16, 3: 16}
 and as much that comes next fill the 48 KiB of first-level cache which every CPU with AMX has. Of numbers in
 parts more of A goes by in any case; B is read less often, and sums are scaled and added after each depth."""
 _LINES = 2
-_LEAST_CHUNKS = 16
+_CHUNKS_OF_A_THREAD = 2
+"""At least, if possible, of each strip."""
 _TILES = tile_config()
 _FLOATS = ir.VectorType(FLOAT, 16)
 
@@ -314,8 +315,8 @@ def product(
         # Sums of sums, which err less than one long sum.
         group = _DEPTHS[parts]
         group_scale = torch.ones((-(-blocks // group), columns * SIDE))
-    tall, wide = _chunk_sizes(panels, columns, parts)
     strip = min(columns, max(1, 4 * second_level_bytes() // (2 * BLOCK * max(1, blocks))))
+    tall, wide = _chunk_sizes(panels, strip, parts, torch.get_num_threads())
     right = torch.empty((strip, blocks, BLOCK), dtype=torch.bfloat16)
     for first in range(0, columns, strip):
         part = right[: min(strip, columns - first)]
@@ -331,16 +332,17 @@ def product(
     return out
 
 
-def _chunk_sizes(panels: int, across: int, parts: int) -> tuple[int, int]:
-    """Panels of rows and of columns in a chunk.
+def _chunk_sizes(panels: int, across: int, parts: int, threads: int) -> tuple[int, int]:
+    """Panels of rows and of columns in a chunk of a strip ``across`` panels wide. No sum depends on them.
 
     Its sums take a quarter of the second-level cache. They are twice as tall as wide, since B comes from
-    beyond that cache and serves all rows; but a depth of those rows of A stays there as well, and there are
-    ``_LEAST_CHUNKS`` chunks if possible.
+    beyond that cache and serves all rows; but a depth of those rows of A stays there as well, and every
+    thread has ``_CHUNKS_OF_A_THREAD`` chunks if possible.
     """
     size = second_level_bytes()
     sums = size // 4 // (4 * BLOCK)
     most = max(1, min(math.isqrt(2 * sums), size * 3 // 8 // (2 * BLOCK * parts * _DEPTHS[parts])))
-    down = -(-panels // most)
+    least = _CHUNKS_OF_A_THREAD * threads
+    down = max(-(-panels // most), min(panels, -(-least // across)))
     tall = -(-panels // down)
-    return tall, max(1, min(sums // tall, across * down // _LEAST_CHUNKS))
+    return tall, max(1, min(sums // tall, across * -(-panels // tall) // least))

@@ -315,11 +315,12 @@ def test_what_numba_keeps_is_compiled_anew_when_another_file_of_the_package_chan
     """The file of ``outer`` stays as it is; what it calls does not."""
     (tmp_path / "stays.py").write_text("def outer():\n    return inner()\n")
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "stays", raising=False)
     import stays
 
     for text, number in (("one text", 1), ("another text", 2), ("another text", 3)):
         inner = numba.njit(eval(f"lambda: {number}"))
         monkeypatch.setattr(stays, "inner", inner, raising=False)
-        monkeypatch.setattr(compiled_cache, "_surroundings", lambda text=text: text)
+        monkeypatch.setattr(compiled_cache, "_text", lambda text=text: text)
         kept = compiled_cache.njit_kept("int64()")(stays.outer)
         assert kept() == min(number, 2), "the third time nothing is compiled"

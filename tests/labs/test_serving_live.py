@@ -19,6 +19,7 @@ from serving_workers import Witness
 from labs.lab import find
 from labs.serving import LAB, actors, calibrating, fleet
 from labs.serving.config import Config
+from labs.serving.engine import Shape
 from labs.serving.layout import POLICIES
 from labs.serving.model import load_of
 from labs.serving.request import Request
@@ -185,8 +186,9 @@ def wait_for_all_workers(service):
 def test_calibration_finds_costs_and_is_refused_on_a_busy_host(workers):
     """Costs are seconds, none negative; what is predicted with them is of the right size."""
     found = calibrating.fitted(calibrating.run_blocks(workers, TINY))
-    assert found.costs.step > 0
-    assert found.costs.new > 0
+    assert min(vars(found.costs).values()) >= 0
+    for shape in (Shape(prompts=1, new=32, pairs=32 * 33 // 2), Shape(decodes=1, context=32)):
+        assert 1e-5 < found.costs.seconds(shape) < 0.2  # some of its terms may be lost in what else runs here
     assert found.wires.submit > 0
     assert found.wires.travel > 0
     assert calibrating.best_chunk(TINY, found) in (32, 64, 128, 256)

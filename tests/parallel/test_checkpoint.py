@@ -464,6 +464,88 @@ def test_a_damaged_checkpoint_is_named_and_an_earlier_one_that_is_whole(ranks, t
         assert "none before it is whole" in ranks.run(1, errors_of_loading, str(folder), None)[0][0]
 
 
+class Rooted(nn.Module):
+    """Sharded as one: a parameter without dimensions, and one of which a second rank has no row."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.scale = nn.Linear(3, 4), nn.Parameter(torch.tensor(1.5))
+        self.head = nn.Linear(4, 1, bias=False)
+
+    def forward(self, x):
+        return self.head(self.encoder(x) * self.scale)
+
+
+def rooted(optimizer_class=torch.optim.AdamW):
+    torch.manual_seed(3)
+    model = Rooted()
+    fsdp.fully_shard(model)
+    factored = optimizer_class is torch.optim.Adafactor  # divides by the rows that a rank has
+    optimizer = optimizer_class([model.encoder.weight] if factored else model.parameters(), lr=0.1)
+    model(torch.randn(2, 3)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def moments(model, optimizer):
+    return fsdp.full_optimizer_state_dict(model, optimizer)["state"]
+
+
+def save_shards(folder):
+    """In the forms that a sharded module can be in; what is refused."""
+    folder = Path(folder)
+    model, optimizer = rooted()
+    expected, expected_moments = fsdp.full_state_dict(model), moments(model, optimizer)
+    checkpoint.save(folder / "all", 1, {"model": model, "optimizer": optimizer})
+    checkpoint.save(folder / "inner", 1, {"model": model.encoder})
+    copies = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(copies, assign=True)  # new parameters, which no forward has seen
+    checkpoint.save(folder / "assigned", 1, {"model": model})
+    plain, adam = Rooted(), torch.optim.AdamW
+    checkpoint.load(folder / "all", {"model": plain, "optimizer": adam(plain.parameters(), lr=0.1)})
+    assert_equal(dict(plain.state_dict()), expected)
+    plain = Rooted()
+    checkpoint.load(folder / "assigned", {"model": plain})
+    assert_equal(dict(plain.state_dict()), expected)
+    inner = nn.Linear(3, 4)
+    checkpoint.load(folder / "inner", {"model": inner})
+    assert torch.equal(inner.weight, expected["encoder.weight"])
+    other, again = rooted()  # has a state of its own already
+    other(torch.ones(1, 3)).sum().backward()
+    again.step()
+    checkpoint.load(folder / "all", {"model": other, "optimizer": again})
+    assert_equal(fsdp.full_state_dict(other), expected)
+    assert_equal(moments(other, again), expected_moments)
+
+    hooked = rooted()[0]
+    hooked.register_state_dict_post_hook(lambda module, state, *_: state.__delitem__("encoder.bias"))
+    split = ColumnParallelLinear(4, 4)
+    refused = [
+        {"optimizer": rooted(torch.optim.Adafactor)[1]},
+        {"model": PerRank(model)},
+        {"model": hooked},
+        {"model": split},
+        {"optimizer": torch.optim.SGD(split.parameters())},
+    ]
+    return [error_of(checkpoint.save, folder / "refused", 1, state) for state in refused]
+
+
+def test_shards_are_saved_as_what_they_are_parts_of_or_not_at_all(ranks, tmp_path):
+    first, second = ranks.run(2, save_shards, str(tmp_path))
+    messages = [
+        r"row_var is not one value for each element of a parameter \(4, 3\) that is sharded",
+        r"is a part of a whole tensor, so leave PerRank out",
+        r"state_dict gives nothing for encoder\.bias; this rank's shard is \(2,\)",
+        r"weight of ColumnParallelLinear is this rank's alone",
+        r"parameter 0 of SGD is this rank's alone",
+    ]
+    for found in (first, second):
+        for error, message in zip(found, messages, strict=True):
+            assert error, message
+            assert error[0] == "ValueError"
+            assert re.search(message, error[1]), error
+
+
 def error_of(function, *arguments):
     try:
         function(*arguments)
@@ -487,7 +569,6 @@ def wrong_saves(folder, file):
         {"x": torch.eye(2).to_sparse()},
         {(1, 2): 3},
         {"x": {"1": torch.zeros(1), 1: torch.zeros(1)}},
-        {"model": nn.Sequential(ColumnParallelLinear(4, 4))},
     ]
     found = [error_of(checkpoint.save, folder, 1, state) for state in wrong]
     found.append(error_of(checkpoint.save, folder, rank, {"x": 1}))
@@ -513,7 +594,6 @@ def test_a_state_that_cannot_be_saved_is_refused_on_all_ranks(ranks, tmp_path):
         r"x: a checkpoint holds dense tensors, not torch.sparse_coo \(rank 0, 1\)",
         r"the keys of a state are strings and integers, not \(1, 2\)",
         r"two tensors of the state have the name x/1",
-        r"0 holds shards along any dimension: save parallel.tensor_state.full_state_dict",
         r"ranks 0 to 1 save after steps \[0, 1\]",
     ]
     for (kind, text), message in zip(first[:-1], messages, strict=True):
