@@ -9,10 +9,13 @@ from functools import partial
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numba import njit, types
 from precision import assert_accurate
 
 import kernels
+from kernels.caches import second_level_bytes
 from kernels.inspect import assembly_of, inspect_function
 from kernels.matmul import cpu_amx, cpu_amx_pack, cpu_linear, cpu_pack, cpu_tile, reference
 from kernels.op import FallbackWarning
@@ -460,3 +463,17 @@ def test_a_panel_is_the_transpose(rows, pair):
     padded[: rows + 3, :43] = source
     panels = padded.unflatten(0, (2, rows)).unflatten(2, (words, pair)).transpose(1, 2).contiguous()
     assert torch.equal(out, panels.view(torch.float32).reshape(2, words, rows))
+
+
+@given(
+    panels=st.integers(1, 300),
+    across=st.integers(1, 300),
+    parts=st.sampled_from([1, 2, 3]),
+    cores=st.integers(1, 64),
+)
+def test_every_thread_has_chunks_of_each_strip_whose_sums_fit_the_cache(panels, across, parts, cores):
+    tall, wide = cpu_amx._chunk_sizes(panels, across, parts, cores)
+    chunks = -(-panels // tall) * -(-across // wide)
+    assert chunks >= min(2 * cores, panels * across) / 2  # a thread may have one for want of an even division
+    assert tall * wide * 4 * cpu_amx.BLOCK <= max(second_level_bytes() // 4, 4 * cpu_amx.BLOCK * tall)
+    assert 2 * cpu_amx.BLOCK * parts * cpu_amx._DEPTHS[parts] * tall <= second_level_bytes() * 3 // 8
