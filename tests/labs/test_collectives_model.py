@@ -31,7 +31,27 @@ def test_through_shared_memory_all_ranks_bytes_pass_at_the_rate_beyond_a_cores_c
     assert small == pytest.approx(20e-6 + 4 * 2**10 / 80e9), "twice the caches of two cores: 4 MB"
     assert because == "20 torch calls + 4.1e+03 B at 80.0 GB/s"
     large, _ = model.seconds(slow, "all_reduce", "shm", 2**20, 3)
-    assert large == pytest.approx(1.5 * (8e-6 + 18 * 2**20 / 20e9) + 2 * 2**20 / 16e9)
+    assert large == pytest.approx(1.5 * (52e-6 + 14 * 2**20 / 20e9) + 2 * 2**20 / 16e9)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "size", "calls", "moved"),
+    [
+        (2, 2**20, 8, 10 * 2**20),  # two copied in (2 x 2), two sums of two (2 x 3)
+        (3, 2**16, 8, 18 * 2**16),  # three copied in (3 x 2), three sums of three (3 x 4)
+        (
+            3,
+            2**16 + 4,
+            52,
+            14 * (2**16 + 4),
+        ),  # two thirds of each in (4), the sums (4), parts in (2), out (4)
+        (4, 2**20, 52, 19 * 2**20),  # three quarters in of each (6), the sums (5), parts in (2), out (6)
+    ],
+)
+def test_three_ranks_and_more_sum_a_part_each_of_long_vectors(ranks, size, calls, moved):
+    found, because = model.seconds(linked(cores=8.0), "all_reduce", "shm", size, ranks)
+    assert found == pytest.approx(calls * 1e-6 + moved / 16e9 + 2 * size / 16e9)
+    assert because.startswith(f"{calls} torch calls")
 
 
 def test_of_ours_trees_are_messages_and_rings_exchanges():
