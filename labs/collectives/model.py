@@ -28,15 +28,18 @@ SHM_CALLS = {
 nothing is exchanged; all_reduce has a way of its own for more)."""
 SHM_PARTS_CALLS = 52  # of an all_reduce in two exchanges, by the same measure
 SHM_MOVED = {
-    "broadcast": (0, 2, 0), "scatter": (4, 0, 0), "gather": (4, 0, 0), "reduce": (1, 3, 0),
-    "all_gather": (2, 2, 0), "reduce_scatter": (1, 3, 0), "all_reduce": (0, 3, 1), "all_to_all": (0, 4, 0),
+    "broadcast": (0, 0, 2, 0), "scatter": (-2, 4, 0, 0), "gather": (0, 4, 0, 0), "reduce": (0, 1, 3, 0),
+    "all_gather": (0, 2, 2, 0), "reduce_scatter": (0, -1, 3, 0), "all_reduce": (0, 0, 3, 1),
+    "all_to_all": (0, -2, 4, 0),
 }  # fmt: skip
-"""Bytes that all ranks read and write: a multiple of the whole vector, of ranks x it, and of ranks^2 x it.
+"""Bytes that all ranks read and write: a multiple of a part, of the whole vector, of ranks x it, and of
+ranks^2 x it.
 
-What is copied in or out is read and written; a sum reads every rank's, and is written. What another core has
-written comes no faster than from beyond a core's own caches.
+What is copied in or out is read and written; a sum reads every rank's, and is written. Where each rank gets
+another part, nobody copies in the part that is for itself. What another core has written comes no faster
+than from beyond a core's own caches.
 """
-SHM_PARTS_MOVED = -1, 5, 0
+SHM_PARTS_MOVED = 0, -1, 5, 0
 """Of an all_reduce in two exchanges. Each rank copies in all parts but its own, 2(p-1) n together, and sums
 its own, (p+1) n; then each part is copied in, 2 n, and out by all ranks but its own, 2(p-1) n."""
 CALL_CALLS = 18  # torch calls' worth of Python in a call of ours, without messages (a world of one rank)
@@ -80,7 +83,7 @@ def _of_shm(machine: Machine, operation: str, size: int, ranks: int) -> tuple[fl
     calls, times = SHM_CALLS[operation], SHM_MOVED[operation]
     if operation == "all_reduce" and ranks > 2 and size > ALL_OF_ALL_BYTES:
         calls, times = SHM_PARTS_CALLS, SHM_PARTS_MOVED
-    moved = size * sum(number * ranks**power for power, number in enumerate(times))
+    moved = size * sum(number * ranks**power for power, number in enumerate(times, -1))
     own = (machine.get("l2_bytes") or 0.0) * machine.cores
     rate = machine.bandwidth(max(moved, 2 * own), threads=0)
     because = f"{calls} torch calls + {moved:.3g} B at {rate / 1e9:.1f} GB/s"

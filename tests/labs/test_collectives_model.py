@@ -39,19 +39,34 @@ def test_through_shared_memory_all_ranks_bytes_pass_at_the_rate_beyond_a_cores_c
     [
         (2, 2**20, 8, 10 * 2**20),  # two copied in (2 x 2), two sums of two (2 x 3)
         (3, 2**16, 8, 18 * 2**16),  # three copied in (3 x 2), three sums of three (3 x 4)
-        (
-            3,
-            2**16 + 4,
-            52,
-            14 * (2**16 + 4),
-        ),  # two thirds of each in (4), the sums (4), parts in (2), out (4)
-        (4, 2**20, 52, 19 * 2**20),  # three quarters in of each (6), the sums (5), parts in (2), out (6)
+        (3, 2**17, 52, 14 * 2**17),  # two thirds of each in (4), the sums (4), parts in (2), out (4)
+        (4, 2**20, 52, 19 * 2**20),  # three quarters of each in (6), the sums (5), parts in (2), out (6)
     ],
 )
 def test_three_ranks_and_more_sum_a_part_each_of_long_vectors(ranks, size, calls, moved):
     found, because = model.seconds(linked(cores=8.0), "all_reduce", "shm", size, ranks)
     assert found == pytest.approx(calls * 1e-6 + moved / 16e9 + 2 * size / 16e9)
     assert because.startswith(f"{calls} torch calls")
+
+
+@pytest.mark.parametrize(
+    ("operation", "moved"),
+    [
+        ("broadcast", 8),  # in once (2), out by three ranks (3 x 2)
+        ("scatter", 3.5),  # three quarters in (1.5) and out (1.5), the root's own across (0.5)
+        ("gather", 4),  # four quarters in (2), and out at the root (2)
+        ("reduce", 13),  # four in (4 x 2), one sum of four (5)
+        ("all_gather", 10),  # four quarters in (2), out at each rank (4 x 2)
+        ("reduce_scatter", 11),  # three quarters of each in (4 x 1.5), four sums of a quarter (4 x 1.25)
+        ("all_to_all", 14),  # three quarters of each in (4 x 1.5), four quarters to each out (4 x 2)
+    ],
+)
+def test_what_four_ranks_move_through_shared_memory(operation, moved):
+    size, host = 2**20, linked(cores=8.0)
+    found, _ = model.seconds(host, operation, "shm", size, 4)
+    nothing, _ = model.seconds(host, operation, "shm", 0, 4)
+    refilled = 2 if operation == "reduce" else 0
+    assert found - nothing == pytest.approx((moved + refilled) * size / 16e9)
 
 
 def test_of_ours_trees_are_messages_and_rings_exchanges():
