@@ -83,3 +83,30 @@ def test_of_ours_trees_are_messages_and_rings_exchanges():
     scatter, gather = 3 * 1e-4 + 7 / 8 * long * 5e-10, 7 * 2e-4 + 7 / 8 * long * 8e-10
     assert value == pytest.approx((18 + 5 * 10) * 2e-6 + scatter + gather)
     assert because.startswith("scatter_all_gather of 67108864 B on 8 ranks")
+
+
+@pytest.mark.parametrize(
+    ("operation", "algorithm", "ranks", "moved"),
+    [
+        ("all_reduce", "tree", 3, 6),  # the root adds two (2 x 3)
+        ("all_reduce", "tree", 4, 8),  # one below the root clones (2), and adds; the root adds two (2 x 3)
+        ("all_reduce", "ring", 4, 9 / 4),  # three quarters are added
+        ("all_reduce", "halving_doubling", 3, 9 / 2),  # a whole is added, then a half
+        ("reduce", "tree", 4, 8),
+        ("reduce", "reduce_scatter_gather", 4, 17 / 4),  # a clone (2), three quarters added
+        ("all_gather", "ring", 4, 1 / 2),  # the own quarter is put in place
+        ("all_gather", "bruck", 4, 9 / 2),  # so it is, then all are put in order (2) and copied out (2)
+        ("reduce_scatter", "ring", 4, 19 / 4),  # a copy (2), three quarters added, a quarter out
+        ("broadcast", "tree", 4, 0),
+    ],
+)
+def test_what_ranks_of_ours_move_in_a_row(operation, algorithm, ranks, moved):
+    size, host = 2**20, linked(cores=8.0)
+    found, _ = model.seconds(host, operation, f"ours_{algorithm}", size, ranks)
+    # At twice the rate only what is moved in memory takes half as long, and a refill.
+    faster = Curve((1e6, 2e6), (32e9, 32e9))
+    fast, _ = model.seconds(
+        replace(host, curves=dict.fromkeys(host.curves, faster)), operation, f"ours_{algorithm}", size, ranks
+    )
+    refilled = 2 if operation in model.IN_PLACE else 0
+    assert 2 * (found - fast) == pytest.approx((moved + refilled) * size / 16e9)
