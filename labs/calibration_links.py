@@ -1,6 +1,6 @@
 """What messages between two processes of this host cost under torch.distributed, over gloo.
 
-Two forked ranks play ping-pong with send and receive, and then send to each other at the same time. Such an
+Two forked ranks send to each other at the same time, and then play ping-pong with send and receive. An
 exchange is not the price of one message: the kernel copies both ways on the ranks' own cores, and each
 side's hand-shake waits for the other's threads. Now and then it takes milliseconds: gloo's thread for the
 sockets polls on while the rank's own thread holds the lock of the connection (transport/tcp/pair.cc,

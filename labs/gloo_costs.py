@@ -3,12 +3,13 @@
     seconds = 2 hand-overs + messages in a row + exchanges in a row + bytes copied / copy bandwidth
 
 The call is handed to a thread of c10d's, which runs gloo's algorithm and hands the result back. The
-algorithm is gloo's own, one file each: a broadcast goes down a binomial tree; gather and scatter are the
-root's messages to each; all-reduce, all-gather and the first half of reduce go round a ring, in which every
-rank sends and receives at the same time; so it does in each round of an all-to-all. There is no
-reduce-scatter: c10d makes an all-reduce of a copy and keeps a part. What c10d copies besides: all-gather and
-gather fill a tensor of their own and copy it out. Segments overlap the sum with the next bytes: it is left
-out, as in the alpha-beta model (parallel/collective_costs.py).
+algorithm is gloo's own, one file each: a broadcast goes down a binomial tree; all-reduce, all-gather and the
+first half of reduce go round a ring, in which every rank sends and receives at the same time. Gather and
+scatter are the root's messages with each, and so is the end of reduce; an all-to-all is an exchange with
+each. These are all begun before one is waited for: their latencies pass at the same time, and only their
+bytes add up. There is no reduce-scatter: c10d makes an all-reduce of a copy and keeps a part. What c10d
+copies besides: all-gather and gather fill a tensor of their own and copy it out. Segments overlap the sum
+with the next bytes: it is left out, as in the alpha-beta model (parallel/collective_costs.py).
 
 Sources: gloo, github.com/pytorch/gloo: allgather.cc, allreduce.cc, alltoall.cc, broadcast.cc, gather.cc,
 reduce.cc, scatter.cc, and transport/tcp/pair.cc (the hand-shake of a message); PyTorch,
@@ -59,24 +60,27 @@ def transfer(operation: str, size: float, ranks: int, link: Link) -> float:
     """Seconds that gloo's messages take; ``size`` as in parallel/collective_costs.py."""
     from parallel.collective_costs import (
         direct_gather_cost,
-        pairwise_all_to_all_cost,
         ring_all_gather_cost,
         ring_all_reduce_cost,
         ring_reduce_scatter_cost,
         tree_broadcast_cost,
     )
 
+    def at_once(latency: float, seconds_per_byte: float) -> float:
+        """With each other rank, all begun before one is waited for."""
+        return latency + direct_gather_cost(size, ranks, 0.0, seconds_per_byte)
+
     if operation == "broadcast":
         return tree_broadcast_cost(size, ranks, *link.message)
     if operation in ("gather", "scatter"):
-        return direct_gather_cost(size, ranks, *link.message)
+        return at_once(*link.message)
+    if operation == "all_to_all":
+        return at_once(*link.exchange)
     if operation == "reduce":
-        ring = ring_reduce_scatter_cost(size, ranks, *link.exchange)
-        return ring + direct_gather_cost(size, ranks, *link.message)
+        return ring_reduce_scatter_cost(size, ranks, *link.exchange) + at_once(*link.message)
     exchanges = {
         "all_gather": ring_all_gather_cost,
         "all_reduce": ring_all_reduce_cost,
-        "all_to_all": pairwise_all_to_all_cost,
         "reduce_scatter": ring_all_reduce_cost,
     }
     return exchanges[operation](size, ranks, *link.exchange)

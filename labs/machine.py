@@ -21,6 +21,9 @@ from kernels.cores import affinity, usable_cores
 from labs.home import home
 
 FORMAT = 10  # of the cached file; another number is measured anew
+MMAP_THRESHOLD_BYTES = 32 * 2**20
+"""From here on glibc's malloc maps each block anew, on new pages (mallopt(3), M_MMAP_THRESHOLD: the dynamic
+threshold ends at DEFAULT_MMAP_THRESHOLD_MAX, on 64 bits). Smaller ones may come from memory that it keeps."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Machine:
     curves: ``copy`` and ``read`` with ``_1`` (one thread) or ``_all`` (all cores) behind.
     gpu: the same kind of data for the first accelerator, or None.
     allocator: the mode the next prediction is for. Under ``default``, glibc hands large blocks
-        (32 MiB and more) back to the system at each free, so every call pays page faults again.
+        (``MMAP_THRESHOLD_BYTES`` and more) back to the system at each free, so every call pays page faults
+        again.
     """
 
     name: str

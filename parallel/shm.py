@@ -62,7 +62,7 @@ from parallel.shm_tensors import (
 _SUM = dist.ReduceOp.SUM
 _FINISHED = Finished()
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
-_ALL_OF_ALL = 1 << 16
+ALL_OF_ALL_BYTES = 1 << 16
 """Bytes up to which three or more ranks reduce everything each, not a part each and gather the parts."""
 
 
@@ -90,7 +90,7 @@ class ShmGroup(Messages):
         count, lane, progress = tensor.numel(), self._lane, self._progress
         size = count * itemsize
         if (
-            (self._size > 2 and size > _ALL_OF_ALL)
+            (self._size > 2 and size > ALL_OF_ALL_BYTES)
             or progress.failure is not None
             or not self._lock.acquire(False)
         ):
@@ -145,7 +145,7 @@ class ShmGroup(Messages):
             signature = header_of(ALL_REDUCE, tensor.dtype, "SUM")
             self._sums[tensor.dtype] = tensor.element_size(), reduce, signature
         flat = in_order(tensor).view(-1)
-        if size <= 2 or bytes_of([flat]) <= _ALL_OF_ALL:
+        if size <= 2 or bytes_of([flat]) <= ALL_OF_ALL_BYTES:
             yield from self._exchange(ALL_REDUCE, flat, [flat], [flat], operation)
         else:
             parts = list(flat.split(part_size(flat, size))) + [flat[:0]] * size

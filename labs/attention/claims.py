@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from labs.attention.config import Config
 from labs.lab import Claim, Interval, Results, all_of, at_least, at_most
+from labs.machine import MMAP_THRESHOLD_BYTES
 
 
 def _tuned(results: Results) -> Results:
@@ -32,7 +33,7 @@ def fused_saves_memory(results: Results) -> bool | None:
         return None
     naive, fused = (column.recorded(f"{group}/{name}", "extra_memory_B") for name in ("naive", "fused"))
     scores = 4.0 * config.heads * config.length**2
-    if not naive or not fused or scores < 2**25:
+    if not naive or not fused or scores < MMAP_THRESHOLD_BYTES:
         return None
     return all_of(at_least(Interval.exact(naive[-1]), scores), at_most(Interval.exact(fused[-1]), scores / 4))
 

@@ -6,10 +6,9 @@ from labs.attention import counts, terms
 from labs.attention.config import Config
 from labs.attention.terms import Term
 from labs.attention.tiles import Tiles, library, own
-from labs.machine import Machine
+from labs.machine import MMAP_THRESHOLD_BYTES, Machine
 from labs.wording import duration
 
-MMAP_THRESHOLD_BYTES = 2**25  # of glibc at most: larger blocks are new pages at each call
 LIBRARY_CALLS = 6  # torch's operation, its kernel and their four new tensors
 OWN_CALLS = 9  # in our operator: conversions, the stand-in of a mask, new tensors, a view
 REPEAT_CALLS = 5  # of one repeat_interleave: two views, a new tensor, the copy, a view

@@ -18,8 +18,6 @@ from labs.attention.inputs import paged, qkv, quantized, token
 from labs.lab import Recorder, Step, Variant
 from labs.memory import extra_bytes
 
-PREFILL = ("full", "causal", "window", "gqa", "mqa")
-
 
 def _watched(make: Callable[[Config], Step]) -> Callable[[Any, Recorder], Step]:
     """A setup that also notes the step's extra memory."""

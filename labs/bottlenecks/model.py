@@ -3,7 +3,7 @@
 healthy     products, attention, activations, calls and update (``labs/training_seconds.py``)
 input       + sequences x time of a read; read ahead max(healthy, time of a read)
 python      + probabilities x (a turn, an item, a float, a function, a call, three operations, a logarithm)
-dispatch    products, attention and calls of every piece
+dispatch    products, attention, activations and calls of every piece, and one update
 allocator   + FRESH x activations x page fault
 memory_bandwidth    + what is read and written once more for each operation that is not fused
 memory_capacity     healthy of the deeper model; recomputed + its forward pass

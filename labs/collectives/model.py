@@ -26,26 +26,34 @@ SHM_CALLS = {
 }  # fmt: skip
 """Torch calls' worth of Python between torch.distributed and shared memory (a world of one rank, where
 nothing is exchanged; all_reduce has a way of its own for more)."""
+SHM_PARTS_CALLS = 52  # of an all_reduce in two exchanges, by the same measure
 SHM_MOVED = {
-    "broadcast": (0, 2, 0), "scatter": (4, 0, 0), "gather": (4, 0, 0), "reduce": (1, 3, 0),
-    "all_gather": (2, 2, 0), "reduce_scatter": (1, 3, 0), "all_reduce": (0, 3, 1), "all_to_all": (0, 4, 0),
+    "broadcast": (0, 0, 2, 0), "scatter": (-2, 4, 0, 0), "gather": (0, 4, 0, 0), "reduce": (0, 1, 3, 0),
+    "all_gather": (0, 2, 2, 0), "reduce_scatter": (0, -1, 3, 0), "all_reduce": (0, 0, 3, 1),
+    "all_to_all": (0, -2, 4, 0),
 }  # fmt: skip
-"""Bytes that all ranks read and write: a multiple of the whole vector, of ranks x it, and of ranks^2 x it.
+"""Bytes that all ranks read and write: a multiple of a part, of the whole vector, of ranks x it, and of
+ranks^2 x it.
 
-What is copied in or out is read and written; a sum reads every rank's, and is written. What another core has
-written comes no faster than from beyond a core's own caches.
+What is copied in or out is read and written; a sum reads every rank's, and is written. Where each rank gets
+another part, nobody copies in the part that is for itself. What another core has written comes no faster
+than from beyond a core's own caches.
 """
+SHM_PARTS_MOVED = 0, -1, 5, 0
+"""Of an all_reduce in two exchanges. Each rank copies in all parts but its own, 2(p-1) n together, and sums
+its own, (p+1) n; then each part is copied in, 2 n, and out by all ranks but its own, 2(p-1) n."""
 CALL_CALLS = 18  # torch calls' worth of Python in a call of ours, without messages (a world of one rank)
 ROUND_CALLS = 5  # and in what a round's messages are made of
 TREE_AND_RING = ("scatter_all_gather", "reduce_scatter_gather")
 COMBINED = 3.0  # bytes for each that is added: two are read, one is written
 MOVED = {
     "broadcast": (0.0, 0.0), "scatter": (2.0, 2.0), "gather": (2.0, 2.0),
-    "reduce": (COMBINED, 0.0), "all_reduce": (COMBINED, 0.0),
     "all_gather": (0.0, 2.0), "reduce_scatter": (2.0 + COMBINED, 2.0 - COMBINED), "all_to_all": (0.0, 2.0),
 }  # fmt: skip
-"""Bytes that ours reads and writes on the busiest rank: a multiple of the whole vector, and of a part. A
-tree's root combines all; a ring's rank all but its part."""
+"""Bytes that ours reads and writes on the busiest rank where it does not depend on the algorithm: a multiple
+of the whole vector, and of a part. A ring's rank combines all but its part."""
+BRUCK_MOVED = 4.0  # of the whole vector more: its blocks are turned into the order of ranks, and copied out
+CLONED = 2.0  # bytes for each of the vector of a rank that must not write into its own
 
 
 def seconds(machine: Machine, operation: str, way: str, size: int, ranks: int) -> tuple[float, str]:
@@ -71,8 +79,12 @@ def _of_gloo(machine: Machine, operation: str, size: int, ranks: int) -> tuple[f
 
 
 def _of_shm(machine: Machine, operation: str, size: int, ranks: int) -> tuple[float, str]:
+    from parallel.shm import ALL_OF_ALL_BYTES
+
     calls, times = SHM_CALLS[operation], SHM_MOVED[operation]
-    moved = size * sum(number * ranks**power for power, number in enumerate(times))
+    if operation == "all_reduce" and ranks > 2 and size > ALL_OF_ALL_BYTES:
+        calls, times = SHM_PARTS_CALLS, SHM_PARTS_MOVED
+    moved = size * sum(number * ranks**power for power, number in enumerate(times, -1))
     own = (machine.get("l2_bytes") or 0.0) * machine.cores
     rate = machine.bandwidth(max(moved, 2 * own), threads=0)
     because = f"{calls} torch calls + {moved:.3g} B at {rate / 1e9:.1f} GB/s"
@@ -96,15 +108,29 @@ def _of_ours(
         passing = transfer(size, ranks, *link.exchange)
     calls = CALL_CALLS + ROUND_CALLS * transfer(0.0, ranks, 1.0, 0.0)
     python = calls * machine["torch_woken_call_s"]
-    whole, part = MOVED[operation]
-    moved = whole * size + part * size / ranks
-    if operation in IN_PLACE and algorithm != "tree":
-        moved = COMBINED * size * (ranks - 1) / ranks
+    moved = _moved_by_ours(operation, algorithm, ranks) * size
     because = (
         f"{algorithm} of {size} B on {ranks} ranks, {calls:.0f} torch calls of "
         f"{1e6 * machine['torch_woken_call_s']:.1f} us, {link}"
     )
     return passing + python + moved / machine.bandwidth(moved), because
+
+
+def _moved_by_ours(operation: str, algorithm: str, ranks: int) -> float:
+    """Bytes that ranks read and write in a row, besides their messages, for each of the whole vector."""
+    from parallel.collective_costs import rounds
+
+    if operation not in IN_PLACE:
+        whole, part = MOVED[operation]
+        return whole + part / ranks + (BRUCK_MOVED if algorithm == "bruck" else 0.0)
+    if algorithm == "tree":
+        # From four ranks on, one below the root has ranks below itself, whose sums go into a clone.
+        return rounds(ranks) * COMBINED + (CLONED if ranks > 3 else 0.0)
+    power = 1 << (ranks.bit_length() - 1)
+    if algorithm == "halving_doubling" and power < ranks:  # those above the power of two give theirs first
+        return COMBINED + COMBINED * (power - 1) / power
+    cloned = CLONED if algorithm == "reduce_scatter_gather" else 0.0
+    return COMBINED * (ranks - 1) / ranks + cloned
 
 
 def sent(operation: str, way: str, elements: int, ranks: int) -> int:

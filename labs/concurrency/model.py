@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from labs.concurrency.config import PAYLOAD_ITERATIONS, PAYLOAD_SWEEP, TASK_SWEEP, Config
 from labs.lab import Prediction
-from labs.machine import Machine
+from labs.machine import MMAP_THRESHOLD_BYTES, Machine
 
 
 @dataclass(frozen=True)
@@ -256,9 +256,8 @@ def _moving(config: Config, machine: Machine, costs: Costs) -> Iterator[Predicti
     # Variants run interleaved, so each finds the caches filled with the other five's arrays.
     rate = machine.bandwidth(6 * 2 * size)
     work = 2 * size / rate
-    # Blocks of 32 MiB and more are mapped anew at each call by default: mallopt(3), M_MMAP_THRESHOLD.
-    fresh = size * (machine.get("page_fault_s_per_byte") or 0.0) if size >= 2**25 else 0.0
-    fresh = fresh if machine.allocator == "default" else 0.0
+    mapped = machine.allocator == "default" and size >= MMAP_THRESHOLD_BYTES  # anew at each call
+    fresh = size * (machine.get("page_fault_s_per_byte") or 0.0) if mapped else 0.0
     moved = 2 * size * costs.byte
     task = costs.process_task
     copies = f"{2 * size / 2**20:.0f} MiB read and written at {rate / 1e9:.0f} GB/s (caches cold)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from labs.lab import Claim, Interval, Results, all_of, at_least, at_most
-from labs.roofline.model import MMAP_THRESHOLD_BYTES
+from labs.machine import MMAP_THRESHOLD_BYTES
 from labs.roofline.operations import Operation, operations
 
 

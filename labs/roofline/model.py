@@ -18,11 +18,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from labs.machine import Machine
+from labs.machine import MMAP_THRESHOLD_BYTES, Machine
 from labs.roofline.operations import Operation
 from labs.wording import duration
-
-MMAP_THRESHOLD_BYTES = 32 * 2**20  # DEFAULT_MMAP_THRESHOLD_MAX of glibc on 64 bits
 
 
 def cores_rate(one: float, everyone: float, threads: int, cores: int) -> float:

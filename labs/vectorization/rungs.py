@@ -14,11 +14,10 @@ from importlib.util import find_spec
 from typing import Any
 
 from labs.lab import Check, Claim, Interval, Recorder, Results, at_least
-from labs.machine import Machine
+from labs.machine import MMAP_THRESHOLD_BYTES, Machine
 
 ROUNDING = 2.0**-24  # relative error of one float32 operation, at most
 FLOAT_BYTES = 4
-MAPPED_BYTES = 32 << 20  # glibc maps larger blocks anew at each call (M_MMAP_THRESHOLD's upper limit)
 
 
 def missing(*packages: str) -> str:
@@ -80,7 +79,7 @@ def fresh_seconds(machine: Machine, block_bytes: float, blocks: int = 1) -> floa
     numpy asks for huge pages (madvise) for blocks from 4 MiB on: where the system grants them a fault covers
     2 MiB, and what is left of its cost is that the pages are zeroed, one write of the block.
     """
-    if machine.allocator != "default" or block_bytes < MAPPED_BYTES:
+    if machine.allocator != "default" or block_bytes < MMAP_THRESHOLD_BYTES:
         return 0.0
     if "[never]" in str(machine.facts.get("transparent_huge_pages", "[never]")):
         return blocks * block_bytes * (machine.get("page_fault_s_per_byte") or 0.0)

@@ -24,14 +24,15 @@ def exchange(size: float) -> float:
     ("operation", "ranks", "expected"),
     [
         ("broadcast", 4, 2 * message(SIZE)),
-        ("scatter", 4, 3 * message(SIZE / 4) + SIZE / 2 * COPYING),
-        ("gather", 4, 3 * message(SIZE / 4) + 5 / 2 * SIZE * COPYING),
+        ("scatter", 4, message(3 / 4 * SIZE) + SIZE / 2 * COPYING),
+        ("gather", 4, message(3 / 4 * SIZE) + 5 / 2 * SIZE * COPYING),
         ("reduce", 2, exchange(SIZE / 2) + message(SIZE / 2)),
+        ("reduce", 4, 3 * exchange(SIZE / 4) + message(3 / 4 * SIZE)),
         ("all_reduce", 2, 2 * exchange(SIZE / 2)),
         ("all_reduce", 4, 6 * exchange(SIZE / 4)),
         ("reduce_scatter", 2, 2 * exchange(SIZE / 2) + 3 * SIZE * COPYING),
         ("all_gather", 2, exchange(SIZE / 2) + 4 * SIZE * COPYING),
-        ("all_to_all", 4, 3 * exchange(SIZE / 4) + SIZE / 2 * COPYING),
+        ("all_to_all", 4, exchange(3 / 4 * SIZE) + SIZE / 2 * COPYING),
     ],
 )
 def test_each_operation_is_its_messages_hand_overs_and_copies(operation, ranks, expected):

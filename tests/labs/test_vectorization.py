@@ -11,7 +11,7 @@ import pytest
 
 from labs.figure import to_json
 from labs.lab import Interval, configure
-from labs.machine import Curve, Machine
+from labs.machine import MMAP_THRESHOLD_BYTES, Curve, Machine
 from labs.vectorization import LAB, PROBLEMS, rungs
 
 SMALL = dict(points=37, dimensions=19, options=1001, pixels=70, iterations=50, nodes=33)
@@ -181,10 +181,10 @@ def test_new_pages_are_paid_for_large_blocks_under_the_default_allocator_only():
         return {item.variant: item.value for item in LAB.predict(large, on)}["pairwise/numpy"]
 
     cube = 4.0 * large.points**2 * large.dimensions
-    assert cube > rungs.MAPPED_BYTES
+    assert cube > MMAP_THRESHOLD_BYTES
     extra = numpy_time(machine()) - numpy_time(machine().with_allocator("tuned"))
     assert extra == pytest.approx(2 * cube * CONSTANTS["page_fault_s_per_byte"])
-    assert rungs.fresh_seconds(machine(), rungs.MAPPED_BYTES - 1) == 0
+    assert rungs.fresh_seconds(machine(), MMAP_THRESHOLD_BYTES - 1) == 0
 
 
 def test_every_claim_can_hold_fail_and_be_undecided(config):
