@@ -1,5 +1,6 @@
 """kernels/matmul: quantisation within half a step, products of the quantised values, any shape."""
 
+import itertools
 import math
 import os
 import re
@@ -9,8 +10,6 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from numba import njit, types
 from precision import assert_accurate
 
@@ -465,15 +464,12 @@ def test_a_panel_is_the_transpose(rows, pair):
     assert torch.equal(out, panels.view(torch.float32).reshape(2, words, rows))
 
 
-@given(
-    panels=st.integers(1, 300),
-    across=st.integers(1, 300),
-    parts=st.sampled_from([1, 2, 3]),
-    cores=st.integers(1, 64),
-)
-def test_every_thread_has_chunks_of_each_strip_whose_sums_fit_the_cache(panels, across, parts, cores):
-    tall, wide = cpu_amx._chunk_sizes(panels, across, parts, cores)
-    chunks = -(-panels // tall) * -(-across // wide)
-    assert chunks >= min(2 * cores, panels * across) / 2  # a thread may have one for want of an even division
-    assert tall * wide * 4 * cpu_amx.BLOCK <= max(second_level_bytes() // 4, 4 * cpu_amx.BLOCK * tall)
-    assert 2 * cpu_amx.BLOCK * parts * cpu_amx._DEPTHS[parts] * tall <= second_level_bytes() * 3 // 8
+@pytest.mark.parametrize("parts", [1, 2, 3])
+@pytest.mark.parametrize("cores", [1, 2, 7, 64])
+def test_every_thread_has_chunks_of_each_strip_whose_sums_fit_the_cache(parts, cores):
+    for panels, across in itertools.product([1, 2, 3, 8, 31, 48, 300], repeat=2):
+        tall, wide = cpu_amx._chunk_sizes(panels, across, parts, cores)
+        chunks = -(-panels // tall) * -(-across // wide)
+        assert chunks >= min(2 * cores, panels * across) / 2  # one each for want of an even division
+        assert tall * wide * 4 * cpu_amx.BLOCK <= max(second_level_bytes() // 4, 4 * cpu_amx.BLOCK * tall)
+        assert 2 * cpu_amx.BLOCK * parts * cpu_amx._DEPTHS[parts] * tall <= second_level_bytes() * 3 // 8
