@@ -314,10 +314,11 @@ def in_peace(folder, steps, every, form, port):
 def killed_and_resumed(ranks, folder, port, kills, steps, form, every=5):
     """Trains once in peace and once with ``kills`` [(rank, after so many steps of its attempt)]; same
     losses."""
-    peace, war = folder / "peace", Training(folder / "war", steps, every, len(kills), form)
+    peace = folder / "peace"
+    peace.mkdir()
+    ranks.run(2, in_peace, peace, steps, every, form, port, backend=None, timeout=100)
+    war = Training(folder / "war", steps, every, len(kills), form)  # not before: it would be over
     try:
-        peace.mkdir()
-        ranks.run(2, in_peace, peace, steps, every, form, port, backend=None, timeout=100)
         for attempt, (rank, after) in enumerate(kills):
             war.kill(rank, attempt, after)
         war.finish()
