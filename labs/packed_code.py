@@ -6,9 +6,8 @@ import math
 
 from labs.machine import Machine
 
-EXP_WORK = (
-    22  # instructions of kernels/simd.py's exp on a register: an FMA is one; comparisons, integers count
-)
+EXP_WORK = 22
+"""Instructions of kernels/simd.py's exp on a register: an FMA is one; comparisons and integers count."""
 
 
 def instruction_seconds(machine: Machine, per_element: float, elements: float) -> float:

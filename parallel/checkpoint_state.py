@@ -66,41 +66,51 @@ def is_stateful(value: Any) -> bool:
 
 def state_of(value: Any) -> Any:
     """What an object says of its state. Shards of ``parallel.fsdp.fully_shard`` are parts of whole tensors
-    (those of PyTorch's are DTensors, which say so themselves). ValueError: some are of tensor or expert
-    parallelism, which nothing would tell from replicas."""
+    (those of PyTorch's are DTensors, which say so themselves)."""
     if isinstance(value, nn.Module):
-        named, parts = dict(value.named_parameters()), module_parts(value)
+        return module_parts(value)
+    if isinstance(value, torch.optim.Optimizer):
+        return optimizer_parts(value)
+    return value.state_dict()
+
+
+def refuse_what_is_of_one_rank(value: Any) -> None:
+    """ValueError: parameters are of tensor or expert parallelism, which nothing would tell from replicas."""
+    named: dict[str, torch.Tensor] = {}
+    if isinstance(value, nn.Module):
+        named = dict(value.named_parameters())
     elif isinstance(value, torch.optim.Optimizer):
         parameters = [parameter for group in value.param_groups for parameter in group["params"]]
         named = {f"parameter {number}": parameter for number, parameter in enumerate(parameters)}
-        parts = optimizer_parts(value)
-    else:
-        return value.state_dict()
     if split := [name for name, parameter in named.items() if is_of_one_rank(parameter)]:
         raise ValueError(
             f"{split[0]} of {type(value).__name__} is this rank's alone, a shard along any dimension or an "
-            "expert: save whole tensors (parallel.tensor_state.full_tensors, also of an optimizer's moments; "
-            "parallel.expert_state), and give each rank its own of what was loaded"
+            "expert: wrap in PerRank to go on with as many ranks, or save whole tensors "
+            "(parallel.tensor_state.full_tensors, also of an optimizer's moments; parallel.expert_state)"
         )
-    return parts
 
 
-def take_apart(value: Any, tensors: Tensors, rank: int, path: tuple[str, ...] = ()) -> Node:
-    """The tree of ``value``, as JSON has it; its tensors go into ``tensors`` under their path.
+def take_apart(
+    value: Any, tensors: Tensors, rank: int, path: tuple[str, ...] = (), own: bool = False
+) -> Node:
+    """The tree of ``value``, as JSON has it; its tensors go into ``tensors`` under their path. own: it is
+    within `PerRank`.
 
     Raises ValueError for what a checkpoint cannot hold without unpickling, and says where it stands.
     """
     where = "/".join(path)
     if isinstance(value, PerRank):
-        own: Tensors = {}
-        node = take_apart(value.value, own, rank, (*path, f"rank-{rank}"))
-        if parts := [name for name, tensor in own.items() if isinstance(tensor, Sharded)]:
+        ours: Tensors = {}
+        node = take_apart(value.value, ours, rank, (*path, f"rank-{rank}"), own=True)
+        if parts := [name for name, tensor in ours.items() if isinstance(tensor, Sharded)]:
             raise ValueError(f"{parts[0]} is a part of a whole tensor, so leave PerRank out")
-        tensors.update(own)
+        tensors.update(ours)
         return {"per_rank": [node]}
     if isinstance(value, torch.Generator):
         value = value.get_state()
     if is_stateful(value):
+        if not own:
+            refuse_what_is_of_one_rank(value)
         value = state_of(value)
     if isinstance(value, (torch.Tensor, Sharded)):
         if isinstance(value, torch.Tensor) and (value.layout != torch.strided or value.is_quantized):
@@ -112,12 +122,13 @@ def take_apart(value: Any, tensors: Tensors, rank: int, path: tuple[str, ...] = 
     if isinstance(value, Mapping):
         if wrong := [key for key in value if type(key) not in (str, int)]:
             raise ValueError(f"{where}: the keys of a state are strings and integers, not {wrong[0]!r}")
-        return {
-            "dict": [[key, take_apart(item, tensors, rank, (*path, str(key)))] for key, item in value.items()]
-        }
+        items = [
+            (key, take_apart(item, tensors, rank, (*path, str(key)), own)) for key, item in value.items()
+        ]
+        return {"dict": [list(pair) for pair in items]}
     if type(value) in (list, tuple):
-        items = [take_apart(item, tensors, rank, (*path, str(i))) for i, item in enumerate(value)]
-        return {type(value).__name__: items}
+        nodes = [take_apart(item, tensors, rank, (*path, str(i)), own) for i, item in enumerate(value)]
+        return {type(value).__name__: nodes}
     if value is None or type(value) in (bool, int, float, str):
         return {"value": value}
     raise ValueError(

@@ -7,13 +7,13 @@ shards, of which nothing says what they are parts of; ``module_parts`` and ``opt
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from parallel.fsdp_group import Member
+from parallel.fsdp_group import Group, Member
 from parallel.fsdp_runtime import unit_of, units_of
 from parallel.sharded import Sharded
 
@@ -31,13 +31,18 @@ def sharded_part(layout: Member, shard: torch.Tensor) -> Sharded:
     return Sharded(shard, tuple(layout.shape), layout.start * layout.shape[1:].numel())
 
 
-def _layouts(module: nn.Module) -> dict[str, Member]:
-    """The names under which shards are registered, now that none is gathered or has been replaced."""
-    groups = [group for part in module.modules() if (unit := unit_of(part)) for group in unit.groups]
-    groups += [layout.group for parameter in module.parameters() if (layout := sharded(parameter))]
+def _settle(groups: Iterable[Group]) -> None:
+    """Nothing is gathered, and what was put in a shard's place has been taken over."""
     for group in dict.fromkeys(groups):
         group.reshard()
         group.refresh()
+
+
+def _layouts(module: nn.Module) -> dict[str, Member]:
+    """The names under which shards are registered in a module or in a part of one."""
+    groups = [group for part in module.modules() if (unit := unit_of(part)) for group in unit.groups]
+    groups += [layout.group for parameter in module.parameters() if (layout := sharded(parameter))]
+    _settle(groups)
     named = module.named_parameters(remove_duplicate=False)
     return {name: layout for name, parameter in named if (layout := sharded(parameter))}
 
@@ -114,8 +119,7 @@ def local(value: Any) -> Any:
 
 
 def _state(module: nn.Module) -> dict[str, torch.Tensor]:
-    for unit in units_of(module):
-        unit.reshard()
+    _settle(group for unit in units_of(module) for group in unit.groups)
     return module.state_dict(keep_vars=True)
 
 

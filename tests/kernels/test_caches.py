@@ -26,6 +26,7 @@ def test_sizes_are_read_as_the_system_writes_them(tmp_path):
     root = system(
         tmp_path,
         (0, 1, "Data", "48K", "0"), (0, 1, "Instruction", "64K", "0"), (0, 2, "Unified", "1280K", "0"),
+        (1, 2, "Unified", "1M", "1"),
         (0, 3, "Unified", "32M", "0-1"), (1, 3, "Unified", "32M", "0-1"), (2, 3, "Unified", "32M", "2-3"),
     )  # fmt: skip
     assert caches([0, 1, 2], root) == {"l1d_bytes": 48 << 10, "l2_bytes": 1280 << 10, "l3_bytes": 64 << 20}

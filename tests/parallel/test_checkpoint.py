@@ -500,6 +500,8 @@ def save_shards(folder):
     checkpoint.save(folder / "inner", 1, {"model": model.encoder})
     copies = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.load_state_dict(copies, assign=True)  # new parameters, which no forward has seen
+    assert_equal(fsdp.full_state_dict(model), expected)
+    model.load_state_dict({name: tensor.clone() for name, tensor in copies.items()}, assign=True)
     checkpoint.save(folder / "assigned", 1, {"model": model})
     plain, adam = Rooted(), torch.optim.AdamW
     checkpoint.load(folder / "all", {"model": plain, "optimizer": adam(plain.parameters(), lr=0.1)})
@@ -520,6 +522,11 @@ def save_shards(folder):
     hooked = rooted()[0]
     hooked.register_state_dict_post_hook(lambda module, state, *_: state.__delitem__("encoder.bias"))
     split = ColumnParallelLinear(4, 4)
+    before = split.weight.detach().clone()
+    checkpoint.save(folder / "split", 1, {"own": PerRank({"model": split})})
+    split.weight.data.zero_()
+    checkpoint.load(folder / "split", {"own": PerRank({"model": split})})
+    assert torch.equal(split.weight, before)
     refused = [
         {"optimizer": rooted(torch.optim.Adafactor)[1]},
         {"model": PerRank(model)},
@@ -528,6 +535,18 @@ def save_shards(folder):
         {"optimizer": torch.optim.SGD(split.parameters())},
     ]
     return [error_of(checkpoint.save, folder / "refused", 1, state) for state in refused]
+
+
+def save_unsplit(folder):
+    layer = ColumnParallelLinear(4, 4)
+    checkpoint.save(folder, 1, {"model": layer})
+    plain = nn.Linear(4, 4)
+    checkpoint.load(folder, {"model": plain})
+    return torch.equal(plain.weight, layer.weight)
+
+
+def test_a_tensor_parallel_layer_of_one_rank_is_saved_as_any_other(ranks, tmp_path):
+    assert ranks.run(1, save_unsplit, str(tmp_path)) == [True]
 
 
 def test_shards_are_saved_as_what_they_are_parts_of_or_not_at_all(ranks, tmp_path):
