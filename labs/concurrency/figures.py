@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from labs.concurrency import hazards, sweeps, timeline
 from labs.concurrency.config import PAYLOAD_SWEEP, TASK_SWEEP
 from labs.figure import Bars, Chart, Figure, Series
-from labs.lab import Results
+from labs.lab import Results, values_of
 
 
 def figure(results: Results) -> Sequence[Figure]:
@@ -82,7 +82,7 @@ def _bars(results: Results, group: str, title: str, more: Sequence[tuple[str, fl
 
 def _ray_start(results: Results) -> list[tuple[str, float]]:
     for variant in ("per_task/ray", "python_work/ray"):
-        if results.has(variant) and results.recorded(variant, "start_s"):
+        if values_of(results, variant, "start_s"):
             return [("ray (once)", results.recorded(variant, "start_s")[-1])]
     return []
 
@@ -94,7 +94,7 @@ def _hazard_bars(results: Results) -> list[Figure]:
     for scenario in hazards.SCENARIOS:
         outcome = "not run"
         for verdict in ("hung", "died", "finished"):
-            if sum(results.recorded(hazards.VARIANT, f"{scenario.name}_{verdict}")):
+            if sum(values_of(results, hazards.VARIANT, f"{scenario.name}_{verdict}")):
                 outcome = verdict
         took = results.recorded(hazards.VARIANT, f"{scenario.name}_seconds")
         labels.append(f"{scenario.name}: {outcome}")

@@ -9,7 +9,7 @@ from typing import Any
 from labs.concurrency import pools, workers
 from labs.concurrency.config import Config
 from labs.figure import Span, Timeline
-from labs.lab import Recorder, Results, Step, Variant
+from labs.lab import Recorder, Results, Step, Variant, values_of
 
 GROUP = "who_ran_when"
 PIECES = 60  # a worker; a piece of the quick Python work lasts some 0.3 ms, the GIL's turn is 5 ms
@@ -72,8 +72,8 @@ def spans(results: Results, variant: str) -> list[list[Span]]:
     """
     rows = []
     for worker in range(ROWS):
-        begins = results.recorded(variant, f"worker{worker}_begin")
-        ends = results.recorded(variant, f"worker{worker}_end")
+        begins = values_of(results, variant, f"worker{worker}_begin")
+        ends = values_of(results, variant, f"worker{worker}_end")
         if len(begins):
             rows.append(list(zip(begins, ends, strict=True)))
     if not rows:

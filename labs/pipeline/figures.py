@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from labs.figure import NAN, Bars, Figure, Span, Timeline
-from labs.lab import Results
+from labs.lab import Results, values_of
 from labs.pipeline import derived, lost_time, simulated
 from labs.pipeline.claims import held
 from labs.pipeline.config import MODELS
@@ -84,7 +84,7 @@ def _steps(results: Results, group: str) -> Figure | None:
 def _lost(results: Results) -> Figure | None:
     """Bubble and overhead as two numbers, beside each other."""
     addresses = [address for group in (VIRTUAL, *MODELS) for address in results.variants(group)]
-    addresses = [address for address in addresses if results.recorded(address, "bubble_ratio")]
+    addresses = [address for address in addresses if values_of(results, address, "bubble_ratio")]
     if not addresses:
         return None
     config = results.config
@@ -125,7 +125,7 @@ def _in_flight(results: Results) -> Figure | None:
 
 def _held(results: Results, model: str) -> Figure | None:
     """The same in bytes, on real stages."""
-    addresses = [address for address in results.variants(model) if results.recorded(address, "held_B")]
+    addresses = [address for address in results.variants(model) if values_of(results, address, "held_B")]
     if not addresses:
         return None
     return Bars(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from labs.figure import Bars, Figure
-from labs.lab import Results
+from labs.lab import Results, values_of
 
 TITLES = {
     "pairwise": "Pairwise distances",
@@ -67,7 +67,7 @@ def _fractions(results: Results) -> Bars | None:
 def _registers(results: Results) -> Bars | None:
     labels, bits = [], []
     for address in results.variants():
-        recorded = results.recorded(address, "vector_bits")
+        recorded = values_of(results, address, "vector_bits")
         if recorded:
             labels.append(address)
             bits.append(float(recorded[-1]))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
-from labs.lab import Check, Claim, Interval, Recorder, Results, at_least
+from labs.lab import Check, Claim, Interval, Recorder, Results, at_least, values_of
 from labs.machine import MMAP_THRESHOLD_BYTES, Machine
 
 ROUNDING = 2.0**-24  # relative error of one float32 operation, at most
@@ -59,9 +59,7 @@ class Compiled:
 
 def vector_bits(results: Results, variant: str) -> float | None:
     """Register width that was recorded for a variant, or None where code cannot be read."""
-    if not results.has(variant):
-        return None
-    recorded = results.recorded(variant, "vector_bits")
+    recorded = values_of(results, variant, "vector_bits")
     return recorded[-1] if recorded else None
 
 

@@ -17,7 +17,7 @@ import labs
 from labs.concurrency import cluster, compute, hazards, model, pools, sweeps, timeline, workers
 from labs.concurrency.config import PAYLOAD_ITERATIONS, PAYLOAD_SWEEP, TASK_SWEEP, Config
 from labs.figure import Span
-from labs.lab import Interval, Prediction, Recorder, Variant, configure
+from labs.lab import Interval, NotMeasured, Prediction, Recorder, Variant, configure
 from labs.machine import Curve, Machine
 
 ROOT = Path(__file__).parents[2]
@@ -335,7 +335,9 @@ class Recorded:
         self.notes = notes
 
     def recorded(self, variant: str, name: str) -> list[float]:
-        return self.notes.values.get(name, [])
+        if name not in self.notes.values:  # as of real results: of workers that there were not
+            raise NotMeasured(f"{variant} recorded no {name!r}")
+        return self.notes.values[name]
 
 
 def test_a_piece_that_waited_leaves_a_gap() -> None:
