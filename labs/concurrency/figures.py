@@ -16,9 +16,7 @@ def figure(results: Results) -> Sequence[Figure]:
     iteration = sweeps.seconds_per_iteration(results)
     if iteration:
         lengths = [size * iteration for size in TASK_SWEEP]
-        found += _crossover(
-            results, "crossover_task", TASK_SWEEP, lengths, "length of a task (s)", "crossover_task_s"
-        )
+        found += _crossover(results, "crossover_task", TASK_SWEEP, lengths, "length of a task (s)")
     sizes = [float(size) for size in PAYLOAD_SWEEP]
     found += _crossover(
         results,
@@ -26,7 +24,6 @@ def figure(results: Results) -> Sequence[Figure]:
         PAYLOAD_SWEEP,
         sizes,
         "payload of a task, each way (B)",
-        "crossover_payload_B",
     )
     found += _bars(results, "python_work", "The same Python work")
     found += _bars(results, "start_up", "Starting a pool and giving each worker a task", _ray_start(results))
@@ -37,7 +34,7 @@ def figure(results: Results) -> Sequence[Figure]:
 
 
 def _crossover(
-    results: Results, group: str, sweep: Sequence[int], x: Sequence[float], label: str, key: str
+    results: Results, group: str, sweep: Sequence[int], x: Sequence[float], label: str
 ) -> list[Figure]:
     """Processes over threads along a sweep: measured as points, predicted dashed, 1 where they are even."""
     names = [(f"{group}/processes_{size}", f"{group}/threads_{size}") for size in sweep]
@@ -59,12 +56,8 @@ def _crossover(
     if len(expected) == len(x):
         series.append(Series("predicted", x, expected, "dashed"))
     series.append(Series("even", [x[0], x[-1]], [1.0, 1.0], "line"))
-    value = results.predicted("", key)
-    note = f"Predicted crossing: {value:.3g} {key.rsplit('_', 1)[1]}." if value else ""
     title = "From which task length processes win" if "task" in group else "Up to which payload processes win"
-    return [
-        Chart(title, label, "time of processes / threads (ratio)", series, x_log=True, y_log=True, note=note)
-    ]
+    return [Chart(title, label, "time of processes / threads (ratio)", series, x_log=True, y_log=True)]
 
 
 def _bars(results: Results, group: str, title: str, more: Sequence[tuple[str, float]] = ()) -> list[Figure]:
@@ -96,7 +89,7 @@ def _hazard_bars(results: Results) -> list[Figure]:
         for verdict in ("hung", "died", "finished"):
             if sum(values_of(results, hazards.VARIANT, f"{scenario.name}_{verdict}")):
                 outcome = verdict
-        took = results.recorded(hazards.VARIANT, f"{scenario.name}_seconds")
+        took = values_of(results, hazards.VARIANT, f"{scenario.name}_seconds")
         labels.append(f"{scenario.name}: {outcome}")
         seconds.append(took[-1] if took else float("nan"))
     note = f"What hung was ended after {results.config.hazard_s:g} s."
