@@ -625,7 +625,7 @@ def mistakes():
         "plain": raised(lambda: full_state_dict(build())),
         "copy": raised(lambda: copy.deepcopy(twice)),
         "moved": raised(lambda: moved(batches()[0][0])),
-        "early": raised(lambda: full_optimizer_state_dict(moved, adamw(build()))),
+        "early": raised(lambda: full_optimizer_state_dict(sharded(build()), adamw(build()))),
         "norm": raised(lambda: clip_grad_norm_(moved, 1.0, 0.0)),
     }
 
