@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from labs.attention.config import Config
-from labs.lab import Claim, Interval, Results, all_of, at_least, at_most
+from labs.lab import Claim, Interval, Results, all_of, at_least, at_most, values_of
 from labs.machine import MMAP_THRESHOLD_BYTES
 
 
@@ -31,7 +31,7 @@ def fused_saves_memory(results: Results) -> bool | None:
     group = f"full_{config.length}"
     if not column.has(f"{group}/naive", f"{group}/fused"):
         return None
-    naive, fused = (column.recorded(f"{group}/{name}", "extra_memory_B") for name in ("naive", "fused"))
+    naive, fused = (values_of(column, f"{group}/{name}", "extra_memory_B") for name in ("naive", "fused"))
     scores = 4.0 * config.heads * config.length**2
     if not naive or not fused or scores < MMAP_THRESHOLD_BYTES:
         return None

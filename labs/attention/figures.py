@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from labs.figure import Bars, Chart, Figure, Series
-from labs.lab import Results
+from labs.lab import Results, values_of
 
 
 def figure(results: Results) -> Sequence[Figure]:
@@ -21,7 +21,7 @@ def figure(results: Results) -> Sequence[Figure]:
         address
         for address in column.variants()
         if address.endswith(f"_{config.length}/{address.rpartition('/')[2]}")
-        and column.recorded(address, "extra_memory_B")
+        and values_of(column, address, "extra_memory_B")
     ]
     if addresses:
         values = [column.recorded(address, "extra_memory_B")[-1] / 2**20 for address in addresses]

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from labs.collectives import derived
 from labs.collectives.config import SMALL_KIB
 from labs.collectives.ways import OPERATIONS, SWEEP, SWEEP_WAYS, more_group, ways_of
-from labs.lab import Claim, Interval, Results, all_of, at_least, at_most
+from labs.lab import Claim, Interval, Results, all_of, at_least, at_most, values_of
 
 Holds = Callable[[Results], bool | None]
 
 
 def _sent(results: Results, address: str) -> float | None:
-    counted = results.recorded(address, "sent_B")
+    counted = values_of(results, address, "sent_B")
     return counted[-1] if counted else None
 
 

@@ -9,7 +9,7 @@ from labs.collectives import derived, model, overlap
 from labs.collectives.config import FLOAT, SMALL_KIB
 from labs.collectives.ways import OPERATIONS, SWEEP, SWEEP_WAYS, more_group, ways_of
 from labs.figure import Chart, Figure, Series, Span, Timeline, measured_and_predicted
-from labs.lab import Results
+from labs.lab import Results, values_of
 
 TITLES = {
     "waited": "waited for at once: the two take turns",
@@ -49,8 +49,8 @@ def spans(results: Results, variant: str, lane: str) -> list[Span]:
     from when the link was free of the one before, unless it was through before that one."""
     layers = results.config.layers
     found: list[Span] = []
-    first = next(iter(results.recorded(variant, "compute_begin_s")), 0.0)
-    begins, ends = (results.recorded(variant, f"{lane}_{edge}_s")[:layers] for edge in ("begin", "end"))
+    first = next(iter(values_of(results, variant, "compute_begin_s")), 0.0)
+    begins, ends = (values_of(results, variant, f"{lane}_{edge}_s")[:layers] for edge in ("begin", "end"))
     for begin, end in zip(begins, ends, strict=False):
         begin, end = begin - first, end - first
         free = found[-1].end if found else 0.0

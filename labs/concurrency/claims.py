@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 
 from labs.concurrency import hazards, timeline
-from labs.lab import Claim, Interval, Results, all_of, at_least, at_most
+from labs.lab import Claim, Interval, Results, all_of, at_least, at_most, values_of
 
 
 def has_gil() -> bool:
@@ -82,7 +82,7 @@ def _ray_start(results: Results) -> bool | None:
     if not results.has(ray, "start_up/spawn"):
         return None
     spawn = results.seconds("start_up/spawn")
-    start = results.recorded(ray, "start_s")
+    start = values_of(results, ray, "start_s")
     return at_least(Interval.exact(start[-1]), 2 * spawn.high) if start else None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from labs.data_parallel import straggling
 from labs.data_parallel.training import OURS
-from labs.lab import Claim, Interval, Results, all_of, at_least, at_most
+from labs.lab import Claim, Interval, Results, all_of, at_least, at_most, values_of
 
 PAIRS = (("ddp", "torch_ddp"), ("zero1", "torch_zero1"), ("fsdp", "torch_fsdp"))
 COMMUNICATION_BOUND = 0.2  # share of a step; where it is less, 0.8 cannot be reached by any transport
@@ -14,7 +14,7 @@ SINGLE_RUN = 0.05  # what is measured once is known within so much, at best
 
 
 def _counted(results: Results, variant: str, key: str) -> float | None:
-    values = results.recorded(variant, key) if results.has(variant) else ()
+    values = values_of(results, variant, key)
     return values[-1] if values else None
 
 

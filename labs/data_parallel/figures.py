@@ -9,7 +9,7 @@ from labs.data_parallel.claims import PAIRS
 from labs.data_parallel.holding import PARTS
 from labs.data_parallel.ways import BACKENDS
 from labs.figure import Bars, Figure, measured_and_predicted
-from labs.lab import Interval, Results
+from labs.lab import Interval, Results, values_of
 
 MEBIBYTE = 2**20
 
@@ -20,7 +20,7 @@ def figure(results: Results) -> Sequence[Figure]:
 
 
 def _recorded(results: Results, address: str, key: str) -> float:
-    values = results.recorded(address, key)
+    values = values_of(results, address, key)
     return values[-1] if values else float("nan")
 
 

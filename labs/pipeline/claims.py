@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from labs.lab import Claim, Results, all_of, at_most
+from labs.lab import Claim, Results, all_of, at_most, values_of
 from labs.pipeline import derived
 from labs.pipeline.config import MODELS
 from labs.pipeline.running import VIRTUAL
@@ -76,7 +76,7 @@ def activations_are_predicted(results: Results) -> bool | None:
     for group, ranks in (*((model, config.stages) for model in MODELS), (VIRTUAL, config.ranks)):
         for address in results.variants(group):
             said = peak_activations(config.schedule_of(address.partition("/")[2], ranks)).tolist()
-            found = [results.recorded(address, f"rank{rank}_in_flight") for rank in range(ranks)]
+            found = [values_of(results, address, f"rank{rank}_in_flight") for rank in range(ranks)]
             verdicts.append([one[-1] for one in found] == said if all(found) else None)
     return all_of(*verdicts) if verdicts else None
 
@@ -84,7 +84,7 @@ def activations_are_predicted(results: Results) -> bool | None:
 def held(results: Results, name: str) -> float | None:
     """The most that a virtual rank held, in activations of a rank's whole share."""
     config, address = results.config, f"{VIRTUAL}/{name}"
-    counts = results.recorded(address, "in_flight") if results.has(address) else ()
+    counts = values_of(results, address, "in_flight")
     if not counts:
         return None
     schedule = config.schedule_of(name, config.ranks)

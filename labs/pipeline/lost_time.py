@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
-from labs.lab import Recorder, Results
+from labs.lab import Recorder, Results, values_of
 
 if TYPE_CHECKING:
     from parallel.schedules import Schedule, Timeline
@@ -82,5 +82,5 @@ def of_timeline(timeline: Timeline) -> Lost:
 
 def spans(results: Results, variant: str, rank: int) -> list[Span]:
     """What was recorded of a rank."""
-    edges = (results.recorded(variant, f"rank{rank}_{edge}_s") for edge in ("begin", "end"))
+    edges = (values_of(results, variant, f"rank{rank}_{edge}_s") for edge in ("begin", "end"))
     return list(zip(*edges, strict=True))

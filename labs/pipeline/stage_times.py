@@ -11,10 +11,10 @@ and disturbs their steps, which are compared in the same rounds, alike.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from labs.lab import Recorder, Results, Step
+from labs.lab import Recorder, Results, Step, values_of
 
 if TYPE_CHECKING:
     from labs.pipeline.config import Config
@@ -98,12 +98,10 @@ def measured(results: Results, model: str, count: int) -> Durations | None:
     from parallel.schedules import Durations
 
     address = f"{GROUP}/{model}"
-    if not results.has(address):
-        return None
     rows: Mapping[str, list[float]] = {kind: [] for kind in KINDS}
     for kind, row in rows.items():
         for stage in range(count):
-            values: Sequence[float] = results.recorded(address, f"{key(count, stage, kind)}_s")
+            values = values_of(results, address, f"{key(count, stage, kind)}_s")
             if not values:
                 return None
             row.append(values[-1])

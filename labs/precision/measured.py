@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
-from labs.lab import Interval, Results
+from labs.lab import Interval, Results, values_of
 from labs.precision.model import QUALITY
 
 SPEED_OF = {
@@ -24,7 +24,8 @@ alone."""
 
 def bits(results: Results, form: str) -> Sequence[float]:
     """Bits per byte of each held-out window. Speculative decoding has its target's, int8's."""
-    return results.recorded(f"quality/{'int8' if form == 'speculative' else form}", "bits_per_byte_bits")
+    measured_as = "int8" if form == "speculative" else form
+    return values_of(results, f"quality/{measured_as}", "bits_per_byte_bits")
 
 
 def excess(results: Results, form: str, base: str = "float32") -> Interval | None:
@@ -58,7 +59,7 @@ def _mean(values: Sequence[float]) -> Interval:
 
 def one(results: Results, form: str, name: str) -> float | None:
     """The last value of this name that the form's quality variant recorded."""
-    values = results.recorded(f"quality/{form}", name)
+    values = values_of(results, f"quality/{form}", name)
     return values[-1] if values else None
 
 

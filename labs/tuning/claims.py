@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from labs.lab import Claim, Interval, Results, all_of, at_least, at_most
+from labs.lab import Claim, Interval, Results, all_of, at_least, at_most, values_of
 from labs.tuning import curves, stragglers
 from labs.tuning.model import EXACT
 from labs.tuning.ways import FIDELITIES, FIDELITY, PEER, SEARCH, START, TOGETHER
@@ -24,7 +24,7 @@ def steps_are_predicted(results: Results) -> bool | None:
     verdicts = []
     for name in EXACT:
         address = f"{SEARCH}/{name}"
-        counted = results.recorded(address, "steps") if results.has(address) else ()
+        counted = values_of(results, address, "steps")
         if not counted:
             return None
         verdicts.append(counted[-1] == results.predicted(address, "steps"))

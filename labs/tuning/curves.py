@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 
-from labs.lab import Interval, Results
+from labs.lab import Interval, Results, values_of
 from labs.tuning.schedulers.job import by_extrapolation, ranked
 from labs.tuning.ways import SEARCH
 
@@ -18,7 +18,7 @@ FEW = 5
 def curves(results: Results, address: str) -> dict[int, dict[int, float]]:
     """The curves that a variant recorded, each in increasing order of the steps."""
     found: dict[int, dict[int, float]] = {}
-    columns = (results.recorded(address, name) for name in ("loss_trial", "loss_step", "loss_nats"))
+    columns = (values_of(results, address, name) for name in ("loss_trial", "loss_step", "loss_nats"))
     for trial, step, loss in sorted(zip(*columns, strict=True)):
         found.setdefault(int(trial), {})[int(step)] = loss
     return found
@@ -104,7 +104,7 @@ def _middle(values: Sequence[float]) -> tuple[float, float]:
 def ends(results: Results, address: str) -> list[tuple[float, float]]:
     """(seconds, loss) of each whole training, in order of time."""
     names = ("loss_at_s", "loss_nats", "loss_step")
-    columns = zip(*(results.recorded(address, name) for name in names), strict=True)
+    columns = zip(*(values_of(results, address, name) for name in names), strict=True)
     return sorted((at, loss) for at, loss, step in columns if step == results.config.most_steps)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from labs.figure import NAN, Bars, Chart, Figure, Series, Span, Timeline, measured_and_predicted
-from labs.lab import Interval, Results
+from labs.lab import Interval, Results, values_of
 from labs.tuning import curves, stragglers
 from labs.tuning.config import METHODS
 from labs.tuning.ways import FIDELITIES, FIDELITY, PEER, SEARCH, START, TOGETHER, TOGETHER_STEPS
@@ -142,7 +142,7 @@ def _selected(results: Results) -> Figure | None:
 def _workers(results: Results, name: str) -> Figure | None:
     address = f"{SEARCH}/{name}"
     names = ("job_worker", "job_begin_s", "job_end_s", "job_stop")
-    jobs = list(zip(*(results.recorded(address, column) for column in names), strict=True))
+    jobs = list(zip(*(values_of(results, address, column) for column in names), strict=True))
     if not jobs:
         return None
     rows = [
@@ -223,7 +223,7 @@ def _late(results: Results) -> Figure | None:
 
 
 def _start(results: Results) -> Figure | None:
-    starts = [results.recorded(f"{SEARCH}/random", name) for name in ("cluster_start_s", "workers_start_s")]
+    starts = [values_of(results, f"{SEARCH}/random", name) for name in ("cluster_start_s", "workers_start_s")]
     note = f"{results.config.peer_trials} whole trainings of the same trials"
     if all(starts):
         note += (

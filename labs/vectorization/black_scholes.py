@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from labs import packed_code
-from labs.lab import Check, Claim, Prediction, Recorder, Results, Step, Variant, all_of
+from labs.lab import Check, Claim, Prediction, Recorder, Results, Step, Variant, all_of, values_of
 from labs.machine import Machine
 from labs.vectorization import rungs
 
@@ -307,7 +307,7 @@ def _calls(results: Results) -> bool | None:
     plain, simd = f"{GROUP}/numba", f"{GROUP}/numba_simd"
     if not results.has(plain, simd):
         return None
-    counts = [results.recorded(name, "libm_calls") for name in (plain, simd)]
+    counts = [values_of(results, name, "libm_calls") for name in (plain, simd)]
     if not all(counts):
         return None
     return all_of(counts[0][-1] > 0, counts[1][-1] == 0, rungs.times_faster(results, simd, plain, 2))

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from labs.lab import Interval
+from labs.lab import Claim, Interval, NotMeasured, Results
 from labs.machine import Curve, Machine
 
 # Messages over gloo, of processes of this host.
@@ -41,19 +41,33 @@ def linked(**constants: float) -> Machine:
     return replace(machine(**GLOO, torch_woken_call_s=2e-6, **constants), curves=curves)
 
 
+def decision(claim: Claim, results: Results) -> bool | None:
+    """As in a report: what was not measured decides nothing."""
+    try:
+        return claim.holds(results)
+    except NotMeasured:
+        return None
+
+
 @dataclass
 class Stated:
-    """Results with times that a test states; 2 % wide intervals."""
+    """Results with times that a test states, 2 % wide intervals, and recorded values, one or a list. What is
+    not stated was not measured, as in results of a run."""
 
     config: Any
     machine: Machine
     columns: Mapping[str, Mapping[str, float]]
     column: str = "default"
-    values: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    values: Mapping[tuple[str, str], float | Sequence[float]] = field(default_factory=dict)
 
     @property
     def times(self) -> Mapping[str, float]:
         return self.columns.get(self.column, {})
+
+    def _time(self, variant: str) -> float:
+        if variant not in self.times:
+            raise NotMeasured(f"{variant} has no {self.column} time")
+        return self.times[variant]
 
     def variants(self, group: str | None = None) -> Sequence[str]:
         return [each for each in self.times if group in (None, each.split("/")[0])]
@@ -62,18 +76,21 @@ class Stated:
         return all(each in self.times for each in variants)
 
     def seconds(self, variant: str) -> Interval:
-        value = self.times[variant]
+        value = self._time(variant)
         return Interval(value, 0.99 * value, 1.01 * value)
 
     def ratio(self, new: str, base: str) -> Interval:
-        value = self.times[new] / self.times[base]
+        value = self._time(new) / self._time(base)
         return Interval(value, 0.98 * value, 1.02 * value)
 
     def predicted(self, variant: str, key: str = "time_s") -> float | None:
-        return self.times.get(variant)
+        return self._time(variant)
 
     def recorded(self, variant: str, name: str) -> Sequence[float]:
-        return [self.values[variant, name]] if (variant, name) in self.values else []
+        values = self.values.get((variant, name), ())
+        if not self.has(variant) or (not values and values != 0):
+            raise NotMeasured(f"{variant} recorded no {name!r}")
+        return values if isinstance(values, Sequence) else [values]
 
     def in_column(self, allocator: str) -> "Stated":
         return replace(self, column=allocator)

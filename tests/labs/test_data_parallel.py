@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 
 import pytest
-from stated import GLOO, Stated, machine
+from stated import GLOO, Stated, decision, machine
 
 from labs import figure as figures
 from labs.data_parallel import LAB, claims, model, proof, straggling, ways
@@ -281,7 +281,7 @@ def test_shm_is_not_judged_where_computing_takes_the_step():
 
 @pytest.mark.parametrize("claim", LAB.claims, ids=lambda claim: claim.text[:40])
 def test_nothing_measured_decides_nothing(claim):
-    assert claim.holds(Stated(QUICK, constants(), {})) is None
+    assert decision(claim, Stated(QUICK, constants(), {})) is None
 
 
 def test_figures_carry_their_numbers_and_survive_json():

@@ -262,12 +262,8 @@ def test_figures_draw_what_was_predicted_above_what_was_measured(virtual):
         (address, key): values for address, (_, found) in virtual.items() for key, values in found.items()
     }
 
-    class Recorded(Predicted):
-        def recorded(self, variant, name):
-            return recorded.get((variant, name), [])
-
     results = as_predicted(config)
-    drawn = LAB.figure(Recorded(config, results.machine, results.columns))
+    drawn = LAB.figure(Predicted(config, results.machine, results.columns, values=recorded))
     timelines = [each for each in drawn if isinstance(each, figures.Timeline)]
     assert [each.title.partition(":")[0] for each in timelines] == [
         "1f1b",

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from pipeline_results import LAB, QUICK, as_predicted, constants
-from stated import Stated
+from stated import Stated, decision
 
 from labs.pipeline import claims, derived
 from labs.pipeline.config import SCHEDULES
@@ -60,7 +60,7 @@ def test_ties_are_no_order_and_ranks_that_share_a_core_decide_nothing():
 
 @pytest.mark.parametrize("claim", LAB.claims, ids=lambda claim: claim.text[:40])
 def test_nothing_measured_decides_nothing(claim):
-    assert claim.holds(Stated(QUICK, constants(), {})) is None
+    assert decision(claim, Stated(QUICK, constants(), {})) is None
 
 
 def test_nothing_is_derived_from_what_was_not_measured():

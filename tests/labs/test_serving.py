@@ -11,7 +11,7 @@ from stated import Stated, machine
 from bench.results import LabResults
 from labs import figure as figures
 from labs import load
-from labs.lab import Interval, NotMeasured, configure
+from labs.lab import Interval, configure
 from labs.serving import derived, extrapolation
 from labs.serving import figures as drawn
 from labs.serving.claims import CLAIMS
@@ -27,15 +27,6 @@ HOST = machine(process_switch_s=1e-5, thread_switch_s=3e-5)
 COSTS = Costs(2e-3, 1e-3, 1e-4, 1e-7, 5e-8, 1e-3, 4e-4, 1e-6)
 WIRES = Wires(1e-3, 2e-3, 5e-4, 1e-9, 3e-3, 2e-9)
 BLOCKS = 3
-
-
-class Recorded(Stated):
-    """Lists of values; what was not recorded is no empty list (``bench.results``)."""
-
-    def recorded(self, variant, name):
-        if not self.values.get((variant, name)):
-            raise NotMeasured(f"{variant} recorded no {name!r}")
-        return self.values[variant, name]
 
 
 def results(config=QUICK, refused=False, slower=1.0, **changes):
@@ -71,7 +62,7 @@ def results(config=QUICK, refused=False, slower=1.0, **changes):
         for address in times:
             if address.endswith(variant):
                 values[address, name] = value
-    return Recorded(config, HOST, {"default": times}, values=values)
+    return Stated(config, HOST, {"default": times}, values=values)
 
 
 WRITING = "winner_map__prompt64_output96_loose_disaggregated_requests_per_s"
@@ -238,7 +229,7 @@ def test_claims_can_fail_and_can_be_undecided(index, changes, verdict):
 
 
 def test_without_results_nothing_is_claimed():
-    nothing = Recorded(QUICK, HOST, {"default": {}})
+    nothing = Stated(QUICK, HOST, {"default": {}})
     assert verdicts(nothing) == [None] * len(CLAIMS)
     assert LAB.figure(nothing) == []
     assert LAB.derive(nothing) == []

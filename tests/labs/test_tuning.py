@@ -273,10 +273,7 @@ def test_losses_to_correlate_are_as_many():
 
 
 class Found(Stated):
-    """Results whose records are lists."""
-
-    def recorded(self, variant, name):
-        return self.values.get((variant, name), [])
+    """Results whose predictions are the lab's."""
 
     def predicted(self, variant, key="time_s"):
         of_lab = {(p.variant, p.key): p.value for p in LAB.predict(self.config, self.machine)}

@@ -15,7 +15,7 @@ from left_running import left_running
 
 from labs import load
 from labs.concurrency import cluster
-from labs.lab import configure, find
+from labs.lab import NotMeasured, configure, find
 from labs.tuning import claims, curves
 from labs.tuning.config import METHODS
 from labs.tuning.schedulers import AsynchronousHalving, RandomSearch
@@ -278,7 +278,9 @@ class Recorded:
         return all(address in self.notes for address in addresses)
 
     def recorded(self, address, name):
-        return self.notes[address].values.get(name, [])
+        if name not in self.notes[address].values:
+            raise NotMeasured(f"{address} recorded no {name!r}")
+        return self.notes[address].values[name]
 
     def seconds(self, address):
         from labs.lab import Interval
