@@ -97,15 +97,19 @@ def _pass(batch: Batch, machine: Machine, way: int) -> Pass:
     gpt = batch.gpt
     kept = activation_bytes(gpt, batch.sequences, batch.length)
     exponentials = batch.tokens * (GELU[way] * gpt.layers * gpt.size_of_hidden + gpt.vocabulary)
-    of_block, others = CALLS[batch.precision, gpt.bias]
-    calls = (of_block * gpt.layers + others) * machine["torch_call_s"]
     return Pass(
         products=(1 + way) * sum(linear(batch, machine, *each) for each in _layers(gpt)),
         attention=gpt.layers * attention(batch, machine, way),
         activations=TRIPS[way] * kept / bandwidth(batch, machine)
         + exponentials * machine["packed_exp_s"] / _threads(batch, machine),
-        calls=calls * AUTOGRAD * TRIPS[way] / sum(TRIPS),  # divided as trips are
+        calls=calls(batch, machine) * TRIPS[way] / sum(TRIPS),  # divided as trips are
     )
+
+
+def calls(batch: Batch, machine: Machine) -> float:
+    """Of all operators of a step, forward and backward."""
+    of_block, others = CALLS[batch.precision, batch.gpt.bias]
+    return (of_block * batch.gpt.layers + others) * AUTOGRAD * machine["torch_call_s"]
 
 
 def _layers(gpt: GPTConfig) -> list[tuple[int, int]]:
@@ -152,9 +156,10 @@ def _threads(batch: Batch, machine: Machine) -> int:
     return batch.threads or machine.cores
 
 
-def step(batch: Batch, machine: Machine) -> float:
-    """Forward, backward and update."""
-    return forward(batch, machine).total + backward(batch, machine).total + update(batch, machine)
+def step(batch: Batch, machine: Machine, updated: float = 1.0) -> float:
+    """Forward, backward and update of this share of the parameters."""
+    passes = forward(batch, machine).total + backward(batch, machine).total
+    return passes + updated * update(batch, machine)
 
 
 def update(batch: Batch, machine: Machine) -> float:

@@ -1,8 +1,8 @@
 """The formulas: bytes held and communicated, to the byte; seconds of a step.
 
     step      = compute + communication - overlap
-    compute   = FLOPs / matrix peak + TRIPS x activations / copy bandwidth + 28 B x parameters updated
-                / copy bandwidth + FRESH x activations x page fault + calls x cost of a call
+    compute   = forward + backward + share of the parameters x update, part by part
+                (labs/training_seconds.py), + FRESH x activations x page fault
     message   = alpha + bytes x beta, and a collective what its usual algorithm makes of it (ring, pairwise;
                 parallel/collective_costs.py), over gloo with hand-overs between threads (labs/gloo_costs.py)
     overlap   = min(2/3 compute, communication that begins before backward ends and needs no core)
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from labs import gloo_costs
+from labs import gloo_costs, training_seconds
 from labs.data_parallel import straggling
 from labs.data_parallel.config import Config
 from labs.data_parallel.holding import PARTS
@@ -27,16 +27,14 @@ from labs.data_parallel.training import OURS
 from labs.data_parallel.ways import MEMORY, REPLICAS, step_names
 from labs.lab import Prediction
 from labs.machine import Machine
+from labs.training_seconds import Batch
 
 if TYPE_CHECKING:
     from labs.models.configuration import GPTConfig
     from parallel.memory_held import Memory
 
 FLOAT = 4  # bytes
-TRIPS = 5  # of a kept tensor: written, read on, read in backward, its gradient written and read
-ADAMW_TRIPS = 7  # parameter, gradient, two moments read; all but the gradient written
 FRESH = 2  # kept tensors and their gradients are new memory in each step
-BLOCK_CALLS, OTHER_CALLS = 490, 160  # operators of a block and of the rest of a step (torch.profiler)
 
 
 @cache
@@ -121,20 +119,18 @@ class Seconds:
         return ", ".join(f"{name} {1e3 * seconds:.3g} ms" for name, seconds in parts)
 
 
-def compute(
-    gpt: GPTConfig, machine: Machine, sequences: int, length: int, *, threads: int = 1, updated: float = 1.0
-) -> float:
+def compute(batch: Batch, machine: Machine, updated: float = 1.0) -> float:
     """Seconds of forward, backward and update; ``updated``: the share of the parameters that are."""
-    from labs.models.formulas import activation_bytes, flops_per_token, parameters
+    from labs.models.formulas import activation_bytes
 
-    flops = flops_per_token(gpt, length) * sequences * length
-    activations = activation_bytes(gpt, sequences, length)
-    rate = machine.bandwidth(activations, threads=threads)
-    moved = TRIPS * activations + ADAMW_TRIPS * FLOAT * parameters(gpt) * updated
-    calls = (BLOCK_CALLS * gpt.layers + OTHER_CALLS) * machine["torch_call_s"]
-    fault = "page_fault_s_per_byte" if threads == 1 else "page_fault_all_s_per_byte"
-    faults = FRESH * activations * (machine.get(fault) or 0.0) if machine.allocator == "default" else 0.0
-    return flops / machine.peak("float32", unit="matrix", threads=threads) + moved / rate + faults + calls
+    fault = "page_fault_s_per_byte" if batch.threads == 1 else "page_fault_all_s_per_byte"
+    new = FRESH * activation_bytes(batch.gpt, batch.sequences, batch.length)
+    faults = new * (machine.get(fault) or 0.0) if machine.allocator == "default" else 0.0
+    return training_seconds.step(batch, machine, updated) + faults
+
+
+def _batch(config: Config, ranks: int) -> Batch:
+    return Batch(config.gpt(), config.sequences, config.length, "float32", ranks=ranks)
 
 
 def collective(
@@ -168,9 +164,9 @@ def step(config: Config, machine: Machine, name: str, backend: str) -> Seconds:
     """Seconds of a step of a rank under the strategy; PyTorch's are ours by another hand."""
     strategy = name.removeprefix("torch_")
     updated = 1.0 if strategy in ("single", "ddp") else 1 / config.ranks
-    busy = compute(config.gpt(), machine, config.sequences, config.length, updated=updated)
     if strategy == "single":
-        return Seconds(busy)
+        return Seconds(compute(_batch(config, 1), machine))
+    busy = compute(_batch(config, config.ranks), machine, updated)
     waiting = moving = hidden = 0.0
     calls = _calls(config, name)
     for operation, payload in communicated(config, strategy).items():
@@ -191,13 +187,13 @@ def replicas(config: Config, machine: Machine, name: str) -> Seconds:
 
     if name == "ddp":
         return step(config, machine, "ddp", "gloo")
-    gpt, sequences = config.gpt(), config.sequences * config.ranks
-    whole = compute(gpt, machine, sequences, config.length, threads=0)
+    batch = Batch(config.gpt(), config.sequences * config.ranks, config.length, "float32", threads=0)
+    whole = compute(batch, machine)
     if name == "one_replica":
         return Seconds(whole)
     # One interpreter makes every replica's calls, and copies the parameters there and the gradients back.
-    calls = (config.ranks - 1) * (BLOCK_CALLS * gpt.layers + OTHER_CALLS) * machine["torch_call_s"]
-    copied = 2.0 * sum(predict_communication(meta(gpt), config.ranks).values())
+    calls = (config.ranks - 1) * training_seconds.calls(batch, machine)
+    copied = 2.0 * sum(predict_communication(meta(batch.gpt), config.ranks).values())
     starts = (config.ranks - 1) * machine["thread_start_s"]
     return Seconds(whole + calls + starts, copied / machine.bandwidth(copied))
 
@@ -210,7 +206,7 @@ def straggler(config: Config, machine: Machine, name: str) -> tuple[float, str]:
     gpt, delay = config.small_gpt(), straggling.straggler(config).delay
     size = FLOAT * parameters(gpt)
     exchange = sum(collective(machine, "gloo", "all_reduce", size, config.ranks))
-    busy = compute(gpt, machine, config.sequences, config.length)
+    busy = compute(Batch(gpt, config.sequences, config.length, "float32", ranks=config.ranks), machine)
     every = 1 if name == "synchronous" else config.local_steps
     longest = delay.expected_maximum(config.ranks, every)
     text = (

@@ -10,6 +10,7 @@ import pytest
 from stated import GLOO, Stated, decision, machine
 
 from labs import figure as figures
+from labs import training_seconds
 from labs.data_parallel import LAB, claims, model, proof, straggling, ways
 from labs.data_parallel.training import batches, build, gpt
 from labs.lab import configure, find
@@ -34,7 +35,7 @@ class Kept:
 
 
 def constants() -> Machine:
-    return machine(**GLOO, thread_start_s=1e-4)
+    return machine(**GLOO, thread_start_s=1e-4, packed_exp_s=1e-10)
 
 
 # --- on real ranks ---------------------------------------------------------------------------------
@@ -175,6 +176,24 @@ def test_a_step_by_hand():
     assert model.step(QUICK, constants(), "ddp", "shm").communication < seconds.communication / 3
     alone = model.step(QUICK, constants(), "single", "gloo")
     assert alone.total == alone.compute
+
+
+def test_computing_is_a_training_step_on_new_memory():
+    from labs.models.formulas import activation_bytes
+
+    gpt = QUICK.gpt()
+    one, two = (
+        training_seconds.Batch(gpt, QUICK.sequences, QUICK.length, "float32", ranks=count) for count in (1, 2)
+    )
+    warm = replace(constants(), allocator="tuned")
+    faults = 2 * activation_bytes(gpt, QUICK.sequences, QUICK.length) * constants()["page_fault_s_per_byte"]
+    for batch, name, share in ((one, "single", 1), (two, "ddp", 1), (two, "fsdp", 1 / 2)):
+        passes = sum(
+            each(batch, warm).total for each in (training_seconds.forward, training_seconds.backward)
+        )
+        plain = passes + share * training_seconds.update(batch, warm)
+        assert model.step(QUICK, warm, name, "gloo").compute == pytest.approx(plain)
+        assert model.step(QUICK, constants(), name, "gloo").compute == pytest.approx(plain + faults)
 
 
 def test_overlap_hides_what_needs_no_core():
