@@ -2,7 +2,7 @@
 
 A plain store first reads the cache line that it overwrites; a streamed one (``kernels.lanes.stream_lanes``)
 does not, which saves a third of the traffic where one tensor is read and one written. What is small is better
-kept for its reader, in the caches next to the cores.
+kept for its reader, in the caches next to the cores; and lines of fresh memory are in them, zeroed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 
 from kernels.caches import second_level_bytes
 from kernels.cores import usable_cores
+from kernels.fresh_memory import is_fresh
 from kernels.simd import STREAM_BYTES
 
 STREAMED_BYTES = 2 * usable_cores() * second_level_bytes()
@@ -28,7 +29,12 @@ def is_large(out: torch.Tensor) -> bool:
     return out.numel() * out.element_size() >= STREAMED_BYTES
 
 
+def goes_past(out: torch.Tensor) -> bool:
+    """Whether what is stored is better not kept: large outputs, in memory that has been written before."""
+    return is_large(out) and not is_fresh(out)
+
+
 def is_streamed(out: torch.Tensor, columns: int) -> bool:
-    """Whether to store past the caches: large outputs whose rows are aligned vectors."""
+    """Whether to store past the caches: what goes past them, and its rows are aligned vectors."""
     row = columns * out.element_size()
-    return is_large(out) and row % STREAM_BYTES == 0 and out.data_ptr() % STREAM_BYTES == 0
+    return row % STREAM_BYTES == 0 and out.data_ptr() % STREAM_BYTES == 0 and goes_past(out)

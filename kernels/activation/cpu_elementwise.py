@@ -15,6 +15,7 @@ from numba.extending import intrinsic
 
 from kernels.activation.formulas import FAMILY, Elementwise, translate
 from kernels.activation.layout import flat, like
+from kernels.fresh_memory import in_huge_pages
 from kernels.simd import exp_nonpositive_float32, full_width
 from kernels.storage import narrow, widen
 from kernels.threads import Chunked, chunked, chunks_of
@@ -93,7 +94,7 @@ def forward(name: str) -> Callable[..., torch.Tensor]:
     member = FAMILY[name]
 
     def run(input: torch.Tensor, *parameters: float) -> torch.Tensor:
-        out = torch.empty_like(input)
+        out = in_huge_pages(torch.empty_like(input))
         chunks = chunks_of(out.numel(), LEAST)
         forward_body(member)(chunks, chunks, flat(like(input, out)), flat(out), *parameters)
         return out
@@ -106,7 +107,7 @@ def backward(name: str) -> Callable[..., torch.Tensor]:
     member = FAMILY[name]
 
     def run(grad: torch.Tensor, kept: torch.Tensor, *parameters: float) -> torch.Tensor:
-        out = torch.empty_like(kept)
+        out = in_huge_pages(torch.empty_like(kept))
         chunks = chunks_of(out.numel(), LEAST)
         arguments = [flat(like(tensor, out)) for tensor in (grad, kept)]
         backward_body(member)(chunks, chunks, *arguments, flat(out), *parameters)

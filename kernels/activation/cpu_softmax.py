@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from kernels.fresh_memory import in_huge_pages
 from kernels.lanes import load_16, prefetch, stream_lanes
 from kernels.simd import exp_nonpositive_float32, full_width, maximum, store_fence
 from kernels.storage import narrow, widen
@@ -62,7 +63,7 @@ def _backward(chunk, chunks, grad, out, grad_input):
 
 def softmax(input: torch.Tensor) -> torch.Tensor:
     """Softmax along the last dimension of a contiguous tensor."""
-    out = torch.empty_like(input)
+    out = in_huge_pages(torch.empty_like(input))
     rows = input.view(-1, input.shape[-1])
     chunks = chunks_of(len(rows), 1 + 8192 // max(1, rows.shape[1]))
     _forward(chunks, chunks, rows, is_streamed(out, rows.shape[1]), out.view(rows.shape))
@@ -71,7 +72,7 @@ def softmax(input: torch.Tensor) -> torch.Tensor:
 
 def softmax_backward(grad: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
     """(grad - sum(grad * output)) * output along the last dimension; both contiguous."""
-    grad_input = torch.empty_like(output)
+    grad_input = in_huge_pages(torch.empty_like(output))
     rows = output.view(-1, output.shape[-1])
     chunks = chunks_of(len(rows), 1 + 8192 // max(1, rows.shape[1]))
     _backward(chunks, chunks, grad.view(rows.shape), rows, grad_input.view(rows.shape))

@@ -7,6 +7,7 @@ import torch
 
 from kernels.activation.cpu_elementwise import FORMULAS, LEAST, inline
 from kernels.activation.layout import rows_of
+from kernels.fresh_memory import in_huge_pages
 from kernels.lanes import load_16, stream_lanes
 from kernels.simd import full_width, store_fence
 from kernels.storage import narrow, widen
@@ -98,7 +99,7 @@ def _shape(*tensors: torch.Tensor) -> tuple[int, int, int]:
 
 
 def _empty(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+    return in_huge_pages(torch.empty_like(tensor, memory_format=torch.contiguous_format))
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 from kernels.loss.passes import Passes
 from kernels.simd import exp_nonpositive_float32, full_width, maximum, store_fence
 from kernels.storage import narrow, widen
-from kernels.streaming import is_large
+from kernels.streaming import goes_past
 from kernels.threads import chunked, chunks_of
 
 f32 = np.float32
@@ -236,7 +236,7 @@ def visit(
     row. Targets must have passed ``survey``.
     """
     rows, columns = logits.shape
-    streamed = gradient is not None and gradient is not logits and is_large(gradient)
+    streamed = gradient is not None and gradient is not logits and goes_past(gradient)
     past = None
     if logits.dtype is torch.float32:
         past = gradient.data_ptr() % 64 // 4 if gradient is not None and streamed else -1

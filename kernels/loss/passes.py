@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from kernels.fresh_memory import in_huge_pages
+
 _CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 27}
 _LEAST_ROWS = 64
 """Logits at a time: few enough to be a small part of all, enough rows for the matrix products to be fast."""
@@ -71,7 +73,7 @@ class Passes:
         """The loss in float32, and its gradient times ``grad`` (None is 1) with respect to input."""
         count = self.survey(target, ignore_index, input.shape[1])
         losses = torch.empty(len(input), dtype=torch.float32, device=input.device)
-        gradient = torch.empty_like(input)
+        gradient = in_huge_pages(torch.empty_like(input))
         scale = self._scale(target, grad, count, reduction)
         self.visit(input, target, ignore_index, smoothing, losses, scale, gradient)
         return self._reduced(losses, count, reduction), gradient

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numba import njit
 
+from kernels.fresh_memory import in_huge_pages
 from kernels.lanes import load_16, prefetch, store_16, stream_lanes
 from kernels.simd import full_width, store_fence
 from kernels.storage import narrow, widen
@@ -174,8 +175,8 @@ def forward(
     What is not asked for (the sum without a residual, the mean unless ``centred``) repeats another: the body
     has no variant for it.
     """
-    out = torch.empty_like(input)
-    total = torch.empty_like(input) if residual is not None else out
+    out = in_huge_pages(torch.empty_like(input))
+    total = in_huge_pages(torch.empty_like(input)) if residual is not None else out
     shape = (input.numel() // columns, columns)
     rstd = torch.empty(shape[0])
     mean = torch.empty_like(rstd) if centred else rstd

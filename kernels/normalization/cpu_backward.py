@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numba import njit
 
+from kernels.fresh_memory import in_huge_pages
 from kernels.lanes import load_16, prefetch, store_16, stream_lanes
 from kernels.normalization.cpu import (
     SUM,
@@ -164,7 +165,7 @@ def backward(
     grad, grad_sum: of the output, and of the sum where there was a residual. grad_input: None unless
     ``inputs``. The parameters' gradients are float32, empty where not asked for.
     """
-    grad_input = torch.empty_like(input) if inputs else None
+    grad_input = in_huge_pages(torch.empty_like(input)) if inputs else None
     shape = (rstd.numel(), columns)
     chunks = chunks_of(shape[0], 16, 64)  # few enough partial rows, and short enough sums, both for accuracy
     out = input if grad_input is None else grad_input

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from kernels.fresh_memory import in_huge_pages
 from kernels.rotary.lanes import LANES, rotate_halves, rotate_neighbours
 from kernels.rotary.layout import empty_result, four_dimensions, loops_of
 from kernels.storage import narrow, widen
@@ -67,7 +68,7 @@ def rotate(
     x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool, inverse: bool
 ) -> torch.Tensor:
     """x (..., length, dim) turned by the angles of cos and sin (length, dim / 2), or back by ``inverse``."""
-    out = empty_result(x)
+    out = in_huge_pages(empty_result(x))
     if not out.numel():
         return out
     source, target = four_dimensions(x), four_dimensions(out)

@@ -17,7 +17,7 @@ def test_large_is_counted_in_bytes_of_the_output(dtype, monkeypatch):
 
 def test_only_large_outputs_whose_rows_begin_on_a_line_are_streamed(monkeypatch):
     monkeypatch.setattr(streaming, "STREAMED_BYTES", 1024)
-    memory = torch.empty(64, 64)
+    memory = torch.zeros(64, 64)
     first = -memory.data_ptr() % STREAM_BYTES // 4
     aligned = memory.view(-1)[first : first + 32 * 64].view(32, 64)
     shifted = memory.view(-1)[first + 1 : first + 1 + 32 * 64].view(32, 64)
