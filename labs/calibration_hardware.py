@@ -294,19 +294,22 @@ def _fill(values: Any, seed: int, iterations: int) -> None:
 
 
 def page_faults(cores: int, size_bytes: int = 32 * MEBI) -> Figures:
-    """Seconds per byte of fresh anonymous memory: mapping it, the first touch, giving it back."""
-    import numpy
+    """Seconds per byte of fresh anonymous memory: mapping it, the first touch, giving it back. In pages as
+    they come, and in the huge ones that our kernels ask for where the system has them."""
+    import torch
 
     from kernels import peaks as kernel
+    from kernels.fresh_memory import huge_page_bytes, in_huge_pages
 
     def touch(place: int, part: Any) -> None:
         pin(place)
         kernel.touch(part)
 
-    def life(threads: int) -> float:
+    def life(threads: int, huge: bool) -> float:
         start = time.perf_counter()
         with _anonymous(size_bytes) as memory:
-            whole = numpy.frombuffer(memory, numpy.uint8)
+            tensor = torch.frombuffer(memory, dtype=torch.uint8)
+            whole = (in_huge_pages(tensor) if huge else tensor).numpy()
             share = size_bytes // threads // kernel.PAGE_BYTES * kernel.PAGE_BYTES
             parts = [whole[place * share : (place + 1) * share] for place in range(threads)]
             if threads == 1:
@@ -318,13 +321,18 @@ def page_faults(cores: int, size_bytes: int = 32 * MEBI) -> Figures:
                 for worker in workers:
                     worker.join()
                 del workers
-            del parts, whole
+            del parts, whole, tensor
         return time.perf_counter() - start
 
     figures: Figures = {}
-    for name, threads in (("page_fault_s_per_byte", 1), ("page_fault_all_s_per_byte", cores)):
-        life(threads)
-        seconds = statistics.median(life(threads) for _ in range(12))
-        source = f"mmap, first touch of each page by {threads} thread(s), munmap of {size_bytes // MEBI} MiB"
-        figures[name] = (seconds / size_bytes, source)
+    for pages in ("page", *(["huge_page"] if huge_page_bytes() else [])):
+        for suffix, threads in (("", 1), ("_all", cores)):
+            huge = pages == "huge_page"
+            life(threads, huge)
+            seconds = statistics.median(life(threads, huge) for _ in range(12))
+            figures[f"{pages}_fault{suffix}_s_per_byte"] = (
+                seconds / size_bytes,
+                f"mmap, first touch of each {kernel.PAGE_BYTES} bytes by {threads} thread(s), munmap of "
+                f"{size_bytes // MEBI} MiB" + " in huge pages" * huge,
+            )
     return figures

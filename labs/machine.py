@@ -20,7 +20,7 @@ from typing import Any
 from kernels.cores import affinity, usable_cores
 from labs.home import home
 
-FORMAT = 10  # of the cached file; another number is measured anew
+FORMAT = 11  # of the cached file; another number is measured anew
 MMAP_THRESHOLD_BYTES = 32 * 2**20
 """From here on glibc's malloc maps each block anew, on new pages (mallopt(3), M_MMAP_THRESHOLD: the dynamic
 threshold ends at DEFAULT_MMAP_THRESHOLD_MAX, on 64 bits). Smaller ones may come from memory that it keeps."""

@@ -4,6 +4,7 @@ import fcntl
 import gc
 import os
 import re
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -28,6 +29,10 @@ except ImportError:  # a GPU machine may lack it; the tests that need it then sa
 else:
     hypothesis.settings.register_profile("perflab", deadline=None)  # how long a test takes is no property
     hypothesis.settings.load_profile("perflab")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # What nohup or a script's `&` started has Ctrl-C ignored, and so have the processes that tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 IN_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if IN_WORKER:

@@ -7,7 +7,8 @@ rate of some of the cores is that many single ones, up to what all reach.
 
 Page faults. Under glibc's default allocator a block of 32 MiB or more comes fresh from the system at every
 call (mallopt(3), M_MMAP_THRESHOLD: the dynamic threshold ends at 32 MiB). The kernel zeroes each page
-before the store, so the page is in the cache by then: writing costs the fault and nothing beside it.
+before the store, so the page is in the cache by then: writing costs the fault and nothing beside it. Our
+kernels ask for huge pages (``kernels.fresh_memory``), of which a byte costs less.
 
 GPU. Launch + max(FLOPs / peak, bytes / memory bandwidth), data on the device.
 
@@ -41,8 +42,8 @@ def byte_costs(machine: Machine, working_set: float, threads: int) -> tuple[floa
     return read, max(2 / rates["copy"] - read, read)  # a store is no cheaper than a load
 
 
-def cpu_seconds(operation: Operation, machine: Machine) -> tuple[float, str]:
-    """Seconds of one call on the CPU, and the formula with its numbers."""
+def cpu_seconds(operation: Operation, machine: Machine, ours: bool = False) -> tuple[float, str]:
+    """Seconds of one call on the CPU, of torch's operation or of ours, and the formula with its numbers."""
     threads = min(machine.cores, operation.pieces or machine.cores)
     dtype = operation.dtype if _has(machine, operation) else "float32"
     one, everyone = (machine.peak(dtype, unit=operation.unit, threads=count) for count in (1, 0))
@@ -63,7 +64,8 @@ def cpu_seconds(operation: Operation, machine: Machine) -> tuple[float, str]:
     )
     if faulting:
         name = "page_fault_all_s_per_byte" if threads > 1 else "page_fault_s_per_byte"
-        faults = operation.writes * machine[name]
+        huge = f"huge_{name}" if ours else ""
+        faults = operation.writes * machine[huge if huge in machine.constants else name]
         total += faults
         because += f" + {duration(faults)} of page faults"
     return total, because

@@ -30,9 +30,9 @@ def predict(config: Config, machine: Machine) -> Sequence[Prediction]:
     found = []
     for operation in operations(config):
         if not is_sheet(machine):
-            seconds, because = cpu_seconds(operation, machine)
             for device in operation.devices:
                 if device != "cuda":
+                    seconds, because = cpu_seconds(operation, machine, ours=device == "kernels")
                     address = operation.address(device)
                     found.append(Prediction(address, "time_s", seconds, because, operation.suspect))
         if machine.gpu is not None or is_sheet(machine):

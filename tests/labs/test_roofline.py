@@ -50,6 +50,15 @@ def test_an_addition_from_memory_by_hand() -> None:
     assert "page faults" in because
 
 
+def test_our_kernels_fault_huge_pages_in_where_there_are_any() -> None:
+    host = machine(huge_page_fault_all_s_per_byte=0.1e-9)
+    gelu = operation("gelu_memory")
+    found = {each.variant: each.value for each in LAB.predict(configure(LAB, "quick"), host) if each.variant}
+    assert found["gelu_memory/cpu"] - found["gelu_memory/kernels"] == pytest.approx(gelu.writes * 0.4e-9)
+    without, _ = model.cpu_seconds(gelu, machine(), ours=True)
+    assert without == pytest.approx(found["gelu_memory/cpu"])
+
+
 def test_a_product_is_limited_by_the_units_of_its_dtype() -> None:
     config = configure(LAB, "quick")
     wide, narrow = (each for each in operations(config) if each.group == "matmul_large")
