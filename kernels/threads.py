@@ -6,8 +6,11 @@ function is handed to the OpenMP runtime that torch itself loaded, through ``GOM
 that GCC's own parallel loops call (libgomp ABI, GCC's ``libgomp/parallel.c``). The team is torch's, it is
 still awake, and ``torch.set_num_threads`` holds.
 
-Which chunk computes what depends on the sizes alone; threads take the next chunk from a shared counter.
-Results therefore do not depend on the number of threads, and a core that is busy elsewhere takes fewer.
+Which chunk computes what depends on the sizes alone, so that results do not depend on the number of threads.
+Each thread has a range of neighbouring chunks, the same in each call, as in torch's own loops: its core finds
+in its caches what it wrote last time, and no two threads touch fresh pages side by side. One that is through
+helps the others, each range having a counter from which whoever comes takes the next chunk: a core that is
+busy elsewhere takes fewer.
 
 Where torch has no GNU OpenMP (macOS), Python threads take the chunks. After a fork, a child has the
 parent's runtime without its threads and would wait for them for ever: it computes on one thread.
@@ -15,6 +18,7 @@ parent's runtime without its threads and would wait for them for ever: it comput
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import struct
@@ -39,6 +43,10 @@ from kernels.simd import compiled_features, vector_bits
 
 _WORD = ir.IntType(64)
 _BYTE = ctypes.c_char
+_HEAD = 4
+"""Words of a block before the arguments: chunks, threads, the address of the function that tells a thread's
+number, or 0, and then the counter that does."""
+_LINE = 8  # words of a cache line, which no two counters of ranges share
 _C_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 # How numba sees the elements of a tensor. 16-bit floats travel as integers: int16 holds IEEE half precision,
@@ -57,13 +65,25 @@ ELEMENTS: dict[torch.dtype, types.Type] = {
 
 
 @intrinsic
-def _next_chunk(typing: Any, block: Any) -> Any:
-    """The counter at the head of the block, increased by one for whoever comes next."""
+def _take(typing: Any, block: Any, word: Any) -> Any:
+    """The counter in this word of the block, increased by one for whoever comes next."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.atomic_rmw("add", args[0], _WORD(1), "monotonic")
+        return builder.atomic_rmw("add", builder.gep(args[0], [args[1]]), _WORD(1), "monotonic")
 
-    return types.int64(block), codegen
+    return types.int64(block, word), codegen
+
+
+@intrinsic
+def _thread_number(typing: Any, address: Any) -> Any:
+    """What the function of OpenMP at this address says: the place of the calling thread in its team."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.IntType(32), [])
+        number = builder.call(builder.inttoptr(args[0], kind.as_pointer()), [])
+        return builder.zext(number, _WORD)
+
+    return types.int64(address), codegen
 
 
 @intrinsic
@@ -119,8 +139,10 @@ class Chunked:
         return [tuple(fold(_signature(key), {})[1]) for key in self._workers]
 
     def __call__(self, chunks: int, *arguments: Any) -> None:
+        threads = 1 if _forked else max(1, min(torch.get_num_threads(), chunks))
         key: list[Any] = []
-        values: list[Any] = [0, chunks]
+        parallel = _gomp_parallel() if threads > 1 else None
+        values: list[Any] = [chunks, threads, 0 if parallel is None else _address_of_thread_number(), 0]
         for value in arguments:
             if isinstance(value, torch.Tensor):
                 shape = value.shape
@@ -136,19 +158,20 @@ class Chunked:
         if found is None:
             found = self._workers[tuple(key)] = self._compile(tuple(key))
         worker, address, pack = found
-        _run(worker, address, bytearray(pack(*values)), chunks)
+        _run(worker, address, bytearray(pack(*values) + bytes(8 * _LINE * threads)), threads, parallel)
 
     def _compile(self, key: tuple[Any, ...]) -> tuple[Any, int, Callable[..., bytes]]:
         """A C function of one pointer that unpacks the arguments and works off chunks; and their layout."""
         _say_what_is_not_used()
-        lines, names, layout = [], [], "@qq"
+        lines, names, layout = [], [], "@" + "q" * _HEAD
         space: dict[str, Any] = {
             "body": self.compiled,
             "carray": numba.carray,
-            "next_chunk": _next_chunk,
+            "take": _take,
+            "thread_number": _thread_number,
             "as_float": as_float,
         }
-        position = 2
+        position = _HEAD
         for index, kind in enumerate(key):
             name = f"argument_{index}"
             names.append(name)
@@ -175,13 +198,17 @@ class Chunked:
             [
                 "def worker(data):",
                 f"block = carray(data, {position})",
-                "chunks = block[1]",
+                "chunks, threads, told = block[0], block[1], block[2]",
                 *lines,
-                "while True:",
-                "    chunk = next_chunk(data)",
-                "    if chunk >= chunks:",
-                "        break",
-                f"    body({', '.join(['chunk', *names])})",
+                "own = thread_number(told) if told else take(data, 3)",
+                "for others in range(threads):",
+                "    place = (own + others) % threads",
+                "    first, end = chunks * place // threads, chunks * (place + 1) // threads",
+                "    while True:",
+                f"        chunk = first + take(data, {position} + {_LINE} * place)",
+                "        if chunk >= end:",
+                "            break",
+                f"        body({', '.join(['chunk', *names])})",
             ]
         )
         exec(text, space)
@@ -241,21 +268,31 @@ if hasattr(os, "register_at_fork"):
 
 
 @cache
-def _gomp_parallel() -> Any:
-    """``GOMP_parallel(function, data, threads, flags)`` of the runtime that torch uses, or None."""
+def _openmp() -> Any:
+    """The GNU OpenMP runtime that torch uses, or None."""
     if sys.platform != "linux":
         return None
     folder = Path(torch.__file__).parent
     bundled = [*folder.glob("lib/libgomp*.so*"), *folder.parent.glob("torch.libs/libgomp*.so*")]
-    for library in [*map(str, bundled), None]:
-        try:
-            entry = ctypes.CDLL(library).GOMP_parallel
-        except (OSError, AttributeError):
-            continue
-        entry.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-        entry.restype = None
-        return entry
+    for name in [*map(str, bundled), None]:
+        with contextlib.suppress(OSError, AttributeError):
+            library = ctypes.CDLL(name)
+            library.GOMP_parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+            library.GOMP_parallel.restype = None
+            return library
     return None
+
+
+def _gomp_parallel() -> Any:
+    """``GOMP_parallel(function, data, threads, flags)`` of the runtime that torch uses, or None."""
+    library = _openmp()
+    return None if library is None else library.GOMP_parallel
+
+
+@cache
+def _address_of_thread_number() -> int:
+    """Of ``omp_get_thread_num`` in that runtime."""
+    return ctypes.cast(_openmp().omp_get_thread_num, ctypes.c_void_p).value or 0
 
 
 @cache
@@ -276,12 +313,11 @@ def _say_what_is_not_used() -> None:
         )
 
 
-def _run(worker: Any, address: int, block: bytearray, chunks: int) -> None:
+def _run(worker: Any, address: int, block: bytearray, threads: int, parallel: Any) -> None:
     data = _BYTE.from_buffer(block)
-    threads = 1 if _forked else min(torch.get_num_threads(), chunks)
-    if threads <= 1:
+    if threads == 1:
         worker(ctypes.byref(data))
-    elif (parallel := _gomp_parallel()) is not None:
+    elif parallel is not None:
         parallel(address, ctypes.byref(data), threads, 0)
     else:
         helpers = [threading.Thread(target=worker, args=(ctypes.byref(data),)) for _ in range(threads - 1)]

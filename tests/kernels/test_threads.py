@@ -182,3 +182,33 @@ def test_chunks_depend_on_sizes_alone():
     assert chunks_of(10) == 10
     assert chunks_of(10, least=4) == 2
     assert chunks_of(10**6) == 256
+
+
+@chunked
+def who(chunk, told, slow, places):
+    places[chunk] = threads._thread_number(told)
+    for step in range(200_000 if chunk < slow else 20_000):
+        if places[chunk] > 1:  # never: so that the loop stays
+            places[chunk] += step
+
+
+def takers(slow):
+    """Which of two threads computed which of 16 chunks, of which the first ones may be slow."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        places = torch.full((16,), -1, dtype=torch.int64)
+        who(16, threads._address_of_thread_number(), slow, places)
+        return places.tolist()
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(threads._gomp_parallel() is None, reason="torch has no GNU OpenMP runtime here")
+def test_each_thread_has_its_range_and_helps_with_the_others():
+    """On a busy machine one may be late, and the other takes its chunks: often enough it is not."""
+    takers(0)
+    alike = [takers(0) for _ in range(200)]
+    assert [0] * 8 + [1] * 8 in alike
+    assert [1] * 8 + [0] * 8 not in alike
+    assert any(1 in takers(8)[:8] for _ in range(200))
