@@ -3,8 +3,8 @@
     pytest bench/suites/test_crossover.py --write-crossover
 
 Each operation runs at 1, 2, 4, ... rows, until torch takes 20 ms, which does not notice what a launch costs,
-or has 16 MB of float32: glibc's malloc fetches larger results from the kernel, page by page, at every call,
-which is no property of an operation. The crossover is the size from which on ours, called without a
+or has 64 MB of float32: what has 32 MiB or more glibc's malloc fetches from the system at every call, ours in
+huge pages (``kernels.fresh_memory``). The crossover is the size from which on ours, called without a
 crossover, serves better. The forward pass decides: the backward runs what the forward chose.
 
 ``test_small`` then holds every public function, as users call it, to twice torch's time at (8, 64).
@@ -30,7 +30,7 @@ from labs.calibration_facts import model_name
 from labs.machine import usable_cores
 
 SIZES = Path(__file__).parents[2] / "kernels" / "crossover.json"
-LONG_SECONDS, LARGE_ELEMENTS = 0.02, 1 << 22
+LONG_SECONDS, LARGE_ELEMENTS = 0.02, 1 << 24
 OPERATIONS: dict[str, list[Sized]] = {}
 for one in sized():
     OPERATIONS.setdefault(one.operation, []).append(one)

@@ -206,7 +206,8 @@ def _finish(
 
 @cache
 def _product(parts: int) -> Any:
-    """A body for a block of the output: ``tall`` panels of rows and ``wide`` panels of columns.
+    """A body for a block of the output: ``tall`` panels of rows and ``wide`` panels of columns. Blocks count
+    along rows (``by_rows``), ``across`` in each, or down columns, ``down`` in each.
 
     out[:, first:] = (a @ b) * scale + bias, (n,) both; None: as it is. group_scale: (groups, n filled up to
     whole panels), each for ``group`` blocks of k; or None.
@@ -214,13 +215,13 @@ def _product(parts: int) -> Any:
     multiply, depth = _multiply(parts), _DEPTHS[parts]
 
     @chunked
-    def product(chunk, across, tall, wide, first, a, b, group_scale, group, scale, bias, out):
+    def product(chunk, by_rows, down, across, tall, wide, first, a, b, group_scale, group, scale, bias, out):
         full_width()
         m, n = out.shape
         blocks = b.shape[1]
-        low_row = chunk // across * tall
+        low_row = (chunk // across if by_rows else chunk % down) * tall
         rows = min(tall, a.shape[0] - low_row)
-        low_column = chunk % across * wide
+        low_column = (chunk % across if by_rows else chunk // down) * wide
         columns = min(wide, b.shape[0] - low_column)
         memory = np.empty((1 + rows * columns) * BLOCK + 16, np.float32)
         of_group = -np.int64(memory.ctypes.data) % 64 // 4  # on a cache line, which is a row of a tile
@@ -317,6 +318,9 @@ def product(
         group_scale = torch.ones((-(-blocks // group), columns * SIDE))
     strip = min(columns, max(1, 4 * second_level_bytes() // (2 * BLOCK * max(1, blocks))))
     tall, wide = _chunk_sizes(panels, strip, parts, torch.get_num_threads())
+    # A thread packs neighbouring panels and computes neighbouring blocks: those of the rows of A that it has
+    # packed, if it finds them in its cache, or of the columns of B.
+    by_rows = 2 * left.numel() <= torch.get_num_threads() * second_level_bytes()
     right = torch.empty((strip, blocks, BLOCK), dtype=torch.bfloat16)
     for first in range(0, columns, strip):
         part = right[: min(strip, columns - first)]
@@ -324,11 +328,11 @@ def product(
             pack_lines(bits)(len(part), b, first * SIDE, packed_group, part)
         else:
             pack_columns(b, first * SIDE, part)
-        across = -(-len(part) // wide)
-        chunks = across * -(-panels // tall)
+        down, across = -(-panels // tall), -(-len(part) // wide)
         _product(parts)(
-            chunks, across, tall, wide, first * SIDE, left, part, group_scale, group, column_scale, bias, out
-        )
+            down * across, by_rows, down, across, tall, wide, first * SIDE,
+            left, part, group_scale, group, column_scale, bias, out,
+        )  # fmt: skip
     return out
 
 
