@@ -105,6 +105,7 @@ class Operation:
     peers: further ways to do the same. dtypes: what the kernels take. sized(rows, columns): the case of that
     size, on which the crossover to torch is measured (see ``Sized``), at ``columns`` columns; None where the
     kernels run at every size. counted(arguments): the elements that decide; None: the first tensor's.
+    measured_as: under which name, where an option makes another operation of it.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Operation:
     counted: Callable[[Arguments], int] | None = None
     columns: int = 1024
     most: int = NEVER
+    measured_as: str = ""
 
     def sizes_of(self) -> Iterator[Sized]:
         """How to run it at any size, if it can be."""
@@ -139,7 +141,7 @@ class Operation:
             )
             return elements, ours, theirs
 
-        yield Sized(self.name, ways, self.columns, self.most)
+        yield Sized(self.measured_as or self.name, ways, self.columns, self.most)
 
     def benchmarks(self, dtype: torch.dtype = torch.float32, aimed: bool = False) -> Iterator[Benchmark]:
         """A line for each size and direction; ``aimed``: for each that has a target."""

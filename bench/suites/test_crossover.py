@@ -87,7 +87,7 @@ def say(config: pytest.Config, text: str) -> None:
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_crossover(name: str, pytestconfig: pytest.Config) -> None:
     crossovers, intervals = [], []
-    for one in OPERATIONS[name]:  # several where an option makes another operation of it: gelu
+    for one in OPERATIONS[name]:  # several of one name where the largest decides
         with without_crossover():
             found = measure(one)
         crossovers.append(min(one.most, crossover_of(found)))

@@ -41,9 +41,10 @@ def _torch_serves(name: str, input: torch.Tensor, inplace: bool = False) -> bool
 
 def gelu(input: torch.Tensor, approximate: str = "none") -> torch.Tensor:
     """x Phi(x), Phi the standard normal distribution; ``approximate="tanh"``: the form of BERT and GPT-2."""
-    if _torch_serves("gelu", input) or approximate not in ("none", "tanh"):
+    name = "gelu_tanh" if approximate == "tanh" else "gelu"
+    if _torch_serves(name, input) or approximate not in ("none", "tanh"):
         return F.gelu(input, approximate=approximate)
-    return CALLS["gelu" if approximate == "none" else "gelu_tanh"](input)
+    return CALLS[name](input)
 
 
 def silu(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:

@@ -136,6 +136,7 @@ OPERATIONS = [
         "gelu",
         _case(61, 67, approximate="tanh"),
         options={"approximate": "tanh"},
+        measured_as="gelu_tanh",
         peers={"out=": _written_out(torch._C._nn.gelu), "jax.jit": _gelu_of_jax(True)},
         targets={"forward": 1.05, "backward": None},
     ),

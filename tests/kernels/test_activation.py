@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import kernels
-from kernels import streaming
+from kernels import activation, streaming
 from kernels.activation import cpu_elementwise, cpu_softmax, cpu_swiglu
 from kernels.activation.formulas import FAMILY, translate
 from kernels.inspect import assembly_of, inspect_function
@@ -123,6 +123,18 @@ def test_what_the_kernels_do_not_take_runs_in_torch_and_says_so(monkeypatch):
     assert x.tolist() == [0.0, 2.0]
     with pytest.warns(FallbackWarning, match="not float64"):
         assert kernels.tanh(x.double()).dtype == torch.float64
+
+
+def test_each_form_of_gelu_is_left_to_torch_below_a_size_of_its_own(monkeypatch):
+    called = []
+    for name in ("gelu", "gelu_tanh"):
+        monkeypatch.setitem(activation.CALLS, name, lambda x, name=name: called.append(name))
+    sizes = {"gelu": 10, "gelu_tanh": 5}
+    monkeypatch.setattr("kernels.op.crossover", lambda name, device: sizes[name])
+    for count in (4, 5, 9, 10):
+        kernels.gelu(torch.ones(count))
+        kernels.gelu(torch.ones(count), approximate="tanh")
+    assert called == ["gelu_tanh"] * 2 + ["gelu", "gelu_tanh"]
 
 
 def test_exponential_is_within_its_bounds():

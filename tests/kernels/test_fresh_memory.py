@@ -89,7 +89,7 @@ def test_fresh_memory_is_not_stored_past_the_caches(monkeypatch):
 
 @on_linux
 @with_huge_pages
-def test_large_results_of_operations_are_asked_for(monkeypatch):
+def test_large_results_of_operations_are_asked_for(every_size, monkeypatch):
     """Each in memory that is mapped for it alone, whatever this process's malloc still holds."""
     rows = 8 * huge_page_bytes() // 4096
     x, other = torch.randn(rows, 1024).requires_grad_(), torch.randn(rows, 1024)

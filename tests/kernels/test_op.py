@@ -19,8 +19,8 @@ def nothing_said(monkeypatch):
     monkeypatch.setattr(op, "_warned", set())
 
 
-def test_what_the_kernels_do_not_take_runs_torchs_own_and_is_said_once(nothing_said):
-    x = torch.randn(10**6, dtype=torch.float64).view(1000, 1000)
+def test_what_the_kernels_do_not_take_runs_torchs_own_and_is_said_once(nothing_said, every_size):
+    x = torch.randn(100, 100, dtype=torch.float64)
     with pytest.warns(FallbackWarning, match=r"kernels\.softmax: .* not float64; torch's own operation runs"):
         out = kernels.softmax(x, -1)
     assert torch.equal(out, torch.softmax(x, -1))
