@@ -31,6 +31,8 @@ from labs.machine import usable_cores
 
 SIZES = Path(__file__).parents[2] / "kernels" / "crossover.json"
 LONG_SECONDS, LARGE_ELEMENTS = 0.02, 1 << 24
+SECONDS = {"quick": 0.05}
+"""Of measuring a size; 0.3 where the crossovers are to be kept."""
 OPERATIONS: dict[str, list[Sized]] = {}
 for one in sized():
     OPERATIONS.setdefault(one.operation, []).append(one)
@@ -43,13 +45,13 @@ def compare(base_step: Step, new_step: Step, seconds: float) -> tuple[Comparison
     return compare_pairs(*pairs(base, new)), median(new.seconds)
 
 
-def measure(one: Sized) -> list[tuple[int, Comparison]]:
+def measure(one: Sized, seconds_of_size: float) -> list[tuple[int, Comparison]]:
     """[(elements, torch's seconds over ours)] at growing sizes."""
     found: list[tuple[int, Comparison]] = []
     seconds, rows = 0.0, 1
     while seconds < LONG_SECONDS and (not found or found[-1][0] < LARGE_ELEMENTS):
         elements, ours, torchs = one.ways(rows, one.columns, "cpu")
-        comparison, seconds = compare(ours, torchs, 0.3)
+        comparison, seconds = compare(ours, torchs, seconds_of_size)
         found.append((elements, comparison))
         rows *= 2
     return found
@@ -87,16 +89,18 @@ def say(config: pytest.Config, text: str) -> None:
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_crossover(name: str, pytestconfig: pytest.Config) -> None:
     crossovers, intervals = [], []
+    writes, scale = pytestconfig.getoption("write_crossover"), pytestconfig.getoption("perflab_scale")
+    seconds = 0.3 if writes else SECONDS.get(scale, 0.3)
     for one in OPERATIONS[name]:  # several of one name where the largest decides
         with without_crossover():
-            found = measure(one)
+            found = measure(one, seconds)
         crossovers.append(min(one.most, crossover_of(found)))
         intervals.append(between(found))
         shown = ", ".join(f"{size}: {comparison.ratio:.2f}" for size, comparison in found)
         where = "at no size" if crossovers[-1] == NEVER else f"from {crossovers[-1]} elements"
         say(pytestconfig, f"{name}: ours {where} (elements: torch's time over ours: {shown})")
         assert len(found) > 1
-    if pytestconfig.getoption("write_crossover"):
+    if writes:
         data = json.loads(SIZES.read_text())
         data["elements"]["cpu"][name] = max(crossovers)
         data["measured"]["cpu"][name] = {

@@ -58,6 +58,14 @@ def test_ties_are_no_order_and_ranks_that_share_a_core_decide_nothing():
     assert claims.real_order("gpt")(results) is None
 
 
+def test_what_gloo_takes_from_busy_cores_is_no_order_of_real_stages():
+    said = {"a": 0.92, "b": 1.0}
+    for tie, expected in ((claims.TIE, False), (claims.REAL_TIE, None)):
+        results = as_predicted(gpt__a=1.1, gpt__b=1.0)
+        assert claims.in_order(results, "gpt", said, tie) is expected
+    assert claims.in_order(results, "gpt", {"a": 0.89, "b": 1.0}, claims.REAL_TIE) is False
+
+
 @pytest.mark.parametrize("claim", LAB.claims, ids=lambda claim: claim.text[:40])
 def test_nothing_measured_decides_nothing(claim):
     assert decision(claim, Stated(QUICK, constants(), {})) is None
