@@ -196,6 +196,11 @@ def figures(results):
         yield f"| {' | '.join(map(str, cells))} |"
 
 
+def test_every_lab_of_the_committed_results_has_its_pictures():
+    labs = json.loads((ROOT / "docs" / "results.json").read_text())["perflab"]["labs"]
+    assert {name: lab["figure_error"] for name, lab in labs.items() if not lab["figures"]} == {}
+
+
 def test_figures_are_those_of_the_committed_results():
     results = json.loads((ROOT / "docs" / "results.json").read_text())
     block = README.split("<!-- figures -->\n")[1].split("<!-- /figures -->")[0]
