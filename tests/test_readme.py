@@ -153,7 +153,7 @@ def test_the_swapped_kernels_are_what_runs(folder):
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("block", [pytest.param(block, id=block[0]) for block in SLOW])
 def test_slow_commands(block, folder, measured):
-    run_in_order(block, folder, 800)
+    run_in_order(block, folder, 2400)  # all suites together take more than a quarter of an hour
 
 
 @pytest.mark.proof
