@@ -12,12 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 from left_running import left_running
+from tuning_searches import Notes, measured
 
 from labs import load
 from labs.concurrency import cluster
-from labs.lab import NotMeasured, configure, find
-from labs.tuning import claims, curves
-from labs.tuning.config import METHODS
+from labs.lab import configure
 from labs.tuning.schedulers import AsynchronousHalving, RandomSearch
 from labs.tuning.space import draw
 from labs.tuning.training import Training, longest_s, one_thread
@@ -30,18 +29,6 @@ SEEDS = range(5)
 NO_RAY = pytest.mark.skipif(bool(cluster.unavailable()), reason="Ray is not installed")
 
 
-class Notes:
-    """A recorder that keeps lists."""
-
-    now = staticmethod(time.perf_counter)
-
-    def __init__(self):
-        self.values = {}
-
-    def record(self, name, value, unit):
-        self.values.setdefault(f"{name}_{unit}" if unit else name, []).append(value)
-
-
 @pytest.fixture(scope="module")
 def ray_is_there(two_ray_workers):
     """Warm workers for the tests of this file."""
@@ -52,17 +39,6 @@ def ray_is_there(two_ray_workers):
     assert workers.cluster is two_ray_workers
     yield workers
     warm.give_back(owner)
-
-
-def measured(config, addresses):
-    """(what each variant returns, what it records), set up together as the runner does."""
-    notes = {address: Notes() for address in addresses}
-    steps = {address: find(LAB, config, address).setup(config, notes[address]) for address in addresses}
-    try:
-        return {address: step() for address, step in steps.items()}, notes
-    finally:
-        for step in steps.values():
-            getattr(step, "close", lambda: None)()
 
 
 @pytest.mark.ray
@@ -230,81 +206,6 @@ def test_a_cluster_of_another_number_of_workers_is_another_cluster(monkeypatch):
 
 
 # --- proofs ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.proof
-@pytest.mark.ray
-@pytest.mark.timeout(600)
-@NO_RAY
-def test_halving_by_drawn_on_curves_arrives_in_a_quarter_of_random_searchs_time(ray_is_there):
-    """On at least four of five seeds, within the target of the best of full random search over the same
-    configurations; for each method the figures are printed, and for a miss what the first rung knew."""
-    arrived = {name: 0 for name in METHODS if name != "random"}
-    for seed in SEEDS:
-        config = configure(LAB, "normal", {"seed": seed})
-        addresses = [f"search/{name}" for name in METHODS]
-        _, notes = measured(config, addresses)
-        found = Recorded(config, notes)
-        whole = found.seconds("search/random").value
-        print(
-            f"\nseed {seed}: random search {whole:.1f} s, best {curves.best(found, 'search/random'):.3f} nats"
-        )
-        for name in arrived:
-            address = f"search/{name}"
-            reached = curves.time_to_target(found, address)
-            arrived[name] += reached is not None and reached <= whole / 4
-            arrival = "never" if reached is None else f"at {reached / whole:.2f}"
-            share, regret = found.seconds(address).value / whole, curves.regret(found, address)
-            busy = notes[address].values["utilisation_ratio"][0]
-            print(
-                f"  {name:20} within {config.target_nats} nats {arrival} of its time, all {share:.2f}, "
-                f"regret {regret:.3f} nats, utilisation {busy:.2f}"
-            )
-        for step in config.rungs()[:-1]:
-            plain, drawn = (curves.with_the_end(found, step, each) for each in (False, True))
-            print(f"  rank correlation at {step} steps {plain:.2f}, of drawn-on curves {drawn:.2f}")
-        print(f"  the winner is {'kept' if claims.kept(found) else 'hidden'} at the first rung")
-    print(f"\nwithin the target in a quarter of random search's time, of {len(SEEDS)} seeds: {arrived}")
-    assert arrived["asha_extrapolated"] >= 4
-
-
-class Recorded:
-    """What was noted, as the functions on curves ask for it."""
-
-    def __init__(self, config, notes):
-        self.config, self.notes = config, notes
-
-    def has(self, *addresses):
-        return all(address in self.notes for address in addresses)
-
-    def recorded(self, address, name):
-        if name not in self.notes[address].values:
-            raise NotMeasured(f"{address} recorded no {name!r}")
-        return self.notes[address].values[name]
-
-    def seconds(self, address):
-        from labs.lab import Interval
-
-        return Interval.exact(max(self.recorded(address, "job_end_s")))
-
-
-@pytest.mark.proof
-@pytest.mark.ray
-@pytest.mark.timeout(300)
-@NO_RAY
-def test_warm_workers_are_three_times_as_fast_as_ray_tunes_default(ray_is_there):
-    config = configure(LAB, "normal")
-    seconds = {}
-    for name in ("ray_tune", "ray_tune_reused", "warm_workers"):
-        address = f"start/{name}"
-        step = find(LAB, config, address).setup(config, Notes())
-        begin = time.perf_counter()
-        output = step()
-        seconds[name] = time.perf_counter() - begin
-        getattr(step, "close", lambda: None)()
-        assert all(check.passed for check in LAB.check(config, {address: output}))
-    print(f"\n{config.peer_trials} trials of {config.most_steps} steps: {seconds} s")
-    assert seconds["ray_tune"] >= 3 * seconds["warm_workers"]
 
 
 @pytest.mark.proof
