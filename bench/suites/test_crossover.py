@@ -31,11 +31,9 @@ from labs.machine import usable_cores
 
 SIZES = Path(__file__).parents[2] / "kernels" / "crossover.json"
 LONG_SECONDS, LARGE_ELEMENTS = 0.02, 1 << 24
-SECONDS = {"quick": 0.05}
-"""Of measuring a size; 0.3 where the crossovers are to be kept."""
-OPERATIONS: dict[str, list[Sized]] = {}
-for one in sized():
-    OPERATIONS.setdefault(one.operation, []).append(one)
+SECONDS, QUICK_SECONDS = 0.3, 0.05
+"""Of measuring a size; the latter in a quick run that keeps nothing."""
+OPERATIONS = {one.operation: one for one in sized()}
 
 
 def compare(base_step: Step, new_step: Step, seconds: float) -> tuple[Comparison, float]:
@@ -88,23 +86,20 @@ def say(config: pytest.Config, text: str) -> None:
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_crossover(name: str, pytestconfig: pytest.Config) -> None:
-    crossovers, intervals = [], []
-    writes, scale = pytestconfig.getoption("write_crossover"), pytestconfig.getoption("perflab_scale")
-    seconds = 0.3 if writes else SECONDS.get(scale, 0.3)
-    for one in OPERATIONS[name]:  # several of one name where the largest decides
-        with without_crossover():
-            found = measure(one, seconds)
-        crossovers.append(min(one.most, crossover_of(found)))
-        intervals.append(between(found))
-        shown = ", ".join(f"{size}: {comparison.ratio:.2f}" for size, comparison in found)
-        where = "at no size" if crossovers[-1] == NEVER else f"from {crossovers[-1]} elements"
-        say(pytestconfig, f"{name}: ours {where} (elements: torch's time over ours: {shown})")
-        assert len(found) > 1
+    one, writes = OPERATIONS[name], pytestconfig.getoption("write_crossover")
+    quick = pytestconfig.getoption("perflab_scale") == "quick" and not writes
+    with without_crossover():
+        found = measure(one, QUICK_SECONDS if quick else SECONDS)
+    crossover = min(one.most, crossover_of(found))
+    shown = ", ".join(f"{size}: {comparison.ratio:.2f}" for size, comparison in found)
+    where = "at no size" if crossover == NEVER else f"from {crossover} elements"
+    say(pytestconfig, f"{name}: ours {where} (elements: torch's time over ours: {shown})")
+    assert len(found) > 1
     if writes:
         data = json.loads(SIZES.read_text())
-        data["elements"]["cpu"][name] = max(crossovers)
+        data["elements"]["cpu"][name] = crossover
         data["measured"]["cpu"][name] = {
-            "between": intervals[crossovers.index(max(crossovers))],
+            "between": between(found),
             "on": f"{model_name()}, {usable_cores()} cores",
             "torch": torch.__version__,
             "date": datetime.date.today().isoformat(),
@@ -117,9 +112,8 @@ def test_crossover(name: str, pytestconfig: pytest.Config) -> None:
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_small(name: str, pytestconfig: pytest.Config) -> None:
     """A public function is a choice that costs: at (8, 64) at most as much again as torch's own operation."""
-    for one in OPERATIONS[name]:
-        _, ours, torchs = one.ways(8, 64, "cpu")
-        comparison, seconds = compare(torchs, ours, 0.6)
-        said = f"{name} (8, 64): {comparison.ratio:.2f} times torch's time, {seconds * 1e6:.1f} us"
-        say(pytestconfig, said)
-        assert comparison.low <= 2.0, said
+    _, ours, torchs = OPERATIONS[name].ways(8, 64, "cpu")
+    comparison, seconds = compare(torchs, ours, 0.6)
+    said = f"{name} (8, 64): {comparison.ratio:.2f} times torch's time, {seconds * 1e6:.1f} us"
+    say(pytestconfig, said)
+    assert comparison.low <= 2.0, said

@@ -206,8 +206,8 @@ def _finish(
 
 @cache
 def _product(parts: int) -> Any:
-    """A body for a block of the output: ``tall`` panels of rows and ``wide`` panels of columns. Blocks count
-    along rows (``by_rows``), ``across`` in each, or down columns, ``down`` in each.
+    """A body for a block of the output: ``tall`` panels of rows and ``wide`` panels of columns. Blocks are
+    numbered along rows (``by_rows``) or down columns.
 
     out[:, first:] = (a @ b) * scale + bias, (n,) both; None: as it is. group_scale: (groups, n filled up to
     whole panels), each for ``group`` blocks of k; or None.
@@ -215,10 +215,11 @@ def _product(parts: int) -> Any:
     multiply, depth = _multiply(parts), _DEPTHS[parts]
 
     @chunked
-    def product(chunk, by_rows, down, across, tall, wide, first, a, b, group_scale, group, scale, bias, out):
+    def product(chunk, by_rows, tall, wide, first, a, b, group_scale, group, scale, bias, out):
         full_width()
         m, n = out.shape
         blocks = b.shape[1]
+        down, across = -(-a.shape[0] // tall), -(-b.shape[0] // wide)
         low_row = (chunk // across if by_rows else chunk % down) * tall
         rows = min(tall, a.shape[0] - low_row)
         low_column = (chunk % across if by_rows else chunk // down) * wide
@@ -328,11 +329,10 @@ def product(
             pack_lines(bits)(len(part), b, first * SIDE, packed_group, part)
         else:
             pack_columns(b, first * SIDE, part)
-        down, across = -(-panels // tall), -(-len(part) // wide)
+        chunks = -(-panels // tall) * -(-len(part) // wide)
         _product(parts)(
-            down * across, by_rows, down, across, tall, wide, first * SIDE,
-            left, part, group_scale, group, column_scale, bias, out,
-        )  # fmt: skip
+            chunks, by_rows, tall, wide, first * SIDE, left, part, group_scale, group, column_scale, bias, out
+        )
     return out
 
 

@@ -391,7 +391,7 @@ from kernels.inspect import _argument_types, assembly_of
 from kernels.matmul import cpu_amx
 body = cpu_amx._product(3).compiled
 factors, of_groups, of_columns = "uint16[:,:,::1]", "float32[:,::1]", "float32[::1]"
-signature = f"int64, int64, int64, int64, int64, {factors}, {factors}, {of_groups}, int64, {of_columns}, "
+signature = f"int64, boolean, int64, int64, int64, {factors}, {factors}, {of_groups}, int64, {of_columns}, "
 signature += f"{of_columns}, float32[:,::1]"
 assembly = assembly_of(body, _argument_types(body, signature))
 names = ("ldtilecfg", "tilezero", "tileloadd", "tdpbf16ps", "tilestored", "tilerelease")

@@ -10,8 +10,8 @@ import numpy as np
 import psutil
 import pytest
 
-from kernels import peaks, peaks_matrix
-from kernels.fresh_memory import huge_page_bytes
+from kernels import fresh_memory, peaks, peaks_matrix
+from kernels.fresh_memory import huge_page_bytes, in_huge_pages
 from labs import (
     calibration,
     calibration_calls,
@@ -218,10 +218,16 @@ def test_working_sets_double_and_the_long_ones_are_fewer() -> None:
     assert hardware._sizes(2**24, 2**30 - 1) == [2**24, 2**25, 2**26, 2**28, 2**29]
 
 
-def test_page_faults_cost_some_microseconds_at_most_and_leave_no_memory() -> None:
+def test_page_faults_cost_some_microseconds_at_most_and_leave_no_memory(monkeypatch) -> None:
     hardware.page_faults(usable_cores(), size_bytes=2**24)
     before = psutil.Process().memory_info().rss
+    asked: list[int] = []
+    monkeypatch.setattr(
+        fresh_memory, "in_huge_pages", lambda memory: asked.append(len(memory)) or in_huge_pages(memory)
+    )
     figures = hardware.page_faults(usable_cores(), size_bytes=2**26)
+    lives = 2 * (1 + 12)  # one thread and all, each once before it is timed
+    assert asked == [2**26] * (lives if huge_page_bytes() else 0)
     assert psutil.Process().memory_info().rss - before < 2**25
     for name, (per_byte, source) in figures.items():
         assert 2e-8 < per_byte * peaks.PAGE_BYTES < 1e-4, name

@@ -298,6 +298,13 @@ def test_shm_is_not_judged_where_computing_takes_the_step():
     assert claims.shm_is_faster("ddp")(replace(results, machine=host)) is None
 
 
+@pytest.mark.parametrize(("alone", "verdict"), [(0.75, None), (0.6, False)])
+def test_shm_is_judged_from_a_third_of_communication_on(alone, verdict):
+    """Predicted and measured alike: 25 and 40 % of the step over gloo."""
+    times = {"step/single": alone, "step/torch_ddp_gloo": 1.0, "step/ddp_shm": 0.9}
+    assert claims.shm_is_faster("ddp")(Stated(QUICK, constants(), {"default": times})) is verdict
+
+
 @pytest.mark.parametrize("claim", LAB.claims, ids=lambda claim: claim.text[:40])
 def test_nothing_measured_decides_nothing(claim):
     assert decision(claim, Stated(QUICK, constants(), {})) is None

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from kept import Kept
 from pipeline_results import LAB, QUICK, Predicted, as_predicted, constants
 from stated import Stated
 
@@ -17,16 +18,6 @@ from labs.pipeline.config import MODELS, SCHEDULES, Config
 from labs.pipeline.running import VIRTUAL
 
 TINY = Config(microbatches=3, ranks=3, unit_ms=0.5, width=32, layers=4, length=8, sequences=1)
-
-
-class Kept:
-    """A recorder that keeps what is recorded."""
-
-    def __init__(self):
-        self.values = {}
-
-    def record(self, name, value, unit):
-        self.values.setdefault(f"{name}_{unit}" if unit else name, []).append(value)
 
 
 # --- on real ranks ---------------------------------------------------------------------------------

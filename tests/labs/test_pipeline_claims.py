@@ -64,6 +64,13 @@ def test_what_gloo_takes_from_busy_cores_is_no_order_of_real_stages():
         results = as_predicted(gpt__a=1.1, gpt__b=1.0)
         assert claims.in_order(results, "gpt", said, tie) is expected
     assert claims.in_order(results, "gpt", {"a": 0.89, "b": 1.0}, claims.REAL_TIE) is False
+    results = as_predicted()
+    said = {name: derived.from_stage_times(results, "gpt", name) for name in SCHEDULES}
+    fast, slow = next((a, b) for a in said for b in said if 0.91 * said[b] < said[a] < 0.94 * said[b])
+    reversed_ = dict(results.times) | {f"gpt/{fast}": 1.03 * results.times[f"gpt/{slow}"]}
+    reversed_ = replace(results, columns={"default": reversed_})
+    assert claims.in_order(reversed_, "gpt", said, claims.TIE) is False
+    assert claims.real_order("gpt")(reversed_) is True
 
 
 @pytest.mark.parametrize("claim", LAB.claims, ids=lambda claim: claim.text[:40])

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kept import Kept
 from stated import Stated, decision, machine
 
 from labs import figure as figures
@@ -23,16 +24,6 @@ SMALL = configure(
     {"model": "tiny", "windows": 4, "tokens": 8, "prompts": 2, "width": 128, "layers": 2}
     | {"sequences": 2, "context": 70, "prompt": 20},
 )
-
-
-class Kept:
-    """A recorder that keeps what is recorded."""
-
-    def __init__(self):
-        self.values = {}
-
-    def record(self, name, value, unit):
-        self.values.setdefault(f"{name}_{unit}", []).append(value)
 
 
 @pytest.mark.parametrize("address", [variant.address for variant in LAB.variants(SMALL)])

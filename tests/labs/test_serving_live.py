@@ -14,6 +14,7 @@ import urllib.request
 
 import psutil
 import pytest
+from kept import Kept
 from serving_workers import Witness
 
 from labs.lab import find
@@ -27,18 +28,6 @@ from labs.serving.trace import arrivals
 
 pytestmark = pytest.mark.ray
 TINY = Config(width=64, layers=2, context=256, blocks=64, rate=40.0, prompt=48, output=8, requests=8)
-
-
-class Kept:
-    """A recorder that keeps what is recorded."""
-
-    now = staticmethod(time.perf_counter)
-
-    def __init__(self):
-        self.values = {}
-
-    def record(self, name, value, unit):
-        self.values.setdefault(f"{name}_{unit}" if unit else name, []).append(value)
 
 
 @pytest.fixture(scope="module")

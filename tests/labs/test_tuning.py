@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kept import Kept
 from stated import Stated, machine
 
 from labs import figure as figures
@@ -181,14 +182,6 @@ class Local:
         losses = training.advance(job.stop)
         self.states[job.trial, job.stop] = training.state()
         return worker, losses
-
-
-class Kept:
-    def __init__(self):
-        self.values = {}
-
-    def record(self, name, value, unit):
-        self.values.setdefault(f"{name}_{unit}" if unit else name, []).append(value)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ On workers of their own sizes, which is why they are not beside the tests that k
 import time
 
 import pytest
-from tuning_searches import LAB, Notes, measured
+from kept import Kept
+from tuning_searches import LAB, measured
 
 from labs.concurrency import cluster
 from labs.lab import NotMeasured, configure, find
@@ -82,7 +83,7 @@ def test_warm_workers_are_three_times_as_fast_as_ray_tunes_default(two_ray_worke
     seconds = {}
     for name in ("ray_tune", "ray_tune_reused", "warm_workers"):
         address = f"start/{name}"
-        step = find(LAB, config, address).setup(config, Notes())
+        step = find(LAB, config, address).setup(config, Kept())
         begin = time.perf_counter()
         output = step()
         seconds[name] = time.perf_counter() - begin

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from kept import Kept
 from left_running import left_running
-from tuning_searches import Notes, measured
+from tuning_searches import measured
 
 from labs import load
 from labs.concurrency import cluster
@@ -35,7 +36,7 @@ def ray_is_there(two_ray_workers):
     from labs.tuning import workers as warm
 
     owner = object()
-    workers = warm.borrow(2, TINY.task(), draw(1, 0)[0], Notes(), owner)
+    workers = warm.borrow(2, TINY.task(), draw(1, 0)[0], Kept(), owner)
     assert workers.cluster is two_ray_workers
     yield workers
     warm.give_back(owner)
@@ -85,7 +86,7 @@ def test_a_loss_that_is_no_number_is_never_the_best(ray_is_there):
     ray_is_there.search(alone)
     assert alone.best() is None
     with pytest.raises(ValueError, match="count=0 workers"):
-        WarmWorkers(0, TINY.task(), points[0], Notes())
+        WarmWorkers(0, TINY.task(), points[0], Kept())
 
 
 @pytest.mark.ray
@@ -176,9 +177,9 @@ def test_workers_of_another_number_or_task_are_not_lent(ray_is_there):
     with pytest.raises(
         ValueError, match=r"1 workers for Task\(width=32.* are asked for, and there are 2 for"
     ):
-        warm.borrow(1, TINY.task(), point, Notes(), object())
+        warm.borrow(1, TINY.task(), point, Kept(), object())
     with pytest.raises(ValueError, match="give those back first"):
-        warm.borrow(2, replace(TINY.task(), length=16), point, Notes(), object())
+        warm.borrow(2, replace(TINY.task(), length=16), point, Kept(), object())
 
 
 def test_a_cluster_of_another_number_of_workers_is_another_cluster(monkeypatch):
@@ -198,9 +199,9 @@ def test_a_cluster_of_another_number_of_workers_is_another_cluster(monkeypatch):
 
     monkeypatch.setattr(cluster, "_cluster", [])
     monkeypatch.setattr(cluster, "Cluster", Started)
-    first = cluster.cluster(2, Notes())
-    assert cluster.cluster(2, Notes()) is first
-    assert cluster.cluster(3, Notes()).workers == 3
+    first = cluster.cluster(2, Kept())
+    assert cluster.cluster(2, Kept()) is first
+    assert cluster.cluster(3, Kept()).workers == 3
     cluster.shut_down()
     assert events == ["start 2", "end 2", "start 3", "end 3"]
 
