@@ -18,7 +18,7 @@ from kept import Kept
 from serving_workers import Witness
 
 from labs.lab import find
-from labs.serving import LAB, actors, calibrating, fleet
+from labs.serving import LAB, actors, calibrating, fleet, live
 from labs.serving.config import Config
 from labs.serving.engine import Shape
 from labs.serving.layout import POLICIES
@@ -97,6 +97,13 @@ def test_the_proof_sees_a_wrong_token_a_missing_request_and_a_leak(workers):
         {**right, "leaked": 1},
     ):
         assert not all(check.passed for check in LAB.check(TINY, {"neighbours/together": wrong}))
+
+
+def test_a_round_in_which_sequences_never_met_records_no_step(workers, monkeypatch):
+    monkeypatch.setattr(live, "_decode_steps", lambda block: [])
+    first, second, values = run_twice("neighbours/alone")
+    assert "round_decode_step_s" not in values
+    assert first["tokens"] == second["tokens"] != {}
 
 
 async def tokens_of(service, worker=None, sent=None):
