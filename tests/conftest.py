@@ -1,6 +1,7 @@
 """A finished run of the tiny lab, shared by the tests that read results."""
 
 import fcntl
+import functools
 import gc
 import os
 import re
@@ -34,6 +35,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # What nohup or a script's `&` started has Ctrl-C ignored, and so have the processes that tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+gc.disable()  # until all is collected: of the modules that tests import, nothing is garbage
 IN_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if IN_WORKER:
     # Read when torch is loaded: a thread that waits for its next piece of work sleeps. To spin would take a
@@ -44,7 +46,8 @@ ANCHORS = """
 from contextlib import nullcontext
 from labs import calibration, machine
 known = machine.load_cached()
-if known and not calibration.outdated(known) and calibration._age_s(known) < calibration.FRESH_S / 2:
+left_s = known and calibration.FRESH_S - calibration._age_s(known)
+if known and not calibration.outdated(known) and left_s > {seconds!r}:
     raise SystemExit
 parts = calibration._parts
 calibration._parts = lambda cores: [each for each in parts(cores) if each[0] in {wanted!r}]
@@ -59,8 +62,9 @@ if machine.load_cached() is None:
     machine.save(calibration.calibrate(sweeps=1))
 """
 LONG = (
-    *("kernels/test_ahead_of_time.py", "labs/test_serving_live.py", "labs/test_tuning_workers.py"),
-    *("kernels/test_operations.py", "labs/test_train.py", "bench/test_run.py", "kernels/test_interpreter.py"),
+    *("labs/test_train.py", "labs/test_serving_live.py", "labs/test_tuning_workers.py"),
+    *("kernels/test_ahead_of_time.py", "kernels/test_operations.py", "bench/test_run.py"),
+    "kernels/test_interpreter.py",
     *("bench/test_profile_program.py", "parallel/test_fsdp.py", "kernels/test_attention_gpu.py"),
     *("kernels/test_compiled_cache.py", "bench/test_profile_labs.py", "labs/test_jax_transforms.py"),
     *("parallel/test_shm.py", "labs/test_pipeline.py", "bench/test_plugin.py", "test_readme.py"),
@@ -93,21 +97,30 @@ def pytest_collection_finish():
     garbage: half a second each, of which ``parallel.memory`` asks for one a count."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Files to lanes (``--dist loadfile``), and to one lane those that use one Ray cluster."""
+    """Files to lanes (``--dist loadfile``), and to one lane those that use one Ray cluster, to one those that
+    use the pool of ranks: each lane that does has a fork server of its own, whose ranks are all cold."""
     if config.option.dist != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
 
-    class OneCluster(LoadFileScheduling):
+    class Together(LoadFileScheduling):
         def _split_scope(self, nodeid):
             file = super()._split_scope(nodeid)
-            return "one cluster" if file.endswith(one_cluster.FILES) else file
+            if file.endswith(one_cluster.FILES):
+                return "one cluster"
+            return "one pool of ranks" if runs_ranks(config.rootpath / file) else file
 
-    return OneCluster(config, log)
+    return Together(config, log)
+
+
+@functools.cache
+def runs_ranks(path):
+    return "ranks.run(" in path.read_text()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -168,11 +181,13 @@ def once(tmp_path_factory):
 @pytest.fixture(scope="session")
 def calibrated(home, once):
     """What ``perflab run`` checks of a machine before it measures is known, and so fresh that a neighbour who
-    takes a core makes no other machine of it: the lanes' still is where tests run alone after them. Labs that
-    predict from more need ``measured``."""
+    takes a core makes no other machine of it for as long as these tests take. What the lanes found fresh
+    enough is fresh enough for the tests that run alone after them. Labs that predict from more need
+    ``measured``."""
     with once("calibrated") as (_, to_be_made):
         if to_be_made:
-            program = ANCHORS.format(wanted=("interpreter", "arithmetic peaks"))
+            wanted = ("interpreter", "arithmetic peaks")
+            program = ANCHORS.format(wanted=wanted, seconds=300.0 if IN_WORKER else 90.0)
             subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
 
 

@@ -51,21 +51,11 @@ def test_the_check_sees_every_form_of_import():
     assert upward(source, "labs") == ["line 2: bench", "line 4: bench"]
 
 
-def test_products_load_no_micro_kernels():
-    """Those of ``kernels.peaks`` have signatures: whoever imports them compiles or loads them."""
-    code = "import sys, kernels; kernels.matmul_bf16; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
-    loaded = done.stdout.split()
-    assert "kernels.matmul.cpu_amx" in loaded
-    assert not {"kernels.peaks", "kernels.peaks_matrix"} & set(loaded)
-
-
-def test_no_strategy_slows_torchs_allocator_down():
-    """``parallel.memory`` sets a switch for the life of a process, which slows small operations down."""
-    code = """
+ONE_AFTER_THE_OTHER = """
 import importlib, pathlib, sys
+import kernels
+kernels.matmul_bf16
+print(*sys.modules)
 for path in sorted(pathlib.Path("parallel").rglob("*.py")):
     if path.stem not in ("memory", "__init__"):
         importlib.import_module(".".join(path.with_suffix("").parts))
@@ -75,9 +65,32 @@ from labs.data_parallel.model import memory
 memory(configure(lab.LAB, "quick"), "zero1")
 print(*sys.modules)
 """
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """The modules that there are in a process that asks for a product, and in the same one once it has all
+    strategies as well: one start of torch for both."""
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100, check=True
+        [sys.executable, "-c", ONE_AFTER_THE_OTHER],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
     )
-    loaded = done.stdout.split()
-    assert "parallel.fsdp" in loaded
-    assert "parallel.memory" not in loaded
+    return [set(line.split()) for line in done.stdout.splitlines()]
+
+
+def test_products_load_no_micro_kernels(loaded):
+    """Those of ``kernels.peaks`` have signatures: whoever imports them compiles or loads them."""
+    with_products, _ = loaded
+    assert "kernels.matmul.cpu_amx" in with_products
+    assert not {"kernels.peaks", "kernels.peaks_matrix"} & with_products
+
+
+def test_no_strategy_slows_torchs_allocator_down(loaded):
+    """``parallel.memory`` sets a switch for the life of a process, which slows small operations down."""
+    _, with_strategies = loaded
+    assert "parallel.fsdp" in with_strategies
+    assert "parallel.memory" not in with_strategies

@@ -36,6 +36,7 @@ def test_pairs_are_ordinary_pytest_benchmark_entries(tmp_path):
             benchmark(work(1000))
         """,
         "--benchmark-json=out.json",
+        "--benchmark-max-time=0.1",  # of pytest-benchmark's own, which is only to stand beside ours
     )
     assert done.returncode == 0, done.stdout
     assert "test_it.py::test_slower: new against base: slower" in done.stdout

@@ -35,6 +35,17 @@ def pytest_runtest_teardown(nextitem):
         assert left_running(started) == []
 
 
+@pytest.fixture(scope="module")
+def kept_by_jax(request, pytestconfig):
+    """For files that ask what programs are and compute, and not how long it takes to compile them. A folder
+    for each, because JAX's files are not written at one stroke and lanes run beside each other."""
+    from jax_cache import kept_in
+
+    cache = getattr(pytestconfig, "cache", None)  # None under -p no:cacheprovider
+    with kept_in(cache and cache.mkdir(f"jax-{request.path.stem}")):
+        yield
+
+
 @pytest.fixture
 def one_thread():
     """Of torch, for tests of small matrices: threads that wait for each other cost more than they give."""

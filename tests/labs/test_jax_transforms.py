@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax_cache import kept_in
 from stated import Stated, machine
 
 from labs import figure as figures
@@ -31,6 +32,7 @@ from labs.jax_transforms import (
 )
 from labs.lab import configure, find
 
+pytestmark = pytest.mark.usefixtures("kept_by_jax")
 SIZES = dict(
     products=5, samples=3, features=6, width=8, batch=5, steps=9, hidden=5, inputs=3, outputs=7, parameters=4,
     side=16, lengths=3, devices=4, compile=False,
@@ -497,8 +499,9 @@ def test_every_group_has_its_reference():
 def test_constants_of_programs_are_above_nothing_and_in_their_order():
     from labs import calibration_calls, calibration_transforms
 
-    programs = calibration_transforms.jax_programs() | calibration_transforms.torch_programs()
-    calls = calibration_calls.jax_calls() | calibration_calls.torch_calls()
+    with kept_in(None):
+        programs = calibration_transforms.jax_programs() | calibration_transforms.torch_programs()
+        calls = calibration_calls.jax_calls() | calibration_calls.torch_calls()
     assert not set(programs) & set(calls)  # a constant has one meaning
     value = {name: found for name, (found, _) in (programs | calls).items() if name in CONSTANTS}
     elsewhere = {"numpy_exp_s", "scalar_float32_flops", "thread_switch_s", "jax_first_call_s"}

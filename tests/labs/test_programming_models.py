@@ -30,6 +30,7 @@ from labs.programming_models import (
 )
 from labs.programming_models.refusals import Refused, refusal
 
+pytestmark = pytest.mark.usefixtures("kept_by_jax")
 SMALL = configure(
     LAB, "quick", {"elements": 2**18, "batch": 3, "width": 8, "steps": 4, "tokens": 5, "shapes": 9}
 )

@@ -1,5 +1,6 @@
 """The serving lab: predictions, claims that can fail, figures, settings."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -29,6 +30,12 @@ WIRES = Wires(1e-3, 2e-3, 5e-4, 1e-9, 3e-3, 2e-9)
 BLOCKS = 3
 
 
+@functools.cache
+def simulated_blocks(config, policy):
+    """What most tests begin with, and a third of a second each time."""
+    return [simulated(config, policy, block, Fitted(COSTS, WIRES)) for block in range(1, BLOCKS + 1)]
+
+
 def results(config=QUICK, refused=False, slower=1.0, **changes):
     """Live blocks as the simulator says, times ``slower``; calibration; a winner map."""
     times = {variant.address: 1.0 for variant in LAB.variants(config)}
@@ -41,7 +48,7 @@ def results(config=QUICK, refused=False, slower=1.0, **changes):
         values[f"neighbours/{name}", "round_decode_step_s"] = [0.001]
     for policy in POLICIES:
         address = f"{LIVE}/{policy}"
-        rows = [simulated(config, policy, block, Fitted(COSTS, WIRES)) for block in range(1, BLOCKS + 1)]
+        rows = simulated_blocks(config, policy)
         for key in ("ttft_p50", "itl_p50", "itl_p99", "itl_max"):
             values[address, f"block_{key}_s"] = [slower * getattr(row, key) for row in rows]
         for key in ("ttft_p50", "ttft_p99", "itl_p50", "itl_p99", "itl_max"):

@@ -1,5 +1,6 @@
 """The tuning lab: trials that go on as if they had not stopped; predictions, proofs and claims can fail."""
 
+import functools
 import math
 import random
 import subprocess
@@ -32,6 +33,7 @@ QUICK = configure(LAB, "quick")
 SIZES = {"configurations": 9, "most_steps": 9, "least_steps": 1, "population": 4, "length": 8, "sequences": 4}
 TINY = configure(LAB, "quick", SIZES)
 POINT, OTHER = draw(2, 3)
+pytestmark = pytest.mark.usefixtures("kept_by_jax")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -269,8 +271,14 @@ class Found(Stated):
     """Results whose predictions are the lab's."""
 
     def predicted(self, variant, key="time_s"):
-        of_lab = {(p.variant, p.key): p.value for p in LAB.predict(self.config, self.machine)}
-        return of_lab.get((variant, key))
+        assert self.machine == constants()
+        return predictions(self.config).get((variant, key))
+
+
+@functools.cache
+def predictions(config):
+    """A tenth of a second each time, and asked for by every claim."""
+    return {(each.variant, each.key): each.value for each in LAB.predict(config, constants())}
 
 
 def known_ends(values, config):

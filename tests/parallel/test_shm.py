@@ -260,8 +260,17 @@ def between_the_lines():
         from_another_thread()
         return status
 
+    class Patient:
+        """The thread that finished the last one may have the lock still: then that is waited for, where the
+        group would do without."""
+
+        def acquire(self, blocking=True):
+            return lock.acquire()
+
+        release = staticmethod(lock.release)
+
     works = []
-    for patch in ({"_lock": Lock()}, {"_run": run}):
+    for others_come_first, patch in ((True, {"_lock": Lock()}), (False, {"_lock": Patient(), "_run": run})):
         mine = torch.full((700,), 1.0 + rank)
         if rank == 0:
             vars(group).update(patch)
@@ -271,7 +280,7 @@ def between_the_lines():
         else:
             time.sleep(0.2)  # what rank 0 begins first is in flight until then
             other = torch.full((3000,), 10.0 + rank)
-            for x in (other, mine) if "_lock" in patch else (mine, other):
+            for x in (other, mine) if others_come_first else (mine, other):
                 dist.all_reduce(x)
             others.append(other)
         assert (mine == size * (size + 1) / 2).all(), patch
