@@ -70,7 +70,8 @@ LONG = (
     *("parallel/test_shm.py", "labs/test_pipeline.py", "bench/test_plugin.py", "test_readme.py"),
     *("parallel/test_checkpoint.py", "kernels/test_threads.py", "labs/test_programming_models.py"),
 )
-"""Files that take long, the longest first: a lane that came to one last would run alone at the end."""
+"""Files that take long, the longest first: a lane that came to one last would run alone at the end. The first
+three begin a lane each: the one of the ranks, the one of the Ray cluster, and that of what compiles."""
 
 
 def pytest_ignore_collect(collection_path, config):
