@@ -4,7 +4,7 @@
 that autograd, ``torch.compile(fullgraph=True)`` and ``torch.library.opcheck`` work. ``use_torch`` is the
 question each public function asks first: would torch's own operation serve better here?
 
-Registration alone costs microseconds, which small tensors do not repay: below a measured size
+A call costs microseconds of Python, which small tensors do not repay: below a measured size
 (``kernels/crossover.json``, elements) the eager public function calls torch's op.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 
+from kernels.direct import directly
 from kernels.interpreter import interpreting, repair
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -44,7 +46,8 @@ def register(
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
 ) -> Any:
-    """Register ``perflab::<schema>`` and return the overload to call.
+    """Register ``perflab::<schema>`` and return what to call: the overload, which ``kernels.direct`` spares
+    those who need no dispatcher.
 
     schema: ``"name(Tensor input, float eps) -> (Tensor, Tensor)"``; outputs are new tensors, and a mutated
     argument is written ``Tensor(a!)``. cpu: the implementation on CPU tensors. cuda: the
@@ -68,7 +71,8 @@ def register(
     torch.library.register_fake(qualified, fake)
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=setup_context)
-    return getattr(torch.ops.perflab, name).default
+    implementations = {"cpu": cpu, **({"cuda": triton} if triton else {})}
+    return directly(getattr(torch.ops.perflab, name).default, implementations, setup_context, backward)
 
 
 def imported_when_called(place: str) -> Callable[..., Any]:
@@ -120,13 +124,26 @@ def use_torch(
 ) -> bool:
     """True where torch's own operation should run: a small tensor, or one that the kernels do not take.
 
-    Only the second is worth a ``FallbackWarning``, once for each operation and reason. elements: what is held
-    against the crossover, where it is not the elements of ``first``.
+    Only the second is worth a ``FallbackWarning``, once for each operation and reason.
     """
-    if not torch.compiler.is_compiling():
-        kind = first.device.type
-        if (first.numel() if elements is None else elements) < crossover(name, kind):
-            return True
+    return is_small(name, first, elements) or not_taken(name, first, *others, dtypes=dtypes)
+
+
+def is_small(name: str, first: torch.Tensor, elements: int | None = None) -> bool:
+    """Whether an eager call is to be left to torch for its size, which loses least when asked first.
+
+    elements: what is held against the crossover, where it is not the elements of ``first``.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    kind = "cpu" if first.is_cpu else first.device.type
+    return (first.numel() if elements is None else elements) < crossover(name, kind)
+
+
+def not_taken(
+    name: str, first: torch.Tensor, *others: torch.Tensor | None, dtypes: Sequence[torch.dtype] = FLOATS
+) -> bool:
+    """Whether there are no kernels for these tensors, which a ``FallbackWarning`` says once."""
     reason = _unsupported(first, others, dtypes)
     if reason and not torch.compiler.is_compiling():
         warn_once(name, reason)
@@ -136,12 +153,12 @@ def use_torch(
 def _unsupported(
     first: torch.Tensor, others: Sequence[torch.Tensor | None], dtypes: Sequence[torch.dtype]
 ) -> str:
-    device = first.device
-    if device.type not in ("cpu", "cuda"):
-        return f"there are no kernels for device {device.type!r}"
+    device, kind = first.device, "cpu" if first.is_cpu else first.device.type
+    if kind not in ("cpu", "cuda"):
+        return f"there are no kernels for device {kind!r}"
     if first.layout is not torch.strided:
         return f"there are no kernels for layout {first.layout}"
-    if device.type == "cuda" and (reason := gpu_lacks(device)):
+    if kind == "cuda" and (reason := gpu_lacks(device)):
         return reason
     for tensor in (first, *others):
         if tensor is None:
@@ -177,4 +194,7 @@ def warn_once(name: str, reason: str) -> None:
     """Say that torch's own operation runs instead of ours, the first time for this reason."""
     if (name, reason) not in _warned:
         _warned.add((name, reason))
-        warnings.warn(f"kernels.{name}: {reason}; torch's own operation runs", FallbackWarning, stacklevel=4)
+        text, level, frame = f"kernels.{name}: {reason}; torch's own operation runs", 1, sys._getframe()
+        while frame.f_back and frame.f_globals["__name__"].partition(".")[0] == __package__:
+            level, frame = level + 1, frame.f_back  # to whoever called a function of ours
+        warnings.warn(text, FallbackWarning, stacklevel=level)

@@ -71,21 +71,21 @@ def leaky_relu(input: torch.Tensor, negative_slope: float = 0.01, inplace: bool 
     """x above 0, ``negative_slope`` x below."""
     if _torch_serves("leaky_relu", input, inplace):
         return F.leaky_relu(input, negative_slope, inplace)
-    return CALLS["leaky_relu"](input, negative_slope)
+    return CALLS["leaky_relu"](input, float(negative_slope))
 
 
 def softplus(input: torch.Tensor, beta: float = 1, threshold: float = 20) -> torch.Tensor:
     """ln(1 + e**(beta x)) / beta, and x itself where beta x > ``threshold``."""
     if _torch_serves("softplus", input):
         return F.softplus(input, beta, threshold)
-    return CALLS["softplus"](input, beta, threshold)
+    return CALLS["softplus"](input, float(beta), float(threshold))
 
 
 def elu(input: torch.Tensor, alpha: float = 1.0, inplace: bool = False) -> torch.Tensor:
     """x above 0, alpha (e**x - 1) below."""
     if _torch_serves("elu", input, inplace):
         return F.elu(input, alpha, inplace)
-    return CALLS["elu"](input, alpha)
+    return CALLS["elu"](input, float(alpha))
 
 
 def softmax(

@@ -69,7 +69,7 @@ def scaled_dot_product_attention(
         key.contiguous(),
         value.contiguous(),
         mask,
-        dropout_p,
+        float(dropout_p),
         int(torch.randint(2**31 - 1, ())) if dropout_p > 0 else 0,
         is_causal or window is not None,
         1 / math.sqrt(shape[-1]) if scale is None else float(scale),

@@ -70,9 +70,9 @@ def cross_entropy(
         and not torch.compiler.is_compiling()
     )
     if ahead:
-        loss, _ = _with_gradient(logits, labels, None, ignore_index, label_smoothing, reduction)
+        loss, _ = _with_gradient(logits, labels, None, ignore_index, float(label_smoothing), reduction)
     else:
-        loss = _cross_entropy(logits, labels, ignore_index, label_smoothing, reduction)
+        loss = _cross_entropy(logits, labels, ignore_index, float(label_smoothing), reduction)
     if reduction == "none":
         loss = loss.view(target.shape)
     return _like_torchs(loss, input)
@@ -139,7 +139,7 @@ def linear_cross_entropy(
         bias,
         None,
         ignored,
-        label_smoothing,
+        float(label_smoothing),
         reduction,
         *wanted,
     )

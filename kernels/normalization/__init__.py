@@ -14,7 +14,7 @@ import torch
 
 from kernels import functional as F
 from kernels.normalization import cpu, cpu_backward
-from kernels.op import imported_when_called, register, use_torch
+from kernels.op import imported_when_called, is_small, not_taken, register
 
 
 def layer_norm(
@@ -120,26 +120,23 @@ def _takes(
     residual: torch.Tensor | None = None,
 ) -> bool:
     """Whether the kernels run. Arguments that torch refuses are left to torch, whose errors say why."""
-    if not isinstance(input, torch.Tensor) or use_torch(
-        name, input
-    ):  # small tensors are to lose no time here
+    if not isinstance(input, torch.Tensor) or is_small(name, input):
         return False
-    if (
-        not isinstance(normalized_shape, tuple | list)
-        or not normalized_shape
-        or input.shape[-len(normalized_shape) :] != tuple(normalized_shape)
-    ):
+    if not isinstance(normalized_shape, tuple | list) or not normalized_shape:
+        return False
+    shape = input.shape[-len(normalized_shape) :]
+    if shape != tuple(normalized_shape):
         return False
     dtype = None
     for value in parameters:
         if value is None:
             continue
-        if not isinstance(value, torch.Tensor) or value.shape != input.shape[-len(normalized_shape) :]:
+        if not isinstance(value, torch.Tensor) or value.shape != shape:
             return False
         if name.endswith("layer_norm") and value.dtype not in (dtype or input.dtype, dtype or torch.float32):
             return False
         dtype = value.dtype
-    return not use_torch(name, input, *parameters, residual) and input.numel() > 0
+    return not not_taken(name, input, *parameters, residual) and input.numel() > 0
 
 
 # --- registration --------------------------------------------------------------------------------
