@@ -39,6 +39,12 @@ def caches(cores: Iterable[int] | None = None, root: Path = Path("/")) -> dict[s
 
 
 @cache
+def last_level_bytes(root: Path = Path("/")) -> int:
+    """Of all last-level caches that the usable cores reach; 0 where the system does not say."""
+    return int(caches(root=root).get("l3_bytes", 0))
+
+
+@cache
 def second_level_bytes(root: Path = Path("/")) -> int:
     """Of one core's second-level cache (the first core that this process may use: there may be hundreds to
     ask); 2 MiB where the system does not say."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
+from numba import types
 
 BYTE, SHORT, WORD, LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 FLOAT = ir.FloatType()
@@ -44,6 +45,16 @@ def declare(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
     return found or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
 
 
+def is_row(array: Any, offset: Any) -> bool:
+    """Whether these are the types of a vector whose elements lie side by side and of a place in it."""
+    return (
+        isinstance(array, types.Array)
+        and array.ndim == 1
+        and array.layout == "C"
+        and isinstance(offset, types.Integer)
+    )
+
+
 def address(context: Any, builder: Any, kind: Any, array: Any) -> Any:
     """Pointer to the first element of a numba array."""
     return context.make_array(kind)(context, builder, array).data
@@ -65,11 +76,13 @@ def store(builder: Any, value: Any, pointer: Any, alignment: int) -> None:
     builder.store(value, builder.bitcast(pointer, value.type.as_pointer())).align = alignment
 
 
-def prefetch(builder: Any, pointer: Any) -> None:
-    """Ask for a cache line in the second level, to read it; outside of memory it does nothing."""
+def prefetch(builder: Any, pointer: Any, to_write: bool = False) -> None:
+    """Ask for a cache line: in the second level, or to write to it, in the first. Outside of memory it does
+    nothing."""
     kinds = [BYTE.as_pointer(), WORD, WORD, WORD]
     fetch = declare(builder, "llvm.prefetch.p0", ir.VoidType(), kinds)
-    builder.call(fetch, [builder.bitcast(pointer, kinds[0]), WORD(0), WORD(2), WORD(1)])
+    how = [WORD(1), WORD(3)] if to_write else [WORD(0), WORD(2)]
+    builder.call(fetch, [builder.bitcast(pointer, kinds[0]), *how, WORD(1)])
 
 
 # --- vectors -------------------------------------------------------------------------------------

@@ -78,19 +78,10 @@ def _place(context: Any, builder: Any, kind: Any, array: Any, offset: Any) -> An
     return builder.bitcast(builder.gep(data, [offset]), ir.VectorType(element, LANES).as_pointer())
 
 
-def _is_row(array: Any, offset: Any) -> bool:
-    return (
-        isinstance(array, types.Array)
-        and array.ndim == 1
-        and array.layout == "C"
-        and isinstance(offset, types.Integer)
-    )
-
-
 @intrinsic
 def load_16(typing: Any, array: Any, offset: Any) -> Any:
     """array[offset:offset+16] as float32 lanes; a C-contiguous row of float32 or 16-bit floats."""
-    if not _is_row(array, offset) or array.dtype not in (types.float32, types.int16, types.uint16):
+    if not ir_vectors.is_row(array, offset) or array.dtype not in (types.float32, types.int16, types.uint16):
         return None
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -106,7 +97,7 @@ def _store(alignment: int | None, doc: str) -> Any:
 
     @intrinsic
     def store(typing: Any, array: Any, offset: Any, value: Any) -> Any:
-        if value is not Lanes or not _is_row(array, offset):
+        if value is not Lanes or not ir_vectors.is_row(array, offset):
             return None
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -133,19 +124,3 @@ stream_lanes = _store(
     the program is killed. Call ``kernels.simd.store_fence()`` before another thread may read.
     """,
 )
-
-
-@intrinsic
-def prefetch(typing: Any, array: Any, offset: Any) -> Any:
-    """Ask for the cache line of array[offset] in the second-level cache; past the end it does nothing.
-
-    For a row's successors: the hardware's own prefetch stops at the end of a page of 4 KiB.
-    """
-    if not _is_row(array, offset):
-        return None
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        ir_vectors.prefetch(builder, ir_vectors.pointer_at(context, builder, signature, args, 0, args[1]))
-        return context.get_dummy_value()
-
-    return types.void(array, offset), codegen

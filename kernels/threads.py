@@ -111,6 +111,7 @@ def pointer_to(element: types.Type) -> Any:
     return pointer
 
 
+_NUMBERS = frozenset({int, float, bool})
 _POINTERS = {element: pointer_to(element) for element in ELEMENTS.values()}
 
 
@@ -120,6 +121,7 @@ class Chunked:
     ``body`` is written as for ``numba.njit`` (error_model "numpy", the given ``fastmath`` flags). Called as
     ``body(chunks, *arguments)`` with CPU tensors that are contiguous, ints, floats, bools or None; inside, a
     tensor is a C-contiguous array (16-bit floats as integers, see ``kernels.storage``), a float is a float64.
+    ``(tensor, rows, columns)`` is the tensor's memory in that shape, for less than a view costs.
     Chunks must write to places of their own. ``body.compiled`` is the njit function, for ``kernels.inspect``.
     """
 
@@ -144,16 +146,23 @@ class Chunked:
         parallel = _gomp_parallel() if threads > 1 else None
         values: list[Any] = [chunks, threads, 0 if parallel is None else _address_of_thread_number(), 0]
         for value in arguments:
-            if isinstance(value, torch.Tensor):
+            kind = type(value)
+            if kind is tuple:
+                key.append((value[0].dtype, len(value) - 1))
+                values.append(value[0].data_ptr())
+                values += value[1:]
+            elif kind in _NUMBERS:
+                key.append(kind)
+                values.append(value)
+            elif value is None:
+                key.append(None)
+            elif isinstance(value, torch.Tensor):
                 shape = value.shape
                 key.append((value.dtype, len(shape)))
                 values.append(value.data_ptr())
-                values.extend(shape)
-            elif value is None:
-                key.append(None)
+                values += shape
             else:
-                key.append(type(value))
-                values.append(value)
+                raise TypeError(f"{self.__name__} takes tensors, numbers and None, no {kind.__name__}")
         found = self._workers.get(tuple(key))
         if found is None:
             found = self._workers[tuple(key)] = self._compile(tuple(key))
@@ -187,8 +196,6 @@ class Chunked:
                 position += 1 + dimensions
                 layout += "q" * (1 + dimensions)
             else:
-                if kind not in (int, float, bool):
-                    raise TypeError(f"{self.__name__} takes tensors, numbers and None, no {kind.__name__}")
                 word = f"block[{position}]"
                 read = {float: f"as_float({word})", int: word, bool: f"{word} != 0"}[kind]
                 lines.append(f"{name} = {read}")

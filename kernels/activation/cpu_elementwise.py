@@ -14,14 +14,18 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from kernels.activation.formulas import FAMILY, Elementwise, translate
-from kernels.activation.layout import flat, like
+from kernels.activation.layout import like
+from kernels.blocks import BLOCK, part_of, read_ahead, stream, write_ahead
 from kernels.fresh_memory import in_huge_pages
-from kernels.simd import exp_nonpositive_float32, full_width
+from kernels.simd import exp_nonpositive_float32, full_width, store_fence
 from kernels.storage import narrow, widen
+from kernels.streaming import is_streamed
 from kernels.threads import Chunked, chunked, chunks_of
 
 LEAST = 8192
 """Elements that repay a chunk of their own."""
+VECTOR = 32
+"""Elements of a whole cache line in any dtype: one vector may be cut at lines, as rows are."""
 
 
 def inline(function: Callable[..., Any]) -> Any:
@@ -59,15 +63,30 @@ def forward_body(member: Elementwise) -> Chunked:
     """``out = value(x)`` over flat tensors of one size, any of the three dtypes."""
     value = FORMULAS[member.value.__name__]
 
+    @inline
+    def fill(x, out, numbers):
+        full_width()
+        for i in range(out.size):
+            out[i] = narrow(value(widen(x[i]), *numbers), out)
+
     @chunked
-    def forward(chunk, chunks, x, out, *parameters):
+    def forward(chunk, chunks, x, streamed, out, *parameters):
         full_width()
         numbers = _as_float32(parameters)
-        low, high = x.size * chunk // chunks, x.size * (chunk + 1) // chunks
+        low, high = part_of(x.size, chunk, chunks)
         # Slices: an index that might be negative counts from the end, which makes every load a gather.
         x, out = x[low:high], out[low:high]
-        for i in range(x.size):
-            out[i] = narrow(value(widen(x[i]), *numbers), out)
+        staged = np.empty(BLOCK, out.dtype)
+        for at in range(0, out.size, BLOCK):
+            read_ahead(x, at)
+            if streamed:
+                part = staged[: min(BLOCK, out.size - at)]
+                fill(x[at : at + BLOCK], part, numbers)
+                stream(part, out, at)
+            else:
+                write_ahead(out, at)
+                fill(x[at : at + BLOCK], out[at : at + BLOCK], numbers)
+        store_fence()
 
     return forward
 
@@ -77,14 +96,31 @@ def backward_body(member: Elementwise) -> Chunked:
     """``grad_input = gradient(grad, kept)`` over flat tensors of one size."""
     gradient = FORMULAS[member.gradient.__name__]
 
+    @inline
+    def fill(grad, kept, out, numbers):
+        full_width()
+        for i in range(out.size):
+            out[i] = narrow(gradient(widen(grad[i]), widen(kept[i]), *numbers), out)
+
     @chunked
-    def backward(chunk, chunks, grad, kept, grad_input, *parameters):
+    def backward(chunk, chunks, grad, kept, streamed, grad_input, *parameters):
         full_width()
         numbers = _as_float32(parameters)
-        low, high = kept.size * chunk // chunks, kept.size * (chunk + 1) // chunks
+        low, high = part_of(kept.size, chunk, chunks)
         grad, kept, grad_input = grad[low:high], kept[low:high], grad_input[low:high]
-        for i in range(kept.size):
-            grad_input[i] = narrow(gradient(widen(grad[i]), widen(kept[i]), *numbers), grad_input)
+        staged = np.empty(BLOCK, grad_input.dtype)
+        for at in range(0, grad_input.size, BLOCK):
+            read_ahead(grad, at)
+            read_ahead(kept, at)
+            g, k = grad[at : at + BLOCK], kept[at : at + BLOCK]
+            if streamed:
+                part = staged[: min(BLOCK, g.size)]
+                fill(g, k, part, numbers)
+                stream(part, grad_input, at)
+            else:
+                write_ahead(grad_input, at)
+                fill(g, k, grad_input[at : at + BLOCK], numbers)
+        store_fence()
 
     return backward
 
@@ -95,8 +131,10 @@ def forward(name: str) -> Callable[..., torch.Tensor]:
 
     def run(input: torch.Tensor, *parameters: float) -> torch.Tensor:
         out = in_huge_pages(torch.empty_like(input))
-        chunks = chunks_of(out.numel(), LEAST)
-        forward_body(member)(chunks, chunks, flat(like(input, out)), flat(out), *parameters)
+        size = out.numel()
+        chunks = chunks_of(size, LEAST)
+        read, written = (like(input, out), size), (out, size)
+        forward_body(member)(chunks, chunks, read, is_streamed(out, VECTOR), written, *parameters)
         return out
 
     return run
@@ -108,9 +146,10 @@ def backward(name: str) -> Callable[..., torch.Tensor]:
 
     def run(grad: torch.Tensor, kept: torch.Tensor, *parameters: float) -> torch.Tensor:
         out = in_huge_pages(torch.empty_like(kept))
-        chunks = chunks_of(out.numel(), LEAST)
-        arguments = [flat(like(tensor, out)) for tensor in (grad, kept)]
-        backward_body(member)(chunks, chunks, *arguments, flat(out), *parameters)
+        size = out.numel()
+        chunks = chunks_of(size, LEAST)
+        read = [(like(tensor, out), size) for tensor in (grad, kept)]
+        backward_body(member)(chunks, chunks, *read, is_streamed(out, VECTOR), (out, size), *parameters)
         return out
 
     return run

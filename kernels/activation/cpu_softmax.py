@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from kernels.fresh_memory import in_huge_pages
-from kernels.lanes import load_16, prefetch, stream_lanes
+from kernels.lanes import load_16, store_16, stream_lanes
+from kernels.prefetching import prefetch, prefetch_to_write, rows_ahead
 from kernels.simd import exp_nonpositive_float32, full_width, maximum, store_fence
 from kernels.storage import narrow, widen
-from kernels.streaming import AHEAD_BYTES, is_streamed
+from kernels.streaming import is_streamed
 from kernels.threads import chunked, chunks_of
 
 f32 = np.float32
@@ -23,12 +24,12 @@ _SUM = ("reassoc", "contract", "nsz")
 
 
 @chunked(fastmath=_SUM)
-def _forward(chunk, chunks, x, streamed, out):
+def _forward(chunk, chunks, x, ahead, streamed, out):
     full_width()
     rows, columns = x.shape
     row = np.empty(columns, np.float32)
-    following = x.reshape(x.size)
-    ahead = (1 + (AHEAD_BYTES - 1) // max(1, columns * x.itemsize)) * columns
+    whole = columns - columns % 16
+    following, written = x.reshape(x.size), out.reshape(out.size)
     for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
         top = f32(-np.inf)
         for j in range(columns):
@@ -38,42 +39,66 @@ def _forward(chunk, chunks, x, streamed, out):
             row[j] = exp_nonpositive_float32(widen(x[i, j]) - top)
             total += row[j]
         scale = f32(1) / total
-        if streamed:
-            out_row = out[i]
-            for j in range(0, columns, 16):
+        out_row = out[i]
+        for j in range(0, whole, 16):
+            if ahead:
                 prefetch(following, i * columns + j + ahead)
+                if not streamed:
+                    prefetch_to_write(written, i * columns + j + ahead)
+            if streamed:
                 stream_lanes(out_row, j, load_16(row, j) * scale)
-        else:
-            for j in range(columns):
-                out[i, j] = narrow(row[j] * scale, out)
+            else:
+                store_16(out_row, j, load_16(row, j) * scale)
+        for j in range(whole, columns):
+            out_row[j] = narrow(row[j] * scale, out)
     store_fence()
 
 
 @chunked(fastmath=_SUM)
-def _backward(chunk, chunks, grad, out, grad_input):
+def _backward(chunk, chunks, grad, out, ahead, grad_input):
     full_width()
     rows, columns = out.shape
+    whole = columns - columns % 16
+    following, following_grad, written = (
+        out.reshape(out.size),
+        grad.reshape(out.size),
+        grad_input.reshape(out.size),
+    )
     for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
         dot = f32(0)
         for j in range(columns):
             dot += widen(grad[i, j]) * widen(out[i, j])
-        for j in range(columns):
-            grad_input[i, j] = narrow((widen(grad[i, j]) - dot) * widen(out[i, j]), grad_input)
+        grad_row, out_row, grad_input_row = grad[i], out[i], grad_input[i]
+        for j in range(0, whole, 16):
+            if ahead:
+                prefetch(following, i * columns + j + ahead)
+                prefetch(following_grad, i * columns + j + ahead)
+                prefetch_to_write(written, i * columns + j + ahead)
+            store_16(grad_input_row, j, (load_16(grad_row, j) - dot) * load_16(out_row, j))
+        for j in range(whole, columns):
+            grad_input_row[j] = narrow((widen(grad_row[j]) - dot) * widen(out_row[j]), grad_input)
+
+
+def _rows(tensor: torch.Tensor) -> tuple[int, int]:
+    columns = tensor.shape[-1]
+    return tensor.numel() // max(1, columns), columns
 
 
 def softmax(input: torch.Tensor) -> torch.Tensor:
     """Softmax along the last dimension of a contiguous tensor."""
     out = in_huge_pages(torch.empty_like(input))
-    rows = input.view(-1, input.shape[-1])
-    chunks = chunks_of(len(rows), 1 + 8192 // max(1, rows.shape[1]))
-    _forward(chunks, chunks, rows, is_streamed(out, rows.shape[1]), out.view(rows.shape))
+    rows, columns = _rows(input)
+    chunks = chunks_of(rows, 1 + 8192 // max(1, columns))
+    how = rows_ahead(out, columns), is_streamed(out, columns)
+    _forward(chunks, chunks, (input, rows, columns), *how, (out, rows, columns))
     return out
 
 
 def softmax_backward(grad: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
     """(grad - sum(grad * output)) * output along the last dimension; both contiguous."""
     grad_input = in_huge_pages(torch.empty_like(output))
-    rows = output.view(-1, output.shape[-1])
-    chunks = chunks_of(len(rows), 1 + 8192 // max(1, rows.shape[1]))
-    _backward(chunks, chunks, grad.view(rows.shape), rows, grad_input.view(rows.shape))
+    rows, columns = _rows(output)
+    chunks = chunks_of(rows, 1 + 8192 // max(1, columns))
+    read = (grad, rows, columns), (output, rows, columns)
+    _backward(chunks, chunks, *read, rows_ahead(output, columns), (grad_input, rows, columns))
     return grad_input

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from kernels.activation.cpu_elementwise import FORMULAS, LEAST, inline
+from kernels.activation.cpu_elementwise import FORMULAS, LEAST, VECTOR, inline
 from kernels.activation.layout import rows_of
+from kernels.blocks import BLOCK, part_of, read_ahead, stream, write_ahead
 from kernels.fresh_memory import in_huge_pages
-from kernels.lanes import load_16, stream_lanes
 from kernels.simd import full_width, store_fence
 from kernels.storage import narrow, widen
 from kernels.streaming import is_streamed
@@ -17,76 +17,105 @@ from kernels.threads import chunked, chunks_of
 _silu, _silu_gradient = FORMULAS["silu"], FORMULAS["silu_gradient"]
 
 
-_STAGED = 512  # elements that wait in the first-level cache to be streamed
-
-
-@inline
-def _range(size, chunk, chunks):
-    return size * chunk // chunks, size * (chunk + 1) // chunks
-
-
-@inline
-def _columns(size, chunk, chunks):
-    """A chunk's part of one row, from whole vectors to whole vectors, so that stores stay aligned."""
-    low, high = _range(size, chunk, chunks)
-    return low // 16 * 16, size if chunk == chunks - 1 else high // 16 * 16
-
-
 @inline
 def _product(g, u, out):
-    """out = silu(g) * u, of rows."""
-    for j in range(g.size):
+    full_width()
+    for j in range(out.size):
         out[j] = narrow(_silu(widen(g[j])) * widen(u[j]), out)
+
+
+@inline
+def _gate_gradient(d, g, u, grad_gate):
+    full_width()
+    for j in range(grad_gate.size):
+        grad_gate[j] = narrow(_silu_gradient(widen(d[j]) * widen(u[j]), widen(g[j])), grad_gate)
+
+
+@inline
+def _gradients(d, g, u, grad_gate, grad_up):
+    full_width()
+    for j in range(grad_gate.size):
+        x = widen(g[j])
+        grad_gate[j] = narrow(_silu_gradient(widen(d[j]) * widen(u[j]), x), grad_gate)
+        grad_up[j] = narrow(_silu(x) * widen(d[j]), grad_up)
 
 
 @chunked
 def _forward(chunk, chunks, gate, gate_stride, up, up_stride, streamed, out, rows, columns):
     full_width()
-    staged = np.empty(_STAGED, out.dtype)
+    staged = np.empty(BLOCK, out.dtype)
     # One row: its columns are shared out. Several: the rows are.
-    first, last = _range(rows, chunk, chunks) if rows > 1 else (0, 1)
-    low, high = _columns(columns, chunk, chunks) if rows == 1 else (0, columns)
+    first, last = (rows * chunk // chunks, rows * (chunk + 1) // chunks) if rows > 1 else (0, 1)
+    low, high = part_of(columns, chunk, chunks) if rows == 1 else (0, columns)
     for i in range(first, last):
         g = gate[i * gate_stride + low : i * gate_stride + high]
         u = up[i * up_stride + low : i * up_stride + high]
         o = out[i * columns + low : i * columns + high]
-        if not streamed:
-            _product(g, u, o)
-            continue
-        for start in range(0, g.size, _STAGED):
-            stop = min(start + _STAGED, g.size)
-            part = staged[: stop - start]
-            _product(g[start:stop], u[start:stop], part)
-            whole = part.size - part.size % 16
-            for j in range(0, whole, 16):
-                stream_lanes(o, start + j, load_16(part, j))
-            for j in range(whole, part.size):
-                o[start + j] = part[j]
+        for at in range(0, o.size, BLOCK):
+            read_ahead(g, at)
+            read_ahead(u, at)
+            gs, us = g[at : at + BLOCK], u[at : at + BLOCK]
+            if streamed:
+                part = staged[: gs.size]
+                _product(gs, us, part)
+                stream(part, o, at)
+            else:
+                write_ahead(o, at)
+                _product(gs, us, o[at : at + BLOCK])
     store_fence()
 
 
 @chunked
 def _backward(
-    chunk, chunks, grad, grad_stride, gate, gate_stride, up, up_stride, grad_gate, grad_up, rows, columns
+    chunk,
+    chunks,
+    grad,
+    grad_stride,
+    gate,
+    gate_stride,
+    up,
+    up_stride,
+    streamed,
+    grad_gate,
+    grad_up,
+    rows,
+    columns,
 ):
     """``grad_up`` is None where it is not wanted."""
     full_width()
-    first, last = _range(rows, chunk, chunks) if rows > 1 else (0, 1)
-    low, high = _range(columns, chunk, chunks) if rows == 1 else (0, columns)
+    staged, staged_up = np.empty(BLOCK, grad_gate.dtype), np.empty(BLOCK, grad_gate.dtype)
+    first, last = (rows * chunk // chunks, rows * (chunk + 1) // chunks) if rows > 1 else (0, 1)
+    low, high = part_of(columns, chunk, chunks) if rows == 1 else (0, columns)
     for i in range(first, last):
         d = grad[i * grad_stride + low : i * grad_stride + high]
         g = gate[i * gate_stride + low : i * gate_stride + high]
         u = up[i * up_stride + low : i * up_stride + high]
         o = grad_gate[i * columns + low : i * columns + high]
-        if grad_up is None:
-            for j in range(g.size):
-                o[j] = narrow(_silu_gradient(widen(d[j]) * widen(u[j]), widen(g[j])), grad_gate)
-        else:
-            p = grad_up[i * columns + low : i * columns + high]
-            for j in range(g.size):
-                x = widen(g[j])
-                o[j] = narrow(_silu_gradient(widen(d[j]) * widen(u[j]), x), grad_gate)
-                p[j] = narrow(_silu(x) * widen(d[j]), grad_up)
+        for at in range(0, o.size, BLOCK):
+            read_ahead(d, at)
+            read_ahead(g, at)
+            read_ahead(u, at)
+            ds, gs, us = d[at : at + BLOCK], g[at : at + BLOCK], u[at : at + BLOCK]
+            if grad_up is None:
+                if streamed:
+                    part = staged[: gs.size]
+                    _gate_gradient(ds, gs, us, part)
+                    stream(part, o, at)
+                else:
+                    write_ahead(o, at)
+                    _gate_gradient(ds, gs, us, o[at : at + BLOCK])
+            else:
+                p = grad_up[i * columns + low : i * columns + high]
+                if streamed:
+                    part, part_up = staged[: gs.size], staged_up[: gs.size]
+                    _gradients(ds, gs, us, part, part_up)
+                    stream(part, o, at)
+                    stream(part_up, p, at)
+                else:
+                    write_ahead(o, at)
+                    write_ahead(p, at)
+                    _gradients(ds, gs, us, o[at : at + BLOCK], p[at : at + BLOCK])
+    store_fence()
 
 
 def _shape(*tensors: torch.Tensor) -> tuple[int, int, int]:
@@ -107,9 +136,9 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     out = _empty(up)
     rows, columns, chunks = _shape(gate, up)
     if out.numel():
-        streamed = is_streamed(out, 32 if rows == 1 else columns)  # one row is cut at vectors
+        streamed = is_streamed(out, VECTOR if rows == 1 else columns)
         read = *rows_of(gate, columns), *rows_of(up, columns)
-        _forward(chunks, chunks, *read, streamed, out.view(-1), rows, columns)
+        _forward(chunks, chunks, *read, streamed, (out, out.numel()), rows, columns)
     return out
 
 
@@ -140,5 +169,8 @@ def _run_backward(
     if not grad.numel():
         return
     read = [part for tensor in (grad, gate, up) for part in rows_of(tensor, columns)]
-    written = [grad_gate.view(-1), None if grad_up is None else grad_up.view(-1)]
-    _backward(chunks, chunks, *read, *written, rows, columns)
+    size = grad_gate.numel()
+    written = [(grad_gate, size), None if grad_up is None else (grad_up, size)]
+    made = [tensor for tensor in (grad_gate, grad_up) if tensor is not None]
+    streamed = all(is_streamed(tensor, VECTOR if rows == 1 else columns) for tensor in made)
+    _backward(chunks, chunks, *read, streamed, *written, rows, columns)

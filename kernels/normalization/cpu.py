@@ -19,10 +19,11 @@ import torch
 from numba import njit
 
 from kernels.fresh_memory import in_huge_pages
-from kernels.lanes import load_16, prefetch, store_16, stream_lanes
+from kernels.lanes import load_16, store_16, stream_lanes
+from kernels.prefetching import prefetch, prefetch_to_write, rows_ahead
 from kernels.simd import full_width, store_fence
 from kernels.storage import narrow, widen
-from kernels.streaming import AHEAD_BYTES, is_large, is_streamed
+from kernels.streaming import is_large, is_streamed
 from kernels.threads import chunked, chunks_of
 
 f32 = np.float32
@@ -46,6 +47,7 @@ def forward_rows(
     eps,
     centred,
     added,
+    ahead,
     streamed,
     descending,
     out,
@@ -53,7 +55,8 @@ def forward_rows(
     mean,
     rstd,
 ):
-    """Rows of x (or of x + residual, kept in total) normalised into out; centred: with a mean, kept too."""
+    """Rows of x (or of x + residual, kept in total) normalised into out; centred: with a mean, kept too.
+    ahead: elements to the row that is asked for, or 0."""
     full_width()
     rows, columns = x.shape
     whole = columns - columns % 16
@@ -62,7 +65,7 @@ def forward_rows(
     head = min(64, columns)
     staged = np.empty(columns if added else 0, x.dtype)
     following, following_residual = x.reshape(x.size), residual.reshape(residual.size)
-    ahead = (1 + (AHEAD_BYTES - 1) // (columns * x.itemsize)) * columns
+    written, written_total = out.reshape(out.size), total.reshape(total.size)
     for i in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
         row = x[i]
         if added:
@@ -97,18 +100,18 @@ def forward_rows(
         scale = f32(f32(1) / math.sqrt(variance + f32(eps)))
         rstd[i] = scale
         out_row = out[i]
-        if streamed:  # not asked for each vector, which would cost
-            for vector in range(whole // 16):
-                j = first + vector * step
-                result = _output(load_16(row, j), middle, scale, load_16(weight, j), load_16(bias, j))
-                prefetch(following, i * columns + vector * 16 + ahead)
+        for vector in range(whole // 16):
+            j = first + vector * step
+            result = _output(load_16(row, j), middle, scale, load_16(weight, j), load_16(bias, j))
+            if ahead:
+                prefetch(following, i * columns + j + ahead)
                 if added:
-                    prefetch(following_residual, i * columns + vector * 16 + ahead)
+                    prefetch(following_residual, i * columns + j + ahead)
+                if not streamed:
+                    prefetch_to_write(written, i * columns + j + ahead)
+            if streamed:
                 stream_lanes(out_row, j, result)
-        else:
-            for vector in range(whole // 16):
-                j = first + vector * step
-                result = _output(load_16(row, j), middle, scale, load_16(weight, j), load_16(bias, j))
+            else:
                 store_16(out_row, j, result)
         for j in range(whole, columns):
             out_row[j] = narrow(_output(widen(row[j]), middle, scale, weight[j], bias[j]), out)
@@ -118,6 +121,8 @@ def forward_rows(
                 if streamed:
                     stream_lanes(total_row, j, load_16(row, j))
                 else:
+                    if ahead:
+                        prefetch_to_write(written_total, i * columns + j + ahead)
                     store_16(total_row, j, load_16(row, j))
             for j in range(whole, columns):
                 total_row[j] = row[j]
@@ -156,7 +161,8 @@ def parameter(
     if not is_large(out):
         if value is None:
             return torch.full((columns,), otherwise)
-        return value.reshape(columns).float().contiguous()
+        as_it_is = value.dtype is torch.float32 and value.is_contiguous()
+        return value if as_it_is else value.reshape(columns).float().contiguous()
     placed = empty_beside(out, distance, columns)
     return placed.fill_(otherwise) if value is None else placed.copy_(value.reshape(columns))
 
@@ -188,17 +194,18 @@ def forward(
     forward_rows(
         chunks,
         chunks,
-        input.view(shape),
-        (input if residual is None else residual).view(shape),
-        weights,
-        biases,
+        (input, *shape),
+        (input if residual is None else residual, *shape),
+        (weights, columns),
+        (biases, columns),
         eps,
         centred,
         residual is not None,
+        rows_ahead(out, columns),
         is_streamed(out, columns) and is_streamed(total, columns),
         descending,
-        out.view(shape),
-        total.view(shape),
+        (out, *shape),
+        (total, *shape),
         mean,
         rstd,
     )

@@ -17,7 +17,7 @@ import torch
 from numba import njit
 
 from kernels.fresh_memory import in_huge_pages
-from kernels.lanes import load_16, prefetch, store_16, stream_lanes
+from kernels.lanes import load_16, store_16, stream_lanes
 from kernels.normalization.cpu import (
     SUM,
     empty_beside,
@@ -25,13 +25,13 @@ from kernels.normalization.cpu import (
     is_descending,
     parameter,
 )
+from kernels.prefetching import prefetch, prefetch_to_write, rows_ahead
 from kernels.simd import full_width, store_fence
 from kernels.storage import narrow, widen
 from kernels.streaming import is_streamed
 from kernels.threads import chunked, chunks_of
 
 f32 = np.float32
-AHEAD_BYTES = 12288  # how far ahead rows are asked for, between 8 and 16 KiB
 
 
 @njit(error_model="numpy", fastmath=False, forceinline=True)  # else numba passes the caller's flags on
@@ -57,6 +57,7 @@ def backward_rows(
     weight,
     centred,
     added,
+    ahead,
     streamed,
     descending,
     biased,
@@ -75,7 +76,6 @@ def backward_rows(
     first, step = (whole - 16, -16) if descending else (0, 16)
     count = f32(columns)
     following, following_grad = x.reshape(x.size), grad.reshape(grad.size)
-    ahead = AHEAD_BYTES // x.itemsize
     if weights is not None:
         weight_row, bias_row = weights[chunk], biases[chunk]
         weight_row[:] = f32(0)
@@ -84,6 +84,7 @@ def backward_rows(
         row, grad_row, scale = x[i], grad[i], rstd[i]
         middle = mean[i] if centred else f32(0)
         if grad_input is not None:
+            written = grad_input.reshape(grad_input.size)
             grad_mean, projection = f32(0), f32(0)
             for j in range(columns):
                 weighted = widen(grad_row[j]) * weight[j]
@@ -96,8 +97,9 @@ def backward_rows(
         for vector in range(whole // 16):
             j = first + vector * step
             g, v = load_16(grad_row, j), load_16(row, j)
-            prefetch(following, i * columns + j + ahead)
-            prefetch(following_grad, i * columns + j + ahead)
+            if ahead:
+                prefetch(following, i * columns + j + ahead)
+                prefetch(following_grad, i * columns + j + ahead)
             if grad_input is not None:
                 w = load_16(weight, j)
                 result = _grad_input(g, v, w, middle, scale, grad_mean, projection)
@@ -106,6 +108,8 @@ def backward_rows(
                 if streamed:
                     stream_lanes(out_row, j, result)
                 else:
+                    if ahead:
+                        prefetch_to_write(written, i * columns + j + ahead)
                     store_16(out_row, j, result)
             if weights is not None:
                 store_16(weight_row, j, _grad_weight(load_16(weight_row, j), g, v, middle, scale))
@@ -175,18 +179,19 @@ def backward(
     backward_rows(
         chunks,
         chunks,
-        grad.view(shape),
-        (grad if grad_sum is None else grad_sum).view(shape),
-        input.view(shape),
+        (grad, *shape),
+        (grad if grad_sum is None else grad_sum, *shape),
+        (input, *shape),
         rstd if mean is None else mean,
         rstd,
-        parameter(weight, columns, 1.0, out, -128 if descending else 128),
+        (parameter(weight, columns, 1.0, out, -128 if descending else 128), columns),
         mean is not None,
         grad_sum is not None,
+        rows_ahead(input, columns),
         grad_input is not None and is_streamed(grad_input, columns),
         descending,
         biased,
-        None if grad_input is None else grad_input.view(shape),
+        None if grad_input is None else (grad_input, *shape),
         weights,
         biases if biased else weights,
     )

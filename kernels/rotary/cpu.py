@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
+from numba import njit
 
 from kernels.fresh_memory import in_huge_pages
+from kernels.prefetching import prefetch, prefetch_to_write
 from kernels.rotary.lanes import LANES, rotate_halves, rotate_neighbours
 from kernels.rotary.layout import empty_result, four_dimensions, loops_of
 from kernels.storage import narrow, widen
 from kernels.threads import chunked, chunks_of
 
 f32 = np.float32
+_AHEAD = 1024  # elements
+
+
+@njit(error_model="numpy", forceinline=True)
+def _ask(x, out, a, b, o, p):
+    """For what lies some rows after x[a] and x[b], which is read, and out[o] and out[p], which is written."""
+    prefetch(x, a + _AHEAD)
+    prefetch(x, b + _AHEAD)
+    prefetch_to_write(out, o + _AHEAD)
+    prefetch_to_write(out, p + _AHEAD)
 
 
 @chunked
@@ -45,10 +59,12 @@ def _rotate(chunk, chunks, x, out, cos, sin, sizes, interleaved, sign):
         if interleaved:
             for p in range(0, whole, LANES):
                 a, o = start + 2 * p, target + 2 * p
+                _ask(x, out, a, a + LANES, o, o + LANES)
                 rotate_neighbours(x, out, a, a + LANES, o, o + LANES, cosines, sines, angle + p, sign)
         else:
             for p in range(0, whole, LANES):
                 a, o = start + p, target + p
+                _ask(x, out, a, a + pairs, o, o + pairs)
                 rotate_halves(x, out, a, a + pairs, o, o + pairs, cosines, sines, angle + p, sign)
         step, apart = (2, 1) if interleaved else (1, pairs)
         for p in range(whole, pairs):
@@ -58,10 +74,16 @@ def _rotate(chunk, chunks, x, out, cos, sin, sizes, interleaved, sign):
             out[target + step * p + apart] = narrow(b * c + a * s, out)
 
 
-def _span(tensor: torch.Tensor) -> torch.Tensor:
+def _span(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
     """The memory that the tensor's elements lie in, as one dimension."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.as_strided((last + 1,), (1,))
+    return tensor, last + 1
+
+
+@lru_cache(256)
+def _sizes(shape: torch.Size, source: tuple[int, ...], target: tuple[int, ...]) -> torch.Tensor:
+    """The loops as the body takes them; kept, since they are the same in each layer and step of a model."""
+    return torch.tensor(loops_of(shape, source, target))
 
 
 def rotate(
@@ -75,7 +97,7 @@ def rotate(
     cos, sin = cos.contiguous(), sin.contiguous()
     rows = out.numel() // out.shape[-1]
     chunks = chunks_of(rows, 1 + 8192 // out.shape[-1])
-    sizes = torch.tensor(loops_of(source, target))
+    sizes = _sizes(source.shape, source.stride(), target.stride())
     sign = -1.0 if inverse else 1.0
     _rotate(chunks, chunks, _span(source), _span(target), cos, sin, sizes, interleaved, sign)
     return out

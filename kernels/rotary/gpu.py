@@ -79,7 +79,7 @@ def rotate(
     if not out.numel():
         return out
     source, target = four_dimensions(x), four_dimensions(out)
-    sizes, *strides = zip(*loops_of(source, target), strict=True)
+    sizes, *strides = zip(*loops_of(source.shape, source.stride(), target.stride()), strict=True)
     rows = sizes[0] * sizes[1] * sizes[2]
     constants, options = configuration(cos.shape[1])
     _rotate[(triton.cdiv(rows, constants["ROWS"]),)](

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -17,16 +19,17 @@ def four_dimensions(x: torch.Tensor) -> torch.Tensor:
     """x as (batch, heads, length, dim), its rows contiguous; a copy where it must be."""
     if x.dim() > 4 or x.stride(-1) != 1:
         x = x.contiguous()
+    if x.dim() == 4:
+        return x
     return x.flatten(0, -4) if x.dim() > 4 else x[(None,) * (4 - x.dim())]
 
 
-def loops_of(source: torch.Tensor, target: torch.Tensor) -> list[tuple[int, int, int, int]]:
-    """(extent, stride in source, in target, in the tables) of the loops over rows, as target lies in
-    memory.
+def loops_of(
+    shape: Sequence[int], source: Sequence[int], target: Sequence[int]
+) -> list[tuple[int, int, int, int]]:
+    """(extent, stride in source, in target, in the tables) of the loops over rows, as target lies in memory:
+    from the four dimensions of both, and their strides.
     """
-    pairs = source.shape[-1] // 2
-    loops = [
-        (source.shape[axis], source.stride(axis), target.stride(axis), pairs if axis == 2 else 0)
-        for axis in range(3)
-    ]
+    pairs = shape[-1] // 2
+    loops = [(shape[axis], source[axis], target[axis], pairs if axis == 2 else 0) for axis in range(3)]
     return sorted(loops, key=lambda loop: -loop[2])

@@ -182,20 +182,24 @@ def test_what_is_streamed_past_the_caches_is_the_same(shape, dtype, monkeypatch)
         lambda: cpu_softmax.softmax(x),
         lambda: cpu_swiglu.swiglu(x, up),
         lambda: cpu_swiglu.swiglu(half, up),
+        lambda: torch.stack(cpu_swiglu.swiglu_backward(x, half, up)),
+        lambda: cpu_swiglu.swiglu_backward_gate(up, x, half),
+        lambda: cpu_elementwise.forward("silu")(x),
+        lambda: cpu_elementwise.backward("silu")(x, up),
     ]
     expected = [work() for work in works]
     seen = []
-    for module in (cpu_softmax, cpu_swiglu):
+    for module in (cpu_softmax, cpu_swiglu, cpu_elementwise):
         monkeypatch.setattr(
             module, "is_streamed", lambda *args: seen.append(streaming.is_streamed(*args)) or seen[-1]
         )
     monkeypatch.setattr(streaming, "STREAMED_BYTES", 0)
     monkeypatch.setattr(streaming, "is_fresh", lambda out: False)
-    softmax, *swiglus = (work() for work in works)
+    softmax, *others = (work() for work in works)
     # The compiler sums a row in another order where it made two loops of one: a last bit may differ.
     torch.testing.assert_close(softmax, expected[0], rtol=2 * torch.finfo(dtype).eps, atol=0)
-    assert all(map(torch.equal, swiglus, expected[1:]))
-    assert seen == [True] * 3
+    assert all(map(torch.equal, others, expected[1:]))
+    assert seen == [True] * (len(works) + 1)  # swiglu's backward asks for both of its outputs
 
 
 def test_a_streamed_row_need_not_be_whole_vectors(monkeypatch):
@@ -203,3 +207,4 @@ def test_a_streamed_row_need_not_be_whole_vectors(monkeypatch):
     monkeypatch.setattr(streaming, "is_fresh", lambda out: False)
     gate, up = torch.randn(2, 40_007).unbind()
     torch.testing.assert_close(cpu_swiglu.swiglu(gate, up), F.silu(gate) * up)
+    torch.testing.assert_close(cpu_elementwise.forward("silu")(gate), F.silu(gate))

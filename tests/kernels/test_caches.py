@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kernels import cores
-from kernels.caches import _bytes, caches, second_level_bytes
+from kernels.caches import _bytes, caches, last_level_bytes, second_level_bytes
 
 SYSTEM = Path("/sys/devices/system/cpu")
 
@@ -38,6 +38,17 @@ def test_the_second_level_is_what_the_system_says_of_one_core(tmp_path, monkeypa
     found = [(3, 2, "Unified", "1M", "3"), (4, 2, "Unified", "4M", "4")]
     assert second_level_bytes(system(tmp_path / "said", *found)) == 1 << 20
     assert second_level_bytes(tmp_path / "nothing") == 2 << 20
+
+
+def test_the_last_level_is_all_that_the_usable_cores_reach(tmp_path, monkeypatch):
+    monkeypatch.setattr("kernels.caches.affinity", lambda: {0, 1, 8})
+    found = [
+        (0, 3, "Unified", "32M", "0-7"),
+        (1, 3, "Unified", "32M", "0-7"),
+        (8, 3, "Unified", "32M", "8-15"),
+    ]
+    assert last_level_bytes(system(tmp_path / "said", *found)) == 64 << 20
+    assert last_level_bytes(tmp_path / "nothing") == 0
 
 
 def test_the_sizes_of_this_cpu_are_those_in_its_files():
