@@ -30,15 +30,17 @@ BLOCK = 128
 """Elements between two looks ahead: four times as many wait for a third of their lines after all."""
 _AHEAD = 512  # elements from a block to the one that is asked for
 _LINE_BYTES = 64
+LINE = 32
+"""Elements of whole cache lines in any dtype."""
 
 _inline = njit(error_model="numpy", forceinline=True)
 
 
 @_inline
 def part_of(size: Any, chunk: Any, chunks: Any) -> Any:
-    """(first, end) of a chunk's elements, in whole lanes but for the last: what is streamed stays aligned."""
+    """(first, end) of a chunk's elements, in whole cache lines of any dtype but for the last chunk."""
     first, end = size * chunk // chunks, size * (chunk + 1) // chunks
-    return first // LANES * LANES, size if chunk == chunks - 1 else end // LANES * LANES
+    return first // LINE * LINE, size if chunk == chunks - 1 else end // LINE * LINE
 
 
 @_inline

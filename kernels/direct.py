@@ -2,13 +2,17 @@
 
 The way through the dispatcher to an operation that is written in Python, and back, costs some twenty
 microseconds where everything lies in the caches, and several times that after a tensor has swept them. It
-serves whoever watches or transforms calls: dispatch modes (counting FLOPs, fake tensors, tracing), function
-transforms, profilers, tensors of other classes, negated views. Where nobody does, the eager call and its
-gradient are the same without it.
+serves whoever watches or transforms calls: modes (counting FLOPs, fake tensors, tracing, a default device),
+function transforms, profilers, tensors of other classes, negated views. Where nobody does, the eager call and
+its gradient are the same without it.
+
+What is registered for an operation from outside, a rule for autocast for instance, counts in the dispatcher
+alone; an ``ExecutionTraceObserver`` without a profiler sees none of ours.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from operator import contains
@@ -33,15 +37,17 @@ _KINDS: dict[str, frozenset[type]] = {
 @cache
 def _keys_of(device: str) -> frozenset[int]:
     """Dispatch keys, as bits, of a plain tensor of this device: made in inference mode, and outside it."""
-    with torch.inference_mode(False):
-        found = [torch.empty(0, device=device)]
-    with torch.inference_mode():
-        found.append(torch.empty(0, device=device))
-    return frozenset(torch._C._dispatch_keys(tensor).raw_repr() for tensor in found)
+    found = []
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            found.append(torch._C._dispatch_keys(torch.empty(0, device=device)).raw_repr())
+    return frozenset(found)
 
 
-def _watched_by_nobody() -> frozenset[int]:
-    """Dispatch keys that a thread adds to those of its tensors, in inference mode and outside it."""
+@cache
+def _unwatched() -> frozenset[int]:
+    """Dispatch keys, as bits, that a thread adds to those of its tensors while nobody watches: in inference
+    mode and outside it."""
     found = []
     for inference in (False, True):
         with torch.inference_mode(inference):
@@ -49,7 +55,10 @@ def _watched_by_nobody() -> frozenset[int]:
     return frozenset(found)
 
 
-_UNWATCHED = _watched_by_nobody()
+# Found in a thread of its own: a mode may be active in this one.
+_thread = threading.Thread(target=_unwatched)
+_thread.start()
+_thread.join()
 
 
 def _device_of(arguments: tuple[Any, ...], kinds: Sequence[frozenset[type]]) -> str | None:
@@ -60,11 +69,15 @@ def _device_of(arguments: tuple[Any, ...], kinds: Sequence[frozenset[type]]) -> 
     if (
         len(arguments) != len(kinds)
         or not all(map(contains, kinds, map(type, arguments)))
-        or torch._C._dispatch_tls_local_include_set().raw_repr() not in _UNWATCHED
+        or torch._C._dispatch_tls_local_include_set().raw_repr() not in _unwatched()
+        or torch._C._is_torch_function_mode_enabled()
         or torch._C._autograd._profiler_enabled()
+        or torch.autograd.profiler._is_profiler_enabled  # of all threads
     ):
         return None
     device = "cpu" if arguments[0].is_cpu else arguments[0].device.type
+    if device not in ("cpu", "cuda"):
+        return None
     keys = _keys_of(device)
     for value in arguments:
         if isinstance(value, torch.Tensor) and torch._C._dispatch_keys(value).raw_repr() not in keys:
@@ -75,7 +88,7 @@ def _device_of(arguments: tuple[Any, ...], kinds: Sequence[frozenset[type]]) -> 
 def _with_gradient(
     name: str, run: Implementation, setup_context: Callable[..., None], backward: Callable[..., Any]
 ) -> Implementation:
-    """The implementation as one node of autograd's graph."""
+    """The implementation as one node of autograd's graph, named as the dispatcher's would be."""
 
     def forward(ctx: Any, *arguments: Any) -> Any:
         output = run(*arguments)
@@ -103,17 +116,21 @@ def directly(
     kinds = [_KINDS[str(argument.type)] for argument in schema.arguments]
     differentiable: dict[str, Implementation] = {}
     if backward is not None and setup_context is not None:
-        name = f"perflab {overload}"
+        name = f"GeneratedBackwardFor_{overload._namespace}_{overload._opname}_{overload._overloadname}"
         differentiable = {
             device: _with_gradient(name, run, setup_context, backward)
             for device, run in implementations.items()
         }
 
-    def call(*arguments: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return overload(*arguments)
+    def call(*arguments: Any, **named: Any) -> Any:
+        if named or torch.compiler.is_compiling():
+            return overload(*arguments, **named)
         device = _device_of(arguments, kinds)
-        recorded = torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
+        recorded = (
+            torch.is_grad_enabled()
+            and torch._C._any_requires_grad(*arguments)
+            and not torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradOther)
+        )
         found = (differentiable if recorded else implementations).get(device or "")
         return (found or overload)(*arguments)
 

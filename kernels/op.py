@@ -195,6 +195,6 @@ def warn_once(name: str, reason: str) -> None:
     if (name, reason) not in _warned:
         _warned.add((name, reason))
         text, level, frame = f"kernels.{name}: {reason}; torch's own operation runs", 1, sys._getframe()
-        while frame.f_back and frame.f_globals["__name__"].partition(".")[0] == __package__:
+        while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
             level, frame = level + 1, frame.f_back  # to whoever called a function of ours
         warnings.warn(text, FallbackWarning, stacklevel=level)

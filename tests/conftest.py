@@ -105,6 +105,7 @@ def pytest_collection_finish():
 def pytest_xdist_make_scheduler(config, log):
     """Files to lanes (``--dist loadfile``), and to one lane those that use one Ray cluster, to one those that
     use the pool of ranks: each lane that does has a fork server of its own, whose ranks are all cold."""
+    gc.enable()  # this process leaves collecting to the lanes
     if config.option.dist != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling

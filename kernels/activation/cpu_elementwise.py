@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from kernels.activation.formulas import FAMILY, Elementwise, translate
 from kernels.activation.layout import like
-from kernels.blocks import BLOCK, part_of, read_ahead, stream, write_ahead
+from kernels.blocks import BLOCK, LINE, part_of, read_ahead, stream, write_ahead
 from kernels.fresh_memory import in_huge_pages
 from kernels.simd import exp_nonpositive_float32, full_width, store_fence
 from kernels.storage import narrow, widen
@@ -24,8 +24,6 @@ from kernels.threads import Chunked, chunked, chunks_of
 
 LEAST = 8192
 """Elements that repay a chunk of their own."""
-VECTOR = 32
-"""Elements of a whole cache line in any dtype: one vector may be cut at lines, as rows are."""
 
 
 def inline(function: Callable[..., Any]) -> Any:
@@ -134,7 +132,7 @@ def forward(name: str) -> Callable[..., torch.Tensor]:
         size = out.numel()
         chunks = chunks_of(size, LEAST)
         read, written = (like(input, out), size), (out, size)
-        forward_body(member)(chunks, chunks, read, is_streamed(out, VECTOR), written, *parameters)
+        forward_body(member)(chunks, chunks, read, is_streamed(out, LINE), written, *parameters)
         return out
 
     return run
@@ -149,7 +147,7 @@ def backward(name: str) -> Callable[..., torch.Tensor]:
         size = out.numel()
         chunks = chunks_of(size, LEAST)
         read = [(like(tensor, out), size) for tensor in (grad, kept)]
-        backward_body(member)(chunks, chunks, *read, is_streamed(out, VECTOR), (out, size), *parameters)
+        backward_body(member)(chunks, chunks, *read, is_streamed(out, LINE), (out, size), *parameters)
         return out
 
     return run

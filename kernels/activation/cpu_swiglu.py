@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from kernels.activation.cpu_elementwise import FORMULAS, LEAST, VECTOR, inline
+from kernels.activation.cpu_elementwise import FORMULAS, LEAST, inline
 from kernels.activation.layout import rows_of
-from kernels.blocks import BLOCK, part_of, read_ahead, stream, write_ahead
+from kernels.blocks import BLOCK, LINE, part_of, read_ahead, stream, write_ahead
 from kernels.fresh_memory import in_huge_pages
 from kernels.simd import full_width, store_fence
 from kernels.storage import narrow, widen
@@ -136,7 +136,7 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     out = _empty(up)
     rows, columns, chunks = _shape(gate, up)
     if out.numel():
-        streamed = is_streamed(out, VECTOR if rows == 1 else columns)
+        streamed = is_streamed(out, LINE if rows == 1 else columns)
         read = *rows_of(gate, columns), *rows_of(up, columns)
         _forward(chunks, chunks, *read, streamed, (out, out.numel()), rows, columns)
     return out
@@ -172,5 +172,5 @@ def _run_backward(
     size = grad_gate.numel()
     written = [(grad_gate, size), None if grad_up is None else (grad_up, size)]
     made = [tensor for tensor in (grad_gate, grad_up) if tensor is not None]
-    streamed = all(is_streamed(tensor, VECTOR if rows == 1 else columns) for tensor in made)
+    streamed = all(is_streamed(tensor, LINE if rows == 1 else columns) for tensor in made)
     _backward(chunks, chunks, *read, streamed, *written, rows, columns)

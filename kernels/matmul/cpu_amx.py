@@ -307,16 +307,16 @@ def product(
     group, group_scale, column_scale = max(1, blocks), None, None
     if scale is not None:
         groups = scale.shape[1]  # none where k is 0
-        column_scale = scale.reshape(n) if groups == 1 else torch.ones(n)
+        column_scale = scale.reshape(n) if groups == 1 else torch.ones(n, dtype=torch.float32)
         if groups > 1:
-            group, group_scale = blocks // groups, torch.zeros((groups, columns * SIDE))
+            group, group_scale = blocks // groups, torch.zeros((groups, columns * SIDE), dtype=torch.float32)
             group_scale[:, :n] = scale.t()
-        bias = torch.zeros(n) if bias is None else bias
+        bias = torch.zeros(n, dtype=torch.float32) if bias is None else bias
     packed_group = group * SIDE
     if parts > 1 and group_scale is None and blocks > _DEPTHS[parts]:
         # Sums of sums, which err less than one long sum.
         group = _DEPTHS[parts]
-        group_scale = torch.ones((-(-blocks // group), columns * SIDE))
+        group_scale = torch.ones((-(-blocks // group), columns * SIDE), dtype=torch.float32)
     strip = min(columns, max(1, 4 * second_level_bytes() // (2 * BLOCK * max(1, blocks))))
     tall, wide = _chunk_sizes(panels, strip, parts, torch.get_num_threads())
     # A thread packs neighbouring panels and computes neighbouring blocks: those of the rows of A that it has

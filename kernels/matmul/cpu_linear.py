@@ -92,7 +92,7 @@ def _one_int4_pairs(chunk, chunks, x, weight, scale, bias, out):
 def _linear(bits: int, input: torch.Tensor, weight: torch.Tensor, scale: Any, bias: Any) -> torch.Tensor:
     rows, in_features, out_features = input.shape[:-1].numel(), input.shape[-1], len(weight)
     x = input.view(rows, in_features)
-    bias = torch.zeros(out_features) if bias is None else bias.float()
+    bias = torch.zeros(out_features, dtype=torch.float32) if bias is None else bias.float()
     if rows <= FEW_ROWS:
         out = torch.empty((rows, out_features), dtype=torch.float32)
         chunks = chunks_of(-(-out_features // _TILE), 1 + 4096 // max(1, in_features)) if rows else 0

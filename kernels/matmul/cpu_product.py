@@ -100,11 +100,11 @@ def product(
     depth = a.shape[0] if transpose_a else a.shape[1]
     words = -(-depth // tile.pair)
     panels = -(-m // tile.rows)
-    left = torch.empty((panels, words, tile.rows))
+    left = torch.empty((panels, words, tile.rows), dtype=torch.float32)
     group = 1
     if bits and scale is not None:
         group = max(1, b.shape[1] * (8 // bits) // max(1, scale.shape[1]))
-    unscaled = torch.ones((n, 1))
+    unscaled = torch.ones((n, 1), dtype=torch.float32)
     if transpose_a:
         body = pack_columns(tile.rows, tile.pair, False)
         body(column_chunks(panels, tile.rows), a, 0, depth, 0, 1, unscaled, left)
@@ -114,10 +114,10 @@ def product(
     factors = scale if by_groups and scale is not None else unscaled
     factor_words = group // tile.pair if by_groups and factors.shape[1] > 1 else max(1, words)
     if bias is None:
-        bias = torch.zeros(n)
+        bias = torch.zeros(n, dtype=torch.float32)
     strip = max(_WIDTH, _STRIP_BYTES // (4 * max(1, words)) // _WIDTH * _WIDTH)
     down = -(-panels // max(1, _HEIGHT // tile.rows))
-    right = torch.empty((-(-min(strip, n) // tile.columns), words, tile.columns))
+    right = torch.empty((-(-min(strip, n) // tile.columns), words, tile.columns), dtype=torch.float32)
     for first in range(0, n, strip):
         count = -(-min(strip, n - first) // tile.columns)
         part = right[:count]

@@ -53,7 +53,7 @@ def _groups(chunk, chunks, weight, levels, four, scale, out):
 
 def _quantize(weight: torch.Tensor, group: int, levels: int, out: torch.Tensor) -> torch.Tensor:
     rows, columns = weight.shape
-    scale = torch.zeros((rows, columns // max(1, group)))
+    scale = torch.zeros((rows, columns // max(1, group)), dtype=torch.float32)
     if weight.numel():
         chunks = chunks_of(rows, 1 + 8192 // max(1, columns))
         _groups(chunks, chunks, weight, levels, levels == 7, scale, out)
@@ -64,7 +64,11 @@ def quantize_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """weight (out, in), contiguous; see ``kernels.quantize_int8``."""
     rows, columns = weight.shape
     out = torch.empty((rows, columns), dtype=torch.int8)
-    scale = torch.zeros(rows) if columns == 0 else _quantize(weight, columns, 127, out)[:, 0].contiguous()
+    scale = (
+        torch.zeros(rows, dtype=torch.float32)
+        if columns == 0
+        else _quantize(weight, columns, 127, out)[:, 0].contiguous()
+    )
     return out, scale
 
 

@@ -146,7 +146,7 @@ def is_descending(out: torch.Tensor, *inputs: torch.Tensor) -> bool:
 
 def empty_beside(out: torch.Tensor, distance: int, *shape: int) -> torch.Tensor:
     """New float32 memory whose place within a page is ``distance`` bytes from that of ``out``."""
-    memory = torch.empty(math.prod(shape) + PAGE_BYTES // 4)
+    memory = torch.empty(math.prod(shape) + PAGE_BYTES // 4, dtype=torch.float32)
     start = (out.data_ptr() + distance - memory.data_ptr()) % PAGE_BYTES // 4
     return memory[start : start + math.prod(shape)].view(shape)
 
@@ -160,7 +160,7 @@ def parameter(
     """
     if not is_large(out):
         if value is None:
-            return torch.full((columns,), otherwise)
+            return torch.full((columns,), otherwise, dtype=torch.float32)
         as_it_is = value.dtype is torch.float32 and value.is_contiguous()
         return value if as_it_is else value.reshape(columns).float().contiguous()
     placed = empty_beside(out, distance, columns)
@@ -184,7 +184,7 @@ def forward(
     out = in_huge_pages(torch.empty_like(input))
     total = in_huge_pages(torch.empty_like(input)) if residual is not None else out
     shape = (input.numel() // columns, columns)
-    rstd = torch.empty(shape[0])
+    rstd = torch.empty(shape[0], dtype=torch.float32)
     mean = torch.empty_like(rstd) if centred else rstd
     descending = is_descending(out, input)
     step = -128 if descending else 128

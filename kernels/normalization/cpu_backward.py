@@ -146,8 +146,8 @@ def _sum_rows(block, partial, out):
 
 def _summed(partial: torch.Tensor | None) -> torch.Tensor:
     if partial is None:
-        return torch.empty(0)
-    out = torch.empty(partial.shape[1])
+        return torch.empty(0, dtype=torch.float32)
+    out = torch.empty(partial.shape[1], dtype=torch.float32)
     _sum_rows(-(-out.numel() // _BLOCK), partial, out)
     return out
 

@@ -1,12 +1,17 @@
 """kernels/direct.py: which calls pass torch's dispatcher, and that those that do not are the same."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
+from torch._C._profiler import _ExperimentalConfig
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import kernels
-from kernels import activation, direct, normalization
+from kernels import direct, normalization
 from kernels.direct import directly
 
 ROWS, COLUMNS = 5, 48
@@ -60,6 +65,16 @@ class _SomethingElse(torch.Tensor):
     """A tensor of another class, whose results are of it too."""
 
 
+class _Listener(TorchFunctionMode):
+    def __init__(self):
+        super().__init__()
+        self.heard = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.heard.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
 class _Nothing(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return func(*args, **(kwargs or {}))
@@ -97,16 +112,59 @@ def test_parameters_views_and_inference_are_plain(watched, x):
     "watch",
     [
         _Nothing,
+        _Listener,
+        lambda: torch.device("meta"),  # what an implementation makes must not come to lie there
         lambda: FlopCounterMode(display=False),
         torch.profiler.profile,
+        lambda: torch.profiler.profile(experimental_config=_ExperimentalConfig(profile_all_threads=True)),
         torch.autograd.profiler.profile,
     ],
-    ids=["a mode", "FLOPs", "profiler", "old profiler"],
+    ids=["a mode", "functions", "a device", "FLOPs", "profiler", "of all threads", "old profiler"],
 )
 def test_whoever_watches_sees_the_operation(watched, x, watch):
-    with watch():
-        assert watched.way(x, 2.0)[0] == "dispatched"
+    with watch() as listener:
+        assert watched.way(x.requires_grad_(), 2.0)[0] == "dispatched"
+    assert not isinstance(listener, _Listener) or "perflab_test.twice.default" in listener.heard
     assert watched.way(x, 2.0)[0] == "direct"
+
+
+def test_below_autograd_nothing_is_recorded(watched, x):
+    with torch._C._AutoDispatchBelowAutograd():
+        assert not watched.call(x.requires_grad_(), 2.0).requires_grad
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "with Mode(): kernels.gelu(x)",
+        "make_fx(lambda v: kernels.gelu(v))(x)",
+        "with FakeTensorMode(): kernels.gelu(empty())",
+    ],
+)
+def test_a_first_use_that_is_watched_settles_nothing(first):
+    """What a thread's keys are while nobody watches is not asked of one that is watched."""
+    code = f"""
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+import kernels
+seen = []
+class Mode(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        seen.append(str(func))
+        return func(*args, **(kwargs or {{}}))
+x, empty = torch.randn(4096, 4096), lambda: torch.empty(4096, 4096)
+{first}
+seen.clear()
+with Mode(): kernels.gelu(x)
+assert "perflab.gelu.default" in seen, seen
+assert "perflab.gelu" in make_fx(lambda v: kernels.gelu(v))(x).code
+from kernels import direct
+assert direct._device_of((x,), [frozenset([torch.Tensor])]) == "cpu"
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_other_classes_keep_theirs(watched, x):
@@ -127,6 +185,7 @@ def test_what_must_be_converted_or_is_wrong_is_the_dispatchers(watched, x):
     way, result = watched.way(x, 2)  # an int for a float
     assert way == "dispatched"
     assert torch.equal(result, 2 * x)
+    assert torch.equal(watched.call(factor=2.0, input=x), 2 * x)
     with pytest.raises((TypeError, RuntimeError), match="factor"):
         watched.call(x)
     with pytest.raises((TypeError, RuntimeError), match="str"):
@@ -202,10 +261,3 @@ def test_no_operation_of_ours_is_dispatched_in_a_plain_step(every_size, monkeypa
         step().sum().backward()
         assert seen, name
         assert set(seen) == {"cpu"}, name
-
-
-def test_calls_are_the_registered_operations(every_size, x):
-    with torch.profiler.profile() as profile:
-        kernels.gelu(x)
-    assert "perflab::gelu" in {event.key for event in profile.key_averages()}
-    assert activation.CALLS["gelu"] is not torch.ops.perflab.gelu.default

@@ -29,6 +29,44 @@ def test_what_the_kernels_do_not_take_runs_torchs_own_and_is_said_once(nothing_s
         kernels.softmax(x, -1)
 
 
+def test_who_calls_from_no_module_is_told_too(nothing_said):
+    with pytest.warns(FallbackWarning, match="inplace=True has no fused form"):
+        exec("kernels.relu(x, inplace=True)", {"kernels": kernels, "x": torch.randn(3)})
+
+
+@pytest.mark.parametrize(
+    "name", ["layer_norm", "add_rms_norm", "softmax", "gelu", "cross_entropy", "linear_int8", "linear_int4"]
+)
+def test_the_default_dtype_is_for_what_the_user_makes(every_size, name):
+    x, weight, target = torch.randn(8, 128), torch.rand(128), torch.randint(128, (8,))
+    integers, halves = (
+        kernels.quantize_int8(torch.randn(64, 128)),
+        kernels.quantize_int4(torch.randn(64, 128)),
+    )
+    calls = {
+        "layer_norm": lambda: kernels.layer_norm(x, (128,)),
+        "add_rms_norm": lambda: kernels.add_rms_norm(x, x, (128,), weight)[0],
+        "softmax": lambda: kernels.softmax(x, -1),
+        "gelu": lambda: kernels.gelu(x),
+        "cross_entropy": lambda: kernels.cross_entropy(x, target),
+        "linear_int8": lambda: kernels.linear_int8(x, *integers),
+        "linear_int4": lambda: kernels.linear_int4(x, *halves),
+    }
+    x.requires_grad_()
+
+    def step():
+        out = calls[name]()
+        (grad,) = torch.autograd.grad(out.sum(), x)
+        return out, grad
+
+    expected = step()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert all(map(torch.equal, step(), expected))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_another_device_runs_torchs_own(nothing_said):
     with pytest.warns(FallbackWarning, match="no kernels for device 'meta'"):
         out = kernels.softmax(torch.empty(10, 10, device="meta"), -1)
