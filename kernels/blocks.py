@@ -7,7 +7,7 @@ caches, in one that stays in the first level:
     for at in range(0, out.size, BLOCK):
         read_ahead(x, at)
         if streamed:
-            part = staged[: min(BLOCK, out.size - at)]
+            part = staged[: x[at : at + BLOCK].size]
             formula(x[at : at + BLOCK], part)
             stream(part, out, at)
         else:

@@ -18,8 +18,8 @@ from kernels.simd import STREAM_BYTES
 
 LAST_LEVEL_SHARE = 6
 """An operation reads about as much as it writes, and the last level is also other tensors' and, in a virtual
-machine, other machines': where it has 480 MB, layer normalisations with a relu between them took 2.0 times as
-long with outputs of 16 MB streamed, 1.4 times with 32 MB and 0.9 times with 64 MB."""
+machine, other machines': where it has 480 MB, layer normalisations with a relu between them took 1.9 times as
+long with outputs of 16 MB streamed, 1.5 times with 32 MB and as long with 64 MB."""
 
 STREAMED_BYTES = max(2 * usable_cores() * second_level_bytes(), last_level_bytes() // LAST_LEVEL_SHARE)
 """Outputs of at least so many bytes are streamed: a part of the last level, and more than the second-level

@@ -77,13 +77,14 @@ def forward_body(member: Elementwise) -> Chunked:
         staged = np.empty(BLOCK, out.dtype)
         for at in range(0, out.size, BLOCK):
             read_ahead(x, at)
+            source = x[at : at + BLOCK]
             if streamed:
-                part = staged[: min(BLOCK, out.size - at)]
-                fill(x[at : at + BLOCK], part, numbers)
+                part = staged[: source.size]
+                fill(source, part, numbers)
                 stream(part, out, at)
             else:
                 write_ahead(out, at)
-                fill(x[at : at + BLOCK], out[at : at + BLOCK], numbers)
+                fill(source, out[at : at + BLOCK], numbers)
         store_fence()
 
     return forward
@@ -112,7 +113,7 @@ def backward_body(member: Elementwise) -> Chunked:
             read_ahead(kept, at)
             g, k = grad[at : at + BLOCK], kept[at : at + BLOCK]
             if streamed:
-                part = staged[: min(BLOCK, g.size)]
+                part = staged[: g.size]
                 fill(g, k, part, numbers)
                 stream(part, grad_input, at)
             else:
